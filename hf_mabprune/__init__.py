@@ -1,0 +1,33 @@
+"""hf_mabprune: structured pruning of Hugging Face Transformers with multi-armed bandits.
+
+Importing this package lets AutoModel*.from_pretrained load per-layer checkpoints without trust_remote_code. That is
+all it does at once; what is needed to prune is imported on first use, so that a server pays for nothing it does not need.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hf_mabprune.checkpoint import load_pruned, register_auto_classes
+
+if TYPE_CHECKING:
+    from hf_mabprune.config import PruneConfig
+    from hf_mabprune.masking import masked
+    from hf_mabprune.pipeline import PruneResult, prune, prune_from_config
+
+__all__ = ["PruneConfig", "PruneResult", "load_pruned", "masked", "prune", "prune_from_config"]
+
+_HOMES = {
+    "PruneConfig": "config",
+    "PruneResult": "pipeline",
+    "masked": "masking",
+    "prune": "pipeline",
+    "prune_from_config": "pipeline",
+}
+
+register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"hf_mabprune.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'hf_mabprune' has no attribute '{name}'")

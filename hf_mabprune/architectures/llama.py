@@ -1,0 +1,52 @@
+"""Llama-like decoders: gated FFN, grouped-query attention."""
+
+from transformers import PretrainedConfig
+
+from hf_mabprune.architectures.base import ARCHITECTURES, Architecture, SiteSpec
+
+
+class GatedDecoder(Architecture):
+    """What Llama and its like share. A head arm is one key-value group: a kv head and its query heads."""
+
+    layers = "layers"
+    ffn = SiteSpec(
+        output="mlp.down_proj",
+        per_unit=("mlp.gate_proj", "mlp.up_proj"),
+        attributes={"mlp": {"intermediate_size": "units"}},
+    )
+    attention = SiteSpec(
+        output="self_attn.o_proj",
+        per_unit=("self_attn.q_proj",),
+        per_group=("self_attn.k_proj", "self_attn.v_proj"),
+    )
+    groups_field = "num_key_value_heads"
+
+    def head_size(self, config: PretrainedConfig) -> int:
+        """Dh, which these configs may state apart from D / H."""
+        return int(getattr(config, "head_dim", None) or super().head_size(config))
+
+    def set_uniform_heads(self, config: PretrainedConfig, heads: int) -> None:
+        """Any number of heads: head_dim is written out, so it no longer follows from the head count."""
+        head_size, group = self.head_size(config), self.group_size(config)
+        config.head_dim = head_size
+        config.num_attention_heads = heads
+        config.num_key_value_heads = heads // group
+
+
+@ARCHITECTURES.register("mistral", "qwen2", "qwen3")
+class Mistral(GatedDecoder):
+    """mistral, qwen2 and qwen3."""
+
+
+@ARCHITECTURES.register("llama")
+class Llama(GatedDecoder):
+    """llama, whose config refuses head counts that do not divide the hidden size."""
+
+    def set_uniform_heads(self, config: PretrainedConfig, heads: int) -> None:
+        """Only counts that divide the hidden size."""
+        if config.hidden_size % heads:
+            raise ValueError(
+                f"a stock llama config cannot say {heads} heads: hidden_size {config.hidden_size} is not a multiple of "
+                f"{heads}. Keep a number of heads that divides it, or use layout per_layer"
+            )
+        super().set_uniform_heads(config, heads)

@@ -1,0 +1,91 @@
+"""ArmTable: what can be removed, one row an arm, with what each row is worth.
+
+Symbols: K arms; L layers; F FFN neurons and H query heads in a layer; D hidden; Dh head size; T tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+KINDS = ("neuron", "head")
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ArmTable:
+    """All arms of a model, as parallel arrays of length K, sorted by kind, layer and index.
+
+    An arm covers the units `start <= u < stop` of its site: FFN neurons for a neuron arm, query heads for a head arm
+    (a key-value group, where query heads share keys and values).
+
+    Attributes:
+        kind: [K], "neuron" or "head".
+        layer: [K].
+        index: [K], number of the arm within its layer and kind.
+        start, stop: [K], units covered.
+        parameters: [K], parameters that go with the arm.
+        macs: [K], multiply-accumulates of one forward pass over one sequence that go with the arm.
+    """
+
+    kind: NDArray[np.str_]
+    layer: NDArray[np.int64]
+    index: NDArray[np.int64]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    parameters: NDArray[np.int64]
+    macs: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """[K], neurons or query heads covered."""
+        return self.stop - self.start
+
+    def groups(self) -> list[tuple[str, int, NDArray[np.int64]]]:
+        """(kind, layer, arms) for every site, in order."""
+        frame = pd.DataFrame({"kind": self.kind, "layer": self.layer})
+        return [(str(kind), int(layer), np.asarray(rows)) for (kind, layer), rows in
+                sorted(frame.groupby(["kind", "layer"]).indices.items(), key=lambda item: item[1][0])]
+
+    def of_kind(self, kind: str) -> NDArray[np.int64]:
+        """Indices of the arms of one kind."""
+        return np.flatnonzero(self.kind == kind)
+
+    def kept_units(self, kept: Bools) -> "KeepIndices":
+        """From a mask over arms, [K], to the unit indices that stay in each layer."""
+        keep: dict[str, dict[int, NDArray[np.int64]]] = {kind: {} for kind in KINDS}
+        for kind, layer, rows in self.groups():
+            stays = rows[kept[rows]]
+            units = [np.arange(self.start[arm], self.stop[arm]) for arm in stays]
+            keep[kind][layer] = np.concatenate(units) if units else np.empty(0, dtype=np.int64)
+        return KeepIndices(neurons=keep["neuron"], heads=keep["head"])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an arm."""
+        return pd.DataFrame({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class KeepIndices:
+    """The units that stay. A layer that is missing keeps everything.
+
+    Attributes:
+        neurons: layer -> sorted FFN neuron indices.
+        heads: layer -> sorted query head indices.
+    """
+
+    neurons: dict[int, NDArray[np.int64]]
+    heads: dict[int, NDArray[np.int64]]
+
+    def of(self, kind: str) -> dict[int, NDArray[np.int64]]:
+        """layer -> indices for one kind."""
+        return {"neuron": self.neurons, "head": self.heads}[kind]
+
+    def sizes(self, kind: str) -> dict[int, int]:
+        """layer -> number of kept units."""
+        return {layer: len(indices) for layer, indices in self.of(kind).items()}

@@ -1,0 +1,114 @@
+"""Save, load and verify: the folder that a run leaves behind, whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mabprune import modeling_pruned
+from hf_mabprune.architectures import ARCHITECTURES
+
+
+def register_auto_classes() -> None:
+    """Lets AutoConfig and AutoModel* read per-layer checkpoints of every supported family."""
+    modeling_pruned.register(ARCHITECTURES.names())
+
+
+def check_output_dir(folder: str | Path, overwrite: bool) -> None:
+    """Refuses to write over what is there.
+
+    Raises:
+        FileExistsError: If the folder exists and `overwrite` is not set.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
+        raise FileExistsError(f"{folder} exists. Choose another output.dir, or set output.overwrite: true")
+
+
+@contextmanager
+def atomic_folder(target: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well, and vanishes otherwise."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            os.replace(target, old / target.name)
+            os.replace(work, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Rounds the parameters to the precision they are saved in, in place, so that what is measured is what is saved.
+
+    Buffers keep their precision: rotary frequencies must not be rounded.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
+) -> int:
+    """Writes weights (safetensors), config, generation config, tokenizer and, for per-layer sizes, their model file.
+
+    Args:
+        dtype: Precision of the weights on disk.
+
+    Returns:
+        Bytes of the weights.
+    """
+    kept_dtype = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    try:
+        # The stock key conversion would not know the class of a per-layer model.
+        model.save_pretrained(folder, save_original_format=not isinstance(model, modeling_pruned.PerLayerModel))
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(kept_dtype[name])
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Loads a checkpoint with the class that its config names, whichever layout it has.
+
+    Args:
+        folder: A folder or a Hub name.
+        kwargs: For `from_pretrained`, e.g. `dtype` or `device_map`.
+    """
+    register_auto_classes()
+    name = (AutoConfig.from_pretrained(folder).architectures or [None])[0]
+    if name is None:
+        raise ValueError(f"{folder}: config.json names no architecture")
+    home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
+    model: PreTrainedModel = getattr(home, name).from_pretrained(folder, **kwargs)
+    return model
+
+
+@torch.inference_mode()
+def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inputs: dict[str, torch.Tensor]) -> float:
+    """Reads a checkpoint back through its AutoModel class and compares logits with the model in memory.
+
+    Returns:
+        The largest absolute difference.
+    """
+    register_auto_classes()
+    again = getattr(transformers, auto_class).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
+    return float((model(**inputs).logits - again(**inputs).logits).abs().max())

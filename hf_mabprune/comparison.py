@@ -1,0 +1,168 @@
+"""The rows of the report: the unpruned model, the pruned one and random draws of the same size, on the same data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hf_mabprune.arms import KINDS, ArmTable, Bools, Ints
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.evaluation import (
+    Evaluation,
+    count_parameters,
+    evaluate,
+    forward_of,
+    masked_forward_of,
+    measure_latency,
+)
+from hf_mabprune.pulls.base import Cost
+from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.search import SearchResult
+from hf_mabprune.selection import Plan, round_widths
+from hf_mabprune.tasks.base import Batch, Task, task_for_model
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which arms stay, and by which plan.
+
+    Attributes:
+        kept: [K].
+        reason: Why the plan's layout is what it is.
+    """
+
+    plan: Plan
+    kept: Bools
+    multiple: int
+    min_neurons: int
+    reason: str = ""
+
+    @classmethod
+    def along(cls, plan: Plan, order: Ints, multiple: int, min_neurons: int, reason: str = "") -> "Selection":
+        """The selection that follows an order of removal, [K] first removed first, from the whole model on."""
+        scores = np.empty(len(order))
+        scores[order] = -np.arange(len(order), dtype=float)
+        kept, _ = plan.choose(scores, np.ones(len(order), dtype=bool))
+        return cls(plan, kept, multiple, min_neurons, reason).rounded(order)
+
+    def rounded(self, order: Ints) -> "Selection":
+        """With kept FFN widths moved to the multiple; `uniform` plans step by it already."""
+        if self.plan.layout == "uniform" or self.multiple == 1:
+            return self
+        return replace(self, kept=round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons))
+
+    def random(self, seed: int) -> "Selection":
+        """The same target, layout, floors and rounding, with arms drawn at random whatever they cost."""
+        plan, rng = self.plan, np.random.default_rng(seed)
+        cost = plan.budgets[0].cost if plan.budgets[0].by_cost else np.ones(len(plan.arms))
+        scores = rng.random(len(plan.arms)) * cost
+        kept, _ = plan.choose(scores, np.ones(len(scores), dtype=bool))
+        return replace(self, kept=kept).rounded(np.argsort(-scores))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures models on the splits that the search never saw.
+
+    Attributes:
+        model: The unpruned model.
+        batches: purpose -> batches.
+        tokens: T, length of the sequence that MACs are counted for.
+    """
+
+    model: PreTrainedModel
+    task: Task
+    arms: ArmTable
+    batches: dict[str, Sequence[Batch]]
+    tokens: int
+    totals: dict[str, int]
+    accelerator: Accelerator
+
+    def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
+        """The model with only `kept` arms, by masking."""
+        forward = masked_forward_of(self.model, self.task, self.arms.kept_units(kept))
+        plain = forward_of(self.model, self.task)
+        return evaluate(forward, self.task, self.batches[split], self.accelerator, plain, intervals)
+
+    def before_and_after(self, small: PreTrainedModel, kept: Bools) -> tuple[ModelFigures, ModelFigures]:
+        """The unpruned and the cut model on the test split, with latencies measured in turns."""
+        plain, test = forward_of(self.model, self.task), self.batches["test"]
+        before = evaluate(plain, self.task, test, self.accelerator)
+        after = evaluate(forward_of(small, self.task), self.task, test, self.accelerator, plain)
+        slow, fast = measure_latency([self.model, small], self.task, test[0])
+        everything = np.ones(len(kept), dtype=bool)
+        return (
+            replace(self._figures(before, everything), latency_ms=slow),
+            replace(self._figures(after, kept), **count_parameters(small), latency_ms=fast),
+        )
+
+    def random(self, selection: Selection, seed: int) -> RandomFigures:
+        """One draw of the random control on the test split, by masking (which equals cutting)."""
+        kept = selection.random(seed).kept
+        return RandomFigures(seed, self._figures(self.masked(kept, "test"), kept))
+
+    def _figures(self, evaluation: Evaluation, kept: Bools) -> ModelFigures:
+        gone = {kind: int(self.arms.parameters[(self.arms.kind == kind) & ~kept].sum()) for kind in ("neuron", "head")}
+        return ModelFigures(
+            parameters=self.totals["parameters"] - sum(gone.values()),
+            ffn_parameters=self.totals["ffn_parameters"] - gone["neuron"],
+            attention_parameters=self.totals["attention_parameters"] - gone["head"],
+            macs=self.totals["macs"] - int(self.arms.macs[~kept].sum()),
+            loss=evaluation.loss,
+            kl=float(evaluation.kl.mean()),
+            metrics=evaluation.metrics,
+            intervals=evaluation.intervals,
+        )
+
+
+def make_report(
+    settings: PruneConfig,
+    judge: Judge,
+    selection: Selection,
+    small: PreTrainedModel,
+    found: SearchResult,
+    cost: Cost,
+) -> Report:
+    """Every figure but those of the files on disk."""
+    task = judge.task
+    before, after = judge.before_and_after(small, selection.kept)
+    return Report(
+        model=settings.model.name,
+        architecture=judge.model.config.model_type,
+        task=settings.task.type or task_for_model(type(judge.model).__name__),
+        dataset=settings.task.dataset.path,
+        layout=selection.plan.layout,
+        layout_reason=selection.reason,
+        target=settings.prune.target.model_dump(exclude_none=True),
+        seed=settings.seed,
+        device=str(judge.accelerator.device),
+        sequence_length=judge.tokens,
+        main_metric=task.main_metric,
+        greater_is_better=task.greater_is_better,
+        before=before,
+        after=after,
+        random=[judge.random(selection, seed) for seed in range(settings.output.random_seeds)],
+        kept=kept_counts(judge.arms, selection),
+        search=SearchFigures(
+            policy=dict(settings.search.policy),
+            reward=settings.search.reward,
+            arms=len(judge.arms),
+            pulls=cost.pulls,
+            forward_tokens=cost.forward_tokens,
+            backward_tokens=0,
+            seconds=cost.seconds,
+            processes=judge.accelerator.num_processes,
+            stopped_because=found.stopped_because,
+            rounds=[asdict(done) for done in found.rounds],
+        ),
+    )
+
+
+def kept_counts(arms: ArmTable, selection: Selection) -> dict[str, dict[int, tuple[int, int]]]:
+    """kind -> layer -> (units kept, units before)."""
+    counts: dict[str, dict[int, tuple[int, int]]] = {kind: {} for kind in KINDS}
+    for kind, layer, rows in arms.groups():
+        counts[kind][layer] = (int(arms.units[rows[selection.kept[rows]]].sum()), int(arms.units[rows].sum()))
+    return counts

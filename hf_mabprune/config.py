@@ -1,0 +1,199 @@
+"""PruneConfig and its parts: every setting of a run, checked before any compute.
+
+The YAML file is this tree written down. Unknown keys are errors that name the nearest known key.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hf_mabprune.registry import nearest
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Strict(BaseModel):
+    """A part of the config: no unknown keys, no change after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
+
+
+class ModelConfig(Strict):
+    """Which model is pruned."""
+
+    name: str = Field(description="Hub name or folder of the model")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="precision of the search; auto is float32, since half precision loses the effect of single neurons",
+    )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="precision of the saved weights; auto is that of the source checkpoint"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model or data set")
+
+
+class DatasetConfig(Strict):
+    """Where the examples come from: a name on the Hub, or local files."""
+
+    path: str = Field(description="Hub name, or a loader for local files: parquet, json, csv, text")
+    name: str | None = Field(None, description="configuration of the data set on the Hub")
+    data_files: dict[str, str | list[str]] | None = Field(None, description="split -> file or files, for local files")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+
+
+class SplitsConfig(Strict):
+    """Which slice serves which purpose. Rewards see calibration, choices see validation, test is read once."""
+
+    calibration: str = Field("train", description="slice that pulls are measured on, e.g. train[2000:]")
+    validation: str = Field("validation", description="slice that choices such as the layout are made on")
+    test: str = Field("test", description="slice that only the report reads")
+
+
+class TaskConfig(Strict):
+    """The data and the kind of task."""
+
+    type: str | None = Field(None, description="kind of task; taken from the model's head when left out")
+    dataset: DatasetConfig = Field(description="where the examples come from")
+    columns: dict[str, str] = Field({}, description="role -> column; roles depend on the task: text, text_pair, label")
+    splits: SplitsConfig = Field(SplitsConfig(), description="which slice serves which purpose")
+    calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
+    evaluation_examples: int | None = Field(None, gt=0, description="cap on validation and test examples; null: all")
+    batch_size: int = Field(32, gt=0, description="examples a pull is measured on")
+    max_length: int | None = Field(None, gt=1, description="longest sequence, or window of a language model, in tokens")
+    metrics: list[str] = Field([], description="metrics; empty: the task's own. Unknown names go to evaluate.load")
+
+
+class TargetConfig(Strict):
+    """How much goes. Either neurons and / or heads, or parameters, or MACs; all are fractions removed."""
+
+    neurons: Fraction | None = Field(None, description="fraction of FFN neurons removed")
+    heads: Fraction | None = Field(None, description="fraction of attention heads (key-value groups) removed")
+    parameters: Fraction | None = Field(None, description="fraction of all parameters of the model removed")
+    macs: Fraction | None = Field(None, description="fraction of the multiply-accumulates of a forward pass removed")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "TargetConfig":
+        counts = self.neurons is not None or self.heads is not None
+        given = [counts, self.parameters is not None, self.macs is not None]
+        if sum(given) != 1:
+            raise ValueError("target must be one of: neurons and / or heads, parameters, macs")
+        return self
+
+
+class PruningConfig(Strict):
+    """What may be removed, and how much."""
+
+    arms: list[Literal["neuron", "head"]] = Field(["neuron", "head"], min_length=1, description="kinds of arms")
+    block_size: int = Field(16, gt=0, description="neighbouring neurons that go together; 1 = single neurons")
+    target: TargetConfig = Field(description="how much goes")
+    layout: Literal["auto", "uniform", "per_layer"] = Field(
+        "auto",
+        description="uniform: same sizes in every layer, loads with plain AutoModel; per_layer: what the search found "
+        "best; auto: uniform where the family can say it and it costs little quality on validation",
+    )
+    auto_tolerance: float = Field(
+        0.02, ge=0.0, description="layout auto takes uniform if its validation loss is at most this fraction higher"
+    )
+    round_to: int | Literal["auto"] = Field(
+        "auto", description="kept FFN widths are multiples of this; auto: the block size, 64 from hidden size 1024 on"
+    )
+    min_heads: int = Field(1, ge=1, description="heads (key-value groups) that every layer keeps at least")
+    min_neurons: int = Field(1, ge=1, description="FFN neurons that every layer keeps at least")
+
+    @model_validator(mode="after")
+    def _target_has_arms(self) -> "PruningConfig":
+        for kind, amount in (("neuron", self.target.neurons), ("head", self.target.heads)):
+            if amount is not None and kind not in self.arms:
+                raise ValueError(f"target.{kind}s is set, but arms does not contain {kind}")
+        if isinstance(self.round_to, int) and self.round_to < 1:
+            raise ValueError(f"round_to must be at least 1, got {self.round_to}")
+        return self
+
+
+class SearchConfig(Strict):
+    """How the arms are found."""
+
+    policy: dict[str, Any] = Field({"name": "ucb1"}, description="bandit policy and its options, e.g. {name: ucb1, c: 1.0}")
+    reward: str = Field("kl", description="what makes an arm safe: kl, loss, squared or accuracy")
+    rounds: int = Field(8, gt=0, description="removals in steps; each round pulls in the context of what is gone")
+    pulls_per_arm: float = Field(4.0, gt=0, description="budget: pulls of the whole search, times the number of arms")
+    arms_per_step: int | None = Field(
+        None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
+    )
+
+
+class OutputConfig(Strict):
+    """Where the result goes."""
+
+    dir: str = Field(description="folder of the smaller checkpoint, its card and its report")
+    overwrite: bool = Field(False, description="replace an existing folder")
+    random_seeds: int = Field(3, ge=1, description="draws of the random control that the report shows")
+
+
+class PruneConfig(Strict):
+    """Everything about one pruning run."""
+
+    model: ModelConfig = Field(description="which model is pruned")
+    task: TaskConfig = Field(description="the data and the kind of task")
+    prune: PruningConfig = Field(description="what may be removed, and how much")
+    search: SearchConfig = Field(SearchConfig(), description="how the arms are found")
+    output: OutputConfig = Field(description="where the result goes")
+    seed: int = Field(0, ge=0, description="of everything random")
+
+    def to_yaml(self) -> str:
+        """The exact, resolved config."""
+        return yaml.safe_dump(self.model_dump(exclude_none=False), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "PruneConfig":
+        """Reads and checks a YAML file.
+
+        Raises:
+            ValueError: One line that names the wrong key and the nearest known one, or the rule that is broken.
+        """
+        return check(yaml.safe_load(Path(path).read_text()) or {})
+
+
+def check(settings: dict[str, Any]) -> PruneConfig:
+    """Validates a nested dict of settings.
+
+    Raises:
+        ValueError: One line a fault.
+    """
+    try:
+        return PruneConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(fault) for fault in error.errors())) from None
+
+
+def _explain(fault: Any) -> str:
+    """One line for one pydantic fault: where, what is wrong, what was given."""
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key '{where}'.{nearest(str(fault['loc'][-1]), known_keys(fault['loc'][:-1]))}"
+    if fault["type"] == "missing":
+        return f"missing key '{where}'"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(fault["input"], dict | BaseModel) else f", got {fault['input']!r}"
+    return f"{where}: {message}{given}" if where else f"{message}{given}"
+
+
+def known_keys(path: tuple[str | int, ...]) -> list[str]:
+    """The keys that the config knows at a place."""
+    part: type[BaseModel] = PruneConfig
+    for step in path:
+        part = part.model_fields[str(step)].annotation  # type: ignore[assignment]
+    return list(part.model_fields)
+
+
+def known_paths(part: type[BaseModel] = PruneConfig, prefix: str = "") -> list[str]:
+    """The dotted path of every key."""
+    paths = []
+    for name, field in part.model_fields.items():
+        paths.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            paths += known_paths(field.annotation, f"{prefix}{name}.")
+    return paths

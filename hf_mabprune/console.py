@@ -1,0 +1,83 @@
+"""What a person sees while a run goes on: one header, a bar with pulls/s and time left, one line a round.
+
+Everything here is for the main process only.
+"""
+
+from types import TracebackType
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from transformers import PreTrainedModel
+
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.search import Round
+
+
+def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> str:
+    """The model, its arms and where it runs, in one line."""
+    blocks = "neurons" if int(arms.units[arms.of_kind("neuron")].max(initial=1)) == 1 else "neuron blocks"
+    counts = [
+        f"{len(arms.of_kind(kind)):,} {name}"
+        for kind, name in (("neuron", blocks), ("head", "heads or key-value groups"))
+        if len(arms.of_kind(kind))
+    ]
+    processes = f" x {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    where = f"{accelerator.device} {str(model.dtype).removeprefix('torch.')}{processes}"
+    return " | ".join([model.config.model_type, f"{model.config.num_hidden_layers} layers", *counts, where])
+
+
+class PullsPerSecond(ProgressColumn):
+    """Pulls a second, over the last moments."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} pulls/s")
+
+
+class SearchProgress:
+    """Watches a search. Use as a context manager.
+
+    Args:
+        rounds: Number of rounds.
+        visible: False on all processes but the main one.
+    """
+
+    def __init__(self, rounds: int, visible: bool) -> None:
+        self.rounds = rounds
+        self.visible = visible
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            PullsPerSecond(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not visible or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(f"round 1/{rounds}", total=None)
+
+    def __enter__(self) -> "SearchProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def on_step(self, pulls: int, planned: int) -> None:
+        """After every batch of pulls."""
+        self.bar.update(self.task, completed=pulls, total=planned)
+
+    def on_round(self, done: Round) -> None:
+        """After every round."""
+        self.bar.update(self.task, description=f"round {min(done.number + 1, self.rounds)}/{self.rounds}")
+        if self.visible:
+            self.console.print(
+                f"round {done.number}/{self.rounds}   {done.removed:,} arms removed   KL {done.kl:.4f}   "
+                f"loss {done.loss:.3f} (unpruned {done.loss_before:.3f})   {done.pulls:,} pulls   {done.seconds:.0f} s"
+            )

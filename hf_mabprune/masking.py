@@ -1,0 +1,80 @@
+"""head_mask and neuron_mask for any supported family, applied by hooks that are always taken off again.
+
+Transformers 5 removed `head_mask` from its models; this brings its semantics back. A head (or neuron) that is masked
+contributes exactly what it would contribute if it were cut out: nothing.
+Symbols: B batch, T tokens, L layers, H query heads, F FFN neurons, Dh head size.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.arms import KeepIndices
+
+
+@contextmanager
+def masked(
+    model: PreTrainedModel,
+    head_mask: torch.Tensor | Mapping[int, torch.Tensor] | None = None,
+    neuron_mask: Mapping[int, torch.Tensor] | None = None,
+) -> Iterator[PreTrainedModel]:
+    """Masks heads and FFN neurons of a model while the context is open.
+
+    Args:
+        model: A supported model; its weights are not touched.
+        head_mask: [L, H], or [H] for all layers alike, or [L, B, H] for one mask an example, or {layer: [H] or [B, H]}
+            where layers differ in their number of heads. 1 keeps, 0 removes; anything between scales, and gradients
+            flow to it.
+        neuron_mask: {layer: [F]} or {layer: [B, F]}.
+
+    Raises:
+        ValueError: If the architecture is not supported or a mask does not fit it.
+    """
+    with ExitStack() as hooks:
+        for site in architecture_of(model).sites(model):
+            mask = neuron_mask.get(site.layer) if neuron_mask else None
+            if site.kind == "head":
+                mask = _head_mask_of_layer(head_mask, site)
+            if mask is not None:
+                projection = model.base_model.get_submodule(site.output)
+                hooks.callback(projection.register_forward_pre_hook(_multiply(_columns(mask, site))).remove)
+        yield model
+
+
+def keep_masks(model: PreTrainedModel, keep: KeepIndices) -> dict[str, Any]:
+    """The arguments of `masked` that remove what `keep` does not keep, on the model's device and in its dtype."""
+    masks: dict[str, dict[int, torch.Tensor]] = {"neuron": {}, "head": {}}
+    for site in architecture_of(model).sites(model):
+        if site.layer in keep.of(site.kind):
+            mask = torch.zeros(site.units, device=model.device, dtype=model.dtype)
+            mask[torch.as_tensor(keep.of(site.kind)[site.layer], device=model.device)] = 1
+            masks[site.kind][site.layer] = mask
+    return {"neuron_mask": masks["neuron"], "head_mask": masks["head"]}
+
+
+def _head_mask_of_layer(
+    head_mask: torch.Tensor | Mapping[int, torch.Tensor] | None, site: Site
+) -> torch.Tensor | None:
+    if head_mask is None or isinstance(head_mask, Mapping):
+        return head_mask.get(site.layer) if head_mask else None
+    return head_mask if head_mask.dim() == 1 else head_mask[site.layer]
+
+
+def _columns(mask: torch.Tensor, site: Site) -> torch.Tensor:
+    """From [units] or [B, units] to a factor for the projection's input, [columns] or [B, 1, columns]."""
+    if mask.shape[-1] != site.units:
+        raise ValueError(f"layer {site.layer} has {site.units} {site.kind}s, the mask has {mask.shape[-1]}")
+    columns = mask.repeat_interleave(site.unit_size, dim=-1)
+    return columns.unsqueeze(-2) if mask.dim() > 1 else columns
+
+
+def _multiply(columns: torch.Tensor) -> Any:
+    def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (arguments[0] * columns, *arguments[1:])
+
+    return hook

@@ -1,0 +1,68 @@
+"""The folder that a run leaves behind: checkpoint, report, table of arms, figures and model card, all or nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mabprune import checkpoint, model_card, plots
+from hf_mabprune.comparison import Judge
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.report import Report
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
+HALF_TOLERANCE = 0.1
+
+
+def write_output(
+    settings: PruneConfig,
+    report: Report,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arms: pd.DataFrame,
+    save_dtype: torch.dtype,
+    judge: Judge,
+) -> Report:
+    """Writes everything into a temporary folder, reads the checkpoint back, and only then puts it in place.
+
+    Returns:
+        The report, with the figures of the files on disk.
+
+    Raises:
+        RuntimeError: If the checkpoint does not give the logits of the model in memory; nothing is left behind.
+    """
+    with checkpoint.atomic_folder(settings.output.dir) as folder:
+        size = checkpoint.save_checkpoint(model, folder, tokenizer, save_dtype)
+        difference = _reload(model, folder, judge)
+        report = replace(
+            report,
+            before=replace(report.before, checkpoint_bytes=report.before.parameters * save_dtype.itemsize),
+            after=replace(report.after, checkpoint_bytes=size),
+            reload={"max_logit_difference": difference},
+        )
+        write_report(report, arms, settings.to_yaml(), folder)
+    return report
+
+
+def write_report(report: Report, arms: pd.DataFrame, config_yaml: str, folder: Path) -> None:
+    """report.json, arms.parquet, config.yaml, the figures and the model card."""
+    details = folder / "mabprune"
+    details.mkdir(exist_ok=True)
+    (details / "config.yaml").write_text(config_yaml)
+    (details / "report.json").write_text(report.to_json())
+    arms.to_parquet(details / "arms.parquet")
+    (folder / "figures").mkdir(exist_ok=True)
+    plots.save_figures(report, arms, folder / "figures")
+    model_card.write_card(report, config_yaml, folder)
+
+
+def _reload(model: PreTrainedModel, folder: Path, judge: Judge) -> float:
+    batch = {name: tensor.to(model.device) for name, tensor in judge.batches["test"][0].items()}
+    difference = checkpoint.reload_difference(model, folder, judge.task.auto_class, judge.task.inputs(batch))
+    if difference > TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+        raise RuntimeError(
+            f"the saved checkpoint differs from the model in memory by {difference:.2g} on logits; nothing was written"
+        )
+    return difference

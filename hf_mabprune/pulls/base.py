@@ -1,0 +1,145 @@
+"""The contract of a pull engine: (arm, batch) pairs in, rewards out, spread over the processes of a launch.
+
+A pull of arm a on batch b masks a on top of the context S (arms already removed), reads the outputs and takes the mask
+off again. What comes back does not depend on the number of processes: the pairs of a call are dealt out in order and
+the rewards gathered, so that every process holds the same numbers.
+Symbols: B examples in a batch, n pairs, K arms.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.masking import keep_masks, masked
+from hf_mabprune.rewards import REWARDS, Observation, kl_divergence
+from hf_mabprune.tasks.base import Batch, Readout, Task
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass
+class Cost:
+    """What the search has paid, over all processes."""
+
+    pulls: int = 0
+    forward_tokens: int = 0  # positions of input that went through the model, padding included
+    seconds: float = 0.0  # of wall-clock time spent on pulls
+
+
+class Pulls(ABC):
+    """Measures arms of one model on a fixed list of mini-batches.
+
+    Args:
+        model: The unpruned model, in evaluation mode; its weights are never touched.
+        arms: All arms.
+        task: Gives the logits that count and their targets.
+        batches: Mini-batches of calibration data.
+        reward: Name of a reward in `rewards.REWARDS`.
+        accelerator: Of the launch.
+        cache_bytes: Logits of the unpruned model are kept up to this size, computed again beyond it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arms: ArmTable,
+        task: Task,
+        batches: Sequence[Batch],
+        reward: str = "kl",
+        accelerator: Accelerator | None = None,
+        cache_bytes: int = 2**31,
+    ) -> None:
+        self.model = model
+        self.arms = arms
+        self.task = task
+        self.reward = REWARDS[reward]
+        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+        self.batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
+        self.cost = Cost()
+        self.kept = np.ones(len(arms), dtype=bool)
+        self._cache_bytes = cache_bytes
+        self._originals: dict[int, Readout] = {}
+
+    def set_context(self, kept: Bools) -> None:
+        """From here on, pulls are made with all arms masked that are not in `kept`, [K]."""
+        self.kept = kept.copy()
+
+    def pull(self, arms: Ints, batches: Ints) -> NDArray[np.float64]:
+        """Pulls `arms[i]` on `batches[i]` for every i.
+
+        Returns:
+            [n, 2], mean and second moment over the batch of the per-example reward.
+
+        Raises:
+            ValueError: If a reward is not finite, with the batch it came from.
+        """
+        start = time.perf_counter()
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        table = torch.zeros(len(arms), 2, dtype=torch.float64, device=self.accelerator.device)
+        tokens = self.cost.forward_tokens
+        with torch.inference_mode():
+            for batch in np.unique(batches):
+                pairs = np.flatnonzero(batches == batch)
+                mine = pairs[pairs % world == rank]
+                for pair, reward in zip(mine, self._rewards(int(batch), arms[mine]), strict=True):
+                    table[pair] = torch.stack([reward.mean(), reward.square().mean()])
+        paid = torch.tensor(self.cost.forward_tokens - tokens, device=self.accelerator.device)
+        table, paid = self.accelerator.reduce(table), self.accelerator.reduce(paid)
+        self.cost.forward_tokens = tokens + int(paid)
+        self.cost.pulls += len(arms)
+        self.cost.seconds += time.perf_counter() - start
+        values = table.cpu().numpy()
+        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(broken):
+            raise ValueError(
+                f"the loss of calibration batch {batches[broken[0]]} is not finite: look for broken examples, or use "
+                "dtype float32"
+            )
+        return values
+
+    def observe(self, batch: int, kept: Bools) -> Observation:
+        """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
+        with torch.inference_mode():
+            return self._observation(batch, self._forward(batch, kept))
+
+    @abstractmethod
+    def _measure(self, batch: int, arms: Ints) -> Iterator[tuple[Observation, Observation]]:
+        """For each arm in turn, the observations in the context without and with the arm masked."""
+
+    def _rewards(self, batch: int, arms: Ints) -> Iterator[torch.Tensor]:
+        if len(arms):
+            original = self._observation(batch, self._original(batch))
+            for context, pulled in self._measure(batch, arms):
+                yield self.reward(original, context, pulled)
+
+    def _forward(self, batch: int, kept: Bools) -> Readout:
+        """One full forward pass with only `kept` arms, counted in `cost`."""
+        inputs = self.batches[batch]
+        self.cost.forward_tokens += inputs["input_ids"].numel()
+        with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept))):
+            return self.task.readout(self.model, inputs)
+
+    def _observation(self, batch: int, readout: Readout) -> Observation:
+        divergence = kl_divergence(self._original(batch).logits, readout.logits)
+        counted = (readout.targets != -100).to(divergence.dtype)
+        per_example = (divergence * counted).sum(1) / counted.sum(1)
+        return Observation(readout.losses().double(), per_example.double(), readout.correct().double())
+
+    def _original(self, batch: int) -> Readout:
+        """What the unpruned model says, from the cache where it fits."""
+        if batch in self._originals:
+            return self._originals[batch]
+        readout = self._forward(batch, np.ones(len(self.arms), dtype=bool))
+        self._cache_bytes -= readout.logits.numel() * readout.logits.element_size()
+        if self._cache_bytes >= 0:
+            self._originals[batch] = readout
+        return readout

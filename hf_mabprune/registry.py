@@ -1,0 +1,104 @@
+"""One small registry: every open folder (architectures, tasks, policies) is one of these.
+
+A file in an open folder registers what it defines with a decorator. The folder is imported on first use, so adding a
+component is adding one file.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the closest known word, or an empty string where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+class Registry(Generic[T]):
+    """Named components of one kind, found in the modules of one package.
+
+    Args:
+        kind: What an entry is called in messages, e.g. `"policy"`.
+        package: Dotted name of the open folder; its modules are imported on first look-up.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._entries: dict[str, T] = {}
+        self._discovered = False
+
+    def register(self, *names: str) -> Callable[[T], T]:
+        """Decorator that enters the class under every name given. A name can be taken once."""
+
+        def enter(entry: T) -> T:
+            for name in names:
+                if name in self._entries:
+                    raise ValueError(f"{self.kind} '{name}' is registered twice")
+                self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        self._discover()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+            ValueError: If the name is unknown; the message lists the known names and the nearest one.
+        """
+        self._discover()
+        if name not in self._entries:
+            raise ValueError(
+                f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} Known: {', '.join(self.names())}"
+            )
+        return self._entries[name]
+
+    def _discover(self) -> None:
+        if not self._discovered:
+            self._discovered = True
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+
+
+def check_options(kind: str, name: str, component: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Checks the options that a config gives a dataclass component against its fields.
+
+    Returns:
+        The options, converted to the types of the fields.
+
+    Raises:
+        ValueError: For an option that the component does not have, or a value of the wrong type.
+    """
+    known = {field: spec for field, spec in component.__dataclass_fields__.items() if spec.metadata.get("help")}
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{kind} '{name}' has no option '{option}'.{nearest(option, known)} "
+                f"Its options: {', '.join(sorted(known)) or 'none'}"
+            )
+    checked = {}
+    for option, value in options.items():
+        try:
+            checked[option] = TypeAdapter(known[option].type).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{kind} '{name}': {option}: {error.errors()[0]['msg']}, got {value!r}") from None
+    return checked
+
+
+def describe_options(component: type) -> list[tuple[str, Any, str]]:
+    """(name, default, help) of every option that a config may give a dataclass component."""
+    fields = component.__dataclass_fields__.items()  # type: ignore[attr-defined]
+    return [(name, spec.default, spec.metadata["help"]) for name, spec in fields if "help" in spec.metadata]

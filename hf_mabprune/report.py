@@ -1,0 +1,177 @@
+"""What a run found, as data: report.json, the console table and the model card are views of it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("hf_mabprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model, measured.
+
+    Attributes:
+        macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens.
+        loss: Mean cross-entropy on the test split.
+        kl: Mean KL divergence of the outputs from the unpruned model's, in nats, on the test split.
+        metrics: name -> value on the test split.
+        intervals: name -> 95% bootstrap interval over test examples.
+        latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
+        checkpoint_bytes: Of the weights on disk; None where not written.
+    """
+
+    parameters: int
+    ffn_parameters: int
+    attention_parameters: int
+    macs: int
+    loss: float
+    kl: float
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    latency_ms: float | None = None
+    checkpoint_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RandomFigures:
+    """One draw of the random control: the same target, layout and floors, arms drawn at random."""
+
+    seed: int
+    figures: ModelFigures
+
+
+@dataclass(frozen=True)
+class SearchFigures:
+    """What the search did and cost."""
+
+    policy: dict[str, Any]
+    reward: str
+    arms: int
+    pulls: int
+    forward_tokens: int
+    backward_tokens: int
+    seconds: float
+    processes: int
+    stopped_because: str
+    rounds: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about one run.
+
+    Attributes:
+        kept: kind -> layer -> (units kept, units before).
+        layout_reason: Why the layout is what it is.
+        main_metric: The name in `metrics` that the table shows.
+        greater_is_better: Of the main metric.
+        reload: `max_logit_difference` between the model in memory and the checkpoint read back.
+    """
+
+    model: str
+    architecture: str
+    task: str
+    dataset: str
+    layout: str
+    layout_reason: str
+    target: dict[str, float]
+    seed: int
+    device: str
+    sequence_length: int
+    main_metric: str
+    greater_is_better: bool
+    before: ModelFigures
+    after: ModelFigures
+    random: list[RandomFigures]
+    kept: dict[str, dict[int, tuple[int, int]]]
+    search: SearchFigures
+    reload: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+
+    def to_json(self) -> str:
+        """The text of report.json."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Report":
+        """Reads a report.json back.
+
+        Raises:
+            ValueError: If the file was written by another version whose fields differ.
+        """
+        raw = json.loads(Path(path).read_text())
+        try:
+            raw["before"], raw["after"] = _figures(raw["before"]), _figures(raw["after"])
+            raw["random"] = [RandomFigures(draw["seed"], _figures(draw["figures"])) for draw in raw["random"]]
+            raw["search"] = SearchFigures(**raw["search"])
+            raw["kept"] = {
+                kind: {int(layer): tuple(counts) for layer, counts in layers.items()}
+                for kind, layers in raw["kept"].items()
+            }
+            return cls(**raw)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a report of this version of hf_mabprune: {error}") from None
+
+    def removed_fraction(self) -> float:
+        """Part of the FFN and attention parameters that is gone."""
+        before = self.before.ffn_parameters + self.before.attention_parameters
+        return 1 - (self.after.ffn_parameters + self.after.attention_parameters) / before
+
+    def table(self) -> str:
+        """before | after | random control, as text for a terminal."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("")
+        for heading in ("params", "MACs", f"{self.main_metric} (95%)", "loss", "KL", "ms", "MB"):
+            table.add_column(heading, justify="right")
+        rows = [("before", self.before), ("after", self.after)]
+        rows += [(f"random {draw.seed}", draw.figures) for draw in self.random]
+        for name, figures in rows:
+            table.add_row(name, *self._cells(figures))
+        console = Console(width=110, color_system=None)
+        with console.capture() as capture:
+            console.print(table)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
+
+    def _cells(self, figures: ModelFigures) -> list[str]:
+        low, high = figures.intervals[self.main_metric]
+        scale = 100 if self.main_metric != "perplexity" else 1
+        return [
+            _short(figures.parameters),
+            _short(figures.macs),
+            f"{scale * figures.metrics[self.main_metric]:.1f} ({scale * low:.1f}-{scale * high:.1f})",
+            f"{figures.loss:.3f}",
+            f"{figures.kl:.4f}",
+            "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
+            "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:.1f}",
+        ]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _figures(raw: dict[str, Any]) -> ModelFigures:
+    intervals = {name: (low, high) for name, (low, high) in raw["intervals"].items()}
+    return ModelFigures(**{**raw, "intervals": intervals})
+
+
+def _short(count: int) -> str:
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{suffix}"
+    return str(count)

@@ -1,0 +1,76 @@
+"""From what a pull measured to a reward, per example; higher = safer to remove. Pure functions.
+
+Symbols: B examples, P positions that count, C classes or vocabulary; S the context (arms already removed), a the arm.
+Each reward compares the model without S + a to the model without S, on the same examples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+SMALL_LOGIT_CHANGE = 0.05
+LARGE_VOCABULARY = 1024
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one forward pass says about each example.
+
+    Attributes:
+        loss: [B], float64, mean cross-entropy over the example's positions.
+        kl: [B], float64, mean KL divergence of this model's output from the unpruned model's.
+        correct: [B], float64, fraction of the example's positions predicted right.
+    """
+
+    loss: torch.Tensor
+    kl: torch.Tensor
+    correct: torch.Tensor
+
+
+def loss(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """The paper's reward: the signed fall in loss, L(S) - L(S + a) (arXiv 2606.07615)."""
+    return context.loss - pulled.loss
+
+
+def kl(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """How little the output moves from the unpruned model's: KL(S) - KL(S + a). The default: it punishes movement,
+    so removals that each lower the loss a little do not add up to a destroyed model."""
+    return context.kl - pulled.kl
+
+
+def squared(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """Squared change of each example's loss from the unpruned model's, before minus after."""
+    return (context.loss - original.loss).square() - (pulled.loss - original.loss).square()
+
+
+def accuracy(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """Change in accuracy, correct(S + a) - correct(S)."""
+    return pulled.correct - context.correct
+
+
+Reward = Callable[[Observation, Observation, Observation], torch.Tensor]
+REWARDS: dict[str, Reward] = {"kl": kl, "loss": loss, "squared": squared, "accuracy": accuracy}
+
+
+def kl_divergence(original: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of softmax outputs, from the difference of the logits and without cancellation.
+
+    With d = z - z0 - E_p[z - z0], KL = log E_p[e^d] = log(1 + E_p[e^d - 1 - d]); every term e^d - 1 - d is positive
+    and, where d is small, taken from its series. So effects of 1e-8 keep their digits.
+
+    Args:
+        original: [..., C], logits z0 of the unpruned model; p = softmax(z0).
+        logits: [..., C], logits z of the model at hand; q = softmax(z).
+
+    Returns:
+        [...], in nats, never negative. Float64 for up to 1,024 classes, else float32.
+    """
+    dtype = torch.float64 if logits.shape[-1] <= LARGE_VOCABULARY else torch.float32
+    original, logits = original.to(dtype), logits.to(dtype)
+    p = original.softmax(dim=-1)
+    change = logits - original
+    change = change - (p * change).sum(dim=-1, keepdim=True)
+    series = change.square() * (0.5 + change / 6 + change.square() / 24)
+    excess = torch.where(change.abs() < SMALL_LOGIT_CHANGE, series, torch.expm1(change) - change)
+    return torch.log1p((p * excess).sum(dim=-1))

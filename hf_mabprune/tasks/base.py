@@ -1,0 +1,270 @@
+"""The contract of a task: from a data set to batches, logits with targets, and metrics.
+
+Symbols: B examples in a batch, N in a split; T tokens; C classes or vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mabprune.config import TaskConfig
+from hf_mabprune.registry import Registry, nearest
+from hf_mabprune.tasks.metrics import load_metric, measure
+from hf_mabprune.tasks.readout import Readout, Scores
+
+TASKS: Registry[type["Task"]] = Registry("task", "hf_mabprune.tasks")
+
+Batch = dict[str, torch.Tensor]
+
+# Their first position embedding in use is `pad_token_id + 1`, so the table serves fewer tokens than it has rows.
+# fmt: off
+POSITIONS_AFTER_PADDING = frozenset((
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+))
+# fmt: on
+
+
+@dataclass(kw_only=True)
+class Task(ABC):
+    """One kind of task, bound to a model's tokenizer and config. Everything that needs no data is checked here.
+
+    Args:
+        tokenizer: Of the model.
+        model_config: Of the model: its classes, positions and vocabulary.
+        columns: Role -> column name in the data set; missing roles are found among the usual names.
+        max_length: Longest sequence in tokens, or None for the task's default.
+        metrics: Names of metrics, the main one first; none means the task's own. Names that are unknown here go to
+            `evaluate.load`.
+
+    Raises:
+        ValueError: For an unknown role, a length that the model has no positions for, a metric that does not exist or
+            does not fit the task, or a head that the task cannot serve.
+    """
+
+    auto_class: ClassVar[str]  # e.g. "AutoModelForSequenceClassification"
+    heads: ClassVar[tuple[str, ...]]  # how the names of the model classes end that this task is for
+    roles: ClassVar[tuple[str, ...]]
+    default_metrics: ClassVar[tuple[str, ...]]
+    metric_inputs: ClassVar[dict[str, str]]  # input of a metric -> attribute of `Scores`
+    default_length: ClassVar[int]
+    rows_are_examples: ClassVar[bool]  # whether an encoded example is one row of the data set
+    forward_options: ClassVar[dict[str, Any]] = {}  # keyword arguments of every forward pass beside the inputs
+
+    tokenizer: PreTrainedTokenizerBase
+    model_config: PreTrainedConfig
+    columns: dict[str, str] = field(default_factory=dict)
+    max_length: int | None = None
+    metrics: list[str] = field(default_factory=list)
+    length: int = field(init=False)  # the resolved max_length
+
+    def __post_init__(self) -> None:
+        for role in self.columns:
+            if role not in self.roles:
+                known = ", ".join(self.roles)
+                raise ValueError(f"task has no column role '{role}'.{nearest(role, self.roles)} Its roles: {known}")
+        self.length = self._resolve_length()
+        self.metrics = list(self.metrics or self.default_metrics)
+        self._loaded = {name: load_metric(name, self.metric_inputs, self.classes) for name in self.metrics}
+        self._rehearse()
+
+    def _resolve_length(self) -> int:
+        positions = max_positions(self.model_config)
+        if self.max_length is None:
+            return min(self.default_length, positions, self.tokenizer.model_max_length)
+        if self.max_length > positions:
+            raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
+        return self.max_length
+
+    def _rehearse(self) -> None:
+        """Runs every metric on one example a class, so that one that cannot work stops the run before it starts."""
+        classes = np.arange(self.classes)
+        results = self.compute_metrics(Scores(np.ones(len(classes)), np.ones_like(classes), classes, classes))
+        if self.main_metric not in results:
+            raise ValueError(
+                f"the first metric must give one number, '{self.main_metric}' gives {', '.join(results)}; "
+                "put another one first"
+            )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the model's head."""
+        return int(self.model_config.num_labels or 0)
+
+    @property
+    def main_metric(self) -> str:
+        """The first metric: its key in `compute_metrics`."""
+        return self.metrics[0]
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Direction of the main metric. Metrics from the Hub do not say theirs and count as greater is better."""
+        return bool(getattr(self._loaded[self.main_metric], "greater_is_better", True))
+
+    @abstractmethod
+    def usual_columns(self) -> list[dict[str, str]]:
+        """Role -> column for the names that data sets usually have, the preferred ones first."""
+
+    def find_columns(self, dataset: Dataset, split: str) -> dict[str, str]:
+        """Role -> column of this data set.
+
+        Raises:
+            ValueError: If a column that was asked for is missing, or none of the usual names is there.
+        """
+        present = ", ".join(dataset.column_names)
+        for role, column in self.columns.items():
+            if column not in dataset.column_names:
+                raise ValueError(
+                    f"split '{split}' has no column '{column}' (role {role})."
+                    f"{nearest(column, dataset.column_names)} Its columns: {present}"
+                )
+        for usual in self.usual_columns():
+            columns = usual | self.columns
+            if all(column in dataset.column_names for column in columns.values()):
+                return columns
+        needed = ", ".join(f"{role}: ..." for role in self.roles if role not in self.columns)
+        raise ValueError(
+            f"split '{split}' has none of the usual columns; set task.columns to {{{needed}}}. Its columns: {present}"
+        )
+
+    @abstractmethod
+    def check(self, dataset: Dataset, split: str) -> None:
+        """Raises ValueError, naming the split, for a missing column, empty data or labels that do not fit the head."""
+
+    @abstractmethod
+    def encode(self, dataset: Dataset) -> Dataset:
+        """Tokenised examples, ready for `collate`."""
+
+    @abstractmethod
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """A padded batch of model inputs, [B, T] each, plus `labels`, on the CPU."""
+
+    @abstractmethod
+    def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
+        """From the model's logits on `batch` to the positions that count, as views where possible."""
+
+    def inputs(self, batch: Batch) -> Batch:
+        """The model's inputs: the batch without its labels, so that the model computes no loss of its own."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def readout(self, model: PreTrainedModel, batch: Batch) -> Readout:
+        """One forward pass of `model` on `batch`, which must be on the model's device. Modes are the caller's."""
+        return self.read(model(**self.inputs(batch), **self.forward_options).logits, batch)
+
+    def compute_metrics(self, scores: Scores) -> dict[str, float]:
+        """The metrics of a whole split, name -> value. One with several values gives `name.key` for each."""
+        results: dict[str, float] = {}
+        for name, metric in self._loaded.items():
+            inputs = {given: getattr(scores, attribute) for given, attribute in self.metric_inputs.items()}
+            results |= measure(name, metric, inputs)
+        return results
+
+    def check_texts(self, dataset: Dataset, column: str, split: str) -> None:
+        """Raises ValueError unless the column holds a string in every row."""
+        texts = column_of(dataset, column)
+        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+            raise ValueError(f"split '{split}', column '{column}': texts must be strings, got {texts.type}")
+        refuse_missing_values(texts, column, split)
+
+    def check_ids(self, encoded: Dataset, column: str = "input_ids") -> None:
+        """Raises ValueError for token ids that the model has no embedding for."""
+        vocabulary = self.model_config.get_text_config().vocab_size
+        flat = column_of(encoded, column).combine_chunks().flatten()
+        largest = int(np.max(flat.to_numpy(zero_copy_only=False), initial=0))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"token ids must be below {vocabulary}, the model's vocabulary, got {largest}; "
+                "use the tokenizer that belongs to the model"
+            )
+
+
+def column_of(dataset: Dataset, column: str) -> pa.ChunkedArray:
+    """One column of a data set, [N], as Arrow; a selection of rows is respected."""
+    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
+
+
+def refuse_missing_values(values: pa.ChunkedArray, column: str, split: str) -> None:
+    """Raises ValueError, naming the first row, if a column has missing values."""
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
+        raise ValueError(f"split '{split}', column '{column}': no value in row {row}; remove such rows")
+
+
+def max_positions(model_config: PreTrainedConfig) -> int:
+    """Longest sequence in tokens that the model has positions for; a very large number if nothing limits it.
+
+    RoBERTa and its like count positions from `pad_token_id + 1`, so they take
+    `max_position_embeddings - pad_token_id - 1` tokens: 512 of a table of 514.
+    """
+    config = model_config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if positions <= 0:
+        return int(1e30)
+    # The bases are asked too: a pruned model's config is a subclass with a model type of its own.
+    if any(getattr(base, "model_type", None) in POSITIONS_AFTER_PADDING for base in type(config).__mro__):
+        return int(positions - config.pad_token_id - 1)
+    return int(positions)
+
+
+def task_for_model(model: PreTrainedConfig | str) -> str:
+    """Name of the task that a model is for: "causal_lm" for "LlamaForCausalLM".
+
+    Args:
+        model: Name of the model class, or a config, which names the class that its checkpoint was saved from.
+
+    Raises:
+        ValueError: If no task serves that head; the message lists the heads that are served.
+    """
+    architecture = model if isinstance(model, str) else _architecture(model)
+    if architecture is None:
+        raise ValueError(f"the model's config names no architecture; set task.type: {', '.join(TASKS.names())}")
+    for name in TASKS.names():
+        if architecture.endswith(TASKS.get(name).heads):
+            return name
+    served = "; ".join(f"{name} for *{' and *'.join(TASKS.get(name).heads)}" for name in TASKS.names())
+    raise ValueError(f"no task is known for the head of {architecture}; use a model with another. Known: {served}")
+
+
+def _architecture(model_config: PreTrainedConfig) -> str | None:
+    return next(iter(getattr(model_config, "architectures", None) or []), None)
+
+
+def build_task(
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PreTrainedConfig,
+    architecture: str | None = None,
+) -> Task:
+    """The task of a run.
+
+    Args:
+        config: What the user set.
+        tokenizer: Of the model.
+        model_config: Of the model.
+        architecture: Name of the model class; None takes the one that the checkpoint's config names.
+
+    Raises:
+        ValueError: If the task is unknown, cannot be told from the model, or does not fit the model's head, beside
+            what the task itself refuses.
+    """
+    architecture = architecture or _architecture(model_config)
+    name = config.type or task_for_model(architecture or model_config)
+    task = TASKS.get(name)
+    if architecture is not None and not architecture.endswith(task.heads):
+        raise ValueError(
+            f"task '{name}' needs a model class that ends in {' or '.join(task.heads)}, got {architecture}: its head "
+            "would be untrained; fine-tune it for the task first, or change task.type"
+        )
+    return task(
+        tokenizer=tokenizer,
+        model_config=model_config,
+        columns=dict(config.columns),
+        max_length=config.max_length,
+        metrics=list(config.metrics),
+    )

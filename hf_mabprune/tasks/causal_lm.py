@@ -1,0 +1,100 @@
+"""Language modelling: predict every token of a window from those before it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from hf_mabprune.tasks.base import TASKS, Batch, Readout, Task, column_of
+
+TEXTS = ("text", "content", "document")
+
+
+@TASKS.register("causal_lm")
+@dataclass(kw_only=True)
+class CausalLM(Task):
+    """Role: `text`.
+
+    The rows are joined in their order and cut into consecutive windows of `max_length` tokens, 128 by default; what is
+    left at the end is dropped. A row is taken for a document, which the tokenizer's end-of-sequence token closes if it
+    has one, unless it is empty or ends in a newline: then it is a line of running text, and nothing is added (WikiText
+    comes like that). Where the tokenizer puts a beginning-of-sequence token in front of a text, every window begins
+    with one, as part of its length; it is never a target.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+    roles: ClassVar[tuple[str, ...]] = ("text",)
+    default_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
+    metric_inputs: ClassVar[dict[str, str]] = {"losses": "losses", "positions": "positions"}
+    default_length: ClassVar[int] = 128
+    rows_are_examples: ClassVar[bool] = False
+    forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
+
+    def __post_init__(self) -> None:
+        encoder = self.model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        if encoder and getattr(self.model_config, "is_decoder", None) is False:
+            raise ValueError(
+                f"a language model must not see the tokens that it predicts, but this {self.model_config.model_type} "
+                "attends in both directions; set is_decoder to true in its config if it was trained that way"
+            )
+        super().__post_init__()
+
+    def usual_columns(self) -> list[dict[str, str]]:
+        """One column of text."""
+        return [{"text": text} for text in TEXTS]
+
+    def check(self, dataset: Dataset, split: str) -> None:
+        """Refuses empty data and missing columns or values."""
+        if not len(dataset):
+            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
+        self.check_texts(dataset, self.find_columns(dataset, split)["text"], split)
+
+    def encode(self, dataset: Dataset) -> Dataset:
+        """Column: `input_ids`, [T] with T the same for all windows.
+
+        Raises:
+            ValueError: If the text does not fill one window.
+        """
+        column = self.find_columns(dataset, "data")["text"]
+        tokenizer = self.tokenizer
+
+        def tokenise(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+            # verbose=False: that a document is longer than the model's positions is no mistake here.
+            tokens = tokenizer(rows[column], add_special_tokens=False, verbose=False)["input_ids"]
+            end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            lines = (not text or text.endswith("\n") for text in rows[column])
+            return {"input_ids": [ids if line else ids + end for ids, line in zip(tokens, lines, strict=True)]}
+
+        tokens = dataset.select_columns([column]).map(
+            tokenise, batched=True, remove_columns=[column], desc="Tokenising"
+        )
+        self.check_ids(tokens)
+        return Dataset.from_dict({"input_ids": self._windows(tokens)})
+
+    def _windows(self, tokens: Dataset) -> NDArray[np.int32]:
+        """[N, T] consecutive windows of all tokens."""
+        lists = column_of(tokens, "input_ids")
+        flat = np.concatenate([chunk.flatten().to_numpy().astype(np.int32) for chunk in lists.chunks])
+        begin = self.tokenizer.bos_token_id
+        # Asked by example: whether a beginning token is added is no attribute that all tokenizers share.
+        starts = begin is not None and self.tokenizer("")["input_ids"][:1] == [begin]
+        width = self.length - int(starts)
+        count = len(flat) // width
+        if not count:
+            raise ValueError(f"a window takes {width} tokens of text, got {len(flat)}; add text or lower max_length")
+        windows = flat[: count * width].reshape(count, width)
+        return np.insert(windows, 0, begin, axis=1) if starts else windows
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """`input_ids` [B, T], and `labels`, the same ids: the shift is made where logits are read."""
+        ids = torch.tensor(np.array([example["input_ids"] for example in examples]), dtype=torch.long)
+        return {"input_ids": ids, "labels": ids}
+
+    def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
+        """[B, T, C] -> all positions but the last, [B, T - 1, C], whose targets are the tokens that follow."""
+        return Readout(logits=logits[:, :-1], targets=batch["labels"][:, 1:])

@@ -1,0 +1,118 @@
+"""Metrics as `evaluate.Metric`s that need no network, and the way to those on the Hub.
+
+All are kept in memory: every process computes the metric of the whole split, and nothing is written or locked.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import evaluate
+import numpy as np
+from datasets import Features, Value
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from hf_mabprune.registry import nearest
+
+CLASSES = Features({"predictions": Value("int64"), "references": Value("int64")})
+LOSSES = Features({"losses": Value("float64"), "positions": Value("int64")})
+
+
+class OfflineMetric(evaluate.Metric):
+    """A metric that comes with this package."""
+
+    greater_is_better: ClassVar[bool] = True
+    inputs: ClassVar[Features] = CLASSES
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=type(self).__doc__ or "", citation="", features=self.inputs)
+
+
+class Accuracy(OfflineMetric):
+    """Fraction of examples whose predicted class is the right one."""
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class F1(OfflineMetric):
+    """Harmonic mean of precision and recall: of class 1 in the configuration "binary", else the mean over classes."""
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        average = "binary" if self.config_name == "binary" else "macro"
+        return {"f1": float(f1_score(references, predictions, average=average, zero_division=0.0))}
+
+
+class MatthewsCorrelation(OfflineMetric):
+    """Correlation of predicted and right classes, from -1 to 1 (Matthews, 1975)."""
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
+
+
+class Perplexity(OfflineMetric):
+    """exp(total loss / total positions), from the mean loss in nats and the number of positions of each example."""
+
+    greater_is_better = False
+    inputs = LOSSES
+
+    def _compute(self, losses: list[float], positions: list[int]) -> dict[str, float]:
+        return {"perplexity": float(np.exp(np.average(losses, weights=positions)))}
+
+
+METRICS: dict[str, type[OfflineMetric]] = {
+    "accuracy": Accuracy,
+    "f1": F1,
+    "matthews_correlation": MatthewsCorrelation,
+    "perplexity": Perplexity,
+}
+
+
+def load_metric(name: str, inputs: Iterable[str], num_labels: int) -> evaluate.EvaluationModule:
+    """The metric of that name: one of ours, else `evaluate.load(name)`.
+
+    Args:
+        name: E.g. "accuracy", or a metric on the Hub such as "precision".
+        inputs: What the task can give a metric, e.g. predictions and references.
+        num_labels: Classes of the head; F1 is that of class 1 for two classes and macro for more.
+
+    Raises:
+        ValueError: If the metric cannot be found, or needs inputs that the task does not have.
+    """
+    if name in METRICS:
+        metric = METRICS[name](config_name="binary" if num_labels == 2 else "multiclass", keep_in_memory=True)
+    else:
+        metric = _from_hub(name)
+    features = metric.features[0] if isinstance(metric.features, list) else metric.features
+    if missing := set(features) - set(inputs):
+        raise ValueError(
+            f"metric '{name}' needs {', '.join(sorted(missing))}, this task gives {', '.join(inputs)}; "
+            "leave task.metrics empty for the task's own"
+        )
+    return metric
+
+
+def _from_hub(name: str) -> evaluate.EvaluationModule:
+    try:
+        return evaluate.load(name, keep_in_memory=True)
+    except (OSError, ImportError) as error:
+        raise ValueError(
+            f"metric '{name}' is not one of {', '.join(METRICS)}.{nearest(name, METRICS)} "
+            f"It could not be loaded from the Hub either: {error}"
+        ) from error
+
+
+def measure(name: str, metric: evaluate.EvaluationModule, inputs: Mapping[str, Any]) -> dict[str, float]:
+    """One metric of a whole split: {name: value}, or {name.key: value} for each of several.
+
+    Raises:
+        ValueError: If the metric fails, or gives something other than numbers.
+    """
+    features = metric.features[0] if isinstance(metric.features, list) else metric.features
+    try:
+        values = metric.compute(**{feature: inputs[feature] for feature in features})
+        numbers = {key: float(value) for key, value in values.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metric '{name}' cannot be computed from {', '.join(features)}: {error}") from error
+    if len(numbers) == 1:
+        return {name: next(iter(numbers.values()))}
+    return {f"{name}.{key}": value for key, value in numbers.items()}

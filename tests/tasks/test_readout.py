@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mabprune.tasks import readout as module
+from hf_mabprune.tasks.readout import Readout, Scores
+
+LOGITS = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]], [[0.0, math.log(3)], [5.0, 5.0]]])
+TARGETS = torch.tensor([[0, 0], [0, -100]])
+
+
+def test_hand_computed_example() -> None:
+    """Probabilities of the right class: 1/2 and 3/4; 1/4 and nothing."""
+    readout = Readout(LOGITS, TARGETS)
+    assert readout.losses().tolist() == pytest.approx([(math.log(2) + math.log(4 / 3)) / 2, math.log(4)], abs=1e-7)
+    assert readout.positions().tolist() == [2, 1]
+    assert readout.correct().tolist() == [1.0, 0.0]
+
+
+def test_first_counted_position_is_scored() -> None:
+    scores = Readout(LOGITS, torch.tensor([[-100, 1], [0, -100]])).scores()
+    assert scores.predicted.tolist() == [0, 1]
+    assert scores.reference.tolist() == [1, 0]
+
+
+def test_an_example_without_targets_has_no_loss() -> None:
+    readout = Readout(LOGITS, torch.tensor([[0, 0], [-100, -100]]))
+    assert readout.losses()[1] == 0.0
+    assert readout.positions()[1] == 0
+
+
+def test_half_precision_and_large_logits_stay_exact() -> None:
+    """The softmax of [1000, 990] in bfloat16 neither overflows nor loses the small loss."""
+    readout = Readout(torch.tensor([[[1000.0, 992.0]]], dtype=torch.bfloat16), torch.tensor([[0]]))
+    assert float(readout.losses()) == pytest.approx(math.log1p(math.exp(-8)), rel=1e-12)
+
+
+def test_chunks_change_neither_losses_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(7, 3, 5), torch.randint(0, 5, (7, 3))
+    targets[2, 1] = -100
+
+    def result() -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = logits.clone().requires_grad_()
+        losses = Readout(leaf, targets).losses()
+        losses.square().sum().backward()
+        assert leaf.grad is not None
+        return losses.detach(), leaf.grad
+
+    whole = result()
+    monkeypatch.setattr(module, "CHUNK", 2 * 3 * 5)
+    parts = result()
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    assert whole[1].abs().sum() > 0
+
+
+def test_memory_stays_small_for_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than one example's logits are ever widened together."""
+    widened = []
+    real = module.cross_entropy
+    monkeypatch.setattr(module, "cross_entropy", lambda x, *a, **k: widened.append(x.shape) or real(x, *a, **k))
+    Readout(torch.zeros(4, 50, 100_000), torch.zeros(4, 50, dtype=torch.long)).losses()
+    assert widened == [(50, 100_000)] * 4
+
+
+def test_scores_concatenate_and_take() -> None:
+    first, second = Readout(LOGITS, TARGETS).scores(), Readout(LOGITS[:1], TARGETS[:1]).scores()
+    both = Scores.concatenate([first, second])
+    assert both.positions.tolist() == [2, 1, 2]
+    again = both.take(np.array([1, 1, 2]))
+    assert again.positions.tolist() == [1, 1, 2]
+    assert again.losses.tolist() == [first.losses[1], first.losses[1], second.losses[0]]

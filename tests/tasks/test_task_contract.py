@@ -1,0 +1,172 @@
+"""What every registered task must do, on a tiny random model."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny_tasks import make_tokenizer
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from hf_mabprune.config import DatasetConfig, TaskConfig
+from hf_mabprune.tasks.base import TASKS, Task, build_task, task_for_model
+from hf_mabprune.tasks.readout import Scores
+from hf_mabprune.tasks.splits import batches_of, encode_sample
+
+Bound = tuple[Task, PreTrainedModel, Dataset]
+every_task = pytest.mark.parametrize("case", TASKS.names(), indirect=True)
+
+
+def by_hand(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
+    """Mean cross-entropy of each example, one position after the other."""
+    means = []
+    for rows, classes in zip(logits.double(), targets, strict=True):
+        losses = [float(cross_entropy(row, right)) for row, right in zip(rows, classes, strict=True) if right != -100]
+        means.append(sum(losses) / len(losses))
+    return means
+
+
+@every_task
+def test_the_models_class_leads_to_the_task(case: Bound) -> None:
+    task, model, _ = case
+    assert TASKS.get(task_for_model(type(model).__name__)) is type(task)
+    model.config.architectures = [type(model).__name__]
+    assert TASKS.get(task_for_model(model.config)) is type(task)
+
+
+@every_task
+def test_losses_are_the_cross_entropy_of_the_targets(case: Bound) -> None:
+    task, model, dataset = case
+    for batch in batches_of(task, task.encode(dataset), 3):
+        with torch.no_grad():
+            readout = task.readout(model, batch)
+        assert readout.losses().dtype == torch.float64
+        assert readout.losses().tolist() == pytest.approx(by_hand(readout.logits, readout.targets), abs=1e-12)
+
+
+@every_task
+def test_total_loss_is_the_models_own(case: Bound) -> None:
+    task, model, dataset = case
+    (batch,) = batches_of(task, task.encode(dataset), 100)
+    with torch.no_grad():
+        readout = task.readout(model, batch)
+        own = model(**batch).loss
+    mean = (readout.losses() * readout.positions()).sum() / readout.positions().sum()
+    assert float(mean) == pytest.approx(float(own), abs=1e-6)
+
+
+@every_task
+def test_labels_are_kept_from_the_model(case: Bound) -> None:
+    task, _, dataset = case
+    (batch,) = batches_of(task, task.encode(dataset), 100)
+    assert "labels" in batch
+    assert "labels" not in task.inputs(batch)
+
+
+@every_task
+def test_scores_do_not_depend_on_the_batch_size(case: Bound) -> None:
+    task, model, dataset = case
+    encoded = task.encode(dataset)
+
+    def scores(size: int) -> Scores:
+        with torch.no_grad():
+            return Scores.concatenate([task.readout(model, b).scores() for b in batches_of(task, encoded, size)])
+
+    alone, together = scores(1), scores(100)
+    assert len(alone.losses) == len(encoded)
+    np.testing.assert_allclose(alone.losses, together.losses, atol=1e-6)
+    for name in ("positions", "predicted", "reference"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(together, name))
+
+
+@every_task
+def test_metrics_include_the_main_one(case: Bound) -> None:
+    task, model, dataset = case
+    (batch,) = batches_of(task, task.encode(dataset), 100)
+    with torch.no_grad():
+        metrics = task.compute_metrics(task.readout(model, batch).scores())
+    assert task.main_metric == task.default_metrics[0]
+    assert set(metrics) == set(task.default_metrics)
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+@every_task
+def test_the_main_metric_points_the_right_way(case: Bound) -> None:
+    """A model that is right everywhere scores better than one that is wrong everywhere."""
+    task, _, _ = case
+    count = np.arange(4) % 2
+    right = Scores(np.full(4, 0.1), np.ones(4, dtype=np.int64), count, count)
+    wrong = Scores(np.full(4, 3.0), np.ones(4, dtype=np.int64), 1 - count, count)
+    better, worse = (task.compute_metrics(scores)[task.main_metric] for scores in (right, wrong))
+    assert (better > worse) == task.greater_is_better
+
+
+@every_task
+def test_a_sample_is_the_same_for_the_same_seed(case: Bound) -> None:
+    task, _, dataset = case
+    samples = [encode_sample(task, dataset, 3, seed)["input_ids"][:] for seed in (0, 0, 1, 2, 3)]
+    assert samples[0] == samples[1]
+    assert any(sample != samples[0] for sample in samples[2:])
+    assert all(len(sample) == 3 for sample in samples)
+
+
+@every_task
+def test_empty_data_is_refused(case: Bound) -> None:
+    task, _, dataset = case
+    with pytest.raises(ValueError, match="split 'validation' must not be empty"):
+        task.check(dataset.select([]), "validation")
+
+
+@every_task
+def test_a_missing_column_names_those_there_are(case: Bound) -> None:
+    task, _, dataset = case
+    column = dataset.column_names[0]
+    with pytest.raises(ValueError, match=r"split 'test' has none of the usual columns.*Its columns:.*strange"):
+        task.check(dataset.rename_column(column, "strange"), "test")
+    task.columns = {"text": "strang"}
+    with pytest.raises(ValueError, match=r"no column 'strang' \(role text\). Did you mean 'strange'"):
+        task.check(dataset.rename_column(column, "strange"), "test")
+    task.columns = {"text": "strange"}
+    task.check(dataset.rename_column(column, "strange"), "test")
+
+
+@every_task
+def test_a_row_without_a_text_is_refused(case: Bound) -> None:
+    task, _, dataset = case
+    column = dataset.column_names[0]
+    rows = dataset.to_dict()
+    rows[column][1] = None
+    with pytest.raises(ValueError, match=f"split 'train', column '{column}': no value in row 1"):
+        task.check(Dataset.from_dict(rows), "train")
+
+
+@every_task
+def test_tokens_beyond_the_vocabulary_are_refused(case: Bound) -> None:
+    task, model, dataset = case
+    model.config.vocab_size = 9
+    with pytest.raises(ValueError, match=r"token ids must be below 9, .* got 15"):
+        task.encode(dataset)
+
+
+@every_task
+def test_settings_that_cannot_work_are_refused_before_any_data(case: Bound) -> None:
+    task, model, _ = case
+    again = {"tokenizer": task.tokenizer, "model_config": model.config}
+    with pytest.raises(ValueError, match=r"no column role 'txt'\. Did you mean 'text'"):
+        type(task)(**again, columns={"txt": "x"})
+    with pytest.raises(ValueError, match="max_length must be at most 32, the model's positions, got 33"):
+        type(task)(**again, max_length=33)
+    assert type(task)(**again).length == 32
+
+
+@every_task
+def test_another_head_is_refused(case: Bound) -> None:
+    _, model, _ = case
+    config = TaskConfig(type=task_for_model(type(model).__name__), dataset=DatasetConfig(path="in-memory"))
+    with pytest.raises(ValueError, match="got BertForMaskedLM: its head would be untrained"):
+        build_task(config, make_tokenizer("pair"), model.config, "BertForMaskedLM")
+
+
+def test_an_unknown_head_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"BertForMaskedLM.*causal_lm for \*ForCausalLM.*\*ForSequenceClassification"):
+        task_for_model("BertForMaskedLM")

@@ -1,0 +1,95 @@
+"""Tiny tokenizers, models and data sets, one of each for every registered task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from hf_mabprune.config import DatasetConfig, TaskConfig
+from hf_mabprune.tasks.base import Task, build_task
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghij"]
+
+
+def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
+    """A word tokenizer over the letters a to j.
+
+    `kind`: "pair" frames with [CLS] and [SEP], "plain" adds nothing, "begin" puts <s> in front.
+    """
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if kind == "pair":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    if kind == "begin":
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 4)])
+    names: dict[str, Any] = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    if kind == "pair":
+        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    else:
+        names |= {"bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(names | options))
+
+
+def bert(**options: Any) -> BertForSequenceClassification:
+    """A random classifier in eval mode."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **(sizes | {"num_labels": 3} | options))
+    return BertForSequenceClassification(config).eval()
+
+
+def llama_config(**options: Any) -> LlamaConfig:
+    """Two layers, grouped-query attention."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    fixed = {"vocab_size": len(WORDS), "max_position_embeddings": 32, "num_key_value_heads": 2}
+    return LlamaConfig(**(sizes | fixed | options))
+
+
+def llama(**options: Any) -> LlamaForCausalLM:
+    """A random language model in eval mode."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(llama_config(**options)).eval()
+
+
+def task_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> Task:
+    """The task that belongs to a model in memory."""
+    config = TaskConfig(dataset=DatasetConfig(path="in-memory"), **settings)
+    return build_task(config, tokenizer, model.config, type(model).__name__)
+
+
+@dataclass
+class Case:
+    """What the contract tests need to know of one task."""
+
+    model: Callable[..., PreTrainedModel]
+    tokenizer: str
+    rows: dict[str, list[Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> tuple[Task, PreTrainedModel, Dataset]:
+        model = self.model()
+        task = task_of(model, make_tokenizer(self.tokenizer), **self.settings)
+        return task, model, Dataset.from_dict(self.rows)
+
+
+CASES = {
+    "sequence_classification": Case(
+        bert, "pair", {"sentence": ["a b c d e", "a", "c d", "f g h i j a b", "e e"], "label": [0, 2, 1, 1, 0]}
+    ),
+    "causal_lm": Case(
+        llama, "plain", {"text": ["a b c d e f g", "", "h i j a\n", "b c d", "e f g h i j a b"]}, {"max_length": 5}
+    ),
+}
