@@ -32,7 +32,7 @@ class ModelConfig(Strict):
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of the saved weights; auto is that of the source checkpoint"
     )
-    trust_remote_code: bool = Field(False, description="run code that comes with the model or data set")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
 class DatasetConfig(Strict):

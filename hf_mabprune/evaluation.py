@@ -6,7 +6,7 @@ Symbols: N examples of a split; B batch, T tokens.
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,9 +89,9 @@ def evaluate(
         if original is not None:
             divergence = kl_divergence(original(batch).logits, readout.logits) * counted
             kl = (divergence.sum(1) / counted.sum(1)).double().cpu()
-        found.append((number, Scores.of([readout]), kl.numpy()))
+        found.append((number, readout.scores(), kl.numpy()))
     found = sorted(gather_object(found), key=lambda item: item[0])
-    scores = _concatenate([scores for _, scores, _ in found])
+    scores = Scores.concatenate([scores for _, scores, _ in found])
     bounds = _intervals(task, scores) if intervals else {}
     return Evaluation(scores, np.concatenate([kl for *_, kl in found]), task.compute_metrics(scores), bounds)
 
@@ -104,7 +104,7 @@ def paired_difference(task: Task, first: Scores, second: Scores, seed: int = 0) 
     """
 
     def difference(rows: NDArray[np.int64]) -> float:
-        return _main_metric(task, _take(first, rows)) - _main_metric(task, _take(second, rows))
+        return _main_metric(task, first.take(rows)) - _main_metric(task, second.take(rows))
 
     low, high = _bootstrap(difference, len(first.losses), seed)
     return difference(np.arange(len(first.losses))), low, high
@@ -117,17 +117,9 @@ def _main_metric(task: Task, scores: Scores) -> float:
 def _intervals(task: Task, scores: Scores) -> dict[str, tuple[float, float]]:
     names = list(task.compute_metrics(scores))
     return {
-        name: _bootstrap(lambda rows, name=name: task.compute_metrics(_take(scores, rows))[name], len(scores.losses), 0)
+        name: _bootstrap(lambda rows, name=name: task.compute_metrics(scores.take(rows))[name], len(scores.losses), 0)
         for name in names
     }
-
-
-def _take(scores: Scores, rows: NDArray[np.int64]) -> Scores:
-    return Scores(*(getattr(scores, field.name)[rows] for field in fields(Scores)))
-
-
-def _concatenate(parts: Sequence[Scores]) -> Scores:
-    return Scores(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Scores)))
 
 
 def _bootstrap(statistic: Callable[[NDArray[np.int64]], float], examples: int, seed: int) -> tuple[float, float]:

@@ -132,8 +132,8 @@ def _summary(report: Report, base: str | None) -> str:
     cut = {kind: any(kept < whole for kept, whole in report.kept.get(kind, {}).values()) for kind in KINDS}
     kinds = [UNITS[kind] for kind in KINDS if cut[kind]]
     return (
-        f"This is {_model_link(report, base)} with {report.removed_fraction():.0%} of its FFN and attention parameters "
-        f"removed ({report.after.parameters:,} of {report.before.parameters:,} parameters are left in all): "
+        f"This is {_model_link(report, base)} with {report.removed_fraction():.0%} of its FFN and attention "
+        f"parameters removed ({report.after.parameters:,} of {report.before.parameters:,} are left in all): "
         f"whole {' and '.join(kinds) or 'units'}, picked by a multi-armed bandit with hf_mabprune."
     )
 
@@ -223,7 +223,7 @@ def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tupl
         ("target, fraction removed", _pairs(report.target)),
         ("policy", _pairs(search.policy)),
         ("reward", f"`{search.reward}`"),
-        ("search", f"{search.arms:,} arms, {search.pulls:,} pulls in {len(search.rounds)} rounds"),
+        ("search", f"{search.arms:,} arms, {search.pulls:,} pulls in {_count(len(search.rounds), 'round')}"),
         ("cost", _cost(report)),
         ("stopped because", _without_paths(search.stopped_because)),
         ("seed", str(report.seed)),
@@ -236,10 +236,14 @@ def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tupl
 
 def _cost(report: Report) -> str:
     search = report.search
-    processes = "1 process" if search.processes == 1 else f"{search.processes} processes"
+    processes = _count(search.processes, "process", "processes")
     backward = f" and {search.backward_tokens:,} backward" if search.backward_tokens else ""
     tokens = f"{search.forward_tokens:,} forward{backward} tokens"
     return f"{tokens}, {search.seconds:,.1f} s on {processes} (`{report.device}`)"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"1 {one}" if number == 1 else f"{number:,} {many or one + 's'}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from hf_mabprune.registry import check_options
 from hf_mabprune.report import Report
 from hf_mabprune.search import SearchResult, run_search
 from hf_mabprune.surgery import prune_copy
-from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, task_for_model
+from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, task_for_model
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 
 SPLITS = ("calibration", "validation", "test")
@@ -201,7 +201,9 @@ def load_model(settings: ModelConfig, task: TaskConfig) -> tuple[PreTrainedModel
     checkpoint.register_auto_classes()
     origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     stored = AutoConfig.from_pretrained(settings.name, **origin)
-    kind = task.type or task_for_model((stored.architectures or ["a model of unknown head"])[0])
+    head = (stored.architectures or ["a model of unknown head"])[0]
+    kind = task.type or task_for_model(head)
+    check_head(kind, head)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = getattr(transformers, TASKS.get(kind).auto_class).from_pretrained(settings.name, dtype=dtype, **origin)
     return model, AutoTokenizer.from_pretrained(settings.name, **origin)

@@ -85,10 +85,10 @@ def search(report: Report) -> Figure:
     rounds = pd.DataFrame(report.search.rounds, columns=["removed_fraction", "kl", "loss", "loss_before"], dtype=float)
     figure, (upper, lower) = _figure(2, 1, height=5.4, sharex=True)
     x = 100 * rounds["removed_fraction"]
-    upper.plot(x, rounds["kl"], color=REMOVED, marker="o", clip_on=False, zorder=3)
+    upper.plot(x, rounds["kl"], color=REMOVED, marker="o", zorder=3)
     upper.set_ylabel("KL divergence from\nthe unpruned model (nats)")
     _scale(upper, rounds["kl"].to_numpy())
-    lower.plot(x, rounds["loss"], color=REMOVED, marker="o", label="pruned so far", clip_on=False, zorder=3)
+    lower.plot(x, rounds["loss"], color=REMOVED, marker="o", label="pruned so far", zorder=3)
     lower.plot(x, rounds["loss_before"], color=KEPT, marker="s", linestyle="--", label="unpruned, same batch")
     lower.set_ylabel("loss (nats)")
     lower.set_xlabel("progress of the removal (% of the target)")
@@ -121,10 +121,9 @@ def _draw_widths(panel: Axes, kind: str, layers: dict[int, tuple[int, int]]) -> 
     panel.barh(numbers, whole, color=WHOLE, height=0.72)
     panel.barh(numbers, kept, color=KEPT, height=0.72)
     if len(numbers) <= LABELLED_LAYERS:
-        panel.set_yticks(numbers)
         for number, part, total in zip(numbers, kept, whole, strict=True):
             panel.annotate(f"{part:,}", (total, number), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    panel.yaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
+    panel.set_yticks(numbers[:: -(-len(numbers) // 24)])
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     panel.set(xlabel=f"number of {UNITS[kind]} (grey: before)", ylabel="layer", xlim=(0, 1.12 * max(whole)))
     margin = max(0.6, (4 - len(numbers)) / 2)
@@ -152,7 +151,9 @@ def _draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, label: str) -> Non
         x = rows["layer"] + left + 0.32 * _spread(rows)
         name = f"{name} ({len(rows):,})"
         panel.scatter(x, rows["effect"], s=size, color=colour, marker=marker, alpha=0.6, linewidths=0, label=name)
-    panel.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, columnspacing=1.0)
+    legend = panel.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2)
+    for handle in filter(None, legend.legend_handles):
+        handle.set(sizes=[28], alpha=1.0)
     medians = [f"{name} {rows['effect'].median():.2g}" for name, rows, *_ in groups if len(rows)]
     _title(panel, f"{ARMS[kind]}, median effect: " + ", ".join(medians))
 

@@ -57,8 +57,8 @@ class Task(ABC):
     rows_are_examples: ClassVar[bool]  # whether an encoded example is one row of the data set
     forward_options: ClassVar[dict[str, Any]] = {}  # keyword arguments of every forward pass beside the inputs
 
-    tokenizer: PreTrainedTokenizerBase
-    model_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    model_config: PreTrainedConfig = field(repr=False)
     columns: dict[str, str] = field(default_factory=dict)
     max_length: int | None = None
     metrics: list[str] = field(default_factory=list)
@@ -256,11 +256,8 @@ def build_task(
     architecture = architecture or _architecture(model_config)
     name = config.type or task_for_model(architecture or model_config)
     task = TASKS.get(name)
-    if architecture is not None and not architecture.endswith(task.heads):
-        raise ValueError(
-            f"task '{name}' needs a model class that ends in {' or '.join(task.heads)}, got {architecture}: its head "
-            "would be untrained; fine-tune it for the task first, or change task.type"
-        )
+    if architecture is not None:
+        check_head(name, architecture)
     return task(
         tokenizer=tokenizer,
         model_config=model_config,
@@ -268,3 +265,13 @@ def build_task(
         max_length=config.max_length,
         metrics=list(config.metrics),
     )
+
+
+def check_head(name: str, architecture: str) -> None:
+    """Raises ValueError if a model class, as its checkpoint names it, lacks the head of a task."""
+    heads = TASKS.get(name).heads
+    if not architecture.endswith(heads):
+        raise ValueError(
+            f"task '{name}' needs a model class that ends in {' or '.join(heads)}, got {architecture}: its head "
+            "would be untrained; fine-tune it for the task first, or change task.type"
+        )

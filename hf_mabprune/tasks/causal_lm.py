@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -70,16 +70,17 @@ class CausalLM(Task):
             lines = (not text or text.endswith("\n") for text in rows[column])
             return {"input_ids": [ids if line else ids + end for ids, line in zip(tokens, lines, strict=True)]}
 
+        # Stated, since a first batch of empty lines would leave the type of its tokens open.
+        features = Features({"input_ids": List(Value("int32"))})
         tokens = dataset.select_columns([column]).map(
-            tokenise, batched=True, remove_columns=[column], desc="Tokenising"
+            tokenise, batched=True, remove_columns=[column], features=features, desc="Tokenising"
         )
         self.check_ids(tokens)
         return Dataset.from_dict({"input_ids": self._windows(tokens)})
 
     def _windows(self, tokens: Dataset) -> NDArray[np.int32]:
         """[N, T] consecutive windows of all tokens."""
-        lists = column_of(tokens, "input_ids")
-        flat = np.concatenate([chunk.flatten().to_numpy().astype(np.int32) for chunk in lists.chunks])
+        flat = column_of(tokens, "input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         begin = self.tokenizer.bos_token_id
         # Asked by example: whether a beginning token is added is no attribute that all tokenizers share.
         starts = begin is not None and self.tokenizer("")["input_ids"][:1] == [begin]

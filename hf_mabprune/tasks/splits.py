@@ -1,6 +1,7 @@
 """Calibration, validation and test data: loading, the promise that they do not overlap, sampling and batching."""
 
 from collections.abc import Mapping
+from glob import glob
 from itertools import combinations
 from pathlib import Path
 
@@ -33,14 +34,18 @@ def load_splits(config: TaskConfig) -> dict[str, Dataset]:
     slices = config.splits.model_dump()
     check_slices(slices)
     builder = _builder(config.dataset)
-    if builder.info.splits:
-        check_slices(slices, {name: info.num_examples for name, info in builder.info.splits.items()})
+    if builder.info.splits and all(info.num_examples for info in builder.info.splits.values()):
+        check_slices(slices, _sizes(builder))
     try:
         builder.download_and_prepare()
     except (DatasetsError, ValueError) as error:
         raise ValueError(f"data of '{config.dataset.path}' cannot be read: {error.__cause__ or error}") from error
-    check_slices(slices, {name: info.num_examples for name, info in builder.info.splits.items()})
+    check_slices(slices, _sizes(builder))
     return {purpose: builder.as_dataset(split=spec) for purpose, spec in slices.items()}
+
+
+def _sizes(builder: DatasetBuilder) -> dict[str, int]:
+    return {name: info.num_examples for name, info in builder.info.splits.items()}
 
 
 def _builder(config: DatasetConfig) -> DatasetBuilder:
@@ -50,10 +55,13 @@ def _builder(config: DatasetConfig) -> DatasetBuilder:
             raise ValueError(f"dataset.path '{config.path}' needs data_files, e.g. {{train: train.{config.path}}}")
         for split, files in config.data_files.items():
             for file in [files] if isinstance(files, str) else files:
-                if "://" not in file and not any(mark in file for mark in "*?[{") and not Path(file).is_file():
+                remote = "://" in file or "{" in file  # or a pattern that only `datasets` can read
+                if not (remote or Path(file).exists() or glob(file, recursive=True)):
                     raise FileNotFoundError(
                         f"dataset.data_files: no file '{file}' for split '{split}'; paths are relative to {Path.cwd()}"
                     )
+    elif config.path.startswith((".", "/", "~")) and not Path(config.path).exists():
+        raise FileNotFoundError(f"dataset.path: no folder '{config.path}'; paths are relative to {Path.cwd()}")
     try:
         return load_dataset_builder(
             config.path, name=config.name, data_files=config.data_files, revision=config.revision

@@ -47,11 +47,21 @@ def test_a_provisional_map_leaves_nothing_behind(pull) -> None:
     assert policy.log_weights() == pytest.approx(0.5 * np.clip((np.arange(21) - 1) / 18, 0, 1))
 
 
-def test_memory_scales_the_log_weights_and_removed_arms_leave_the_count(pull, unmapped) -> None:
-    policy = unmapped(Exp3(arms=3, gamma=0.3, memory=0.5))
-    pull(policy, [1], [0.8])
+def test_rewards_are_weighted_by_the_probabilities_they_were_drawn_with(pull) -> None:
+    policy = Exp3(arms=3, gamma=0.5)
+    pull(policy, [0], [1.0])
+    drawn_with = policy.probabilities()  # the map has no range yet and calls every reward 0.5
+    assert drawn_with[0] > drawn_with[1]
+    pull(policy, [1], [2.0])
+    # The map now runs from 1.05 to 1.95 and clips to 0 and 1: ln w_0 = 0, ln w_1 = 0.5 / (3 p_1).
+    assert policy.log_weights() == pytest.approx([0.0, 0.5 / (3 * drawn_with[1]), 0.0])
+
+
+def test_memory_scales_the_log_weights_and_removed_arms_leave_the_count(pull) -> None:
+    policy = Exp3(arms=3, gamma=0.3, memory=0.5)
+    pull(policy, [1], [1.6])
     policy.new_context(np.array([True, True, False]))
-    unmapped(policy)
+    policy.low, policy.high = -1.6, 2.4  # 1.6 -> 3.2 / 4 = 0.8
     assert policy.log_weights() == pytest.approx([0.0, 0.12, 0.0])
     # p_0 = 0.7 / (1 + e^0.12) + 0.3 / 2 = 0.7 * 0.470036 + 0.15
     assert policy.probabilities() == pytest.approx([0.479025, 0.520975, 0.0], abs=1e-6)

@@ -113,23 +113,37 @@ def test_cumulative_ranking_adds_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_state_goes_on_as_if_never_interrupted(name: str, table: np.ndarray, tmp_path: Path) -> None:
-    policy = build(name, 30, seed=5)
-    run(policy, table, 4)
-    policy.new_context(np.arange(30) % 7 > 0)
-    run(policy, table[:3], 4)
+@pytest.mark.parametrize(("size", "k"), [(30, 4), (400, 130)])  # the larger freezes its map before all arms are seen
+def test_saved_state_goes_on_as_if_never_interrupted(name: str, size: int, k: int, tmp_path: Path) -> None:
+    table = np.random.default_rng(1).normal(size=(12, size)) * np.linspace(1, 9, 12)[:, None]
+    policy = build(name, size, seed=5)
+    run(policy, table[:5], k)
+    policy.new_context(np.arange(size) % 7 > 0)
+    run(policy, table[:3], k)
 
     state = policy.state_dict()
     np.savez(tmp_path / "state.npz", **{key: value for key, value in state.items() if not isinstance(value, dict)})
     (tmp_path / "state.json").write_text(json.dumps({k: v for k, v in state.items() if isinstance(v, dict)}))
-    uninterrupted = run(policy, table, 4)
+    uninterrupted = run(policy, table, k)
 
     with np.load(tmp_path / "state.npz", allow_pickle=False) as arrays:
         loaded = {**arrays, **json.loads((tmp_path / "state.json").read_text())}
-    resumed = build(name, 30, seed=99)
+    resumed = build(name, size, seed=99)
     resumed.load_state_dict(loaded)
-    assert run(resumed, table, 4) == uninterrupted
+    assert run(resumed, table, k) == uninterrupted
     assert resumed.scores().tolist() == policy.scores().tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_can_be_gone_back_to(name: str, table: np.ndarray) -> None:
+    policy = build(name, 30)
+    run(policy, table[:4], 4)
+    state = policy.state_dict()
+    first = run(policy, table[4:], 4)
+    policy.load_state_dict(state)
+    assert run(policy, table[4:], 4) == first
+    policy.load_state_dict(state)
+    assert run(policy, table[4:], 4) == first
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,6 +45,15 @@ def test_discounted_pulls_widen_the_bonus(pull, unmapped) -> None:
     assert policy.indices() == pytest.approx([1.461351, 2.165109], abs=1e-6)
 
 
+def test_pulls_of_removed_arms_are_not_counted(pull, unmapped) -> None:
+    policy = UCB1(arms=3, memory=1.0)
+    pull(policy, [0, 0, 1, 1, 2, 2, 2, 2], [0.5] * 8)
+    policy.new_context(np.array([True, True, False]))
+    unmapped(policy)
+    # t = 2 + 2: 0.5 + sqrt(2 ln 4 / 2) = 0.5 + 1.177410
+    assert policy.indices()[:2] == pytest.approx([1.677410, 1.677410], abs=1e-6)
+
+
 def test_c_is_not_negative() -> None:
     with pytest.raises(ValueError, match="c must be finite and at least 0, got -1"):
         UCB1(arms=2, c=-1.0)

@@ -49,6 +49,11 @@ def test_windows_go_on_across_the_batches_of_the_tokenizer() -> None:
     assert flat == [A + row % 7 for row in range(3000)]
 
 
+def test_a_text_may_begin_with_many_empty_lines() -> None:
+    encoded = language_task().encode(texts(*[""] * 1500, "a b c d\n"))
+    assert encoded["input_ids"][:] == [[A, B, C, D]]
+
+
 def test_a_selection_of_rows_is_respected() -> None:
     rows = texts("a b c", "d e f", "g a b").select([2, 0])
     assert language_task().encode(rows)["input_ids"][:] == [[G, A, B, END], [A, B, C, END]]

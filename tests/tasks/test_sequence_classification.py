@@ -1,5 +1,7 @@
 from typing import Any
 
+import evaluate
+import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -7,6 +9,7 @@ from tiny_tasks import bert, llama_config, make_tokenizer, task_of
 from transformers import LlamaForSequenceClassification, RobertaConfig
 
 from hf_mabprune.tasks.base import Task, max_positions
+from hf_mabprune.tasks.readout import Scores
 from hf_mabprune.tasks.splits import batches_of
 
 SENTENCES = ["a b c d e", "a", "c d"]
@@ -72,7 +75,8 @@ def test_usual_columns_are_found(columns: list[str], given: dict[str, str], foun
 
 
 def test_long_texts_are_cut() -> None:
-    assert classifier(max_length=4).encode(labelled([0, 0, 0]))["input_ids"][:] == [[2, 6, 7, 3], [2, 6, 3], [2, 8, 9, 3]]
+    encoded = classifier(max_length=4).encode(labelled([0, 0, 0]))
+    assert encoded["input_ids"][:] == [[2, 6, 7, 3], [2, 6, 3], [2, 8, 9, 3]]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +96,9 @@ def test_labels_that_do_not_fit_the_head_are_refused(labels: list[Any], message:
 
 def test_names_are_translated_by_the_models_config() -> None:
     """Data sets and models order classes differently; the name decides, whatever its case."""
-    model = bert(label2id={"CONTRADICTION": 0, "NEUTRAL": 1, "ENTAILMENT": 2}, id2label={})
+    model = bert()
     model.config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+    model.config.label2id = {name: number for number, name in model.config.id2label.items()}
     task = task_of(model, make_tokenizer("pair"))
     names = ["entailment", "neutral", "contradiction"]
     assert task.encode(labelled(names))["labels"][:] == [2, 1, 0]
@@ -138,11 +143,32 @@ def test_padding_that_the_model_does_not_know_is_refused() -> None:
         task_of(model, make_tokenizer("plain"))
 
 
-def test_a_metric_of_one_value_a_class_cannot_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="metric 'perplexity' needs losses"):
-        classifier(metrics=["perplexity"])
+def test_metrics_are_chosen_and_the_first_is_the_main_one() -> None:
     task = classifier(metrics=["matthews_correlation", "f1"])
     assert task.main_metric == "matthews_correlation"
+    predicted, reference = np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])
+    metrics = task.compute_metrics(Scores(np.ones(4), np.ones(4, dtype=np.int64), predicted, reference))
+    assert metrics == {"matthews_correlation": pytest.approx(0.7), "f1": pytest.approx((1 + 4 / 3) / 3)}
+    with pytest.raises(ValueError, match="metric 'perplexity' needs losses"):
+        classifier(metrics=["perplexity"])
+
+
+class PerClass(evaluate.Metric):
+    """Stands for a metric of the Hub with several values."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = Features({"predictions": Value("int64"), "references": Value("int64")})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {str(number): float(predictions.count(number)) for number in set(references)}
+
+
+def test_a_metric_of_several_values_cannot_be_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "load", lambda name, **options: PerClass(**options))
+    with pytest.raises(ValueError, match=r"the first metric must give one number, 'per_class' gives per_class\.0"):
+        classifier(metrics=["per_class"])
+    assert classifier(metrics=["accuracy", "per_class"]).main_metric == "accuracy"
 
 
 def test_positions_of_a_roberta_begin_after_its_padding() -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset
 from tiny_tasks import CASES
@@ -70,7 +71,7 @@ def test_certain_overlaps_are_refused_before_the_size_is_known(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("trian", r"splits.calibration: no split 'trian' in the data set. Did you mean 'train'\? Its splits: train, val"),
+        ("trian", r"splits.calibration: no split 'trian' in the data set. Did you mean 'train'\? Its splits: train"),
         ("train[5000:]", r"'train\[5000:\]' must not be empty, but it holds no row \('train' has 3,000 rows\)"),
         ("train[10:10]", r"'train\[10:10\]' must not be empty"),
         ("train[0.5:]", r"splits.calibration: 'train\[0.5:\]' is no slice"),
@@ -83,8 +84,9 @@ def test_slices_that_select_nothing_are_refused(spec: str, message: str) -> None
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Two JSON-lines files, of 10 and 4 rows."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     found = {}
     for split, rows in (("train", 10), ("test", 4)):
         path = tmp_path / f"{split}.json"
@@ -114,10 +116,19 @@ def test_an_overlap_that_depends_on_the_size_is_found_in_the_data(files: dict[st
 
 
 def test_a_missing_file_is_named(files: dict[str, str]) -> None:
-    with pytest.raises(FileNotFoundError, match="no file 'nowhere.json' for split 'train'"):
+    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\.json' for split 'train'"):
         load_splits(config(files | {"train": "nowhere.json"}))
-    with pytest.raises(FileNotFoundError, match=r"data set 'json' was not found.*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\*\.json' for split 'train'"):
         load_splits(config(files | {"train": "nowhere*.json"}))
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"dataset.path: no folder '\./nowhere'"):
+        load_splits(TaskConfig(dataset=DatasetConfig(path="./nowhere")))
+
+
+def test_a_folder_of_files_is_read(files: dict[str, str]) -> None:
+    assert len(load_splits(config(None, str(Path(files["train"]).parent)))["calibration"]) == 4
 
 
 def test_a_missing_split_names_those_there_are(files: dict[str, str]) -> None:
@@ -138,13 +149,15 @@ def test_a_file_without_rows_is_refused(files: dict[str, str], tmp_path: Path) -
     empty = tmp_path / "empty.csv"
     empty.write_text("text,label\n")
     full = tmp_path / "full.csv"
-    full.write_text("text,label\na,0\n")
+    full.write_text("text,label\na,0\nb,1\n")
+    chosen = {"calibration": "train[1:]", "validation": "train[:1]"}
+    assert len(load_splits(config({"train": str(full), "test": str(full)}, "csv", **chosen))["test"]) == 2
     with pytest.raises(ValueError, match=r"splits.test: 'test' must not be empty, .*'test' has 0 rows"):
-        load_splits(config({"train": str(full), "test": str(empty)}, "csv", calibration="train", validation="test"))
+        load_splits(config({"train": str(full), "test": str(empty)}, "csv", **chosen))
 
 
 def test_a_loader_without_files_is_refused() -> None:
-    with pytest.raises(ValueError, match="dataset.path 'parquet' needs data_files"):
+    with pytest.raises(ValueError, match=r"dataset\.path 'parquet' needs data_files"):
         load_splits(config(None, "parquet"))
 
 

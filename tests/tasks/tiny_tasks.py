@@ -37,7 +37,8 @@ def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 4)])
     names: dict[str, Any] = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
     if kind == "pair":
-        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "model_input_names": inputs}
     else:
         names |= {"bos_token": "<s>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(names | options))
