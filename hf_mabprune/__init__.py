@@ -1,7 +1,7 @@
 """hf_mabprune: structured pruning of Hugging Face Transformers with multi-armed bandits.
 
 Importing this package lets AutoModel*.from_pretrained load per-layer checkpoints without trust_remote_code. That is
-all it does at once; what is needed to prune is imported on first use, so that a server pays for nothing it does not need.
+all it does at once; what is needed to prune is imported on first use, so that a server does not pay for it.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """The rows of the report: the unpruned model, the pruned one and random draws of the same size, on the same data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -11,7 +11,6 @@ from hf_mabprune.arms import KINDS, ArmTable, Bools, Ints
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.evaluation import (
     Evaluation,
-    count_parameters,
     evaluate,
     forward_of,
     masked_forward_of,
@@ -75,7 +74,7 @@ class Judge:
     model: PreTrainedModel
     task: Task
     arms: ArmTable
-    batches: dict[str, Sequence[Batch]]
+    batches: Mapping[str, Sequence[Batch]]
     tokens: int
     totals: dict[str, int]
     accelerator: Accelerator
@@ -95,7 +94,7 @@ class Judge:
         everything = np.ones(len(kept), dtype=bool)
         return (
             replace(self._figures(before, everything), latency_ms=slow),
-            replace(self._figures(after, kept), **count_parameters(small), latency_ms=fast),
+            replace(self._figures(after, kept), latency_ms=fast),
         )
 
     def random(self, selection: Selection, seed: int) -> RandomFigures:

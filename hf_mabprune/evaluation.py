@@ -21,7 +21,8 @@ from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.masking import keep_masks, masked
 from hf_mabprune.rewards import kl_divergence
-from hf_mabprune.tasks.base import Batch, Readout, Scores, Task
+from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.readout import NO_TARGET, Readout, Scores
 
 Forward = Callable[[Batch], Readout]
 RESAMPLES = 1000
@@ -46,7 +47,7 @@ class Evaluation:
     @property
     def loss(self) -> float:
         """Mean over all positions that count."""
-        return self.scores.loss()
+        return float(np.average(self.scores.losses, weights=self.scores.positions))
 
 
 def forward_of(model: PreTrainedModel, task: Task) -> Forward:
@@ -84,7 +85,7 @@ def evaluate(
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
         batch = {name: tensor.to(accelerator.device) for name, tensor in batches[number].items()}
         readout = forward(batch)
-        counted = readout.targets != -100
+        counted = readout.targets != NO_TARGET
         kl = torch.zeros(len(counted), dtype=torch.float64)
         if original is not None:
             divergence = kl_divergence(original(batch).logits, readout.logits) * counted
@@ -106,7 +107,7 @@ def paired_difference(task: Task, first: Scores, second: Scores, seed: int = 0) 
     def difference(rows: NDArray[np.int64]) -> float:
         return _main_metric(task, first.take(rows)) - _main_metric(task, second.take(rows))
 
-    low, high = _bootstrap(difference, len(first.losses), seed)
+    low, high = bootstrap_interval(difference, len(first.losses), seed)
     return difference(np.arange(len(first.losses))), low, high
 
 
@@ -115,14 +116,16 @@ def _main_metric(task: Task, scores: Scores) -> float:
 
 
 def _intervals(task: Task, scores: Scores) -> dict[str, tuple[float, float]]:
-    names = list(task.compute_metrics(scores))
-    return {
-        name: _bootstrap(lambda rows, name=name: task.compute_metrics(scores.take(rows))[name], len(scores.losses), 0)
-        for name in names
-    }
+    def interval(name: str) -> tuple[float, float]:
+        return bootstrap_interval(lambda rows: task.compute_metrics(scores.take(rows))[name], len(scores.losses), seed=0)
+
+    return {name: interval(name) for name in task.compute_metrics(scores)}
 
 
-def _bootstrap(statistic: Callable[[NDArray[np.int64]], float], examples: int, seed: int) -> tuple[float, float]:
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.int64]], float], examples: int, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile bootstrap interval of a statistic of rows, [examples] row numbers drawn with replacement."""
     interval = bootstrap(
         (np.arange(examples),),
         statistic,

@@ -1,11 +1,12 @@
 """Which layouts a model, its arms and a target allow, and which of them `auto` takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_mabprune.architectures import Architecture
+from hf_mabprune.architectures import Architecture, architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruningConfig
 from hf_mabprune.selection import Plan, make_plan
@@ -27,20 +28,22 @@ class Plans:
 
 
 def make_plans(
-    architecture: Architecture, model: PreTrainedModel, arms: ArmTable, totals: dict[str, int], config: PruningConfig
+    model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig
 ) -> Plans:
     """Checks the target against the layouts, before any compute.
 
     Raises:
         ValueError: If the target is out of reach in the layout asked for, or in every layout for `auto`.
     """
+    architecture = architecture_of(model)
     floors = {"neuron": config.min_neurons, "head": config.min_heads * architecture.group_size(model.config)}
 
     def uniform() -> Plan:
-        sizes = {
-            "neuron": _multiples(architecture, model, config),
-            "head": uniform_head_counts(architecture, model.config),
-        }
+        heads = uniform_head_counts(architecture, model.config)
+        if "head" in config.arms and not heads:
+            group = architecture.group_size(model.config)
+            architecture.uniform_config(model.config, getattr(model.config, architecture.width_field), group)
+        sizes = {"neuron": _multiples(architecture, model, config), "head": heads}
         return make_plan(arms, config.target, totals, "uniform", floors, sizes)
 
     if config.layout == "uniform":

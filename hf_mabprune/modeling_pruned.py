@@ -10,7 +10,6 @@ are made on demand, by name, for any model in transformers.
 
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -50,7 +49,7 @@ class PerLayerModel:
     """Mixed into a stock model class: after the stock constructor, the planned modules get their sizes."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize(self.base_model, getattr(config, "mabprune", None) or {})  # type: ignore[attr-defined]
 
 
@@ -98,10 +97,11 @@ def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         return stock
     name = CLASS_PREFIX + stock.__name__
     if name not in _classes:
-        autos = [auto for auto, model in auto_classes(stock.config_class).items() if model is stock]
+        config: Any = stock.config_class
+        autos = [auto for auto, model in auto_classes(config).items() if model is stock]
         body = {
             "__module__": __name__,
-            "config_class": config_class(stock.config_class),
+            "config_class": config_class(config),
             "_auto_class": autos[0] if autos else None,
         }
         _classes[name] = type(name, (PerLayerModel, stock), body)

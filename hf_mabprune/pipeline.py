@@ -2,7 +2,6 @@
 comparison -> checkpoint, report, figures, model card."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,18 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import checkpoint, config, console, evaluation, layouts
-from hf_mabprune.architectures import Architecture, architecture_of
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.comparison import Judge, Selection, make_report
 from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.output import write_output
 from hf_mabprune.policies import POLICIES, Policy
-from hf_mabprune.pulls.reference import ReferencePulls
+from hf_mabprune.pulls.base import Cost
+from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.registry import check_options
 from hf_mabprune.report import Report
 from hf_mabprune.search import SearchResult, run_search
+from hf_mabprune.selection import Plan
 from hf_mabprune.surgery import prune_copy
 from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, task_for_model
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
@@ -60,10 +61,10 @@ class PruneResult:
         needs = "" if report.layout == "uniform" else "   # after import hf_mabprune, or with trust_remote_code=True"
         return (
             f"{self.table()}\n"
-            f"{100 * report.removed_fraction():.1f}% of FFN and attention parameters removed | layout {report.layout}, "
-            f"{report.layout_reason}\n"
-            f"stopped: {report.search.stopped_because} | {report.search.pulls:,} pulls in {report.search.seconds:.0f} s "
-            f"| reload difference {report.reload['max_logit_difference']:.1g}\n"
+            f"{100 * report.removed_fraction():.1f}% of FFN and attention parameters removed | "
+            f"layout {report.layout}, {report.layout_reason}\n"
+            f"stopped: {report.search.stopped_because} | {report.search.pulls:,} pulls "
+            f"in {report.search.seconds:.0f} s | reload difference {report.reload['max_logit_difference']:.1g}\n"
             f'load it: {auto_class}.from_pretrained("{folder}"){needs}\n'
         )
 
@@ -141,31 +142,21 @@ def _run(
     save_dtype: torch.dtype,
 ) -> PruneResult:
     """Everything after model and data are there."""
-    set_seed(settings.seed)
-    model.eval()
-    architecture = architecture_of(model)
-    task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
-    batches = prepare_batches(settings, task, splits)
-    tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches["calibration"]]))
-    arms = architecture.arm_table(model, list(settings.prune.arms), settings.prune.block_size, tokens)
-    totals = evaluation.count_parameters(model) | {"macs": evaluation.count_macs(model, tokens)}
-    plans = layouts.make_plans(architecture, model, arms, totals, settings.prune)
-    accelerator.print(console.header(model, arms, accelerator))
+    judge = prepare(settings, model, tokenizer, splits, accelerator)
+    plans = layouts.make_plans(model, judge.arms, judge.totals, settings.prune)
+    accelerator.print(console.header(model, judge.arms, accelerator))
 
-    pulls = ReferencePulls(model, arms, task, batches["calibration"], settings.search.reward, accelerator)
-    with console.SearchProgress(settings.search.rounds, accelerator.is_main_process) as watcher:
-        found = run_search(pulls, make_policy(settings, len(arms)), plans.search, settings.search, watcher)
-
-    judge = Judge(model, task, arms, batches, tokens, totals, accelerator)
-    selection = choose_layout(judge, plans, found, settings, architecture)
-    small = prune_copy(model, arms.kept_units(selection.kept), selection.plan.layout)
+    found, cost = search(settings, judge, plans.search)
+    selection = choose_layout(judge, plans, found, settings)
+    small = prune_copy(model, judge.arms.kept_units(selection.kept), selection.plan.layout)
     checkpoint.round_weights(small, save_dtype)
 
-    report = make_report(settings, judge, selection, small, found, pulls.cost)
+    report = make_report(settings, judge, selection, small, found, cost)
     if accelerator.is_main_process:
-        report = write_output(settings, report, small, tokenizer, found.table(arms, selection.kept), save_dtype, judge)
+        arms = found.table(judge.arms, selection.kept)
+        report = write_output(settings, report, small, tokenizer, arms, save_dtype, judge)
     accelerator.wait_for_everyone()
-    return PruneResult(small, report, arms, found)
+    return PruneResult(small, report, judge.arms, found)
 
 
 def check_settings(settings: PruneConfig) -> None:
@@ -209,7 +200,36 @@ def load_model(settings: ModelConfig, task: TaskConfig) -> tuple[PreTrainedModel
     return model, AutoTokenizer.from_pretrained(settings.name, **origin)
 
 
-def prepare_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, Sequence[Batch]]:
+def prepare(
+    settings: PruneConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, Dataset],
+    accelerator: Accelerator,
+) -> Judge:
+    """Model, data and arms, made ready to be pulled and judged."""
+    set_seed(settings.seed)
+    model.eval()
+    architecture = architecture_of(model)
+    task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
+    batches = prepare_batches(settings, task, splits)
+    tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches["calibration"]]))
+    arms = architecture.arm_table(model, list(settings.prune.arms), settings.prune.block_size, tokens)
+    totals = evaluation.count_parameters(model) | {"macs": evaluation.count_macs(model, tokens)}
+    return Judge(model, task, arms, batches, tokens, totals, accelerator)
+
+
+def search(settings: PruneConfig, judge: Judge, plan: Plan) -> tuple[SearchResult, Cost]:
+    """Finds the arms that go, and says what that cost."""
+    pulls = ReplayPulls(
+        judge.model, judge.arms, judge.task, judge.batches["calibration"], settings.search.reward, judge.accelerator
+    )
+    policy = make_policy(settings, len(judge.arms))
+    with console.SearchProgress(settings.search.rounds, judge.accelerator.is_main_process) as watcher:
+        return run_search(pulls, policy, plan, settings.search, watcher), pulls.cost
+
+
+def prepare_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, list[Batch]]:
     """Checked, encoded, sampled and collated: purpose -> batches."""
     for purpose in SPLITS:
         task.check(splits[purpose], purpose)
@@ -233,9 +253,7 @@ def make_policy(settings: PruneConfig, arms: int) -> Policy:
     return policy(arms=arms, seed=settings.seed, **check_options("policy", name, policy, options))
 
 
-def choose_layout(
-    judge: Judge, plans: layouts.Plans, found: SearchResult, settings: PruneConfig, architecture: Architecture
-) -> Selection:
+def choose_layout(judge: Judge, plans: layouts.Plans, found: SearchResult, settings: PruneConfig) -> Selection:
     """The arms that stay; where `auto` has a choice, validation decides between the layouts."""
     rules = layouts.width_multiple(settings.prune, judge.model.config.hidden_size), settings.prune.min_neurons
     best = Selection(plans.search, found.kept, *rules, reason=plans.reason).rounded(found.order)

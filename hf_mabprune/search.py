@@ -71,7 +71,11 @@ class SearchResult:
     def table(self, arms: ArmTable, kept: Bools) -> pd.DataFrame:
         """One row an arm: what it is, what was found out about it, and whether it stays in the final model."""
         return arms.to_frame().assign(
-            pulls=self.pulls, mean=self.scores, kept=kept, removed_round=self.removed_round, order=np.argsort(self.order)
+            pulls=self.pulls,
+            mean=self.scores,
+            kept=kept,
+            removed_round=self.removed_round,
+            order=np.argsort(self.order),
         )
 
 

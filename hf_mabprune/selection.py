@@ -7,7 +7,9 @@ Symbols: K arms; a move is a set of arms that go together: one arm under `per_la
 every layer under `uniform`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -106,7 +108,7 @@ class Plan:
                 queues.append(
                     [
                         np.concatenate([rows[a:b] for rows in layers])
-                        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+                        for a, b in pairwise(bounds)
                     ]
                 )
         moves = []
@@ -119,7 +121,7 @@ class Plan:
 def make_plan(
     arms: ArmTable,
     target: TargetConfig,
-    totals: dict[str, int],
+    totals: Mapping[str, int],
     layout: Literal["uniform", "per_layer"],
     min_units: dict[str, int],
     sizes: dict[str, set[int]] | None = None,
@@ -184,7 +186,7 @@ def _uniform_steps(arms: ArmTable, kind: str, floors: dict[Site, int], sizes: se
     return tuple(count for count in counts if sizes is None or int(widths[count - 1]) in sizes)
 
 
-def _budgets(arms: ArmTable, target: TargetConfig, totals: dict[str, int]) -> list[Budget]:
+def _budgets(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int]) -> list[Budget]:
     budgets = []
     everything = np.arange(len(arms))
     for name, fraction, cost in (

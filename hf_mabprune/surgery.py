@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_mabprune import modeling_pruned
-from hf_mabprune.architectures import Architecture, Site, architecture_of
+from hf_mabprune.architectures import Architecture, Site, architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
 
 Layout = Literal["uniform", "per_layer"]
@@ -44,7 +44,7 @@ def prune_copy(model: PreTrainedModel, keep: KeepIndices, layout: Layout) -> Pre
     replaced: dict[int, Any] = {id(model.config): config}
     for site, units in kept.items():
         for path in site.linears():
-            linear = model.base_model.get_submodule(path)
+            linear = linear_at(model, path)
             replaced[id(linear)] = _cut(linear, path, site, units)
     small = copy.deepcopy(model, replaced)
     for site in kept:
@@ -114,7 +114,7 @@ def _per_layer_config(
     per_layer: dict[int, dict[str, int]] = {}
     for site, units in sizes.items():
         for path in site.linears():
-            linear = model.base_model.get_submodule(path)
+            linear = linear_at(model, path)
             rows = site.sizes(units)["groups"] * site.unit_size if path in site.per_group else units * site.unit_size
             modules[path] = [linear.out_features, rows] if path == site.output else [rows, linear.in_features]
         for path, names in site.attributes.items():
@@ -122,13 +122,11 @@ def _per_layer_config(
         per_layer.setdefault(site.layer, {}).update(architecture.layer_fields(site, units))
     stock = type(model.config)
     settings = model.config.to_dict()
-    for own in ("model_type", "per_layer_config", "transformers_version", "auto_map"):
+    for own in ("model_type", "transformers_version", "auto_map"):
         settings.pop(own, None)
-    new = modeling_pruned.config_class(stock)(
-        **settings,
-        mabprune={"format": modeling_pruned.FORMAT, "modules": modules, "attributes": attributes},
-        per_layer_config=per_layer,
-    )
+    settings["mabprune"] = {"format": modeling_pruned.FORMAT, "modules": modules, "attributes": attributes}
+    settings["per_layer_config"] = per_layer
+    new = modeling_pruned.config_class(stock)(**settings)
     new.auto_map = modeling_pruned.auto_map(modeling_pruned.stock_config_class(stock))
     new._attn_implementation = model.config._attn_implementation
     new.name_or_path = model.config.name_or_path

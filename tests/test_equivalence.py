@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -131,10 +132,11 @@ def test_what_a_layout_cannot_express_is_refused_with_the_reason(
     model_type: str, keep: dict[str, dict[int, list[int]]], layout: Layout, message: str
 ) -> None:
     model = tiny_model(model_type, "AutoModel")
-    indices = KeepIndices(
-        neurons={layer: torch.tensor(units, dtype=torch.int64).numpy() for layer, units in keep.get("neurons", {}).items()},
-        heads={layer: torch.tensor(units, dtype=torch.int64).numpy() for layer, units in keep.get("heads", {}).items()},
-    )
+    arrays = {
+        kind: {layer: np.array(units, dtype=np.int64) for layer, units in layers.items()}
+        for kind, layers in keep.items()
+    }
+    indices = KeepIndices(neurons=arrays.get("neurons", {}), heads=arrays.get("heads", {}))
     with pytest.raises(ValueError, match=message):
         prune_copy(model, indices, layout)
 
@@ -145,4 +147,5 @@ def test_llama_refuses_uniform_head_counts_that_do_not_divide_the_hidden_size() 
     with pytest.raises(ValueError, match="6 heads: hidden_size 32 is not a multiple"):
         prune_copy(model, KeepIndices(neurons={}, heads={0: six, 1: six}), "uniform")
     mistral = tiny_model("mistral", "AutoModel", num_attention_heads=8, num_key_value_heads=4)
-    assert prune_copy(mistral, KeepIndices(neurons={}, heads={0: six, 1: six}), "uniform").config.num_attention_heads == 6
+    small = prune_copy(mistral, KeepIndices(neurons={}, heads={0: six, 1: six}), "uniform")
+    assert small.config.num_attention_heads == 6

@@ -77,6 +77,7 @@ class Architecture(ABC):
     layers: ClassVar[str]  # path of the layer list in the base model
     ffn: ClassVar[SiteSpec]
     attention: ClassVar[SiteSpec]
+    attention_block: ClassVar[str]  # module of a layer whose output FFN arms of that layer cannot change
     width_field: ClassVar[str] = "intermediate_size"
     heads_field: ClassVar[str] = "num_attention_heads"
     groups_field: ClassVar[str | None] = None
@@ -106,7 +107,7 @@ class Architecture(ABC):
             ("neuron", self.ffn, 1, 1),
             ("head", self.attention, head_size, group),
         ):
-            columns = model.base_model.get_submodule(prefix + spec.output).in_features
+            columns = linear_at(model, prefix + spec.output).in_features
             yield Site(
                 kind=kind,
                 layer=layer,
@@ -147,17 +148,15 @@ class Architecture(ABC):
         """Parameters and MACs that go with one unit; shared key and value rows count 1 / group each."""
         parameters = weights = 0.0
         for path in site.linears():
-            linear = model.base_model.get_submodule(path)
+            linear = linear_at(model, path)
+            rows = site.unit_size / (site.group if path in site.per_group else 1)
             if path == site.output:
-                weights_here, biases = linear.out_features * site.unit_size, 0
+                weights += linear.out_features * site.unit_size
             else:
-                share = 1 / site.group if path in site.per_group else 1
-                weights_here = linear.in_features * site.unit_size * share
-                biases = site.unit_size * share if linear.bias is not None else 0
-            weights += weights_here
-            parameters += weights_here + biases
+                weights += linear.in_features * rows
+                parameters += rows if linear.bias is not None else 0
         attention = 2 * tokens * tokens * site.unit_size if site.kind == "head" else 0
-        return parameters, weights * tokens + attention
+        return parameters + weights, weights * tokens + attention
 
     def layer_fields(self, site: Site, units: int) -> dict[str, int]:
         """The config fields, in the family's own names, that describe a site of a given size."""
@@ -188,9 +187,17 @@ class Architecture(ABC):
     def set_uniform_heads(self, config: PretrainedConfig, heads: int) -> None:
         """Writes another number of query heads into a stock config, or raises ValueError with the reason."""
         raise ValueError(
-            f"a stock {config.model_type} config cannot say {heads} heads of {self.head_size(config)}: its head size is "
-            f"{config.hidden_size} / heads. Use layout per_layer, or prune neurons only"
+            f"a stock {config.model_type} config cannot say {heads} heads of {self.head_size(config)}: its head size "
+            f"is {config.hidden_size} / heads. Use layout per_layer, or prune neurons only"
         )
+
+
+def linear_at(model: PreTrainedModel, path: str) -> nn.Linear:
+    """The Linear module at a path of the base model."""
+    linear = model.base_model.get_submodule(path)
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"{path} is a {type(linear).__name__}, not an nn.Linear: its weights cannot be cut")
+    return linear
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:

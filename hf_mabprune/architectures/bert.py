@@ -8,6 +8,7 @@ class Bert(Architecture):
     """bert, roberta, electra and xlm-roberta, self-attention and FFN of every layer."""
 
     layers = "encoder.layer"
+    attention_block = "attention"
     ffn = SiteSpec(output="output.dense", per_unit=("intermediate.dense",))
     attention = SiteSpec(
         output="attention.output.dense",

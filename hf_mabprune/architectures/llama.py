@@ -9,6 +9,7 @@ class GatedDecoder(Architecture):
     """What Llama and its like share. A head arm is one key-value group: a kv head and its query heads."""
 
     layers = "layers"
+    attention_block = "self_attn"
     ffn = SiteSpec(
         output="mlp.down_proj",
         per_unit=("mlp.gate_proj", "mlp.up_proj"),
@@ -46,7 +47,7 @@ class Llama(GatedDecoder):
         """Only counts that divide the hidden size."""
         if config.hidden_size % heads:
             raise ValueError(
-                f"a stock llama config cannot say {heads} heads: hidden_size {config.hidden_size} is not a multiple of "
-                f"{heads}. Keep a number of heads that divides it, or use layout per_layer"
+                f"a stock llama config cannot say {heads} heads: hidden_size {config.hidden_size} is not a multiple "
+                f"of {heads}. Keep a number of heads that divides it, or use layout per_layer"
             )
         super().set_uniform_heads(config, heads)

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.masking import keep_masks, masked
 from hf_mabprune.rewards import REWARDS, Observation, kl_divergence
-from hf_mabprune.tasks.base import Batch, Readout, Task
+from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.readout import NO_TARGET, Readout
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -109,17 +110,18 @@ class Pulls(ABC):
     def observe(self, batch: int, kept: Bools) -> Observation:
         """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
         with torch.inference_mode():
-            return self._observation(batch, self._forward(batch, kept))
+            return observation(self._original(batch), self._forward(batch, kept))
 
     @abstractmethod
-    def _measure(self, batch: int, arms: Ints) -> Iterator[tuple[Observation, Observation]]:
+    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation]]:
         """For each arm in turn, the observations in the context without and with the arm masked."""
 
     def _rewards(self, batch: int, arms: Ints) -> Iterator[torch.Tensor]:
         if len(arms):
-            original = self._observation(batch, self._original(batch))
-            for context, pulled in self._measure(batch, arms):
-                yield self.reward(original, context, pulled)
+            original = self._original(batch)
+            unpruned = observation(original, original)
+            for context, pulled in self._measure(batch, arms, original):
+                yield self.reward(unpruned, context, pulled)
 
     def _forward(self, batch: int, kept: Bools) -> Readout:
         """One full forward pass with only `kept` arms, counted in `cost`."""
@@ -127,12 +129,6 @@ class Pulls(ABC):
         self.cost.forward_tokens += inputs["input_ids"].numel()
         with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept))):
             return self.task.readout(self.model, inputs)
-
-    def _observation(self, batch: int, readout: Readout) -> Observation:
-        divergence = kl_divergence(self._original(batch).logits, readout.logits)
-        counted = (readout.targets != -100).to(divergence.dtype)
-        per_example = (divergence * counted).sum(1) / counted.sum(1)
-        return Observation(readout.losses().double(), per_example.double(), readout.correct().double())
 
     def _original(self, batch: int) -> Readout:
         """What the unpruned model says, from the cache where it fits."""
@@ -143,3 +139,11 @@ class Pulls(ABC):
         if self._cache_bytes >= 0:
             self._originals[batch] = readout
         return readout
+
+
+def observation(original: Readout, readout: Readout) -> Observation:
+    """What a forward pass says about each example, beside the unpruned model's."""
+    divergence = kl_divergence(original.logits, readout.logits)
+    counted = (readout.targets != NO_TARGET).to(divergence.dtype)
+    per_example = (divergence * counted).sum(1) / counted.sum(1)
+    return Observation(readout.losses().double(), per_example.double(), readout.correct().double())

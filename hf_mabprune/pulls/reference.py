@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 
-from hf_mabprune.pulls.base import Ints, Pulls
+from hf_mabprune.pulls.base import Ints, Pulls, observation
 from hf_mabprune.rewards import Observation
+from hf_mabprune.tasks.readout import Readout
 
 
 class ReferencePulls(Pulls):
     """Two full forward passes a pull, as the paper has it: one in the context, one with the arm masked on top."""
 
-    def _measure(self, batch: int, arms: Ints) -> Iterator[tuple[Observation, Observation]]:
+    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation]]:
         for arm in arms:
             without_arm = self.kept.copy()
             without_arm[arm] = False
-            yield self.observe(batch, self.kept), self.observe(batch, without_arm)
+            context, pulled = (self._forward(batch, kept) for kept in (self.kept, without_arm))
+            yield observation(original, context), observation(original, pulled)

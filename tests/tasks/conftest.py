@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import Dataset
-from tiny_tasks import CASES
+from tests.tasks.tiny_tasks import CASES
 from transformers import PreTrainedModel
 
 from hf_mabprune.tasks.base import Task

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny_tasks import llama, make_tokenizer, task_of
+from tests.tasks.tiny_tasks import llama, make_tokenizer, task_of
 from transformers import BertConfig, BertLMHeadModel
 
 from hf_mabprune.tasks.base import Task

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from tiny_tasks import bert, llama_config, make_tokenizer, task_of
+from tests.tasks.tiny_tasks import bert, llama_config, make_tokenizer, task_of
 from transformers import LlamaForSequenceClassification, RobertaConfig
 
 from hf_mabprune.tasks.base import Task, max_positions

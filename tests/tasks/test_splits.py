@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Dataset
-from tiny_tasks import CASES
+from tests.tasks.tiny_tasks import CASES
 
 from hf_mabprune.config import DatasetConfig, SplitsConfig, TaskConfig
 from hf_mabprune.tasks import splits

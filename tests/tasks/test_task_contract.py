@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_tasks import make_tokenizer
+from tests.tasks.tiny_tasks import make_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 

@@ -1,0 +1,1 @@
+"""Comparisons that a researcher can run again; the core never imports them."""

@@ -1,0 +1,36 @@
+"""Benchmarks. Each prints a table and writes its rows as parquet.
+
+    python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --seeds 0 1 --out runs/policies.parquet
+    python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --variants ucb1 ucb1:loss sweep
+"""
+
+import argparse
+import sys
+
+import transformers
+
+from hf_mabprune.benchmarks import policies
+from hf_mabprune.cli import read_settings
+
+DEFAULT_VARIANTS = [
+    *("epsilon_greedy", "softmax", "ucb1", "thompson", "hedge", "exp3", "uniform", "sweep"),
+    "ucb1:loss",
+]
+
+
+def main() -> int:
+    """Parses, calls, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=["policies"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search and random control")
+    parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, help="policy, or policy:reward")
+    parser.add_argument("--out", default="runs/policies.parquet", help="where the rows go")
+    options, settings = parser.parse_known_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print(policies.compare(read_settings(settings), options.variants, options.seeds, options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

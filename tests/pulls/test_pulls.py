@@ -1,0 +1,118 @@
+"""Pulls against their definition, and fast pulls against reference pulls, for every type and kind of arm."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.masking import masked
+from hf_mabprune.pulls import Pulls
+from hf_mabprune.pulls.reference import ReferencePulls
+from hf_mabprune.pulls.replay import ReplayPulls
+from hf_mabprune.rewards import REWARDS
+from hf_mabprune.tasks.base import Batch, Task
+from tests.tasks.tiny_tasks import make_tokenizer, task_of
+from tests.tiny_models import tiny_model
+
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def problem(model_type: str) -> tuple[PreTrainedModel, Task, list[Batch], ArmTable]:
+    """A tiny model with its task, three padded batches and all its arms."""
+    decoder = model_type in DECODERS
+    model = tiny_model(model_type, "AutoModelForCausalLM" if decoder else "AutoModelForSequenceClassification")
+    task = task_of(model, make_tokenizer("plain" if decoder else "pair"))
+    generator = torch.Generator().manual_seed(3)
+    batches = []
+    for _ in range(3):
+        ids = torch.randint(3, 16, (4, 7), generator=generator)
+        attention = torch.ones_like(ids)
+        if not decoder:
+            ids[0, 5:], attention[0, 5:] = 0, 0
+        labels = ids.clone() if decoder else torch.randint(0, 2, (4,), generator=generator)
+        batches.append({"input_ids": ids, "attention_mask": attention, "labels": labels})
+    return model, task, batches, architecture_of(model).arm_table(model, ["neuron", "head"], 16, 7)
+
+
+def some_context(arms: ArmTable) -> np.ndarray:
+    kept = np.ones(len(arms), dtype=bool)
+    kept[[1, 4, len(arms) - 1]] = False
+    return kept
+
+
+def pull_all(pulls: Pulls, kept: np.ndarray) -> np.ndarray:
+    pulls.set_context(kept)
+    arms = np.flatnonzero(kept)
+    return pulls.pull(np.repeat(arms, 2), np.tile([0, 2], len(arms)))
+
+
+@pytest.mark.parametrize("reward", sorted(REWARDS))
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str) -> None:
+    model, task, batches, arms = problem(model_type)
+    kept = some_context(arms)
+    slow = pull_all(ReferencePulls(model, arms, task, batches, reward), kept)
+    fast = pull_all(ReplayPulls(model, arms, task, batches, reward), kept)
+
+    assert np.abs(slow).max() > 0 or reward == "accuracy"
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-12)
+
+
+def test_replay_pays_less_and_counts_it() -> None:
+    model, task, batches, arms = problem("bert")
+    kept = np.ones(len(arms), dtype=bool)
+    slow, fast = ReferencePulls(model, arms, task, batches), ReplayPulls(model, arms, task, batches)
+    pull_all(slow, kept)
+    pull_all(fast, kept)
+
+    tokens, pulls = batches[0]["input_ids"].numel(), 2 * len(arms)
+    assert slow.cost.pulls == fast.cost.pulls == pulls
+    assert slow.cost.forward_tokens == tokens * (2 * pulls + 2), "two passes a pull, and the unpruned one of each batch"
+    per_layer = np.array([(2 - layer) / 2 for layer in arms.layer])
+    assert fast.cost.forward_tokens == tokens * (2 * per_layer.sum() + 4), "a part of one pass, and two a batch"
+
+
+def test_replay_without_room_for_its_cache_gives_the_same() -> None:
+    model, task, batches, arms = problem("llama")
+    kept = some_context(arms)
+    roomy = pull_all(ReplayPulls(model, arms, task, batches), kept)
+    tight = ReplayPulls(model, arms, task, batches, cache_bytes=0)
+
+    assert np.array_equal(pull_all(tight, kept), roomy)
+    assert not tight._recordings and not tight._originals
+
+
+def test_a_pull_is_the_loss_with_the_arm_masked_minus_the_loss_without() -> None:
+    model, task, batches, arms = problem("bert")
+    arm = int(arms.of_kind("neuron")[1])  # neurons 16 to 31 of layer 0
+    mask = torch.ones(48)
+    mask[16:32] = 0
+    inputs = {name: tensor for name, tensor in batches[0].items() if name != "labels"}
+    with torch.no_grad():
+        before = torch.nn.functional.cross_entropy(model(**inputs).logits, batches[0]["labels"])
+        with masked(model, neuron_mask={0: mask}):
+            after = torch.nn.functional.cross_entropy(model(**inputs).logits, batches[0]["labels"])
+    reward = ReferencePulls(model, arms, task, batches, "loss").pull(np.array([arm]), np.array([0]))[0, 0]
+
+    assert reward == pytest.approx(float(before - after), abs=1e-6)
+
+
+def test_models_are_left_as_they_were() -> None:
+    model, task, batches, arms = problem("qwen2")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pull_all(ReplayPulls(model, arms, task, batches), some_context(arms))
+
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_loss_that_is_not_finite_names_the_batch() -> None:
+    model, task, batches, arms = problem("bert")
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    pulls = ReplayPulls(model, arms, task, batches)
+    with pytest.raises(ValueError, match="calibration batch 1 is not finite"):
+        pulls.pull(np.array([0]), np.array([1]))
