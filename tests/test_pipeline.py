@@ -1,0 +1,264 @@
+"""The main job, end to end, on tiny models and local files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_mabprune import PruneResult, load_pruned, prune
+from hf_mabprune.config import PruneConfig, check
+from hf_mabprune.pipeline import prune_from_config
+from hf_mabprune.report import Report
+from tests.tasks.tiny_tasks import make_tokenizer
+from tests.tiny_models import tiny_model
+
+LETTERS = "abcdefghij"
+
+
+def sentences(count: int, seed: int) -> dict[str, list[Any]]:
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(rng.choice(list(LETTERS), int(rng.integers(2, 8)))) for _ in range(count)]
+    return {"sentence": texts, "label": [text.count("a") % 2 for text in texts]}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Three parquet files."""
+    paths = {}
+    for seed, split in enumerate(("train", "validation", "test")):
+        paths[split] = str(tmp_path / f"{split}.parquet")
+        Dataset.from_dict(sentences(48, seed)).to_parquet(paths[split])
+    return paths
+
+
+def settings_for(tmp_path: Path, files: dict[str, str], model_type: str, **changes: Any) -> PruneConfig:
+    """Saves a tiny model with its tokenizer and describes a small run on it."""
+    classifier = model_type == "bert"
+    head = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
+    folder = tmp_path / "model"
+    tiny_model(model_type, head).save_pretrained(folder)
+    make_tokenizer("pair" if classifier else "plain").save_pretrained(folder)
+    text = {} if classifier else {"columns": {"text": "sentence"}, "max_length": 8}
+    base: dict[str, Any] = {
+        "model": {"name": str(folder)},
+        "task": {
+            "dataset": {"path": "parquet", "data_files": files},
+            "splits": {"test": "test"},
+            "batch_size": 8,
+            **text,
+        },
+        "prune": {"target": {"neurons": 0.5, "heads": 0.5}, "block_size": 8, "layout": "per_layer"},
+        "search": {"rounds": 2, "pulls_per_arm": 2},
+        "output": {"dir": str(tmp_path / "out"), "random_seeds": 2},
+    }
+    for part, values in changes.items():
+        base[part] = {**base[part], **values} if isinstance(values, dict) else values
+    return check(base)
+
+
+@pytest.fixture
+def finished(tmp_path: Path, files: dict[str, str]) -> tuple[PruneResult, Path]:
+    return prune_from_config(settings_for(tmp_path, files, "bert")), tmp_path / "out"
+
+
+def test_the_folder_holds_everything(finished: tuple[PruneResult, Path]) -> None:
+    _, folder = finished
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert present >= {
+        "config.json",
+        "model.safetensors",
+        "modeling_pruned.py",
+        "tokenizer.json",
+        "README.md",
+        "figures/kept_widths.png",
+        "figures/effects.png",
+        "figures/search.png",
+        "mabprune/config.yaml",
+        "mabprune/report.json",
+        "mabprune/arms.parquet",
+    }
+    assert not [name for name in os.listdir(folder.parent) if name.endswith((".partial", ".old"))]
+
+
+def test_the_report_is_whole_and_true(finished: tuple[PruneResult, Path]) -> None:
+    result, folder = finished
+    raw = json.loads((folder / "mabprune" / "report.json").read_text())
+    assert {"model", "task", "layout", "target", "seed", "versions", "before", "after", "search", "reload"} <= set(raw)
+    fields = {"parameters", "ffn_parameters", "attention_parameters", "macs", "loss", "metrics", "latency_ms"}
+    assert fields | {"checkpoint_bytes"} <= set(raw["after"])
+    costs = {"policy", "arms", "pulls", "forward_tokens", "backward_tokens", "seconds", "stopped_because"}
+    assert costs <= set(raw["search"])
+    again = Report.from_json(folder / "mabprune" / "report.json")
+    assert again.after == result.report.after
+
+    model = load_pruned(folder)
+    assert raw["after"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert raw["after"]["checkpoint_bytes"] == (folder / "model.safetensors").stat().st_size
+    assert raw["reload"]["max_logit_difference"] < 1e-4
+    assert raw["search"]["pulls"] == 2 * raw["search"]["arms"] == int(result.search.pulls.sum())
+    assert len(raw["random"]) == 2
+    assert {draw["figures"]["parameters"] for draw in raw["random"]} == {raw["after"]["parameters"]}
+    assert result.report.removed_fraction() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_table_of_arms_says_what_stays(finished: tuple[PruneResult, Path]) -> None:
+    result, folder = finished
+    arms = pd.read_parquet(folder / "mabprune" / "arms.parquet")
+    assert len(arms) == 2 * (48 // 8) + 2 * 4
+    kept = arms[arms.kept]
+    for (kind, layer), rows in kept.groupby(["kind", "layer"]):
+        units = int((rows.stop - rows.start).sum())
+        assert result.report.kept[str(kind)][int(str(layer))][0] == units
+    assert sorted(arms.order) == list(range(len(arms)))
+    assert (arms.loc[~arms.kept, "removed_round"] > 0).all() and (kept.removed_round == 0).all()
+    assert arms.loc[~arms.kept, "order"].max() < kept.order.min(), "the order of removal is nested"
+
+
+def test_random_rows_and_the_after_row_are_what_they_say(
+    finished: tuple[PruneResult, Path], files: dict[str, str]
+) -> None:
+    result, folder = finished
+    test = Dataset.from_parquet(files["test"])
+    model, tokenizer = load_pruned(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**tokenizer(test["sentence"][:], padding=True, return_tensors="pt")).logits
+    accuracy = float((logits.argmax(-1).numpy() == np.array(test["label"])).mean())
+    assert result.report.after.metrics["accuracy"] == pytest.approx(accuracy)
+    assert result.report.before.kl == 0.0 < result.report.after.kl
+
+
+def test_a_second_run_gives_the_same_and_needs_leave_to_overwrite(tmp_path: Path, files: dict[str, str]) -> None:
+    settings = settings_for(tmp_path, files, "bert")
+    first = prune_from_config(settings)
+    with pytest.raises(FileExistsError, match=r"exists.*output.overwrite"):
+        prune_from_config(settings)
+    second = prune_from_config(settings_for(tmp_path, files, "bert", output={"overwrite": True}))
+    assert np.array_equal(first.search.order, second.search.order)
+    assert first.report.after.metrics == second.report.after.metrics
+
+
+def test_nothing_is_left_behind_when_writing_fails(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_mabprune.plots.save_figures", full)
+    with pytest.raises(OSError, match="No space left"):
+        prune_from_config(settings_for(tmp_path, files, "bert"))
+    assert not (tmp_path / "out").exists()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".out")]
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_language_models_in_both_layouts(layout: str, tmp_path: Path, files: dict[str, str]) -> None:
+    result = prune_from_config(settings_for(tmp_path, files, "llama", prune={"layout": layout}))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    prompt = torch.tensor([[6, 7, 8]])
+    settings = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+
+    assert torch.equal(again.generate(prompt, **settings), result.model.generate(prompt, **settings))
+    assert result.report.main_metric == "perplexity" and not result.report.greater_is_better
+    assert (again.config.model_type == "llama") == (layout == "uniform")
+    if layout == "uniform":
+        assert (again.config.intermediate_size, again.config.num_key_value_heads) == (24, 1)
+
+
+@pytest.mark.parametrize(
+    ("arms", "target", "layout", "reason"),
+    [
+        (["neuron", "head"], {"heads": 0.5}, "per_layer", "uniform is not possible: a stock bert config cannot say"),
+        (["neuron"], {"neurons": 0.5}, "uniform", "loads with plain AutoModel and costs little"),
+    ],
+)
+def test_layout_auto_says_what_it_took_and_why(
+    arms: list[str], target: dict[str, float], layout: str, reason: str, tmp_path: Path, files: dict[str, str]
+) -> None:
+    changes = {"arms": arms, "target": target, "layout": "auto", "auto_tolerance": 10.0}
+    report = prune_from_config(settings_for(tmp_path, files, "bert", prune=changes)).report
+    assert (report.layout, reason in report.layout_reason) == (layout, True), report.layout_reason
+
+
+def test_parameters_and_macs_as_targets_are_reached(tmp_path: Path, files: dict[str, str]) -> None:
+    for name in ("parameters", "macs"):
+        changes = {"target": {name: 0.3}, "block_size": 1}
+        report = prune_from_config(
+            settings_for(tmp_path, files, "llama", prune=changes, output={"overwrite": True})
+        ).report
+        before, after = getattr(report.before, name), getattr(report.after, name)
+        assert 0.3 <= 1 - after / before < 0.36, name
+
+
+def test_the_python_call_leaves_the_model_alone(tmp_path: Path) -> None:
+    model = tiny_model("bert", "AutoModelForSequenceClassification").train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = prune(
+        model,
+        make_tokenizer("pair"),
+        calibration=Dataset.from_dict(sentences(32, 0)),
+        validation=Dataset.from_dict(sentences(16, 1)),
+        test=Dataset.from_dict(sentences(16, 2)),
+        target={"parameters": 0.2},
+        output_dir=tmp_path / "out",
+        task={"batch_size": 8},
+        prune={"block_size": 8},
+        search={"rounds": 2, "pulls_per_arm": 1},
+    )
+    assert model.training and all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert sum(p.numel() for p in result.model.parameters()) <= 0.8 * sum(p.numel() for p in model.parameters())
+    assert "before" in result.table() and "random 0" in result.table()
+    result.model.save_pretrained(tmp_path / "again")
+    assert isinstance(AutoModelForSequenceClassification.from_pretrained(tmp_path / "again"), type(result.model))
+
+
+WITHOUT_PACKAGE = """
+import sys
+sys.modules["hf_mabprune"] = None
+import torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "trust").eval()
+with torch.no_grad():
+    print(type(model).__name__, model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item())
+"""
+
+
+def load_elsewhere(folder: Path, trust: bool, cache: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGE, str(folder), "trust" if trust else "plain"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_MODULES_CACHE": str(cache)},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_a_per_layer_checkpoint_loads_where_the_package_is_not(finished: tuple[PruneResult, Path]) -> None:
+    result, folder = finished
+    trusted = load_elsewhere(folder, True, folder.parent / "cache")
+    with torch.no_grad():
+        expected = result.model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item()
+    name, value = trusted.stdout.split()
+    assert name == "MabpruneBertForSequenceClassification"
+    assert float(value) == pytest.approx(expected, abs=1e-4)
+    refused = load_elsewhere(folder, False, folder.parent / "cache")
+    assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
+
+
+def test_a_uniform_checkpoint_needs_neither_package_nor_trust(tmp_path: Path, files: dict[str, str]) -> None:
+    changes = {"arms": ["neuron"], "target": {"neurons": 0.5}, "layout": "uniform"}
+    result = prune_from_config(settings_for(tmp_path, files, "bert", prune=changes))
+    plain = load_elsewhere(tmp_path / "out", False, tmp_path / "cache")
+    with torch.no_grad():
+        expected = result.model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item()
+    name, value = plain.stdout.split()
+    assert name == "BertForSequenceClassification"
+    assert float(value) == pytest.approx(expected, abs=1e-4)
