@@ -48,9 +48,10 @@ class ArmTable:
 
     def groups(self) -> list[tuple[str, int, NDArray[np.int64]]]:
         """(kind, layer, arms) for every site, in order."""
-        frame = pd.DataFrame({"kind": self.kind, "layer": self.layer})
-        return [(str(kind), int(layer), np.asarray(rows)) for (kind, layer), rows in
-                sorted(frame.groupby(["kind", "layer"]).indices.items(), key=lambda item: item[1][0])]
+        sites = [(kind, layer) for kind in KINDS for layer in np.unique(self.layer[self.kind == kind])]
+        return [
+            (kind, int(layer), np.flatnonzero((self.kind == kind) & (self.layer == layer))) for kind, layer in sites
+        ]
 
     def of_kind(self, kind: str) -> NDArray[np.int64]:
         """Indices of the arms of one kind."""

@@ -1,9 +1,10 @@
 """The rows of the report: the unpruned model, the pruned one and random draws of the same size, on the same data."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -21,6 +22,8 @@ from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigure
 from hf_mabprune.search import SearchResult
 from hf_mabprune.selection import Plan, round_widths
 from hf_mabprune.tasks.base import Batch, Task, task_for_model
+
+CACHE_BYTES = 2**30  # of the unpruned model's logits
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Judge:
         model: The unpruned model.
         batches: purpose -> batches.
         tokens: T, length of the sequence that MACs are counted for.
+        cache: (split, number of the batch) -> logits of the unpruned model.
     """
 
     model: PreTrainedModel
@@ -78,18 +82,33 @@ class Judge:
     tokens: int
     totals: dict[str, int]
     accelerator: Accelerator
+    cache: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
         """The model with only `kept` arms, by masking."""
         forward = masked_forward_of(self.model, self.task, self.arms.kept_units(kept))
-        plain = forward_of(self.model, self.task)
-        return evaluate(forward, self.task, self.batches[split], self.accelerator, plain, intervals)
+        original = self._originals(split)
+        return evaluate(forward, self.task, self.batches[split], self.accelerator, original, intervals)
+
+    def _originals(self, split: str) -> Callable[[int, Batch], torch.Tensor]:
+        """Logits of the unpruned model, from the cache where they fit."""
+
+        def logits(number: int, batch: Batch) -> torch.Tensor:
+            if (split, number) not in self.cache:
+                found = self.task.readout(self.model, batch).logits
+                taken = sum(kept.numel() * kept.element_size() for kept in self.cache.values())
+                if taken + found.numel() * found.element_size() > CACHE_BYTES:
+                    return found
+                self.cache[split, number] = found
+            return self.cache[split, number]
+
+        return logits
 
     def before_and_after(self, small: PreTrainedModel, kept: Bools) -> tuple[ModelFigures, ModelFigures]:
         """The unpruned and the cut model on the test split, with latencies measured in turns."""
-        plain, test = forward_of(self.model, self.task), self.batches["test"]
-        before = evaluate(plain, self.task, test, self.accelerator)
-        after = evaluate(forward_of(small, self.task), self.task, test, self.accelerator, plain)
+        test = self.batches["test"]
+        before = evaluate(forward_of(self.model, self.task), self.task, test, self.accelerator)
+        after = evaluate(forward_of(small, self.task), self.task, test, self.accelerator, self._originals("test"))
         slow, fast = measure_latency([self.model, small], self.task, test[0])
         everything = np.ones(len(kept), dtype=bool)
         return (

@@ -3,6 +3,7 @@
 The YAML file is this tree written down. Unknown keys are errors that name the nearest known key.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ class ModelConfig(Strict):
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="precision of the search; auto is float32, since half precision loses the effect of single neurons",
+        description="precision of the search; auto is float32, for half precision loses the effect of single neurons",
     )
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of the saved weights; auto is that of the source checkpoint"
@@ -62,7 +63,7 @@ class TaskConfig(Strict):
     calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
     evaluation_examples: int | None = Field(None, gt=0, description="cap on validation and test examples; null: all")
     batch_size: int = Field(32, gt=0, description="examples a pull is measured on")
-    max_length: int | None = Field(None, gt=1, description="longest sequence, or window of a language model, in tokens")
+    max_length: int | None = Field(None, gt=1, description="longest sequence or language-model window, in tokens")
     metrics: list[str] = Field([], description="metrics; empty: the task's own. Unknown names go to evaluate.load")
 
 
@@ -116,13 +117,22 @@ class PruningConfig(Strict):
 class SearchConfig(Strict):
     """How the arms are found."""
 
-    policy: dict[str, Any] = Field({"name": "ucb1"}, description="bandit policy and its options, e.g. {name: ucb1, c: 1.0}")
-    reward: str = Field("kl", description="what makes an arm safe: kl, loss, squared or accuracy")
+    policy: dict[str, Any] = Field(
+        {"name": "ucb1"}, description="bandit policy and its options, e.g. {name: ucb1, c: 1.0}"
+    )
+    reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
     rounds: int = Field(8, gt=0, description="removals in steps; each round pulls in the context of what is gone")
     pulls_per_arm: float = Field(4.0, gt=0, description="budget: pulls of the whole search, times the number of arms")
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
     )
+
+    @model_validator(mode="after")
+    def _policy_is_named(self) -> "SearchConfig":
+        name = self.policy.get("name")
+        if not isinstance(name, str):
+            raise ValueError(f"policy needs a name, e.g. {{name: ucb1}}, got {name!r}")
+        return self
 
 
 class OutputConfig(Strict):
@@ -166,7 +176,7 @@ def check(settings: dict[str, Any]) -> PruneConfig:
     try:
         return PruneConfig.model_validate(settings)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(fault) for fault in error.errors())) from None
+        raise ValueError("\n".join(dict.fromkeys(_explain(fault) for fault in error.errors()))) from None
 
 
 def _explain(fault: Any) -> str:
@@ -176,9 +186,14 @@ def _explain(fault: Any) -> str:
         return f"unknown key '{where}'.{nearest(str(fault['loc'][-1]), known_keys(fault['loc'][:-1]))}"
     if fault["type"] == "missing":
         return f"missing key '{where}'"
-    message = fault["msg"].removeprefix("Value error, ")
     given = "" if isinstance(fault["input"], dict | BaseModel) else f", got {fault['input']!r}"
-    return f"{where}: {message}{given}" if where else f"{message}{given}"
+    if fault["type"] == "value_error":
+        message = fault["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}{given}" if where else f"{message}{given}"
+    types = known_types()
+    while where not in types and "." in where:  # pydantic goes on below the key, to items and alternatives
+        where = where.rpartition(".")[0]
+    return f"{where or 'a config'} must be {types.get(where, NAMES['object'])}{given}"
 
 
 def known_keys(path: tuple[str | int, ...]) -> list[str]:
@@ -189,11 +204,37 @@ def known_keys(path: tuple[str | int, ...]) -> list[str]:
     return list(part.model_fields)
 
 
-def known_paths(part: type[BaseModel] = PruneConfig, prefix: str = "") -> list[str]:
-    """The dotted path of every key."""
-    paths = []
+@cache
+def known_types(part: type[BaseModel] = PruneConfig, prefix: str = "") -> dict[str, str]:
+    """Dotted path of every key -> what it may hold, in words, e.g. `an integer > 0, or null`."""
+    schema = part.model_json_schema()
+    types = {}
     for name, field in part.model_fields.items():
-        paths.append(prefix + name)
+        types[prefix + name] = _type_text(schema["properties"][name])
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            paths += known_paths(field.annotation, f"{prefix}{name}.")
-    return paths
+            types |= known_types(field.annotation, f"{prefix}{name}.")
+    return types
+
+
+NAMES = {
+    "string": "a string",
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "a mapping",
+}
+LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+def _type_text(schema: dict[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "anyOf" in schema:
+        return ", or ".join(_type_text(option) for option in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return " | ".join(schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        items = {"a string": "strings"}.get(words := _type_text(schema["items"]), words)
+        return f"a {'non-empty ' if schema.get('minItems') else ''}list of {items}"
+    limits = " and ".join(f"{sign} {schema[limit]:g}" for limit, sign in LIMITS.items() if limit in schema)
+    return f"{NAMES[schema.get('type', 'object')]} {limits}".rstrip()

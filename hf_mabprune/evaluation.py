@@ -71,14 +71,15 @@ def evaluate(
     task: Task,
     batches: Sequence[Batch],
     accelerator: Accelerator,
-    original: Forward | None = None,
+    original: Callable[[int, Batch], torch.Tensor] | None = None,
     intervals: bool = True,
 ) -> Evaluation:
     """Runs a model over a split; the batches are dealt out over the processes of the launch.
 
     Args:
         forward: The model.
-        original: The unpruned model, for the KL divergence; None where `forward` is that model.
+        original: (number, batch) -> logits of the unpruned model, for the KL divergence; None where `forward` is
+            that model.
         intervals: Whether to bootstrap them.
     """
     found = []
@@ -88,7 +89,7 @@ def evaluate(
         counted = readout.targets != NO_TARGET
         kl = torch.zeros(len(counted), dtype=torch.float64)
         if original is not None:
-            divergence = kl_divergence(original(batch).logits, readout.logits) * counted
+            divergence = kl_divergence(original(number, batch), readout.logits) * counted
             kl = (divergence.sum(1) / counted.sum(1)).double().cpu()
         found.append((number, readout.scores(), kl.numpy()))
     found = sorted(gather_object(found), key=lambda item: item[0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_mabprune import modeling_pruned
 from hf_mabprune.architectures import Architecture, architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruningConfig
@@ -39,6 +40,8 @@ def make_plans(
     floors = {"neuron": config.min_neurons, "head": config.min_heads * architecture.group_size(model.config)}
 
     def uniform() -> Plan:
+        if isinstance(model.config, modeling_pruned.PerLayerConfig):
+            raise ValueError("the model has per-layer sizes already: use layout per_layer")
         heads = uniform_head_counts(architecture, model.config)
         if "head" in config.arms and not heads:
             group = architecture.group_size(model.config)

@@ -175,12 +175,12 @@ def make_accelerator() -> Accelerator:
     """Accelerate's engine, on CPU where there is no GPU.
 
     Raises:
-        RuntimeError: If the launch asked for several processes and this one would run alone.
+        ValueError: If the launch asked for several processes and this one would run alone.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
-        raise RuntimeError(
+        raise ValueError(
             f"the launch asked for {asked} processes, Accelerate runs {accelerator.num_processes}: use a launch file "
             "from configs/accelerate"
         )

@@ -4,6 +4,7 @@ A file in an open folder registers what it defines with a decorator. The folder 
 component is adding one file.
 """
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
@@ -82,7 +83,7 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
     Raises:
         ValueError: For an option that the component does not have, or a value of the wrong type.
     """
-    known = {field: spec for field, spec in component.__dataclass_fields__.items() if spec.metadata.get("help")}
+    known = {field.name: field for field in dataclasses.fields(component) if "help" in field.metadata}
     for option in options:
         if option not in known:
             raise ValueError(
@@ -92,7 +93,8 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
     checked = {}
     for option, value in options.items():
         try:
-            checked[option] = TypeAdapter(known[option].type).validate_python(value)
+            adapter: TypeAdapter[Any] = TypeAdapter(known[option].type)  # type: ignore[arg-type]
+            checked[option] = adapter.validate_python(value)
         except ValidationError as error:
             raise ValueError(f"{kind} '{name}': {option}: {error.errors()[0]['msg']}, got {value!r}") from None
     return checked
@@ -100,5 +102,5 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
 
 def describe_options(component: type) -> list[tuple[str, Any, str]]:
     """(name, default, help) of every option that a config may give a dataclass component."""
-    fields = component.__dataclass_fields__.items()  # type: ignore[attr-defined]
-    return [(name, spec.default, spec.metadata["help"]) for name, spec in fields if "help" in spec.metadata]
+    fields = dataclasses.fields(component)
+    return [(field.name, field.default, field.metadata["help"]) for field in fields if "help" in field.metadata]

@@ -15,7 +15,7 @@ LARGE_VOCABULARY = 1024
 
 @dataclass(frozen=True)
 class Observation:
-    """What one forward pass says about each example.
+    """What one forward pass says about each example. Quantities that nobody asked for are empty, [0].
 
     Attributes:
         loss: [B], float64, mean cross-entropy over the example's positions.
@@ -51,6 +51,9 @@ def accuracy(original: Observation, context: Observation, pulled: Observation) -
 
 Reward = Callable[[Observation, Observation, Observation], torch.Tensor]
 REWARDS: dict[str, Reward] = {"kl": kl, "loss": loss, "squared": squared, "accuracy": accuracy}
+QUANTITIES = ("loss", "kl", "correct")
+# What each reward reads: over a large vocabulary, every quantity costs about as much as a layer.
+NEEDS: dict[str, tuple[str, ...]] = {"kl": ("kl",), "loss": ("loss",), "squared": ("loss",), "accuracy": ("correct",)}
 
 
 def kl_divergence(original: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -73,18 +73,21 @@ class Plan:
         """
         kept, removed = kept.copy(), [np.empty(0, dtype=np.int64)]
         for budget in self.budgets:
-            moves = self._moves(budget, scores, kept)
-            costs = np.array([budget.cost[move].sum() for move in moves])
+            arms, moves = self._moves(budget, scores, kept)
+            costs = np.bincount(moves, budget.cost[arms])
             gone = budget.cost[budget.candidates].sum() - budget.cost[budget.candidates[kept[budget.candidates]]].sum()
             passed = gone + np.cumsum(costs) - (costs if budget.by_cost else costs / 2)
-            taken = moves[: int(np.sum(passed < budget.amount * progress - 1e-9 * budget.total))]
-            for move in taken:
-                kept[move] = False
-            removed += taken
+            taken = arms[moves < np.sum(passed < budget.amount * progress - 1e-9 * budget.total)]
+            kept[taken] = False
+            removed.append(taken)
         return kept, np.concatenate(removed)
 
-    def _moves(self, budget: Budget, scores: Floats, kept: Bools) -> list[Ints]:
-        """What can go next, safest first. The floor of each site protects its least safe arms."""
+    def _moves(self, budget: Budget, scores: Floats, kept: Bools) -> tuple[Ints, Ints]:
+        """What can go next, safest first. The floor of each site protects its least safe arms.
+
+        Returns:
+            Arms, and for each the number of the move that it is part of.
+        """
         alive = np.zeros(len(self.arms), dtype=bool)
         alive[budget.candidates] = kept[budget.candidates]
         sites = {}
@@ -95,9 +98,9 @@ class Plan:
             return self._uniform_moves(budget, scores, sites)
         arms = np.concatenate([rows[: max(len(rows) - self.floors[site], 0)] for site, rows in sites.items()])
         value = scores[arms] / budget.cost[arms] if budget.by_cost else scores[arms]
-        return list(arms[np.argsort(-value, kind="stable"), None])
+        return arms[np.argsort(-value, kind="stable")], np.arange(len(arms))
 
-    def _uniform_moves(self, budget: Budget, scores: Floats, sites: dict[Site, Ints]) -> list[Ints]:
+    def _uniform_moves(self, budget: Budget, scores: Floats, sites: dict[Site, Ints]) -> tuple[Ints, Ints]:
         """Steps down to the next allowed size, in all layers at once; kinds compete by value, each in its order."""
         queues = []
         for kind, steps in self.steps.items():
@@ -105,17 +108,12 @@ class Plan:
             if layers:
                 now = len(layers[0])
                 bounds = [0, *(now - size for size in steps if size < now)]
-                queues.append(
-                    [
-                        np.concatenate([rows[a:b] for rows in layers])
-                        for a, b in pairwise(bounds)
-                    ]
-                )
-        moves = []
+                queues.append([np.concatenate([rows[a:b] for rows in layers]) for a, b in pairwise(bounds)])
+        moves = [np.empty(0, dtype=np.int64)]
         while queues := [queue for queue in queues if queue]:
             values = [scores[queue[0]].sum() / budget.cost[queue[0]].sum() for queue in queues]
             moves.append(queues[int(np.argmax(values))].pop(0))
-        return moves
+        return np.concatenate(moves), np.repeat(np.arange(len(moves) - 1), [len(move) for move in moves[1:]])
 
 
 def make_plan(
@@ -139,8 +137,8 @@ def make_plan(
     Raises:
         ValueError: If the target cannot be met, with the nearest one that can.
     """
-    floors = {
-        (kind, layer): max(1, int(np.searchsorted(np.cumsum(arms.units[rows]), min_units[kind]) + 1))
+    floors = {  # sorted, since the arms that stay may be the small ones
+        (kind, layer): max(1, int(np.searchsorted(np.cumsum(np.sort(arms.units[rows])), min_units[kind]) + 1))
         for kind, layer, rows in arms.groups()
     }
     steps = {}
@@ -168,7 +166,8 @@ def round_widths(arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_un
             wanted = arms.units[rows[kept[rows]]].sum()
             safest_last = rows[np.argsort(-place[rows])]
             widths = np.cumsum(arms.units[safest_last])
-            fits = np.flatnonzero(((widths % multiple == 0) | (widths == widths[-1])) & (widths >= min_units))
+            enough = widths >= min(min_units, widths[-1])
+            fits = np.flatnonzero(((widths % multiple == 0) | (widths == widths[-1])) & enough)
             choice = fits[np.argmin(np.abs(widths[fits] - (wanted - surplus)))]
             surplus += float(widths[choice] - wanted)
             kept[rows] = False
@@ -181,6 +180,11 @@ def _uniform_steps(arms: ArmTable, kind: str, floors: dict[Site, int], sizes: se
     if len({tuple(arms.units[rows]) for rows in layers}) > 1:
         raise ValueError(f"layout uniform starts from layers of equal size, but their {kind}s differ: use per_layer")
     widths = np.cumsum(arms.units[layers[0]])
+    if len(np.unique(arms.units[layers[0]])) > 1:
+        raise ValueError(
+            f"layout uniform needs blocks of equal size, but the last one of a layer's {widths[-1]} {kind}s is "
+            "smaller: use a block_size that divides that number, or per_layer"
+        )
     floor = max(count for (found, _), count in floors.items() if found == kind)
     counts = range(len(widths) - 1, floor - 1, -1)
     return tuple(count for count in counts if sizes is None or int(widths[count - 1]) in sizes)
@@ -212,9 +216,18 @@ def _check_reach(plan: Plan) -> None:
         grain = float(budget.cost[budget.candidates].max())
         if plan.layout == "uniform":
             grain *= len(np.unique(plan.arms.layer))
+        too_little = budget.amount - (0 if budget.by_cost else grain / 2) - 1e-9 * budget.total
         too_much = np.inf if budget.by_cost else budget.amount + grain / 2
-        if removed < budget.amount - (0 if budget.by_cost else grain / 2) - 1e-9 * budget.total or removed > too_much:
+        if removed == 0 or removed < too_little or removed > too_much:
+            arms, moves = plan._moves(budget, np.zeros(len(plan.arms)), everything)
+            nearest = removed or float(budget.cost[arms[moves == 0]].sum())
             raise ValueError(
                 f"target.{budget.name} {budget.amount / budget.total:.3g} cannot be met in layout {plan.layout} with "
-                f"these arms and floors; the nearest that can is {np.floor(1000 * removed / budget.total) / 1000:.3g}"
+                f"these arms and floors; the nearest that can is {_rounded_down(nearest / budget.total):g}"
             )
+
+
+def _rounded_down(fraction: float) -> float:
+    """To three digits, so that what a message names is within reach."""
+    scale = 10.0 ** (2 - np.floor(np.log10(fraction))) if fraction > 0 else 1.0
+    return float(np.floor(fraction * scale) / scale)

@@ -2,14 +2,16 @@
 
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --seeds 0 1 --out runs/policies.parquet
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --variants ucb1 ucb1:loss sweep
+    python scripts/benchmark.py pulls --config configs/quickstart.yaml
 """
 
 import argparse
 import sys
 
 import transformers
+from datasets.utils import disable_progress_bars
 
-from hf_mabprune.benchmarks import policies
+from hf_mabprune.benchmarks import policies, pulls
 from hf_mabprune.cli import read_settings
 
 DEFAULT_VARIANTS = [
@@ -21,14 +23,19 @@ DEFAULT_VARIANTS = [
 def main() -> int:
     """Parses, calls, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["policies"])
+    parser.add_argument("benchmark", choices=["policies", "pulls"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search and random control")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, help="policy, or policy:reward")
     parser.add_argument("--out", default="runs/policies.parquet", help="where the rows go")
+    parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
     options, settings = parser.parse_known_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(policies.compare(read_settings(settings), options.variants, options.seeds, options.out))
+    disable_progress_bars()
+    if options.benchmark == "policies":
+        print(policies.compare(read_settings(settings), options.variants, options.seeds, options.out, options.merge))
+    else:
+        print(pulls.measure(read_settings(settings)))
     return 0
 
 

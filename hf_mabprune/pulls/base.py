@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.rewards import REWARDS, Observation, kl_divergence
+from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation, kl_divergence
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
 
@@ -62,7 +62,7 @@ class Pulls(ABC):
         self.model = model
         self.arms = arms
         self.task = task
-        self.reward = REWARDS[reward]
+        self.reward, self.needs = REWARDS[reward], NEEDS[reward]
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
         self.cost = Cost()
@@ -110,7 +110,7 @@ class Pulls(ABC):
     def observe(self, batch: int, kept: Bools) -> Observation:
         """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
         with torch.inference_mode():
-            return observation(self._original(batch), self._forward(batch, kept))
+            return observation(self._original(batch), self._forward(batch, kept), QUANTITIES)
 
     @abstractmethod
     def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation]]:
@@ -119,7 +119,7 @@ class Pulls(ABC):
     def _rewards(self, batch: int, arms: Ints) -> Iterator[torch.Tensor]:
         if len(arms):
             original = self._original(batch)
-            unpruned = observation(original, original)
+            unpruned = observation(original, original, self.needs)
             for context, pulled in self._measure(batch, arms, original):
                 yield self.reward(unpruned, context, pulled)
 
@@ -141,9 +141,15 @@ class Pulls(ABC):
         return readout
 
 
-def observation(original: Readout, readout: Readout) -> Observation:
-    """What a forward pass says about each example, beside the unpruned model's."""
-    divergence = kl_divergence(original.logits, readout.logits)
-    counted = (readout.targets != NO_TARGET).to(divergence.dtype)
-    per_example = (divergence * counted).sum(1) / counted.sum(1)
-    return Observation(readout.losses().double(), per_example.double(), readout.correct().double())
+def observation(original: Readout, readout: Readout, quantities: Sequence[str]) -> Observation:
+    """The quantities asked for of one forward pass, beside the unpruned model's."""
+    found = dict.fromkeys(QUANTITIES, torch.empty(0, dtype=torch.float64))
+    if "kl" in quantities:
+        divergence = kl_divergence(original.logits, readout.logits)
+        counted = (readout.targets != NO_TARGET).to(divergence.dtype)
+        found["kl"] = ((divergence * counted).sum(1) / counted.sum(1)).double()
+    if "loss" in quantities:
+        found["loss"] = readout.losses().double()
+    if "correct" in quantities:
+        found["correct"] = readout.correct().double()
+    return Observation(**found)

@@ -15,4 +15,4 @@ class ReferencePulls(Pulls):
             without_arm = self.kept.copy()
             without_arm[arm] = False
             context, pulled = (self._forward(batch, kept) for kept in (self.kept, without_arm))
-            yield observation(original, context), observation(original, pulled)
+            yield observation(original, context, self.needs), observation(original, pulled, self.needs)

@@ -69,7 +69,7 @@ class ReplayPulls(Pulls):
                 hooks.callback(block.register_forward_hook(lambda m, _, output: outputs.update({m: output})).remove)
             readout = self.task.readout(self.model, self.batches[batch])
         self.cost.forward_tokens += self.batches[batch]["input_ids"].numel()
-        recording = Recording(outputs, observation(original, readout), sum(map(_bytes, outputs.values())))
+        recording = Recording(outputs, observation(original, readout, self.needs), sum(map(_bytes, outputs.values())))
         if recording.size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
             self._recordings[batch] = recording
         return recording
@@ -82,7 +82,7 @@ class ReplayPulls(Pulls):
             readout = self.task.readout(self.model, self.batches[batch])
         tokens = self.batches[batch]["input_ids"].numel()
         self.cost.forward_tokens += round(tokens * (len(self._layers) - layer) / len(self._layers))
-        return observation(original, readout)
+        return observation(original, readout, self.needs)
 
     @contextmanager
     def _arm_masked(self, arm: int, kind: str, layer: int) -> Iterator[None]:

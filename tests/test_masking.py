@@ -1,0 +1,83 @@
+"""head_mask and neuron_mask: old semantics, per-example masks, gradients, and no trace left."""
+
+import pytest
+import torch
+
+from hf_mabprune import masked
+from tests.tiny_models import inputs_for, tiny_model
+
+HEAD = "AutoModelForSequenceClassification"
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_one_mask_an_example_equals_one_forward_an_example(model_type: str) -> None:
+    model, inputs = tiny_model(model_type, HEAD), inputs_for(HEAD)
+    generator = torch.Generator().manual_seed(5)
+    heads = torch.randint(0, 2, (2, 2, 4), generator=generator).float()  # [L, B, H]
+    neurons = torch.randint(0, 2, (2, 48), generator=generator).float()  # [B, F]
+    with torch.no_grad():
+        with masked(model, head_mask=heads, neuron_mask={1: neurons}):
+            together = model(**inputs).logits
+        for row in range(2):
+            one = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
+            with masked(model, head_mask=heads[:, row], neuron_mask={1: neurons[row]}):
+                alone = model(**one).logits
+            torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_a_head_mask_for_all_layers_equals_the_same_mask_in_each() -> None:
+    model, inputs = tiny_model("bert", HEAD), inputs_for(HEAD)
+    mask = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    with torch.no_grad():
+        with masked(model, head_mask=mask):
+            short = model(**inputs).logits
+        with masked(model, head_mask=torch.stack([mask, mask])):
+            full = model(**inputs).logits
+        with masked(model, head_mask={0: mask, 1: mask}):
+            named = model(**inputs).logits
+    assert torch.equal(short, full) and torch.equal(short, named)
+
+
+def test_a_masked_head_is_the_value_projection_without_its_rows() -> None:
+    model, inputs = tiny_model("bert", HEAD), inputs_for(HEAD)
+    mask = torch.ones(2, 4)
+    mask[1, 2] = 0
+    with torch.no_grad():
+        with masked(model, head_mask=mask):
+            by_mask = model(**inputs).logits
+        value = model.bert.encoder.layer[1].attention.self.value
+        value.weight[16:24], value.bias[16:24] = 0, 0
+        torch.testing.assert_close(by_mask, model(**inputs).logits, atol=1e-6, rtol=0)
+
+
+def test_gradients_flow_to_the_masks() -> None:
+    model, inputs = tiny_model("qwen2", HEAD), inputs_for(HEAD)
+    gates = torch.ones(48, requires_grad=True)
+    with masked(model, neuron_mask={0: gates}):
+        model(**inputs).logits.sum().backward()
+    step = torch.ones(48)
+    step[7] += 1e-2
+    with torch.no_grad():
+        with masked(model, neuron_mask={0: step}):
+            moved = model(**inputs).logits.sum()
+        slope = (moved - model(**inputs).logits.sum()) / 1e-2
+    assert gates.grad is not None
+    assert float(gates.grad[7]) == pytest.approx(float(slope), rel=0.05, abs=1e-4)
+
+
+def test_masks_come_off_even_when_the_forward_fails() -> None:
+    model, inputs = tiny_model("bert", HEAD), inputs_for(HEAD)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        with pytest.raises(IndexError), masked(model, neuron_mask={0: torch.zeros(48)}):
+            model(input_ids=torch.tensor([[9999]]))
+        assert torch.equal(before, model(**inputs).logits)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_mask_of_the_wrong_size_is_refused() -> None:
+    model = tiny_model("bert", HEAD)
+    with pytest.raises(ValueError, match="layer 0 has 48 neurons, the mask has 47"), masked(
+        model, neuron_mask={0: torch.ones(47)}
+    ):
+        pass

@@ -1,0 +1,116 @@
+"""The feedback loop: budget, pairing, context and nesting, on arms whose effects are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.config import SearchConfig, TargetConfig
+from hf_mabprune.policies import POLICIES
+from hf_mabprune.pulls.base import Cost
+from hf_mabprune.rewards import Observation
+from hf_mabprune.search import SearchResult, round_budgets, run_search
+from hf_mabprune.selection import Plan, make_plan
+
+ARMS, LAYERS = 40, 2
+
+
+class KnownArms:
+    """Arms with known mean effects; one that has a twin becomes harmful once the twin is gone."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.means = -np.arange(ARMS, dtype=float) / ARMS  # arm 0 is the safest
+        self.noise = noise
+        self.batches = list(range(5))
+        self.cost = Cost()
+        self.calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.kept = np.ones(ARMS, dtype=bool)
+        self.twins = (0, 1)
+
+    def set_context(self, kept: np.ndarray) -> None:
+        self.kept = kept.copy()
+
+    def pull(self, arms: np.ndarray, batches: np.ndarray) -> np.ndarray:
+        self.calls.append((self.kept.copy(), arms, batches))
+        means = self.means[arms] + self.noise * np.sin(37.0 * arms + 11.0 * batches)
+        one, other = self.twins
+        means[(arms == other) & ~self.kept[one]] = -10.0
+        return np.stack([means, means**2], axis=1)
+
+    def observe(self, batch: int, kept: np.ndarray) -> Observation:
+        value = torch.tensor([float(-self.means[~kept].sum())])
+        return Observation(loss=value, kl=value, correct=value)
+
+
+def plan() -> Plan:
+    rows = np.arange(ARMS)
+    arms = ArmTable(
+        kind=np.array(["neuron"] * ARMS),
+        layer=rows // (ARMS // LAYERS),
+        index=rows % (ARMS // LAYERS),
+        start=4 * (rows % (ARMS // LAYERS)),
+        stop=4 * (rows % (ARMS // LAYERS)) + 4,
+        parameters=np.full(ARMS, 100),
+        macs=np.full(ARMS, 1000),
+    )
+    totals = {"parameters": 10_000, "macs": 100_000}
+    return make_plan(arms, TargetConfig(neurons=0.25), totals, "per_layer", {"neuron": 1, "head": 1})
+
+
+def search(policy: str, pulls: KnownArms, **settings: float) -> SearchResult:
+    config = SearchConfig(**{"rounds": 2, "pulls_per_arm": 4, **settings})
+    return run_search(pulls, POLICIES.get(policy)(arms=ARMS, seed=0), plan(), config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_every_policy_spends_the_budget_and_no_more(policy: str) -> None:
+    pulls = KnownArms()
+    result = search(policy, pulls)
+    assert sum(len(arms) for _, arms, _ in pulls.calls) == result.pulls.sum()
+    assert 0 <= 4 * ARMS - result.pulls.sum() <= 2, "rounding may leave a pull or two"
+    assert (~result.kept).sum() == ARMS // 4
+
+
+@pytest.mark.parametrize("policy", ["sweep", "uniform"])
+def test_noise_free_rewards_find_the_safest_arms_one_round(policy: str) -> None:
+    pulls = KnownArms()
+    pulls.twins = (0, 0)
+    result = search(policy, pulls, rounds=1, pulls_per_arm=1)
+    assert list(np.flatnonzero(~result.kept)) == list(range(10))
+
+
+def test_later_rounds_see_the_context_of_what_is_removed() -> None:
+    in_context, one_shot = search("sweep", KnownArms(), rounds=10, pulls_per_arm=10), search(
+        "sweep", KnownArms(), rounds=1, pulls_per_arm=10
+    )
+    assert not one_shot.kept[0] and not one_shot.kept[1], "one shot takes both twins, since each alone is safe"
+    assert not in_context.kept[0] and in_context.kept[1], "once the first is gone, the second is seen to be needed"
+
+
+def test_the_nth_pull_of_any_arm_in_a_round_uses_the_nth_batch() -> None:
+    pulls = KnownArms()
+    search("ucb1", pulls, rounds=1)
+    seen: dict[int, list[int]] = {}
+    for _, arms, batches in pulls.calls:
+        for arm, batch in zip(arms, batches, strict=True):
+            seen.setdefault(int(arm), []).append(int(batch))
+    for order in seen.values():
+        assert order == [n % 5 for n in range(len(order))]
+
+
+def test_removed_arms_are_never_pulled_and_rounds_are_nested() -> None:
+    pulls = KnownArms(noise=0.1)
+    result = search("thompson", pulls, rounds=4)
+    for kept, arms, _ in pulls.calls:
+        assert kept[arms].all()
+    assert sorted(result.order) == list(range(ARMS))
+    gone = result.order[: (~result.kept).sum()]
+    assert set(gone) == set(np.flatnonzero(~result.kept))
+    assert list(result.removed_round[gone]) == sorted(result.removed_round[gone])
+    assert [done.removed for done in result.rounds][-1] == 10
+
+
+def test_budgets_measure_every_arm_once_before_the_first_removal() -> None:
+    budgets = round_budgets(total=2 * ARMS, rounds=8, plan=plan())
+    assert budgets[0] == ARMS and sum(budgets) <= 2 * ARMS
+    assert budgets[1:] == sorted(budgets[1:], reverse=True), "fewer arms are left, so fewer pulls are made"
