@@ -98,8 +98,9 @@ def settings_parser() -> jsonargparse.ArgumentParser:
     """The parser whose --help explains every field of the config."""
     parser = jsonargparse.ArgumentParser(
         prog="prune.py",
-        description="Prunes a Hugging Face model and writes a smaller checkpoint.\nSettings come from --config, a YAML "
-        "file, and dotted options override it:\n--search.policy.name exp3 --prune.target.neurons 0.5",
+        description="Prunes a Hugging Face model and writes a smaller checkpoint. Settings come from\n"
+        "--config, a YAML file, and dotted options override it:\n"
+        "--search.policy.name exp3 --prune.target.neurons 0.5",
         epilog=_components(),
         exit_on_error=False,
         formatter_class=HelpFormatter,

@@ -76,4 +76,8 @@ def kl_divergence(original: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     change = change - (p * change).sum(dim=-1, keepdim=True)
     series = change.square() * (0.5 + change / 6 + change.square() / 24)
     excess = torch.where(change.abs() < SMALL_LOGIT_CHANGE, series, torch.expm1(change) - change)
-    return torch.log1p((p * excess).sum(dim=-1))
+    divergence = torch.log1p((p * excess).sum(dim=-1))
+    if not (finite := divergence.isfinite()).all():  # e^d overflows, or meets a p that underflows
+        whole = torch.logsumexp(original.log_softmax(dim=-1) + change, dim=-1)
+        divergence = torch.where(finite, divergence, whole)
+    return divergence

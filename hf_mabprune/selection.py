@@ -214,8 +214,8 @@ def _check_reach(plan: Plan) -> None:
     for budget in plan.budgets:
         removed = float(budget.cost[budget.candidates[~kept[budget.candidates]]].sum())
         grain = float(budget.cost[budget.candidates].max())
-        if plan.layout == "uniform":
-            grain *= len(np.unique(plan.arms.layer))
+        if plan.layout == "uniform" and not budget.by_cost:
+            grain *= _uniform_grain(plan, str(plan.arms.kind[budget.candidates[0]]))
         too_little = budget.amount - (0 if budget.by_cost else grain / 2) - 1e-9 * budget.total
         too_much = np.inf if budget.by_cost else budget.amount + grain / 2
         if removed == 0 or removed < too_little or removed > too_much:
@@ -225,6 +225,13 @@ def _check_reach(plan: Plan) -> None:
                 f"target.{budget.name} {budget.amount / budget.total:.3g} cannot be met in layout {plan.layout} with "
                 f"these arms and floors; the nearest that can is {_rounded_down(nearest / budget.total):g}"
             )
+
+
+def _uniform_grain(plan: Plan, kind: str) -> int:
+    """Arms of a kind that the smallest step between two allowed sizes removes."""
+    layers = [rows for found, _, rows in plan.arms.groups() if found == kind]
+    counts = [len(layers[0]), *plan.steps[kind]]
+    return len(layers) * min((high - low for high, low in pairwise(counts)), default=1)
 
 
 def _rounded_down(fraction: float) -> float:

@@ -35,6 +35,7 @@ SPLITS = ("train", "validation", "test")
 LABELS = {0: "negative", 1: "positive"}
 MAX_LENGTH = 96
 PAD_ID = 0
+SPECIAL_TOKENS = 5
 
 
 def load_splits(dataset: str, data_dir: Path | None) -> DatasetDict:
@@ -51,7 +52,11 @@ def train_tokenizer(sentences: list[str], vocab_size: int) -> PreTrainedTokenize
     """Train a lower-case WordPiece vocabulary on the sentences."""
     trained = BertWordPieceTokenizer(lowercase=True)
     trained.train_from_iterator(sentences, vocab_size=vocab_size, min_frequency=2, show_progress=False)
-    return BertTokenizerFast(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=MAX_LENGTH)
+    # The trainer breaks ties in no fixed order, so the same tokens come with other ids in each run. Sort them.
+    special = sorted(trained.get_vocab(), key=trained.token_to_id)[:SPECIAL_TOKENS]
+    tokens = special + sorted(set(trained.get_vocab()) - set(special))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=MAX_LENGTH)
 
 
 def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> BertForSequenceClassification:
@@ -140,7 +145,7 @@ def write_sample(splits: DatasetDict, folder: Path, train_rows: int, seed: int) 
     for name, rows in splits.items():
         if name == "train":
             rows = rows.shuffle(seed=seed).select(range(min(train_rows, len(rows))))
-        rows.to_parquet(folder / f"{name}.parquet", compression="zstd")
+        rows.to_parquet(folder / f"{name}.parquet")
 
 
 def parse_args() -> argparse.Namespace:
@@ -155,7 +160,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--intermediate-size", type=int, default=512)
     parser.add_argument("--token-masking", type=float, default=0.1, help="share of training tokens masked")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--embedding-lr-scale", type=float, default=0.05, help="rate of the word embeddings")

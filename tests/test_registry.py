@@ -1,0 +1,134 @@
+"""Discovery, names and options of components."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.policies import POLICIES
+from hf_mabprune.registry import Registry, check_options, describe_options, nearest
+from hf_mabprune.tasks.base import TASKS
+
+MODULE = """
+from {package} import FRUIT
+
+@FRUIT.register("{name}", "{name}_tree")
+class Entry:
+    text = "{name}"
+"""
+
+
+@pytest.fixture
+def fruit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[Any]:
+    """A registry over a package on disk with two modules."""
+    package = "fruit_of_registry_test"
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        f"from hf_mabprune.registry import Registry\nFRUIT = Registry('fruit', '{package}')\n"
+    )
+    for name in ("cherry", "apple"):
+        (folder / f"{name}.py").write_text(MODULE.format(package=package, name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [module for module in sys.modules if module.startswith(package)]:
+        monkeypatch.delitem(sys.modules, module)
+    registry: Registry[Any] = __import__(package).FRUIT
+    return registry
+
+
+@dataclass
+class Machine:
+    arms: int
+    speed: float = field(default=0.5, metadata={"help": "how fast"})
+    mode: Literal["slow", "fast"] = field(default="slow", metadata={"help": "which way"})
+    steps: int | None = field(default=None, metadata={"help": "how long"})
+    loud: bool = field(default=False, metadata={"help": "whether to sing"})
+
+
+def test_what_lies_in_the_folder_is_found(fruit: Registry[Any]) -> None:
+    assert fruit.names() == ["apple", "apple_tree", "cherry", "cherry_tree"]
+    assert fruit.get("apple_tree") is fruit.get("apple")
+    assert fruit.get("cherry").text == "cherry"
+
+
+def test_unknown_names_list_the_known_and_the_nearest(fruit: Registry[Any]) -> None:
+    with pytest.raises(ValueError) as error:
+        fruit.get("aple")
+    assert str(error.value) == (
+        "unknown fruit 'aple'. Did you mean 'apple'? Known: apple, apple_tree, cherry, cherry_tree"
+    )
+    with pytest.raises(ValueError, match=r"unknown fruit 'qqq'. Known: apple, "):
+        fruit.get("qqq")
+
+
+def test_a_name_is_taken_once(fruit: Registry[Any]) -> None:
+    with pytest.raises(ValueError, match="fruit 'plum' is registered twice"):
+        fruit.register("plum", "plum")(Machine)
+    fruit.register("pear")(Machine)
+    with pytest.raises(ValueError, match="fruit 'pear' is registered twice"):
+        fruit.register("pear")(Machine)
+    assert fruit.get("pear") is Machine
+
+
+def test_the_open_folders() -> None:
+    assert set(ARCHITECTURES.names()) >= {"bert", "roberta", "electra", "xlm-roberta", "llama", "mistral", "qwen2"}
+    assert set(POLICIES.names()) >= {"epsilon_greedy", "softmax", "ucb1", "thompson", "hedge", "exp3", "uniform"}
+    assert set(TASKS.names()) >= {"sequence_classification", "causal_lm"}
+
+
+def test_nearest() -> None:
+    assert nearest("roundz", ["rounds", "policy"]) == " Did you mean 'rounds'?"
+    assert nearest("xyz", ["rounds", "policy"]) == ""
+
+
+def test_options_take_the_types_of_their_fields() -> None:
+    options = {"speed": "0.25", "mode": "fast", "steps": "3", "loud": "true"}
+    checked = check_options("machine", "m", Machine, options)
+    assert checked == {"speed": 0.25, "mode": "fast", "steps": 3, "loud": True}
+    assert type(checked["steps"]) is int
+    assert check_options("machine", "m", Machine, {"steps": None}) == {"steps": None}
+    assert check_options("machine", "m", Machine, {}) == {}
+
+
+@pytest.mark.parametrize("option", ["sped", "arms"])
+def test_only_fields_with_a_help_text_are_options(option: str) -> None:
+    guess = " Did you mean 'speed'?" if option == "sped" else ""
+    with pytest.raises(ValueError) as error:
+        check_options("machine", "m", Machine, {option: 1})
+    assert str(error.value) == f"machine 'm' has no option '{option}'.{guess} Its options: loud, mode, speed, steps"
+
+
+def test_components_without_options_say_so() -> None:
+    @dataclass
+    class Plain:
+        arms: int = 1
+
+    with pytest.raises(ValueError, match=r"plain 'p' has no option 'x'. Its options: none"):
+        check_options("plain", "p", Plain, {"x": 1})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("speed", "much", "speed: Input should be a valid number, unable to parse string as a number, got 'much'"),
+        ("mode", "medium", "mode: Input should be 'slow' or 'fast', got 'medium'"),
+        ("steps", 1.5, "got 1.5"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused(option: str, value: Any, rule: str) -> None:
+    with pytest.raises(ValueError) as error:
+        check_options("machine", "m", Machine, {option: value})
+    assert str(error.value).startswith(f"machine 'm': {option}: ")
+    assert rule in str(error.value)
+
+
+def test_options_are_described_in_order() -> None:
+    assert describe_options(Machine) == [
+        ("speed", 0.5, "how fast"),
+        ("mode", "slow", "which way"),
+        ("steps", None, "how long"),
+        ("loud", False, "whether to sing"),
+    ]

@@ -1,0 +1,143 @@
+"""The report as data, as JSON and as a table."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hf_mabprune.report import PACKAGES, ModelFigures, RandomFigures, Report, SearchFigures
+
+
+def figures(parameters: int, accuracy: float, loss: float) -> ModelFigures:
+    return ModelFigures(
+        parameters=parameters,
+        ffn_parameters=parameters // 2,
+        attention_parameters=parameters // 4,
+        macs=84 * parameters,
+        loss=loss,
+        kl=0.0123,
+        metrics={"accuracy": accuracy, "f1": 0.5},
+        intervals={"accuracy": (accuracy - 0.01, accuracy + 0.02), "f1": (0.4, 0.6)},
+        latency_ms=5.126,
+        checkpoint_bytes=4 * parameters,
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        model="bert-base-uncased",
+        architecture="bert",
+        task="sequence_classification",
+        dataset="glue",
+        layout="per_layer",
+        layout_reason="asked for",
+        target={"parameters": 0.3},
+        seed=7,
+        device="cpu",
+        sequence_length=66,
+        main_metric="accuracy",
+        greater_is_better=True,
+        before=figures(100_000_000, 0.924, 0.21),
+        after=figures(70_000_000, 0.919, 0.2344),
+        random=[RandomFigures(0, figures(70_000_000, 0.841, 0.45)), RandomFigures(4, figures(70_000_000, 0.85, 0.41))],
+        kept={"neuron": {0: (512, 3072), 11: (3072, 3072)}, "head": {0: (12, 12), 11: (5, 12)}},
+        search=SearchFigures(
+            {"name": "ucb1", "c": 0.5}, "kl", 2448, 9216, 19_500_000, 0, 41.25, 2, "target reached", [{"number": 1}]
+        ),
+        reload={"max_logit_difference": 2e-6},
+        warnings=["careful"],
+    )
+
+
+def rows_of(report: Report) -> dict[str, list[str]]:
+    """First word of each row (two for random draws) -> the rest of its words."""
+    rows = {}
+    for line in report.table().splitlines():
+        words = line.split()
+        name = " ".join(words[:2]) if words[0] == "random" else words[0]
+        rows[name] = words[len(name.split()) :]
+    return rows
+
+
+def test_json_round_trip(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(report.to_json())
+    again = Report.from_json(path)
+    assert again == report
+    assert again.kept["neuron"][11] == (3072, 3072)
+    assert again.before.intervals["f1"] == (0.4, 0.6)
+    assert again.to_json() == report.to_json()
+
+
+@pytest.mark.parametrize("change", ["extra", "missing", "figures"])
+def test_reports_of_other_versions_are_refused(report: Report, tmp_path: Path, change: str) -> None:
+    raw = json.loads(report.to_json())
+    if change == "extra":
+        raw["colour"] = "red"
+    elif change == "missing":
+        del raw["search"]
+    else:
+        raw["after"]["colour"] = "red"
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"report.json is not a report of this version of hf_mabprune"):
+        Report.from_json(path)
+
+
+def test_removed_fraction(report: Report) -> None:
+    before = replace(report.before, ffn_parameters=600, attention_parameters=200)
+    after = replace(report.after, ffn_parameters=300, attention_parameters=100)
+    assert replace(report, before=before, after=after).removed_fraction() == 0.5
+    after = replace(report.after, ffn_parameters=600, attention_parameters=150)
+    assert replace(report, before=before, after=after).removed_fraction() == pytest.approx(50 / 800)
+
+
+def test_table_has_a_row_for_every_model(report: Report) -> None:
+    rows = rows_of(report)
+    assert rows["before"] == ["100.0M", "8.4G", "92.4", "(91.4-94.4)", "0.210", "0.0123", "5.1", "400.0"]
+    assert rows["after"] == ["70.0M", "5.9G", "91.9", "(90.9-93.9)", "0.234", "0.0123", "5.1", "280.0"]
+    assert rows["random 0"][2] == "84.1"
+    assert rows["random 4"][2:5] == ["85.0", "(84.0-87.0)", "0.410"]
+    heading = report.table().splitlines()[0]
+    assert heading.split() == ["params", "MACs", "accuracy", "(95%)", "loss", "KL", "ms", "MB"]
+    assert len(report.table().splitlines()) == 6  # heading, rule and four models
+
+
+def test_table_of_a_language_model(report: Report) -> None:
+    def perplexity(value: float) -> ModelFigures:
+        return replace(report.after, metrics={"perplexity": value}, intervals={"perplexity": (value - 1, value + 1)})
+
+    report = replace(
+        report, main_metric="perplexity", before=perplexity(20.0), after=perplexity(23.46),
+        random=[RandomFigures(2, perplexity(1234.5))],
+    )  # fmt: skip
+    rows = rows_of(report)
+    assert rows["after"][2:4] == ["23.5", "(22.5-24.5)"]
+    assert rows["random 2"][2:4] == ["1234.5", "(1233.5-1235.5)"]
+
+
+def test_table_leaves_out_what_was_not_measured(report: Report) -> None:
+    bare = replace(report.after, latency_ms=None, checkpoint_bytes=None)
+    rows = rows_of(replace(report, random=[RandomFigures(0, bare)]))
+    assert len(rows["random 0"]) == len(rows["after"]) - 2
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(999, "999"), (1000, "1.0k"), (12_345, "12.3k"), (7_000_000, "7.0M"), (8 * 10**9, "8.0G"), (2 * 10**12, "2.0T")],
+)
+def test_counts_are_short(report: Report, count: int, shown: str) -> None:
+    rows = rows_of(replace(report, before=replace(report.before, parameters=count)))
+    assert rows["before"][0] == shown
+
+
+def test_lines_fit_a_terminal(report: Report) -> None:
+    lines = report.table().splitlines()
+    assert all(len(line) <= 110 and line == line.rstrip() for line in lines)
+
+
+def test_versions_are_those_installed(report: Report) -> None:
+    assert list(report.versions) == list(PACKAGES)
+    assert report.versions["torch"].startswith(tuple("0123456789"))
