@@ -118,7 +118,7 @@ def _main_metric(task: Task, scores: Scores) -> float:
 
 def _intervals(task: Task, scores: Scores) -> dict[str, tuple[float, float]]:
     def interval(name: str) -> tuple[float, float]:
-        return bootstrap_interval(lambda rows: task.compute_metrics(scores.take(rows))[name], len(scores.losses), seed=0)
+        return bootstrap_interval(lambda rows: task.compute_metrics(scores.take(rows))[name], len(scores.losses))
 
     return {name: interval(name) for name in task.compute_metrics(scores)}
 

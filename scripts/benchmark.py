@@ -1,6 +1,6 @@
 """Benchmarks. Each prints a table and writes its rows as parquet.
 
-    python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --seeds 0 1 --out runs/policies.parquet
+    python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --seeds 0 1 --out runs/p.parquet
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --variants ucb1 ucb1:loss sweep
     python scripts/benchmark.py pulls --config configs/quickstart.yaml
 """

@@ -69,7 +69,7 @@ def test_replay_pays_less_and_counts_it() -> None:
 
     tokens, pulls = batches[0]["input_ids"].numel(), 2 * len(arms)
     assert slow.cost.pulls == fast.cost.pulls == pulls
-    assert slow.cost.forward_tokens == tokens * (2 * pulls + 2), "two passes a pull, and the unpruned one of each batch"
+    assert slow.cost.forward_tokens == tokens * (2 * pulls + 2), "two passes a pull, and one a batch"
     per_layer = np.array([(2 - layer) / 2 for layer in arms.layer])
     assert fast.cost.forward_tokens == tokens * (2 * per_layer.sum() + 4), "a part of one pass, and two a batch"
 

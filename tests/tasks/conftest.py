@@ -2,10 +2,10 @@
 
 import pytest
 from datasets import Dataset
-from tests.tasks.tiny_tasks import CASES
 from transformers import PreTrainedModel
 
 from hf_mabprune.tasks.base import Task
+from tests.tasks.tiny_tasks import CASES
 
 
 @pytest.fixture

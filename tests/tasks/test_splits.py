@@ -5,11 +5,11 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Dataset
-from tests.tasks.tiny_tasks import CASES
 
 from hf_mabprune.config import DatasetConfig, SplitsConfig, TaskConfig
 from hf_mabprune.tasks import splits
 from hf_mabprune.tasks.splits import batches_of, check_slices, draw, load_splits
+from tests.tasks.tiny_tasks import CASES
 
 SIZES = {"train": 3000, "validation": 100, "test": 100}
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tests.tasks.tiny_tasks import make_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -12,6 +11,7 @@ from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import TASKS, Task, build_task, task_for_model
 from hf_mabprune.tasks.readout import Scores
 from hf_mabprune.tasks.splits import batches_of, encode_sample
+from tests.tasks.tiny_tasks import make_tokenizer
 
 Bound = tuple[Task, PreTrainedModel, Dataset]
 every_task = pytest.mark.parametrize("case", TASKS.names(), indirect=True)
