@@ -104,6 +104,12 @@ class PruningConfig(Strict):
     min_heads: int = Field(1, ge=1, description="heads (key-value groups) that every layer keeps at least")
     min_neurons: int = Field(1, ge=1, description="FFN neurons that every layer keeps at least")
 
+    def kinds(self) -> list[str]:
+        """Kinds of arms that the target can remove: those that it names, or all under a budget of cost."""
+        amounts = {"neuron": self.target.neurons, "head": self.target.heads}
+        counted = any(amount is not None for amount in amounts.values())
+        return [kind for kind in self.arms if not counted or amounts[kind] is not None]
+
     @model_validator(mode="after")
     def _target_has_arms(self) -> "PruningConfig":
         for kind, amount in (("neuron", self.target.neurons), ("head", self.target.heads)):

@@ -11,17 +11,17 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from hf_mabprune.arms import ArmTable
+from hf_mabprune.arms import KINDS, ArmTable
 from hf_mabprune.search import Round
 
 
 def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> str:
     """The model, its arms and where it runs, in one line."""
-    blocks = "neurons" if int(arms.units[arms.of_kind("neuron")].max(initial=1)) == 1 else "neuron blocks"
+    names = {"neuron": ("neurons", "neuron blocks"), "head": ("heads", "key-value groups")}
     counts = [
-        f"{len(arms.of_kind(kind)):,} {name}"
-        for kind, name in (("neuron", blocks), ("head", "heads or key-value groups"))
-        if len(arms.of_kind(kind))
+        f"{len(rows):,} {names[kind][int(arms.units[rows].max()) > 1]}"
+        for kind in KINDS
+        if len(rows := arms.of_kind(kind))
     ]
     processes = f" x {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     where = f"{accelerator.device} {str(model.dtype).removeprefix('torch.')}{processes}"

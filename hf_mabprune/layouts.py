@@ -43,7 +43,7 @@ def make_plans(
         if isinstance(model.config, modeling_pruned.PerLayerConfig):
             raise ValueError("the model has per-layer sizes already: use layout per_layer")
         heads = uniform_head_counts(architecture, model.config)
-        if "head" in config.arms and not heads:
+        if "head" in config.kinds() and not heads:
             group = architecture.group_size(model.config)
             architecture.uniform_config(model.config, getattr(model.config, architecture.width_field), group)
         sizes = {"neuron": _multiples(architecture, model, config), "head": heads}

@@ -214,7 +214,7 @@ def prepare(
     task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
     batches = prepare_batches(settings, task, splits)
     tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches["calibration"]]))
-    arms = architecture.arm_table(model, list(settings.prune.arms), settings.prune.block_size, tokens)
+    arms = architecture.arm_table(model, settings.prune.kinds(), settings.prune.block_size, tokens)
     totals = evaluation.count_parameters(model) | {"macs": evaluation.count_macs(model, tokens)}
     return Judge(model, task, arms, batches, tokens, totals, accelerator)
 

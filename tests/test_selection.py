@@ -74,7 +74,7 @@ def test_the_floor_protects_the_least_safe_arms() -> None:
 def test_a_floor_holds_when_the_small_last_block_stays() -> None:
     arms = table(neurons=[[8, 8, 4], [8, 8, 4]])
     plan = make_plan(arms, TargetConfig(neurons=0.4), TOTALS, "per_layer", {"neuron": 8, "head": 1})
-    kept, _ = plan.choose(np.array([3.0, 2.0, 0.0, 3.0, 2.0, 0.0]), whole(arms))
+    kept, _ = plan.choose(np.array([4.0, 3.0, 0.0, 2.0, 1.0, 0.0]), whole(arms))
     assert [int(arms.units[rows[kept[rows]]].sum()) for _, _, rows in arms.groups()] == [12, 12]
 
 
