@@ -35,7 +35,7 @@ SPLITS = ("train", "validation", "test")
 LABELS = {0: "negative", 1: "positive"}
 MAX_LENGTH = 96
 PAD_ID = 0
-SPECIAL_TOKENS = 5
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def load_splits(dataset: str, data_dir: Path | None) -> DatasetDict:
@@ -51,12 +51,14 @@ def load_splits(dataset: str, data_dir: Path | None) -> DatasetDict:
 def train_tokenizer(sentences: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Train a lower-case WordPiece vocabulary on the sentences."""
     trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(sentences, vocab_size=vocab_size, min_frequency=2, show_progress=False)
-    # The trainer breaks ties in no fixed order, so the same tokens come with other ids in each run. Sort them.
-    special = sorted(trained.get_vocab(), key=trained.token_to_id)[:SPECIAL_TOKENS]
-    tokens = special + sorted(set(trained.get_vocab()) - set(special))
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=MAX_LENGTH)
+    # The trainer breaks ties by token id and numbers the continuing characters in no fixed order. Listing them first
+    # fixes their ids, so that the same sentences give the same vocabulary.
+    inner = {char for sentence in sentences for word in trained.normalize(sentence).split() for char in word[1:]}
+    first = [*SPECIAL_TOKENS, *(f"##{char}" for char in sorted(inner))]
+    trained.train_from_iterator(
+        sentences, vocab_size=vocab_size, min_frequency=2, special_tokens=first, show_progress=False
+    )
+    return BertTokenizerFast(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=MAX_LENGTH)
 
 
 def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> BertForSequenceClassification:
