@@ -36,7 +36,7 @@ class PullCost:
     largest_difference: float  # of a mean reward, between the engines
 
 
-def measure(settings: PruneConfig, arms_each: int = 24, repeats: int = 3) -> str:
+def measure(settings: PruneConfig, arms_each: int = 12, repeats: int = 3) -> str:
     """The table of costs, one line a kind of arm."""
     accelerator = make_accelerator()
     model, tokenizer = load_model(settings.model, settings.task)
