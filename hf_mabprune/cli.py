@@ -97,7 +97,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
 def settings_parser() -> jsonargparse.ArgumentParser:
     """The parser whose --help explains every field of the config."""
     parser = jsonargparse.ArgumentParser(
-        prog="prune.py",
+        prog="mabprune prune",
         description="Prunes a Hugging Face model and writes a smaller checkpoint. Settings come from\n"
         "--config, a YAML file, and dotted options override it:\n"
         "--search.policy.name exp3 --prune.target.neurons 0.5",

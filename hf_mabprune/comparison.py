@@ -45,8 +45,8 @@ class Selection:
     def along(cls, plan: Plan, order: Ints, multiple: int, min_neurons: int, reason: str = "") -> "Selection":
         """The selection that follows an order of removal, [K] first removed first, from the whole model on."""
         scores = np.empty(len(order))
-        scores[order] = -np.arange(len(order), dtype=float)
-        kept, _ = plan.choose(scores, np.ones(len(order), dtype=bool))
+        scores[order] = -np.arange(1, len(order) + 1, dtype=float)
+        kept, _ = plan.choose(scores * plan.cost(), np.ones(len(order), dtype=bool))
         return cls(plan, kept, multiple, min_neurons, reason).rounded(order)
 
     def rounded(self, order: Ints) -> "Selection":
@@ -58,8 +58,7 @@ class Selection:
     def random(self, seed: int) -> "Selection":
         """The same target, layout, floors and rounding, with arms drawn at random whatever they cost."""
         plan, rng = self.plan, np.random.default_rng(seed)
-        cost = plan.budgets[0].cost if plan.budgets[0].by_cost else np.ones(len(plan.arms))
-        scores = rng.random(len(plan.arms)) * cost
+        scores = rng.random(len(plan.arms)) * plan.cost()
         kept, _ = plan.choose(scores, np.ones(len(scores), dtype=bool))
         return replace(self, kept=kept).rounded(np.argsort(-scores))
 

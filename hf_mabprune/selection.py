@@ -82,6 +82,10 @@ class Plan:
             removed.append(taken)
         return kept, np.concatenate(removed)
 
+    def cost(self) -> Floats:
+        """[K], what scores are divided by before arms are compared; ones where they are compared as they are."""
+        return self.budgets[0].cost if self.budgets[0].by_cost else np.ones(len(self.arms))
+
     def _moves(self, budget: Budget, scores: Floats, kept: Bools) -> tuple[Ints, Ints]:
         """What can go next, safest first. The floor of each site protects its least safe arms.
 
