@@ -11,18 +11,36 @@ from hf_mabprune.checkpoint import load_pruned, register_auto_classes
 
 if TYPE_CHECKING:
     from hf_mabprune.config import PruneConfig
+    from hf_mabprune.hub import push_checkpoint
     from hf_mabprune.masking import masked
-    from hf_mabprune.pipeline import PruneResult, prune, prune_from_config
-
-__all__ = ["PruneConfig", "PruneResult", "load_pruned", "masked", "prune", "prune_from_config"]
+    from hf_mabprune.pipeline import cut_run, evaluate_checkpoint, prune, prune_from_config
+    from hf_mabprune.planning import plan_run
+    from hf_mabprune.result import PruneResult
 
 _HOMES = {
     "PruneConfig": "config",
-    "PruneResult": "pipeline",
+    "PruneResult": "result",
+    "cut_run": "pipeline",
+    "evaluate_checkpoint": "pipeline",
     "masked": "masking",
+    "plan_run": "planning",
     "prune": "pipeline",
     "prune_from_config": "pipeline",
+    "push_checkpoint": "hub",
 }
+
+__all__ = [
+    "PruneConfig",
+    "PruneResult",
+    "cut_run",
+    "evaluate_checkpoint",
+    "load_pruned",
+    "masked",
+    "plan_run",
+    "prune",
+    "prune_from_config",
+    "push_checkpoint",
+]
 
 register_auto_classes()
 

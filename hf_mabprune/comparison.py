@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -103,10 +104,25 @@ class Judge:
 
         return logits
 
+    @cached_property
+    def baseline(self) -> Evaluation:
+        """The unpruned model on the test split.
+
+        Raises:
+            ValueError: If its loss is not finite.
+        """
+        found = evaluate(forward_of(self.model, self.task), self.task, self.batches["test"], self.accelerator)
+        broken = np.flatnonzero(~np.isfinite(found.scores.losses))
+        if len(broken):
+            raise ValueError(
+                f"the unpruned model's loss on test example {broken[0]} is not finite: look for broken examples or "
+                "weights, or use dtype float32"
+            )
+        return found
+
     def before_and_after(self, small: PreTrainedModel, kept: Bools) -> tuple[ModelFigures, ModelFigures]:
         """The unpruned and the cut model on the test split, with latencies measured in turns."""
-        test = self.batches["test"]
-        before = evaluate(forward_of(self.model, self.task), self.task, test, self.accelerator)
+        test, before = self.batches["test"], self.baseline
         after = evaluate(forward_of(small, self.task), self.task, test, self.accelerator, self._originals("test"))
         slow, fast = measure_latency([self.model, small], self.task, test[0])
         everything = np.ones(len(kept), dtype=bool)
@@ -142,7 +158,11 @@ def make_report(
     found: SearchResult,
     cost: Cost,
 ) -> Report:
-    """Every figure but those of the files on disk."""
+    """Every figure but those of the files on disk.
+
+    Args:
+        settings: With the one target of this size.
+    """
     task = judge.task
     before, after = judge.before_and_after(small, selection.kept)
     return Report(
@@ -152,7 +172,7 @@ def make_report(
         dataset=settings.task.dataset.path,
         layout=selection.plan.layout,
         layout_reason=selection.reason,
-        target=settings.prune.target.model_dump(exclude_none=True),
+        target=settings.prune.target.fractions(),
         seed=settings.seed,
         device=str(judge.accelerator.device),
         sequence_length=judge.tokens,
@@ -173,8 +193,26 @@ def make_report(
             processes=judge.accelerator.num_processes,
             stopped_because=found.stopped_because,
             rounds=[asdict(done) for done in found.rounds],
+            broken_batches=list(found.broken),
         ),
+        warnings=warnings_of(selection, found, after),
     )
+
+
+def warnings_of(
+    selection: Selection, found: SearchResult, after: ModelFigures
+) -> list[str]:
+    """What a reader of the report must know."""
+    said = []
+    if found.broken:
+        numbers = ", ".join(map(str, sorted(found.broken)))
+        said.append(f"calibration batches without a finite loss were skipped: {numbers}")
+    if (~selection.kept & found.kept).any():
+        beyond = int((~selection.kept & found.kept).sum())
+        said.append(f"{beyond} arms beyond the target of the search were removed by their last scores, not in context")
+    if not np.isfinite(after.loss):
+        said.append("the loss of the pruned model is not finite")
+    return said
 
 
 def kept_counts(arms: ArmTable, selection: Selection) -> dict[str, dict[int, tuple[int, int]]]:

@@ -5,7 +5,7 @@ The YAML file is this tree written down. Unknown keys are errors that name the n
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hf_mabprune.registry import nearest
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Fractions = Fraction | Annotated[list[Fraction], Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -63,17 +64,23 @@ class TaskConfig(Strict):
     calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
     evaluation_examples: int | None = Field(None, gt=0, description="cap on validation and test examples; null: all")
     batch_size: int = Field(32, gt=0, description="examples a pull is measured on")
+    max_broken_batches: int = Field(
+        2, ge=0, description="calibration batches without a finite loss that are skipped before the run gives up"
+    )
     max_length: int | None = Field(None, gt=1, description="longest sequence or language-model window, in tokens")
     metrics: list[str] = Field([], description="metrics; empty: the task's own. Unknown names go to evaluate.load")
 
 
 class TargetConfig(Strict):
-    """How much goes. Either neurons and / or heads, or parameters, or MACs; all are fractions removed."""
+    """How much goes. Either neurons and / or heads, or parameters, or MACs; all are fractions removed.
 
-    neurons: Fraction | None = Field(None, description="fraction of FFN neurons removed")
-    heads: Fraction | None = Field(None, description="fraction of attention heads (key-value groups) removed")
-    parameters: Fraction | None = Field(None, description="fraction of all parameters of the model removed")
-    macs: Fraction | None = Field(None, description="fraction of the multiply-accumulates of a forward pass removed")
+    A list gives several sizes from one search; two lists are taken in pairs.
+    """
+
+    neurons: Fractions | None = Field(None, description="fraction of FFN neurons removed; a list gives several sizes")
+    heads: Fractions | None = Field(None, description="fraction of attention heads (key-value groups) removed")
+    parameters: Fractions | None = Field(None, description="fraction of all parameters of the model removed")
+    macs: Fractions | None = Field(None, description="fraction of the multiply-accumulates of a forward pass removed")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "TargetConfig":
@@ -81,7 +88,30 @@ class TargetConfig(Strict):
         given = [counts, self.parameters is not None, self.macs is not None]
         if sum(given) != 1:
             raise ValueError("target must be one of: neurons and / or heads, parameters, macs")
+        lengths = {len(fractions) for fractions in self._lists().values()}
+        if len(lengths) > 1:
+            raise ValueError("target: lists of neurons and heads are taken in pairs, so they must be equally long")
+        for name, fractions in self._lists().items():
+            if sorted(set(fractions)) != fractions:
+                raise ValueError(f"target.{name} must be a list that grows, e.g. [0.3, 0.5], for sizes are nested")
         return self
+
+    def _lists(self) -> dict[str, list[float]]:
+        return {name: value for name, value in self if isinstance(value, list)}
+
+    def sizes(self) -> list["TargetConfig"]:
+        """One target a size, from the largest model to the smallest."""
+        lists = self._lists()
+        count = len(next(iter(lists.values()), [0.0]))
+        return [self.model_copy(update={name: values[n] for name, values in lists.items()}) for n in range(count)]
+
+    def fractions(self) -> dict[str, float]:
+        """Name -> fraction removed, of a target that is one size."""
+        return {name: value for name, value in self if value is not None}
+
+    def name(self) -> str:
+        """A target that is one size in a word, e.g. neurons-0.5-heads-0.25."""
+        return "-".join(f"{name}-{fraction:g}" for name, fraction in self.fractions().items())
 
 
 class PruningConfig(Strict):
@@ -103,6 +133,10 @@ class PruningConfig(Strict):
     )
     min_heads: int = Field(1, ge=1, description="heads (key-value groups) that every layer keeps at least")
     min_neurons: int = Field(1, ge=1, description="FFN neurons that every layer keeps at least")
+
+    def sizes(self) -> list["PruningConfig"]:
+        """The same settings for each size that the target lists, from the largest model to the smallest."""
+        return [self.model_copy(update={"target": target}) for target in self.target.sizes()]
 
     def kinds(self) -> list[str]:
         """Kinds of arms that the target can remove: those that it names, or all under a budget of cost."""
@@ -147,6 +181,9 @@ class OutputConfig(Strict):
     dir: str = Field(description="folder of the smaller checkpoint, its card and its report")
     overwrite: bool = Field(False, description="replace an existing folder")
     random_seeds: int = Field(3, ge=1, description="draws of the random control that the report shows")
+    push_to_hub: str | None = Field(None, description="name on the Hub, owner/name, that the result is pushed to")
+    log_with: list[str] = Field([], description="trackers of Accelerate: tensorboard, wandb, trackio, ...")
+    log_dir: str | None = Field(None, description="folder for trackers that write files; null: DIR.logs")
 
 
 class PruneConfig(Strict):
@@ -173,14 +210,30 @@ class PruneConfig(Strict):
         return check(yaml.safe_load(Path(path).read_text()) or {})
 
 
+class EvaluateConfig(Strict):
+    """Which checkpoint is measured on what."""
+
+    model: ModelConfig = Field(description="the checkpoint")
+    task: TaskConfig = Field(description="the data and the kind of task")
+    seed: int = Field(0, ge=0, description="of the draw of examples")
+
+
+C = TypeVar("C", bound=Strict)
+
+
 def check(settings: dict[str, Any]) -> PruneConfig:
     """Validates a nested dict of settings.
 
     Raises:
         ValueError: One line a fault.
     """
+    return check_as(settings, PruneConfig)
+
+
+def check_as(settings: dict[str, Any], kind: type[C]) -> C:
+    """Validates a nested dict of settings of some kind, as `check` does."""
     try:
-        return PruneConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         raise ValueError("\n".join(dict.fromkeys(_explain(fault) for fault in error.errors()))) from None
 
@@ -240,7 +293,8 @@ def _type_text(schema: dict[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return " | ".join(schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
-        items = {"a string": "strings"}.get(words := _type_text(schema["items"]), words)
+        words = _type_text(schema["items"])
+        items = {"a string": "strings"}.get(words, words.replace("a number", "numbers"))
         return f"a {'non-empty ' if schema.get('minItems') else ''}list of {items}"
     limits = " and ".join(f"{sign} {schema[limit]:g}" for limit, sign in LIMITS.items() if limit in schema)
     return f"{NAMES[schema.get('type', 'object')]} {limits}".rstrip()

@@ -12,7 +12,9 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import KINDS, ArmTable
-from hf_mabprune.search import Round
+from hf_mabprune.evaluation import Evaluation
+from hf_mabprune.search import Round, Search
+from hf_mabprune.tasks.base import Task as PruningTask
 
 
 def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> str:
@@ -28,6 +30,15 @@ def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> 
     return " | ".join([model.config.model_type, f"{model.config.num_hidden_layers} layers", *counts, where])
 
 
+def baseline(task: PruningTask, unpruned: Evaluation) -> str:
+    """What the unpruned model reaches, in one line: a wrong head or wrong labels are seen before the search."""
+    low, high = unpruned.intervals[task.main_metric]
+    return (
+        f"unpruned: {task.main_metric} {unpruned.metrics[task.main_metric]:.4g} ({low:.4g}-{high:.4g}), "
+        f"loss {unpruned.loss:.3f} on {len(unpruned.scores.losses):,} test examples"
+    )
+
+
 class PullsPerSecond(ProgressColumn):
     """Pulls a second, over the last moments."""
 
@@ -38,15 +49,15 @@ class PullsPerSecond(ProgressColumn):
 
 
 class SearchProgress:
-    """Watches a search. Use as a context manager.
+    """Shows how a search goes. Use as a context manager.
 
     Args:
-        rounds: Number of rounds.
+        search: That is under way.
         visible: False on all processes but the main one.
     """
 
-    def __init__(self, rounds: int, visible: bool) -> None:
-        self.rounds = rounds
+    def __init__(self, search: Search, visible: bool) -> None:
+        self.search = search
         self.visible = visible
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar = Progress(
@@ -58,7 +69,7 @@ class SearchProgress:
             transient=True,
             disable=not visible or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(f"round 1/{rounds}", total=None)
+        self.task = self.bar.add_task("", total=search.planned, completed=int(search.result.pulls.sum()))
 
     def __enter__(self) -> "SearchProgress":
         self.bar.start()
@@ -69,15 +80,17 @@ class SearchProgress:
     ) -> None:
         self.bar.stop()
 
-    def on_step(self, pulls: int, planned: int) -> None:
-        """After every batch of pulls."""
-        self.bar.update(self.task, completed=pulls, total=planned)
-
-    def on_round(self, done: Round) -> None:
-        """After every round."""
-        self.bar.update(self.task, description=f"round {min(done.number + 1, self.rounds)}/{self.rounds}")
-        if self.visible:
+    def show(self, done: Round | None) -> None:
+        """After every step; `done` is the round that has ended with it, if one has."""
+        rounds, result = self.search.config.rounds, self.search.result
+        last = f"KL {result.rounds[-1].kl:.4f}" if result.rounds else ""
+        self.bar.update(
+            self.task,
+            completed=int(result.pulls.sum()),
+            description=f"round {min(self.search.number, rounds)}/{rounds} {last}",
+        )
+        if self.visible and done:
             self.console.print(
-                f"round {done.number}/{self.rounds}   {done.removed:,} arms removed   KL {done.kl:.4f}   "
+                f"round {done.number}/{rounds}   {done.removed:,} arms removed   KL {done.kl:.4f}   "
                 f"loss {done.loss:.3f} (unpruned {done.loss_before:.3f})   {done.pulls:,} pulls   {done.seconds:.0f} s"
             )

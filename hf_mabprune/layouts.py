@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
@@ -10,7 +11,7 @@ from hf_mabprune import modeling_pruned
 from hf_mabprune.architectures import Architecture, architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruningConfig
-from hf_mabprune.selection import Plan, make_plan
+from hf_mabprune.selection import Plan, make_plan, reach
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,51 @@ def make_plans(
     Raises:
         ValueError: If the target is out of reach in the layout asked for, or in every layout for `auto`.
     """
-    architecture = architecture_of(model)
-    floors = {"neuron": config.min_neurons, "head": config.min_heads * architecture.group_size(model.config)}
-
-    def uniform() -> Plan:
-        if isinstance(model.config, modeling_pruned.PerLayerConfig):
-            raise ValueError("the model has per-layer sizes already: use layout per_layer")
-        heads = uniform_head_counts(architecture, model.config)
-        if "head" in config.kinds() and not heads:
-            group = architecture.group_size(model.config)
-            architecture.uniform_config(model.config, getattr(model.config, architecture.width_field), group)
-        sizes = {"neuron": _multiples(architecture, model, config), "head": heads}
-        return make_plan(arms, config.target, totals, "uniform", floors, sizes)
+    def plan(layout: Literal["uniform", "per_layer"]) -> Plan:
+        return make_plan(arms, config.target, totals, layout, *_limits(model, arms, config, layout))
 
     if config.layout == "uniform":
-        return Plans(uniform(), None, "asked for")
-    per_layer = make_plan(arms, config.target, totals, "per_layer", floors)
+        return Plans(plan("uniform"), None, "asked for")
+    per_layer = plan("per_layer")
     if config.layout == "per_layer":
         return Plans(per_layer, None, "asked for")
     try:
-        return Plans(per_layer, uniform(), "")
+        return Plans(per_layer, plan("uniform"), "")
     except ValueError as reason:
         return Plans(per_layer, None, f"auto: uniform is not possible: {reason}")
+
+
+def largest_targets(
+    model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig
+) -> dict[str, float]:
+    """Quantity -> the largest fraction of it that a layout can remove.
+
+    Raises:
+        ValueError: If the layout is not possible at all.
+    """
+    layout: Literal["uniform", "per_layer"] = "uniform" if config.layout == "uniform" else "per_layer"
+    return reach(arms, totals, layout, *_limits(model, arms, config, layout))
+
+
+def _limits(
+    model: PreTrainedModel, arms: ArmTable, config: PruningConfig, layout: Literal["uniform", "per_layer"]
+) -> tuple[dict[str, int], dict[str, set[int]]]:
+    """Floors in units, and the sizes that `uniform` may take: the last arguments of `make_plan`.
+
+    Raises:
+        ValueError: If the family's stock config cannot say fewer heads, for `uniform`.
+    """
+    architecture = architecture_of(model)
+    floors = {"neuron": config.min_neurons, "head": config.min_heads * architecture.group_size(model.config)}
+    if layout == "per_layer":
+        return floors, {}
+    if isinstance(model.config, modeling_pruned.PerLayerConfig):
+        raise ValueError("the model has per-layer sizes already: use layout per_layer")
+    heads = uniform_head_counts(architecture, model.config)
+    if (arms.kind == "head").any() and not heads:
+        group = architecture.group_size(model.config)
+        architecture.uniform_config(model.config, getattr(model.config, architecture.width_field), group)
+    return floors, {"neuron": _multiples(architecture, model, config), "head": heads}
 
 
 def uniform_head_counts(architecture: Architecture, config: PretrainedConfig) -> set[int]:

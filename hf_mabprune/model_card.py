@@ -3,9 +3,11 @@
 Cards are made to be published, so local paths are cut to their last part, and URLs lose credentials and queries.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +35,7 @@ FIGURES = {
     "kept_widths": "FFN neurons and attention heads kept in each layer",
     "effects": "Effects of removed and of kept arms",
     "search": "KL divergence and loss over the rounds of the search",
+    "pareto": "Quality against parameters, MACs and latency, for all sizes cut from this search",
 }
 LONG_TABLE = 16  # layers; longer tables are folded away
 ABSOLUTE = re.compile(r"(?<![\w:/\\.~<-])(?:~|[A-Za-z]:|\.{1,2}|file:/{2})?(?:[/\\]+[\w.@+~-]+)+[/\\]?")
@@ -61,13 +64,71 @@ def write_card(
         ValueError: If the config is not one, or the report names an unknown task.
     """
     settings = check(yaml.safe_load(config_yaml))
-    base = base_model if base_model and _is_repo_id(base_model) else _hub_model(report.model)
+    base = base_model if base_model and _is_repo_id(base_model) else hub_model(report.model)
     name = (repo_id or f"{_last_part(report.model)}-pruned").split("/")[-1]
-    content = _content(report, settings, base) | _config(config_yaml, settings)
+    shown = public_config(config_yaml)
+    content = _content(report, settings, base) | {"config": shown.strip(), "shortened": shown != config_yaml}
     content |= {"name": name, "checkpoint": repo_id or "path/to/this/folder", "figures": _figures(folder)}
     data = _metadata(report, settings, base, license, name)
     path = folder / "README.md"
     ModelCard.from_template(data, template_path=str(TEMPLATE), **content).save(path)
+    return path
+
+
+def public_config(config_yaml: str) -> str:
+    """The config as text that can be published: the same text where it holds no local path."""
+    original = yaml.safe_load(config_yaml)
+    public = _public(original, files_are_local=_hub_dataset(check(original)) is None)
+    return config_yaml if public == original else yaml.safe_dump(public, sort_keys=False)
+
+
+def public_report(report: Report) -> str:
+    """The text of a report.json that can be published: no local paths."""
+    named = {"model": _public(report.model, "name"), "dataset": _public(report.dataset, "path")}
+    return json.dumps(_texts_without_paths(asdict(report)) | named, indent=2)
+
+
+def _texts_without_paths(value: Any) -> Any:
+    """A copy of nested data in which every text has lost its absolute paths."""
+    if isinstance(value, dict):
+        return {name: _texts_without_paths(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_texts_without_paths(part) for part in value]
+    return _without_paths(value) if isinstance(value, str) else value
+
+
+def write_overview(reports: Sequence[Report], folder: Path) -> Path:
+    """Writes the `folder/README.md` of a run with several sizes: a table that leads to their folders.
+
+    Args:
+        reports: One a size, of the same search.
+        folder: That holds a folder for each size, and `figures`.
+    """
+    first = reports[0]
+    metric = first.main_metric
+    headings = ["size", "layout", "parameters (M)", "MACs (M)", metric, "random, mean", "speed-up", "load"]
+    whole = ["unpruned", "", f"{first.before.parameters / 1e6:,.2f}", f"{first.before.macs / 1e6:,.2f}"]
+    rows = [[*whole, _metric(first.before, metric), "", "", ""]]
+    for size, report in zip((report.in_short() for report in reports), reports, strict=True):
+        rows.append(
+            [
+                f"[{size.name}]({size.name}/README.md)",
+                size.layout,
+                f"{size.parameters / 1e6:,.2f}",
+                f"{size.macs / 1e6:,.2f}",
+                _metric(report.after, metric),
+                f"{size.random:.4f}",
+                f"{size.speedup:.2f}x" if size.speedup else "",
+                f"`{TASKS.get(report.task).auto_class}.from_pretrained(\"{size.name}\")`",
+            ]
+        )
+    figures = "\n".join(f"![{alt}]({path})" for alt, path in _figures(folder))
+    path = folder / "README.md"
+    path.write_text(
+        f"# {_last_part(first.model)}: {len(reports)} sizes from one search\n\n{_table(headings, rows)}\n\n"
+        "Each folder is a checkpoint with a model card of its own. Layouts other than uniform load after `import "
+        f"hf_mabprune`, or with `trust_remote_code=True`.\n\n{figures}\n"
+    )
     return path
 
 
@@ -256,14 +317,6 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     return [(FIGURES[name], f"figures/{name}.png") for name in names]
 
 
-def _config(config_yaml: str, settings: PruneConfig) -> dict[str, Any]:
-    """The config as text that can be published, and whether anything was cut from it."""
-    original = yaml.safe_load(config_yaml)
-    public = _public(original, files_are_local=_hub_dataset(settings) is None)
-    text = config_yaml if public == original else yaml.safe_dump(public, sort_keys=False)
-    return {"config": text.strip(), "shortened": public != original}
-
-
 def _public(value: Any, key: str = "", files_are_local: bool = True) -> Any:
     """A copy of a part of the config in which local paths are cut to their last part."""
     if isinstance(value, dict):
@@ -274,13 +327,14 @@ def _public(value: Any, key: str = "", files_are_local: bool = True) -> Any:
     if not isinstance(value, str):
         return value
     if "://" in value:
-        return _public_url(value)
+        return public_url(value)
     paths = {"dir", "data_files"} if files_are_local else {"dir"}
     is_local = key in {"name", "path"} and (not _is_repo_id(value) or Path(value).exists())
     return _last_part(value) if key in paths or is_local or _is_absolute(value) else value
 
 
-def _public_url(url: str) -> str:
+def public_url(url: str) -> str:
+    """The address without credentials and query; of a local file only the last part."""
     parts = urlsplit(url)
     if parts.scheme == "file":
         return _last_part(url)
@@ -309,7 +363,7 @@ def _is_repo_id(name: str) -> bool:
     return True
 
 
-def _hub_model(name: str) -> str | None:
+def hub_model(name: str) -> str | None:
     """The name, where it can be one on the Hub: not a folder, and not the class of a model made in memory."""
     made_in_memory = "/" not in name and hasattr(transformers, name)
     return name if _is_repo_id(name) and not made_in_memory and not Path(name).exists() else None

@@ -1,5 +1,6 @@
-"""The folder that a run leaves behind: checkpoint, report, table of arms, figures and model card, all or nothing."""
+"""The folder that a run leaves behind: checkpoint, report, table of arms, figures and model card."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,53 +10,57 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import checkpoint, model_card, plots
 from hf_mabprune.comparison import Judge
-from hf_mabprune.config import PruneConfig
 from hf_mabprune.report import Report
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
 HALF_TOLERANCE = 0.1
+DETAILS = "mabprune"
 
 
-def write_output(
-    settings: PruneConfig,
+def save_weights(
     report: Report,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    arms: pd.DataFrame,
     save_dtype: torch.dtype,
     judge: Judge,
+    folder: Path,
 ) -> Report:
-    """Writes everything into a temporary folder, reads the checkpoint back, and only then puts it in place.
+    """Writes a checkpoint and reads it back.
 
     Returns:
         The report, with the figures of the files on disk.
 
     Raises:
-        RuntimeError: If the checkpoint does not give the logits of the model in memory; nothing is left behind.
+        RuntimeError: If the checkpoint does not give the logits of the model in memory.
     """
-    with checkpoint.atomic_folder(settings.output.dir) as folder:
-        size = checkpoint.save_checkpoint(model, folder, tokenizer, save_dtype)
-        difference = _reload(model, folder, judge)
-        report = replace(
-            report,
-            before=replace(report.before, checkpoint_bytes=report.before.parameters * save_dtype.itemsize),
-            after=replace(report.after, checkpoint_bytes=size),
-            reload={"max_logit_difference": difference},
-        )
-        write_report(report, arms, settings.to_yaml(), folder)
-    return report
+    folder.mkdir(exist_ok=True)
+    size = checkpoint.save_checkpoint(model, folder, tokenizer, save_dtype)
+    return replace(
+        report,
+        before=replace(report.before, checkpoint_bytes=report.before.parameters * save_dtype.itemsize),
+        after=replace(report.after, checkpoint_bytes=size),
+        reload={"max_logit_difference": _reload(model, folder, judge)},
+    )
 
 
-def write_report(report: Report, arms: pd.DataFrame, config_yaml: str, folder: Path) -> None:
+def write_views(report: Report, arms: pd.DataFrame, config_yaml: str, folder: Path) -> None:
     """report.json, arms.parquet, config.yaml, the figures and the model card."""
-    details = folder / "mabprune"
+    details = folder / DETAILS
     details.mkdir(exist_ok=True)
     (details / "config.yaml").write_text(config_yaml)
     (details / "report.json").write_text(report.to_json())
     arms.to_parquet(details / "arms.parquet")
-    (folder / "figures").mkdir(exist_ok=True)
     plots.save_figures(report, arms, folder / "figures")
     model_card.write_card(report, config_yaml, folder)
+
+
+def write_overview(reports: Sequence[Report], config_yaml: str, folder: Path) -> None:
+    """README.md, figure and config of a folder that holds several sizes, each in a folder of its own."""
+    details = folder / DETAILS
+    details.mkdir(exist_ok=True)
+    (details / "config.yaml").write_text(config_yaml)
+    plots.save_pareto(reports[-1], folder / "figures")
+    model_card.write_overview(reports, folder)
 
 
 def _reload(model: PreTrainedModel, folder: Path, judge: Judge) -> float:

@@ -1,72 +1,41 @@
-"""The whole flow, top to bottom: config -> model + task -> arms -> pulls <-> policy -> selection -> surgery ->
-comparison -> checkpoint, report, figures, model card."""
+"""The whole flow, top to bottom: config -> model + task -> arms -> pulls <-> policy -> one order of removal -> sizes
+cut from it (`result.py`: selection -> surgery -> comparison) -> checkpoints, reports, figures, model cards."""
 
 import os
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, set_seed
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mabprune import checkpoint, config, console, evaluation, layouts
-from hf_mabprune.architectures import architecture_of
-from hf_mabprune.arms import ArmTable
-from hf_mabprune.comparison import Judge, Selection, make_report
-from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
-from hf_mabprune.output import write_output
+from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts
+from hf_mabprune.architectures import architecture_of, family_of
+from hf_mabprune.comparison import Judge
+from hf_mabprune.config import EvaluateConfig, ModelConfig, PruneConfig, TaskConfig
+from hf_mabprune.output import DETAILS
 from hf_mabprune.policies import POLICIES, Policy
+from hf_mabprune.processes import main_first, on_main
 from hf_mabprune.pulls.base import Cost
 from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.registry import check_options
-from hf_mabprune.report import Report
-from hf_mabprune.search import SearchResult, run_search
+from hf_mabprune.registry import check_options, nearest
+from hf_mabprune.report import ModelFigures, Report
+from hf_mabprune.result import PruneResult, Source, write
+from hf_mabprune.search import Search, SearchResult
 from hf_mabprune.selection import Plan
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.state import RunState, check_free, fingerprint, open_run
 from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, task_for_model
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 
 SPLITS = ("calibration", "validation", "test")
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """What `prune` gives back.
-
-    Attributes:
-        model: The smaller model, ready to use, save or push.
-        report: Every figure of the run.
-        arms: All arms.
-        search: The order of removal and the history of the search.
-    """
-
-    model: PreTrainedModel
-    report: Report
-    arms: ArmTable
-    search: SearchResult
-
-    def table(self) -> str:
-        """before | after | random control, with 95% intervals."""
-        return self.report.table()
-
-    def summary(self, folder: str | Path) -> str:
-        """The table, and what to know about it: the last words of a run."""
-        report = self.report
-        auto_class = TASKS.get(report.task).auto_class
-        needs = "" if report.layout == "uniform" else "   # after import hf_mabprune, or with trust_remote_code=True"
-        return (
-            f"{self.table()}\n"
-            f"{100 * report.removed_fraction():.1f}% of FFN and attention parameters removed | "
-            f"layout {report.layout}, {report.layout_reason}\n"
-            f"stopped: {report.search.stopped_because} | {report.search.pulls:,} pulls "
-            f"in {report.search.seconds:.0f} s | reload difference {report.reload['max_logit_difference']:.1g}\n"
-            f'load it: {auto_class}.from_pretrained("{folder}"){needs}\n'
-        )
 
 
 def prune(
@@ -75,7 +44,7 @@ def prune(
     calibration: Dataset,
     validation: Dataset,
     test: Dataset,
-    target: dict[str, float],
+    target: dict[str, Any],
     output_dir: str | Path,
     *,
     task: dict[str, Any] | None = None,
@@ -83,6 +52,7 @@ def prune(
     search: dict[str, Any] | None = None,
     output: dict[str, Any] | None = None,
     seed: int = 0,
+    resume: bool = False,
 ) -> PruneResult:
     """Prunes a model in memory. The model itself is left as it is.
 
@@ -91,14 +61,20 @@ def prune(
         tokenizer: Of the model; it is saved with the checkpoint.
         calibration, validation, test: Data sets that share no examples. Rewards see calibration, the choice of the
             layout sees validation, and the report sees test.
-        target: What to remove, e.g. `{"parameters": 0.3}` or `{"neurons": 0.5, "heads": 0.5}`.
+        target: What to remove, e.g. `{"parameters": 0.3}` or `{"neurons": 0.5, "heads": 0.5}`; a list of fractions
+            gives several sizes from one search.
         output_dir: Folder for the checkpoint, the report and the card.
         task, prune, search, output: Parts of the YAML config, under the same keys.
         seed: Of everything random.
+        resume: Go on with the same call that was interrupted.
+
+    Returns:
+        The smallest size, ready to use; `result.cut` makes others without new pulls.
 
     Raises:
         ValueError: For a setting or data that cannot work; nothing is written then.
         FileExistsError: If the output folder exists and `output["overwrite"]` is not set.
+        Interrupted: A KeyboardInterrupt, on SIGINT and SIGTERM, once the search is saved.
     """
     settings = config.check(
         {
@@ -110,27 +86,26 @@ def prune(
             "seed": seed,
         }
     )
-    check_settings(settings)
+    check_settings(settings, resume)
     splits = dict(zip(SPLITS, (calibration, validation, test), strict=True))
     training, device = model.training, model.device
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(settings)
     try:
-        return _run(settings, model.to(accelerator.device), tokenizer, splits, accelerator, model.dtype)
+        with open_run(settings, accelerator, resume) as run:
+            return _run(settings, model.to(accelerator.device), tokenizer, splits, run, model.dtype)
     finally:
         model.train(training).to(device)
 
 
-def prune_from_config(settings: PruneConfig) -> PruneResult:
+def prune_from_config(settings: PruneConfig, resume: bool = False) -> PruneResult:
     """Prunes the model that a config names on the data that it names: what `scripts/prune.py` calls."""
-    check_settings(settings)
-    accelerator = make_accelerator()
-    with accelerator.main_process_first():
-        splits = load_splits(settings.task)
-    model, tokenizer = load_model(settings.model, settings.task)
-    stored = AutoConfig.from_pretrained(settings.model.name, revision=settings.model.revision).dtype
-    wanted = settings.model.save_dtype
-    save_dtype = (stored or model.dtype) if wanted == "auto" else getattr(torch, wanted)
-    return _run(settings, model.to(accelerator.device), tokenizer, splits, accelerator, save_dtype)
+    check_settings(settings, resume)
+    accelerator = make_accelerator(settings)
+    with open_run(settings, accelerator, resume) as run:
+        splits = main_first(accelerator, lambda: load_splits(settings.task))
+        model, tokenizer = load_model(settings.model, settings.task)
+        save_dtype = saved_precision(settings.model, model.dtype)
+        return _run(settings, model.to(accelerator.device), tokenizer, splits, run, save_dtype)
 
 
 def _run(
@@ -138,46 +113,151 @@ def _run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     splits: dict[str, Dataset],
-    accelerator: Accelerator,
+    run: RunState,
     save_dtype: torch.dtype,
 ) -> PruneResult:
     """Everything after model and data are there."""
+    accelerator = run.accelerator
     judge = prepare(settings, model, tokenizer, splits, accelerator)
-    plans = layouts.make_plans(model, judge.arms, judge.totals, settings.prune)
+    sizes = settings.prune.sizes()
+    plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in sizes]
+    checkpoint.check_space(settings.output.dir, len(sizes) * judge.totals["parameters"] * save_dtype.itemsize)
     accelerator.print(console.header(model, judge.arms, accelerator))
+    accelerator.print(console.baseline(judge.task, judge.baseline))
 
-    found, cost = search(settings, judge, plans.search)
-    selection = choose_layout(judge, plans, found, settings)
-    small = prune_copy(model, judge.arms.kept_units(selection.kept), selection.plan.layout)
-    checkpoint.round_weights(small, save_dtype)
+    if accelerator.log_with:
+        accelerator.init_trackers("hf_mabprune", {"config": settings.to_yaml()})
+    found, cost = search(settings, judge, plans[-1].search, run)
+    source = Source(settings, judge, tokenizer, save_dtype, found, cost)
+    result = write(settings.output.dir, map(source.cut, sizes), settings, search_state=run.saved())
+    for report in result.sizes:
+        accelerator.log(report.numbers())
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    run.finish()
+    if settings.output.push_to_hub:
+        on_main(accelerator, lambda: publish(settings))
+    return result
 
-    report = make_report(settings, judge, selection, small, found, cost)
-    if accelerator.is_main_process:
-        arms = found.table(judge.arms, selection.kept)
-        report = write_output(settings, report, small, tokenizer, arms, save_dtype, judge)
-    accelerator.wait_for_everyone()
-    return PruneResult(small, report, judge.arms, found)
+
+def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
+    """Other sizes from a finished run, without new pulls.
+
+    Args:
+        folder: That the run left behind.
+        settings: Of that run, with other targets and another output folder.
+
+    Raises:
+        ValueError: If the folder holds no run, or the settings name another model or other arms than it had.
+        FileExistsError: If the output folder exists.
+    """
+    arms, report = read_run(folder)
+    check_settings(settings)
+    accelerator = make_accelerator(settings)
+    with open_run(settings, accelerator) as run:
+        splits = main_first(accelerator, lambda: load_splits(settings.task))
+        model, tokenizer = load_model(settings.model, settings.task)
+        save_dtype = saved_precision(settings.model, model.dtype)
+        judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+        found = SearchResult.from_table(arms, judge.arms, report.search.rounds)
+        paid = Cost(report.search.pulls, report.search.forward_tokens, report.search.seconds)
+        source = Source(settings, judge, tokenizer, save_dtype, found, paid)
+        sizes = settings.prune.sizes()
+        for size in sizes:
+            layouts.make_plans(model, judge.arms, judge.totals, size)
+        result = write(settings.output.dir, map(source.cut, sizes), settings, earlier=report.sizes)
+        run.finish()
+        return result
 
 
-def check_settings(settings: PruneConfig) -> None:
+def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
+    """Quality on the test split, size, MACs and latency of any checkpoint of a supported family.
+
+    Returns:
+        The task, which says what the metrics are, and the figures.
+    """
+    accelerator = make_accelerator()
+    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    model, tokenizer = load_model(settings.model, settings.task)
+    model.to(accelerator.device).eval()
+    task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
+    task.check(splits["test"], "test")
+    encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
+    batches = batches_of(task, encoded, settings.task.batch_size)
+    found = evaluation.evaluate(evaluation.forward_of(model, task), task, batches, accelerator)
+    tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches]))
+    weights = sum(file.stat().st_size for file in Path(settings.model.name).glob("*.safetensors"))
+    return task, ModelFigures(
+        **evaluation.count_parameters(model),
+        macs=evaluation.count_macs(model, tokens),
+        loss=found.loss,
+        kl=float("nan"),
+        metrics=found.metrics,
+        intervals=found.intervals,
+        latency_ms=evaluation.measure_latency([model], task, batches[0])[0],
+        checkpoint_bytes=weights or None,
+    )
+
+
+def read_run(folder: str | Path) -> tuple[pd.DataFrame, Report]:
+    """The table of arms and the report of a finished run, or of one of its sizes.
+
+    Raises:
+        ValueError: If the folder holds no finished run.
+    """
+    folder = Path(folder)
+    places = [folder / DETAILS, *(path.parent for path in sorted(folder.glob(f"*/{DETAILS}/arms.parquet")))]
+    place = next((place for place in places if (place / "arms.parquet").exists()), None)
+    if place is None or not (place / "report.json").exists():
+        raise ValueError(f"{folder} holds no finished run: no {DETAILS}/arms.parquet and report.json in it")
+    return pd.read_parquet(place / "arms.parquet"), Report.from_json(place / "report.json")
+
+
+def publish(settings: PruneConfig) -> None:
+    """Pushes what a run wrote: one repository a size, whose names end in that of the size if there are several."""
+    folder, repo_id = Path(settings.output.dir), str(settings.output.push_to_hub)
+    places = sorted(place.parent for place in folder.glob("*/config.json")) or [folder]
+    for place in places:
+        hub.push_checkpoint(place, repo_id if place == folder else f"{repo_id}-{place.name}")
+
+
+def check_settings(settings: PruneConfig, resume: bool = False) -> None:
     """Everything that can be refused before a model or data set is loaded.
 
     Raises:
         ValueError, FileExistsError: With the rule, the value and the remedy.
     """
     make_policy(settings, 1)
-    checkpoint.check_output_dir(settings.output.dir, settings.output.overwrite)
+    check_free(settings, resume)
+    check_trackers(settings.output.log_with)
+    if settings.output.push_to_hub:
+        hub.check_name("output.push_to_hub", settings.output.push_to_hub)
     if settings.task.type is not None:
         TASKS.get(settings.task.type)
 
 
-def make_accelerator() -> Accelerator:
-    """Accelerate's engine, on CPU where there is no GPU.
+def check_trackers(names: list[str]) -> None:
+    """Raises ValueError for a tracker that Accelerate does not know, or whose package is not installed."""
+    known = [str(tracker.value) for tracker in LoggerType if tracker != LoggerType.ALL]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"output.log_with: no tracker '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
+        if LoggerType(name) not in get_available_trackers():
+            raise ValueError(f"output.log_with: tracker '{name}' needs its package: pip install {name}")
+
+
+def make_accelerator(settings: PruneConfig | None = None) -> Accelerator:
+    """Accelerate's engine, on CPU where there is no GPU, with the trackers that the settings name.
 
     Raises:
         ValueError: If the launch asked for several processes and this one would run alone.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    output = settings.output if settings else None
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        log_with=list(output.log_with) if output else None,
+        project_dir=(output.log_dir or f"{output.dir}.logs") if output and output.log_with else None,
+    )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise ValueError(
@@ -188,16 +268,33 @@ def make_accelerator() -> Accelerator:
 
 
 def load_model(settings: ModelConfig, task: TaskConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model with the head that the task needs, in the precision of the search, and its tokenizer."""
+    """The model with the head that the task needs, in the precision of the search, and its tokenizer.
+
+    Raises:
+        ValueError: If the model is quantised, an adapter, of an unknown family, or has no head for the task.
+        OSError: If it does not exist.
+    """
     checkpoint.register_auto_classes()
     origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    folder = Path(settings.name)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ValueError(f"{settings.name} is an adapter: merge it first (PeftModel.merge_and_unload) and save that")
     stored = AutoConfig.from_pretrained(settings.name, **origin)
+    family_of(stored)
     head = (stored.architectures or ["a model of unknown head"])[0]
     kind = task.type or task_for_model(head)
     check_head(kind, head)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = getattr(transformers, TASKS.get(kind).auto_class).from_pretrained(settings.name, dtype=dtype, **origin)
     return model, AutoTokenizer.from_pretrained(settings.name, **origin)
+
+
+def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype:
+    """Precision of the saved weights: that of the source checkpoint, unless the settings name one."""
+    if settings.save_dtype != "auto":
+        return getattr(torch, settings.save_dtype)
+    stored = AutoConfig.from_pretrained(settings.name, revision=settings.revision).dtype
+    return stored or searched
 
 
 def prepare(
@@ -219,14 +316,30 @@ def prepare(
     return Judge(model, task, arms, batches, tokens, totals, accelerator)
 
 
-def search(settings: PruneConfig, judge: Judge, plan: Plan) -> tuple[SearchResult, Cost]:
-    """Finds the arms that go, and says what that cost."""
-    pulls = ReplayPulls(
-        judge.model, judge.arms, judge.task, judge.batches["calibration"], settings.search.reward, judge.accelerator
-    )
+def search(
+    settings: PruneConfig, judge: Judge, plan: Plan, run: RunState | None = None
+) -> tuple[SearchResult, Cost]:
+    """Finds the arms that go, and says what that cost.
+
+    Args:
+        run: Where the search is kept after every round, and taken up from; None keeps nothing.
+    """
+    accelerator, batches = judge.accelerator, judge.batches["calibration"]
+    pulls = ReplayPulls(judge.model, judge.arms, judge.task, batches, settings.search.reward, accelerator)
     policy = make_policy(settings, len(judge.arms))
-    with console.SearchProgress(settings.search.rounds, judge.accelerator.is_main_process) as watcher:
-        return run_search(pulls, policy, plan, settings.search, watcher), pulls.cost
+    under_way = Search(pulls, policy, plan, settings.search, settings.task.max_broken_batches)
+    identity = fingerprint(judge.model, batches) if run else ""
+    if run and run.restore(under_way, identity):
+        accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")
+    bar = console.SearchProgress(under_way, accelerator.is_main_process)
+    with bar, run.deferred_signals() if run else nullcontext():
+        for done in under_way.run():
+            bar.show(done)
+            if done:
+                accelerator.log({f"search/{name}": value for name, value in asdict(done).items()}, step=done.number)
+            if run:
+                run.keep(under_way, identity, round_ended=done is not None)
+    return under_way.finished(), pulls.cost
 
 
 def prepare_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, list[Batch]]:
@@ -251,17 +364,3 @@ def make_policy(settings: PruneConfig, arms: int) -> Policy:
         raise ValueError(f"search.policy needs a name. Known: {', '.join(POLICIES.names())}")
     policy = POLICIES.get(name)
     return policy(arms=arms, seed=settings.seed, **check_options("policy", name, policy, options))
-
-
-def choose_layout(judge: Judge, plans: layouts.Plans, found: SearchResult, settings: PruneConfig) -> Selection:
-    """The arms that stay; where `auto` has a choice, validation decides between the layouts."""
-    rules = layouts.width_multiple(settings.prune, judge.model.config.hidden_size), settings.prune.min_neurons
-    best = Selection(plans.search, found.kept, *rules, reason=plans.reason).rounded(found.order)
-    if plans.uniform is None:
-        return best
-    even = Selection.along(plans.uniform, found.order, *rules)
-    loss, even_loss = (judge.masked(s.kept, "validation", intervals=False).loss for s in (best, even))
-    cost = f"validation loss {even_loss:.4f} uniform, {loss:.4f} per_layer"
-    if even_loss <= loss * (1 + settings.prune.auto_tolerance):
-        return Selection(even.plan, even.kept, *rules, f"auto: loads with plain AutoModel and costs little: {cost}")
-    return Selection(best.plan, best.kept, *rules, f"auto: uniform costs too much quality: {cost}")

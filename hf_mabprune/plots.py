@@ -1,4 +1,4 @@
-"""Three figures of one run: the widths that are kept, the effects of the arms, and the course of the search.
+"""Figures of one run: the widths that are kept, the effects of the arms, the course of the search, and all sizes.
 
 Symbols: K arms; L layers. The effect of an arm is minus its mean reward, so more is worse.
 """
@@ -35,7 +35,7 @@ EFFECTS = {
 
 
 def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes kept_widths.png, effects.png and search.png.
+    """Writes kept_widths.png, effects.png, search.png and, where several sizes were cut, pareto.png.
 
     Args:
         report: Of the run.
@@ -50,6 +50,8 @@ def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]
         "effects": effects(arms, report.search.reward),
         "search": search(report),
     }
+    if len(report.sizes) > 1:
+        figures["pareto"] = pareto(report)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
@@ -99,11 +101,51 @@ def search(report: Report) -> Figure:
     return figure
 
 
-def _figure(rows: int, columns: int, height: float, sharex: bool = False) -> tuple[Figure, Sequence[Axes]]:
+def save_pareto(report: Report, folder: Path) -> Path:
+    """Writes pareto.png alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pareto.png"
+    pareto(report).savefig(path, dpi=DPI)
+    return path
+
+
+def pareto(report: Report) -> Figure:
+    """Quality against parameters, MACs and measured latency, for all sizes of a run and random draws of each."""
+    sizes = sorted(report.sizes, key=lambda size: -size.parameters)
+    before = report.before
+    costs = [
+        ("parameters (M)", [size.parameters / 1e6 for size in sizes], before.parameters / 1e6),
+        ("MACs of one sequence (M)", [size.macs / 1e6 for size in sizes], before.macs / 1e6),
+        ("latency, share of the unpruned", [1 / size.speedup for size in sizes if size.speedup], 1.0),
+    ]
+    figure, panels = _figure(1, len(costs), height=3.6, sharey=True)
+    low, high = np.array([size.interval for size in sizes]).T
+    whole_low, whole_high = before.intervals[report.main_metric]
+    for panel, (label, cost, whole) in zip(panels, costs, strict=True):
+        panel.set_xlabel(label)
+        panel.scatter([whole], [before.metrics[report.main_metric]], color=GREY, marker="s", label="unpruned")
+        panel.axhspan(whole_low, whole_high, color=WHOLE, alpha=0.6, linewidth=0)
+        if len(cost) == len(sizes):
+            metric = np.array([size.metric for size in sizes])
+            bars = np.array([metric - low, high - metric])
+            panel.errorbar(cost, metric, bars, color=KEPT, marker="o", label="pruned", zorder=3)
+            chance = [size.random for size in sizes]
+            panel.plot(cost, chance, color=REMOVED, marker="x", linestyle="--", label="random, mean")
+        panel.set_xlim(0, 1.05 * whole)
+    panels[0].set_ylabel(f"{report.main_metric}\n({'higher' if report.greater_is_better else 'lower'} is better)")
+    panels[0].legend(frameon=False, fontsize=8)
+    _title(panels[0], f"{len(sizes)} sizes from one search")
+    figure.supxlabel("Bars and the grey band: 95% bootstrap intervals over test examples.", fontsize=8, color=GREY)
+    return figure
+
+
+def _figure(
+    rows: int, columns: int, height: float, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, Sequence[Axes]]:
     """A figure of its own, outside pyplot, with plain panels."""
     figure = Figure(figsize=(8.5, height), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(max(rows, 1), max(columns, 1), squeeze=False, sharex=sharex).flat)
+    panels = list(figure.subplots(max(rows, 1), max(columns, 1), squeeze=False, sharex=sharex, sharey=sharey).flat)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color=WHOLE, linewidth=0.7)

@@ -1,6 +1,7 @@
 """What a run found, as data: report.json, the console table and the model card are views of it."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,6 +62,23 @@ class SearchFigures:
     processes: int
     stopped_because: str
     rounds: list[dict[str, Any]]
+    broken_batches: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SizeFigures:
+    """One of several sizes cut from the same search, in short."""
+
+    name: str
+    target: dict[str, float]
+    layout: str
+    parameters: int
+    macs: int
+    metric: float  # the main metric on the test split
+    interval: tuple[float, float]
+    random: float  # mean of the main metric over the random draws of that size
+    latency_ms: float | None
+    speedup: float | None  # latency of the unpruned model over this one's, measured in turns
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Report:
         layout_reason: Why the layout is what it is.
         main_metric: The name in `metrics` that the table shows.
         greater_is_better: Of the main metric.
+        sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
     """
 
@@ -92,6 +111,7 @@ class Report:
     random: list[RandomFigures]
     kept: dict[str, dict[int, tuple[int, int]]]
     search: SearchFigures
+    sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
@@ -112,6 +132,7 @@ class Report:
             raw["before"], raw["after"] = _figures(raw["before"]), _figures(raw["after"])
             raw["random"] = [RandomFigures(draw["seed"], _figures(draw["figures"])) for draw in raw["random"]]
             raw["search"] = SearchFigures(**raw["search"])
+            raw["sizes"] = [SizeFigures(**{**size, "interval": tuple(size["interval"])}) for size in raw["sizes"]]
             raw["kept"] = {
                 kind: {int(layer): tuple(counts) for layer, counts in layers.items()}
                 for kind, layers in raw["kept"].items()
@@ -120,6 +141,34 @@ class Report:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a report of this version of hf_mabprune: {error}") from None
 
+    @property
+    def size_name(self) -> str:
+        """The target in a word, e.g. neurons-0.5-heads-0.25."""
+        return "-".join(f"{name}-{fraction:g}" for name, fraction in self.target.items())
+
+    def in_short(self) -> SizeFigures:
+        """The row of this size in a table of sizes."""
+        slow, fast = self.before.latency_ms, self.after.latency_ms
+        metric = self.main_metric
+        return SizeFigures(
+            name=self.size_name,
+            target=self.target,
+            layout=self.layout,
+            parameters=self.after.parameters,
+            macs=self.after.macs,
+            metric=self.after.metrics[metric],
+            interval=self.after.intervals[metric],
+            random=sum(draw.figures.metrics[metric] for draw in self.random) / len(self.random),
+            latency_ms=fast,
+            speedup=slow / fast if slow and fast else None,
+        )
+
+    def numbers(self) -> dict[str, float]:
+        """The main figures under flat names, for trackers."""
+        after = self.after
+        flat = {name: getattr(after, name) for name in ("parameters", "macs", "loss", "kl")} | after.metrics
+        return {f"{self.size_name}/{name}": float(value) for name, value in flat.items()}
+
     def removed_fraction(self) -> float:
         """Part of the FFN and attention parameters that is gone."""
         before = self.before.ffn_parameters + self.before.attention_parameters
@@ -127,31 +176,41 @@ class Report:
 
     def table(self) -> str:
         """before | after | random control, as text for a terminal."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("")
-        for heading in ("params", "MACs", f"{self.main_metric} (95%)", "loss", "KL", "ms", "MB"):
-            table.add_column(heading, justify="right")
-        rows = [("before", self.before), ("after", self.after)]
-        rows += [(f"random {draw.seed}", draw.figures) for draw in self.random]
-        for name, figures in rows:
-            table.add_row(name, *self._cells(figures))
-        console = Console(width=110, color_system=None)
-        with console.capture() as capture:
-            console.print(table)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
+        rows = {"before": self.before, "after": self.after}
+        rows |= {f"random {draw.seed}": draw.figures for draw in self.random}
+        return _table(self.main_metric, rows)
 
-    def _cells(self, figures: ModelFigures) -> list[str]:
-        low, high = figures.intervals[self.main_metric]
-        scale = 100 if self.main_metric != "perplexity" else 1
-        return [
-            _short(figures.parameters),
-            _short(figures.macs),
-            f"{scale * figures.metrics[self.main_metric]:.1f} ({scale * low:.1f}-{scale * high:.1f})",
-            f"{figures.loss:.3f}",
-            f"{figures.kl:.4f}",
-            "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
-            "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:.1f}",
-        ]
+
+def figures_table(main_metric: str, figures: ModelFigures) -> str:
+    """One model, as text for a terminal."""
+    return _table(main_metric, {"": figures})
+
+
+def _table(main_metric: str, rows: dict[str, ModelFigures]) -> str:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for heading in ("params", "MACs", f"{main_metric} (95%)", "loss", "KL", "ms", "MB"):
+        table.add_column(heading, justify="right")
+    for name, figures in rows.items():
+        table.add_row(name, *_cells(main_metric, figures))
+    console = Console(width=110, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
+
+
+def _cells(main_metric: str, figures: ModelFigures) -> list[str]:
+    low, high = figures.intervals[main_metric]
+    scale = 100 if main_metric != "perplexity" else 1
+    return [
+        _short(figures.parameters),
+        _short(figures.macs),
+        f"{scale * figures.metrics[main_metric]:.1f} ({scale * low:.1f}-{scale * high:.1f})",
+        f"{figures.loss:.3f}",
+        "" if math.isnan(figures.kl) else f"{figures.kl:.4f}",
+        "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
+        "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:.1f}",
+    ]
 
 
 def installed_versions() -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 Each round pulls arms in the context of everything removed so far, then removes the safest. The i-th pull of any arm in
 a round uses the i-th batch of that round, so arms are compared on the same examples.
+A search can be stopped after any step, written down with `state_dict` and taken up again: it ends the same.
 Symbols: K arms; B examples in a batch.
 """
 
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import SearchConfig
 from hf_mabprune.policies import Policy
 from hf_mabprune.pulls import Pulls
+from hf_mabprune.pulls.base import Cost
 from hf_mabprune.selection import Plan
 
 Bools = NDArray[np.bool_]
@@ -38,26 +41,18 @@ class Round:
     seconds: float  # spent on pulls so far
 
 
-class Watcher(Protocol):
-    """Is told how a search goes."""
-
-    def on_step(self, pulls: int, planned: int) -> None:
-        """After every batch of pulls."""
-
-    def on_round(self, done: Round) -> None:
-        """After every round."""
-
-
 @dataclass
 class SearchResult:
-    """Where a search ended.
+    """Where a search is, or ended.
 
     Attributes:
         kept: [K], the arms that stay.
-        order: [K], all arms: the removed in their order, then the kept, least harmful first.
+        order: The arms removed so far, in their order; of a finished search [K], all arms: the removed, then the kept,
+            least harmful first.
         scores: [K], mean reward of each arm in the context it was last pulled in.
         pulls: [K], number of pulls of each arm.
         removed_round: [K], 1-based; 0 for arms that stay.
+        broken: Calibration batches that were skipped because their loss is not finite.
     """
 
     kept: Bools
@@ -66,7 +61,30 @@ class SearchResult:
     pulls: Ints
     removed_round: Ints
     rounds: list[Round] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
     stopped_because: str = "target reached"
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame, arms: ArmTable, rounds: list[dict[str, Any]]) -> "SearchResult":
+        """Reads `table` back.
+
+        Raises:
+            ValueError: If the table is of other arms.
+        """
+        names = ["kind", "layer", "start", "stop"]
+        if not table[names].equals(arms.to_frame()[names].astype(table[names].dtypes)):
+            raise ValueError(
+                f"the finished search had {len(table):,} arms that do not fit this model's {len(arms):,}: keep its "
+                "model, arms and block_size"
+            )
+        return cls(
+            kept=(table["removed_round"] == 0).to_numpy(),
+            order=np.argsort(table["order"].to_numpy()),
+            scores=table["mean"].to_numpy(dtype=float),
+            pulls=table["pulls"].to_numpy(),
+            removed_round=table["removed_round"].to_numpy(),
+            rounds=[Round(**done) for done in rounds],
+        )
 
     def table(self, arms: ArmTable, kept: Bools) -> pd.DataFrame:
         """One row an arm: what it is, what was found out about it, and whether it stays in the final model."""
@@ -79,9 +97,7 @@ class SearchResult:
         )
 
 
-def run_search(
-    pulls: Pulls, policy: Policy, plan: Plan, config: SearchConfig, watcher: Watcher | None = None
-) -> SearchResult:
+class Search:
     """Finds the arms that go.
 
     Args:
@@ -89,31 +105,151 @@ def run_search(
         policy: Decides which arms to measure.
         plan: Says how many go, and which may.
         config: Rounds and budget.
-        watcher: Is told about every step and round.
+        max_broken: Calibration batches without a finite loss that are skipped before the search gives up.
     """
-    arms = len(plan.arms)
-    result = SearchResult(
-        kept=np.ones(arms, dtype=bool),
-        order=np.empty(0, dtype=np.int64),
-        scores=np.full(arms, -np.inf),
-        pulls=np.zeros(arms, dtype=np.int64),
-        removed_round=np.zeros(arms, dtype=np.int64),
-    )
-    budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan)
-    for number, budget in enumerate(budgets, start=1):
-        pulls.set_context(result.kept)
-        if number > 1:
-            policy.new_context(result.kept)
-        for _ in _pull_round(pulls, policy, config, result, budget):
-            if watcher:
-                watcher.on_step(int(result.pulls.sum()), sum(budgets))
-        _remove(policy.scores(), plan, number, config.rounds, result)
-        result.rounds.append(_look(pulls, number, config.rounds, result))
-        if watcher:
-            watcher.on_round(result.rounds[-1])
-    stay = np.flatnonzero(result.kept)
-    result.order = np.concatenate([result.order, stay[np.argsort(-result.scores[stay], kind="stable")]])
-    return result
+
+    ARRAYS = ("kept", "order", "scores", "pulls", "removed_round")
+
+    def __init__(self, pulls: Pulls, policy: Policy, plan: Plan, config: SearchConfig, max_broken: int = 0) -> None:
+        arms = len(plan.arms)
+        self.pulls, self.policy, self.plan, self.config, self.max_broken = pulls, policy, plan, config, max_broken
+        self.result = SearchResult(
+            kept=np.ones(arms, dtype=bool),
+            order=np.empty(0, dtype=np.int64),
+            scores=np.full(arms, -np.inf),
+            pulls=np.zeros(arms, dtype=np.int64),
+            removed_round=np.zeros(arms, dtype=np.int64),
+        )
+        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan)
+        self.number = 1  # of the round under way
+        self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
+        self.offset = 0  # a round starts on batches that the earlier ones have not used up
+
+    @property
+    def planned(self) -> int:
+        """Pulls that the whole search makes."""
+        return sum(self.budgets)
+
+    def run(self) -> Iterator[Round | None]:
+        """Goes on to the end; yields None after every step of pulls, and what a round did after every round.
+
+        Raises:
+            ValueError: If more calibration batches than allowed have no finite loss.
+        """
+        while self.number <= self.config.rounds:
+            self.pulls.set_context(self.result.kept)
+            while self._left() > 0:
+                self._step()
+                yield None
+            yield self._end_round()
+
+    def finished(self) -> SearchResult:
+        """The result, with the arms that stay put at the end of the order, least harmful first."""
+        stay = np.flatnonzero(self.result.kept)
+        order = np.concatenate([self.result.order, stay[np.argsort(-self.result.scores[stay], kind="stable")]])
+        return replace(self.result, order=order)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs: arrays, numbers, and plain dicts and lists of them."""
+        return {
+            **{name: getattr(self.result, name).copy() for name in self.ARRAYS},
+            "seen": self.seen.copy(),
+            "offset": self.offset,
+            "number": self.number,
+            "rounds": [asdict(done) for done in self.result.rounds],
+            "broken": list(self.result.broken),
+            "cost": asdict(self.pulls.cost),
+            "policy": self.policy.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of a search with the same settings, as if there had been no interruption."""
+        for name in self.ARRAYS:
+            setattr(self.result, name, np.array(state[name]))
+        self.seen = np.array(state["seen"])
+        self.offset, self.number = int(state["offset"]), int(state["number"])
+        self.result.rounds = [Round(**done) for done in state["rounds"]]
+        self.result.broken = list(state["broken"])
+        self.pulls.cost = Cost(**state["cost"])
+        self.policy.load_state_dict(state["policy"])
+
+    def _left(self) -> int:
+        return self.budgets[self.number - 1] - int(self.seen.sum())
+
+    def _step(self) -> None:
+        """Lets the policy choose arms, and pulls each once."""
+        step = self.config.arms_per_step or max(1, int(self.result.kept.sum()) // 4)
+        arms = self.policy.select(min(step, self._left()))
+        batches, values = self._pull(arms, (self.offset + self.seen[arms]) % len(self.pulls.batches))
+        self.policy.update(arms, values, batches=batches)
+        self.seen[arms] += 1
+        self.result.pulls[arms] += 1
+
+    def _pull(self, arms: Ints, batches: Ints) -> tuple[Ints, Floats]:
+        """Pulls; batches without a finite loss give way to the next good one, for all arms alike.
+
+        Returns:
+            The batches used, [n], and the values, [n, 2].
+        """
+        values = np.full((len(arms), 2), np.nan)
+        while len(todo := np.flatnonzero(~np.isfinite(values).all(axis=1))):
+            batches[todo] = [self._usable(batch) for batch in batches[todo]]
+            values[todo] = self.pulls.pull(arms[todo], batches[todo])
+            for batch in np.unique(batches[~np.isfinite(values).all(axis=1)]):
+                self._skip(int(batch))
+                values[batches == batch] = np.nan
+        return batches, values
+
+    def _usable(self, batch: int) -> int:
+        """The batch, or the next one that is not broken."""
+        while batch in self.result.broken:
+            batch = (batch + 1) % len(self.pulls.batches)
+        return batch
+
+    def _skip(self, batch: int) -> None:
+        """Leaves a batch out from here on."""
+        self.result.broken.append(batch)
+        allowed = min(self.max_broken, len(self.pulls.batches) - 1)
+        if len(self.result.broken) > allowed:
+            raise ValueError(
+                f"the loss of calibration batch {batch} is not finite, and {len(self.result.broken) - 1} were skipped "
+                f"already, at most {allowed} may be (task.max_broken_batches): look for broken examples, or use dtype "
+                "float32"
+            )
+        warnings.warn(f"the loss of calibration batch {batch} is not finite; it is skipped", stacklevel=2)
+
+    def _end_round(self) -> Round:
+        """The safest arms go, as many as the plan asks for by now; the next round is made ready."""
+        result, number, rounds = self.result, self.number, self.config.rounds
+        scores = self.policy.scores()
+        result.scores = np.where(result.kept, scores, result.scores)
+        result.kept, removed = self.plan.choose(scores, result.kept, number / rounds)
+        result.order = np.concatenate([result.order, removed])
+        result.removed_round[removed] = number
+        result.rounds.append(self._look())
+        self.number += 1
+        self.offset = int(result.pulls.max(initial=0))
+        self.seen = np.zeros_like(self.seen)
+        if self.number <= rounds:
+            self.policy.new_context(result.kept)
+        return result.rounds[-1]
+
+    def _look(self) -> Round:
+        """Loss and KL of what is left, on one batch."""
+        result, number = self.result, self.number
+        batch = self._usable(number % len(self.pulls.batches))
+        now = self.pulls.observe(batch, result.kept)
+        before = self.pulls.observe(batch, np.ones_like(result.kept))
+        return Round(
+            number=number,
+            removed=int((~result.kept).sum()),
+            removed_fraction=number / self.config.rounds,
+            pulls=int(result.pulls.sum()),
+            kl=float(now.kl.mean()),
+            loss=float(now.loss.mean()),
+            loss_before=float(before.loss.mean()),
+            seconds=self.pulls.cost.seconds,
+        )
 
 
 def round_budgets(total: int, rounds: int, plan: Plan) -> list[int]:
@@ -129,44 +265,3 @@ def round_budgets(total: int, rounds: int, plan: Plan) -> list[int]:
     first = total if rounds == 1 else max(int(total * left[0] / left.sum()), min(arms, total))
     rest = left[1:] / max(left[1:].sum(), 1.0)
     return [first, *(int(share) for share in (total - first) * rest)]
-
-
-def _pull_round(
-    pulls: Pulls, policy: Policy, config: SearchConfig, result: SearchResult, budget: int
-) -> Iterator[None]:
-    """Spends the budget of one round, a step at a time."""
-    offset = int(result.pulls.max(initial=0))  # a round starts on batches that the earlier ones have not used up
-    seen = np.zeros(len(result.kept), dtype=np.int64)
-    step = config.arms_per_step or max(1, int(result.kept.sum()) // 4)
-    while budget > 0:
-        arms = policy.select(min(step, budget))
-        batches = (offset + seen[arms]) % len(pulls.batches)
-        policy.update(arms, pulls.pull(arms, batches), batches=batches)
-        seen[arms] += 1
-        result.pulls[arms] += 1
-        budget -= len(arms)
-        yield
-
-
-def _remove(scores: Floats, plan: Plan, number: int, rounds: int, result: SearchResult) -> None:
-    """Ends a round: the safest arms go, as many as the plan asks for by now."""
-    result.scores = np.where(result.kept, scores, result.scores)
-    result.kept, removed = plan.choose(scores, result.kept, number / rounds)
-    result.order = np.concatenate([result.order, removed])
-    result.removed_round[removed] = number
-
-
-def _look(pulls: Pulls, number: int, rounds: int, result: SearchResult) -> Round:
-    """Loss and KL of what is left, on one batch."""
-    batch = number % len(pulls.batches)
-    now, before = pulls.observe(batch, result.kept), pulls.observe(batch, np.ones_like(result.kept))
-    return Round(
-        number=number,
-        removed=int((~result.kept).sum()),
-        removed_fraction=number / rounds,
-        pulls=int(result.pulls.sum()),
-        kl=float(now.kl.mean()),
-        loss=float(now.loss.mean()),
-        loss_before=float(before.loss.mean()),
-        seconds=pulls.cost.seconds,
-    )

@@ -141,16 +141,47 @@ def make_plan(
     Raises:
         ValueError: If the target cannot be met, with the nearest one that can.
     """
+    floors, steps = _bounds(arms, layout, min_units, sizes)
+    plan = Plan(arms, layout, tuple(_budgets(arms, target, totals)), floors, steps)
+    _check_reach(plan)
+    return plan
+
+
+def reach(
+    arms: ArmTable,
+    totals: Mapping[str, int],
+    layout: Literal["uniform", "per_layer"],
+    min_units: dict[str, int],
+    sizes: dict[str, set[int]] | None = None,
+) -> dict[str, float]:
+    """Quantity -> the largest fraction of it that can be removed; arguments as those of `make_plan`.
+
+    Raises:
+        ValueError: If the arms do not allow the layout.
+    """
+    bounds = _bounds(arms, layout, min_units, sizes)
+    everything = np.ones(len(arms), dtype=bool)
+    largest = {}
+    targets = [TargetConfig(parameters=0.5), TargetConfig(macs=0.5)]
+    targets += [TargetConfig(**{f"{kind}s": 0.5}) for kind in np.unique(arms.kind)]
+    for budget in (budget for target in targets for budget in _budgets(arms, target, totals)):
+        going, _ = Plan(arms, layout, (budget,), *bounds)._moves(budget, np.zeros(len(arms)), everything)
+        largest[budget.name] = float(budget.cost[going].sum() / budget.total)
+    return largest
+
+
+def _bounds(
+    arms: ArmTable, layout: str, min_units: dict[str, int], sizes: dict[str, set[int]] | None
+) -> tuple[dict[Site, int], dict[str, tuple[int, ...]]]:
+    """Floors and steps of a plan."""
     floors = {  # sorted, since the arms that stay may be the small ones
         (kind, layer): max(1, int(np.searchsorted(np.cumsum(np.sort(arms.units[rows])), min_units[kind]) + 1))
         for kind, layer, rows in arms.groups()
     }
-    steps = {}
+    steps: dict[str, tuple[int, ...]] = {}
     if layout == "uniform":
         steps = {kind: _uniform_steps(arms, kind, floors, (sizes or {}).get(kind)) for kind in np.unique(arms.kind)}
-    plan = Plan(arms, layout, tuple(_budgets(arms, target, totals)), floors, steps)
-    _check_reach(plan)
-    return plan
+    return floors, steps
 
 
 def round_widths(arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_units: int = 1) -> Bools:
@@ -197,17 +228,14 @@ def _uniform_steps(arms: ArmTable, kind: str, floors: dict[Site, int], sizes: se
 def _budgets(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int]) -> list[Budget]:
     budgets = []
     everything = np.arange(len(arms))
-    for name, fraction, cost in (
-        ("parameters", target.parameters, arms.parameters),
-        ("macs", target.macs, arms.macs),
-    ):
-        if fraction is not None:
-            budgets.append(Budget(name, everything, cost.astype(float), totals[name], fraction * totals[name], True))
-    for kind, fraction in (("neuron", target.neurons), ("head", target.heads)):
-        if fraction is not None:
-            rows, units = arms.of_kind(kind), arms.units.astype(float)
+    for name, fraction in target.fractions().items():
+        if name in ("parameters", "macs"):
+            cost = getattr(arms, name).astype(float)
+            budgets.append(Budget(name, everything, cost, totals[name], fraction * totals[name], True))
+        else:
+            rows, units = arms.of_kind(name.removesuffix("s")), arms.units.astype(float)
             total = float(units[rows].sum())
-            budgets.append(Budget(f"{kind}s", rows, units, total, fraction * total, False))
+            budgets.append(Budget(name, rows, units, total, fraction * total, False))
     return budgets
 
 

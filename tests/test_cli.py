@@ -67,8 +67,10 @@ def test_lists_of_files_and_whole_parts(file: str) -> None:
 
 
 def test_another_kind_of_target_takes_the_place_of_the_files(file: str) -> None:
-    config = read_settings(["--config", file, "--prune.target.neurons", "null", "--prune.target.macs", "0.3"])
-    assert config.prune.target.model_dump(exclude_none=True) == {"macs": 0.3}
+    config = read_settings(["--config", file, "--prune.target.macs", "0.3"])
+    assert config.prune.target.fractions() == {"macs": 0.3}
+    config = read_settings(["--config", file, "--prune.target.heads", "0.3"])
+    assert config.prune.target.fractions() == {"neurons": 0.5, "heads": 0.3}
 
 
 def test_without_a_file() -> None:
@@ -114,7 +116,7 @@ def test_options_of_the_files_policy_can_be_overridden(file: str) -> None:
         (["--search.raunds", "3"], "unknown key 'search.raunds'. Did you mean 'search.rounds'?"),
         (["--prune.targt.neurons", "0.3"], "unknown key 'prune.targt'. Did you mean 'prune.target'?"),
         (["--sede", "3"], "unknown key 'sede'. Did you mean 'seed'?"),
-        (["--prune.target.neurons", "1.3"], "prune.target.neurons must be a number > 0 and < 1, or null, got 1.3"),
+        (["--prune.target.neurons", "1.3"], "prune.target.neurons must be a number > 0 and < 1, or a non-empty list of"),
         (["--search.rounds", "0"], "search.rounds must be an integer > 0, got 0"),
         (["--search.rounds", "few"], "search.rounds must be an integer > 0, got few"),
         (["--search.policy", "exp3"], "search.policy must be a mapping, got exp3"),
@@ -123,7 +125,7 @@ def test_options_of_the_files_policy_can_be_overridden(file: str) -> None:
         (["--prune.arms", "neuron"], "prune.arms must be a non-empty list of neuron | head, got neuron"),
         (["--prune.round_to", "x"], "prune.round_to must be an integer, or auto, got x"),
         (["--task.max_length", "0"], "task.max_length must be an integer > 1, or null, got 0"),
-        (["--prune.target.macs", "0.2"], "prune.target: target must be one of: neurons and / or heads, parameters"),
+        (["--prune.target", "{macs: 0.2, heads: 0.1}"], "prune.target: target must be one of: neurons and / or heads"),
         (["--prune.round_to", "0"], "round_to must be at least 1, got 0"),
         (["--seed"], "argument --seed: expected one argument"),
         (["quickly"], "unrecognized arguments: quickly"),
@@ -139,7 +141,7 @@ def test_faults_of_overrides(file: str, arguments: list[str], expected: str) -> 
     ("old", "new", "expected"),
     [
         ("rounds: 3", "raunds: 3", "unknown key 'search.raunds'. Did you mean 'search.rounds'?"),
-        ("neurons: 0.5", "neurons: 1.5", "prune.target.neurons must be a number > 0 and < 1, or null, got 1.5"),
+        ("neurons: 0.5", "neurons: 1.5", "prune.target.neurons must be a number > 0 and < 1, or a non-empty list of"),
         ("output: {dir: runs/x}", "", "output.dir"),
         ("rounds: 3}", "rounds: 3", "Problems parsing config"),
         ("rounds: 3", "reward: kll", "search.reward must be kl | loss | squared | accuracy, got kll"),
@@ -214,7 +216,7 @@ def test_help_names_types_in_words() -> None:
     leaves = {path: words for path, words in known_types().items() if words != "a mapping"}
     for path, words in leaves.items():
         assert squeezed(words) in squeezed(text), path
-    assert squeezed("removed (a number > 0 and < 1, or null, default: null)") in squeezed(text)
+    assert squeezed("removed (a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null, default: null)") in squeezed(text)
 
 
 def test_help_lists_every_policy_with_its_options() -> None:

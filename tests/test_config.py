@@ -95,8 +95,8 @@ def test_missing_keys_are_named(path: str) -> None:
         ("prune.auto_tolerance", -0.1, "a number >= 0"),
         ("prune.round_to", "x", "an integer, or auto"),
         ("prune.min_heads", 0, "an integer >= 1"),
-        ("prune.target.parameters", 1.3, "a number > 0 and < 1, or null"),
-        ("prune.target.parameters", 0.0, "a number > 0 and < 1, or null"),
+        ("prune.target.parameters", 1.3, "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"),
+        ("prune.target.parameters", 0.0, "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"),
         ("search.policy", "exp3", "a mapping"),
         ("search.reward", "kll", "kl | loss | squared | accuracy"),
         ("search.rounds", 0, "an integer > 0"),
@@ -198,7 +198,7 @@ def test_a_checked_config_does_not_change() -> None:
 def test_types_in_words_cover_every_key() -> None:
     types = known_types()
     assert types["prune.target"] == "a mapping"
-    assert types["prune.target.macs"] == "a number > 0 and < 1, or null"
+    assert types["prune.target.macs"] == "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"
     dumped = check(settings()).model_dump()
     leaves = {
         f"{part}.{key}" for part, values in dumped.items() if isinstance(values, dict) for key in values

@@ -34,8 +34,7 @@ def figures(accuracy: float, loss: float, parameters: int = 70_000_000) -> Model
     )
 
 
-@pytest.fixture
-def report() -> Report:
+def make_report() -> Report:
     course = [{"number": 1, "removed": 4, "removed_fraction": 1.0, "pulls": 9216, "kl": 0.01, "loss": 0.3,
                "loss_before": 0.2}]  # fmt: skip
     return Report(
@@ -61,6 +60,11 @@ def report() -> Report:
         reload={"max_logit_difference": 2e-6},
         versions={"torch": "2.9.9", "transformers": "5.88.0"},
     )
+
+
+@pytest.fixture
+def report() -> Report:
+    return make_report()
 
 
 def config(model: str = "textattack/bert-base-uncased-SST-2", dataset: dict[str, Any] = HUB, **parts: Any) -> str:

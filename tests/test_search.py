@@ -9,7 +9,7 @@ from hf_mabprune.config import SearchConfig, TargetConfig
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.pulls.base import Cost
 from hf_mabprune.rewards import Observation
-from hf_mabprune.search import SearchResult, round_budgets, run_search
+from hf_mabprune.search import Search, SearchResult, round_budgets
 from hf_mabprune.selection import Plan, make_plan
 
 ARMS, LAYERS = 40, 2
@@ -59,7 +59,10 @@ def plan() -> Plan:
 
 def search(policy: str, pulls: KnownArms, **settings: float) -> SearchResult:
     config = SearchConfig(**{"rounds": 2, "pulls_per_arm": 4, **settings})
-    return run_search(pulls, POLICIES.get(policy)(arms=ARMS, seed=0), plan(), config)  # type: ignore[arg-type]
+    made = Search(pulls, POLICIES.get(policy)(arms=ARMS, seed=0), plan(), config)  # type: ignore[arg-type]
+    for _ in made.run():
+        pass
+    return made.finished()
 
 
 @pytest.mark.parametrize("policy", POLICIES.names())

@@ -10,7 +10,7 @@ import copy
 from abc import ABC
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import nn
@@ -21,6 +21,7 @@ from hf_mabprune.registry import Registry
 
 ARCHITECTURES: Registry[type["Architecture"]] = Registry("architecture", "hf_mabprune.architectures")
 PRUNED_PREFIX = "mabprune_"
+QUANTISED = "the model is quantised: packed weights cannot be cut. Prune first, then quantise"
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,19 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     Raises:
         ValueError: If the architecture is not supported, or the model is quantised or carries unmerged adapters.
     """
-    config: Any = model.config
-    if getattr(config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
-        raise ValueError("the model is quantised: packed weights cannot be cut. Prune first, then quantise")
+    if getattr(model, "is_quantized", False):
+        raise ValueError(QUANTISED)
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ValueError("the model carries unmerged adapters. Merge them first (merge_and_unload)")
+    return family_of(model.config)
+
+
+def family_of(config: PretrainedConfig) -> Architecture:
+    """The family that a config describes, before any weight is loaded.
+
+    Raises:
+        ValueError: If the architecture is not supported, or the weights are quantised.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(QUANTISED)
     return ARCHITECTURES.get(str(config.model_type).removeprefix(PRUNED_PREFIX))()

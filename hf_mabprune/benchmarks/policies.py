@@ -12,7 +12,8 @@ from hf_mabprune import layouts
 from hf_mabprune.comparison import Judge, Selection
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.evaluation import Evaluation, bootstrap_interval
-from hf_mabprune.pipeline import choose_layout, load_model, make_accelerator, prepare, search
+from hf_mabprune.pipeline import load_model, make_accelerator, prepare, search
+from hf_mabprune.result import choose_layout
 from hf_mabprune.tasks.readout import Scores
 from hf_mabprune.tasks.splits import load_splits
 

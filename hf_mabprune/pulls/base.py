@@ -25,11 +25,12 @@ from hf_mabprune.tasks.readout import NO_TARGET, Readout
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+CACHE_BYTES = 2**31
 
 
 @dataclass
 class Cost:
-    """What the search has paid, over all processes."""
+    """What the search has paid, over all processes; what each of them does for itself alike is counted once."""
 
     pulls: int = 0
     forward_tokens: int = 0  # positions of input that went through the model, padding included
@@ -57,7 +58,7 @@ class Pulls(ABC):
         batches: Sequence[Batch],
         reward: str = "kl",
         accelerator: Accelerator | None = None,
-        cache_bytes: int = 2**31,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.model = model
         self.arms = arms
@@ -78,63 +79,59 @@ class Pulls(ABC):
         """Pulls `arms[i]` on `batches[i]` for every i.
 
         Returns:
-            [n, 2], mean and second moment over the batch of the per-example reward.
-
-        Raises:
-            ValueError: If a reward is not finite, with the batch it came from.
+            [n, 2], mean and second moment over the batch of the per-example reward; not finite where the loss of the
+            batch is not.
         """
         start = time.perf_counter()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        table = torch.zeros(len(arms), 2, dtype=torch.float64, device=self.accelerator.device)
-        tokens = self.cost.forward_tokens
+        table = torch.zeros(len(arms), 3, dtype=torch.float64, device=self.accelerator.device)
         with torch.inference_mode():
             for batch in np.unique(batches):
                 pairs = np.flatnonzero(batches == batch)
-                mine = pairs[pairs % world == rank]
-                for pair, reward in zip(mine, self._rewards(int(batch), arms[mine]), strict=True):
-                    table[pair] = torch.stack([reward.mean(), reward.square().mean()])
-        paid = torch.tensor(self.cost.forward_tokens - tokens, device=self.accelerator.device)
-        table, paid = self.accelerator.reduce(table), self.accelerator.reduce(paid)
-        self.cost.forward_tokens = tokens + int(paid)
+                pairs = pairs[np.argsort(self.arms.layer[arms[pairs]], kind="stable")]  # deep arms are cheap to pull
+                mine = pairs[rank::world]
+                for pair, (reward, tokens) in zip(mine, self._rewards(int(batch), arms[mine]), strict=True):
+                    table[pair] = torch.stack([reward.mean(), reward.square().mean(), reward.new_tensor(tokens)])
+        values = self.accelerator.reduce(table).cpu().numpy()
+        self.cost.forward_tokens += int(values[:, 2].sum())
         self.cost.pulls += len(arms)
         self.cost.seconds += time.perf_counter() - start
-        values = table.cpu().numpy()
-        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(broken):
-            raise ValueError(
-                f"the loss of calibration batch {batches[broken[0]]} is not finite: look for broken examples, or use "
-                "dtype float32"
-            )
-        return values
+        return values[:, :2]
 
     def observe(self, batch: int, kept: Bools) -> Observation:
         """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
         with torch.inference_mode():
+            self.cost.forward_tokens += self._tokens(batch)
             return observation(self._original(batch), self._forward(batch, kept), QUANTITIES)
 
     @abstractmethod
-    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation]]:
-        """For each arm in turn, the observations in the context without and with the arm masked."""
+    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation, int]]:
+        """For each arm in turn, the observations in the context without and with the arm masked, and their tokens.
 
-    def _rewards(self, batch: int, arms: Ints) -> Iterator[torch.Tensor]:
-        if len(arms):
-            original = self._original(batch)
-            unpruned = observation(original, original, self.needs)
-            for context, pulled in self._measure(batch, arms, original):
-                yield self.reward(unpruned, context, pulled)
+        What is done once for all arms of a batch is done by every process, even where it has no arms of that batch,
+        and counted in `cost`.
+        """
+
+    def _rewards(self, batch: int, arms: Ints) -> Iterator[tuple[torch.Tensor, int]]:
+        original = self._original(batch)
+        unpruned = observation(original, original, self.needs)
+        for context, pulled, tokens in self._measure(batch, arms, original):
+            yield self.reward(unpruned, context, pulled), tokens
+
+    def _tokens(self, batch: int) -> int:
+        return self.batches[batch]["input_ids"].numel()
 
     def _forward(self, batch: int, kept: Bools) -> Readout:
-        """One full forward pass with only `kept` arms, counted in `cost`."""
-        inputs = self.batches[batch]
-        self.cost.forward_tokens += inputs["input_ids"].numel()
+        """One full forward pass with only `kept` arms."""
         with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept))):
-            return self.task.readout(self.model, inputs)
+            return self.task.readout(self.model, self.batches[batch])
 
     def _original(self, batch: int) -> Readout:
         """What the unpruned model says, from the cache where it fits."""
         if batch in self._originals:
             return self._originals[batch]
         readout = self._forward(batch, np.ones(len(self.arms), dtype=bool))
+        self.cost.forward_tokens += self._tokens(batch)
         self._cache_bytes -= readout.logits.numel() * readout.logits.element_size()
         if self._cache_bytes >= 0:
             self._originals[batch] = readout

@@ -53,11 +53,13 @@ class ReplayPulls(Pulls):
         super().set_context(kept)
         self._recordings.clear()
 
-    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation]]:
+    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation, int]]:
         with masked(self.model, **keep_masks(self.model, self.arms.kept_units(self.kept))):
             recording = self._record(batch, original)
             for arm in arms:
-                yield recording.observation, self._replay(batch, int(arm), recording, original)
+                layers = len(self._layers) - int(self.arms.layer[arm])
+                tokens = round(self._tokens(batch) * layers / len(self._layers))
+                yield recording.observation, self._replay(batch, int(arm), recording, original), tokens
 
     def _record(self, batch: int, original: Readout) -> Recording:
         """The context pass of a batch."""
@@ -68,7 +70,7 @@ class ReplayPulls(Pulls):
             for block in [*self._layers, *self._attentions]:
                 hooks.callback(block.register_forward_hook(lambda m, _, output: outputs.update({m: output})).remove)
             readout = self.task.readout(self.model, self.batches[batch])
-        self.cost.forward_tokens += self.batches[batch]["input_ids"].numel()
+        self.cost.forward_tokens += self._tokens(batch)
         recording = Recording(outputs, observation(original, readout, self.needs), sum(map(_bytes, outputs.values())))
         if recording.size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
             self._recordings[batch] = recording
@@ -80,8 +82,6 @@ class ReplayPulls(Pulls):
         skipped = [*self._layers[:layer], *([self._attentions[layer]] if kind == "neuron" else [])]
         with _stubs({block: recording.outputs[block] for block in skipped}), self._arm_masked(arm, kind, layer):
             readout = self.task.readout(self.model, self.batches[batch])
-        tokens = self.batches[batch]["input_ids"].numel()
-        self.cost.forward_tokens += round(tokens * (len(self._layers) - layer) / len(self._layers))
         return observation(original, readout, self.needs)
 
     @contextmanager

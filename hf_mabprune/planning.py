@@ -1,0 +1,167 @@
+"""What a run would be, before it is paid for: arms, layouts, feasible targets, memory and time. No pulls."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from hf_mabprune import layouts
+from hf_mabprune.comparison import Judge
+from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.evaluation import forward_of
+from hf_mabprune.pipeline import check_settings, load_model, make_accelerator, prepare
+from hf_mabprune.pulls.base import CACHE_BYTES
+from hf_mabprune.search import round_budgets
+from hf_mabprune.selection import Plan
+from hf_mabprune.tasks.splits import load_splits
+
+UNITS = {"neuron": "FFN neurons", "head": "query heads"}
+MEASURED = 3  # forward passes that the time is estimated from
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would be.
+
+    Attributes:
+        lines: In words, for a terminal.
+        pulls: Of the whole search.
+        seconds: Estimated, of search and report on one process; from a few forward passes, so only a rough guide.
+        memory_bytes: Estimated peak: weights, their smaller copy, caches and the activations of one forward pass.
+        reach: Layout -> quantity -> largest fraction that can be removed; a layout that is not possible is missing.
+    """
+
+    lines: list[str]
+    pulls: int
+    seconds: float
+    memory_bytes: int
+    reach: dict[str, dict[str, float]]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def plan_run(settings: PruneConfig) -> RunPlan:
+    """Describes a run without pulling an arm; loads model and data, and makes a few forward passes.
+
+    Raises:
+        ValueError, OSError: For what would stop the run itself, targets out of reach included.
+    """
+    check_settings(settings.model_copy(update={"output": settings.output.model_copy(update={"overwrite": True})}))
+    accelerator = make_accelerator()
+    splits = load_splits(settings.task)
+    model, tokenizer = load_model(settings.model, settings.task)
+    judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+    reach, refused = _reach(judge, settings.prune)
+    plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in settings.prune.sizes()]
+    pulls, seconds, search = _time(judge, settings, plans[-1].search)
+    memory, cache = _memory(judge, settings)
+    lines = [
+        *_describe_arms(judge),
+        *_describe_layouts(judge, reach, refused),
+        *(_describe_target(size, found) for size, found in zip(settings.prune.sizes(), plans, strict=True)),
+        f"search: {pulls:,} pulls in {settings.search.rounds} rounds, about {_duration(search)} on one process; "
+        f"with evaluation and {settings.output.random_seeds} random draws about {_duration(seconds)}",
+        f"memory: about {memory / 2**20:,.0f} MiB ({model.get_memory_footprint() / 2**20:,.0f} weights, "
+        f"at most {cache / 2**20:,.0f} caches)",
+    ]
+    return RunPlan(lines, pulls, seconds, memory, reach)
+
+
+def _describe_arms(judge: Judge) -> list[str]:
+    arms, config = judge.arms, judge.model.config
+    lines = [
+        f"{config.model_type} | {config.num_hidden_layers} layers | {judge.totals['parameters']:,} parameters | "
+        f"{judge.totals['macs'] / 1e6:,.1f}M MACs for {judge.tokens} tokens | {judge.accelerator.device}"
+    ]
+    for kind, name in UNITS.items():
+        rows = arms.of_kind(kind)
+        if len(rows):
+            share = arms.parameters[rows].sum() / judge.totals["parameters"]
+            lines.append(
+                f"arms: {len(rows):,} of kind {kind}, up to {arms.units[rows].max()} {name} each, "
+                f"{arms.parameters[rows].max():,} parameters; together {share:.0%} of the model"
+            )
+    return lines
+
+
+def _describe_layouts(judge: Judge, reach: dict[str, dict[str, float]], refused: dict[str, str]) -> list[str]:
+    loads = {
+        "uniform": "loads with plain AutoModel",
+        "per_layer": "loads after import hf_mabprune, or with trust_remote_code=True",
+    }
+    lines = [
+        f"layout {layout}: {loads[layout]}; can remove up to "
+        + ", ".join(f"{name} {fraction:.3g}" for name, fraction in found.items())
+        for layout, found in reach.items()
+    ]
+    return lines + [f"layout {layout}: not possible: {reason}" for layout, reason in refused.items()]
+
+
+def _describe_target(size: PruningConfig, plans: layouts.Plans) -> str:
+    """What a target removes, in the plan's own terms."""
+    asked = ", ".join(f"{name} {fraction:g}" for name, fraction in size.target.fractions().items())
+    plan = plans.search
+    kept, _ = plan.choose(np.zeros(len(plan.arms)), np.ones(len(plan.arms), dtype=bool))
+    removed = ", ".join(
+        f"{budget.cost[budget.candidates[~kept[budget.candidates]]].sum():,.0f} of {budget.total:,.0f} {budget.name}"
+        for budget in plan.budgets
+    )
+    choice = "layout auto: validation decides between both" if plans.uniform else f"layout {plan.layout}"
+    return f"target {asked}: within reach, removes {removed}; {choice}"
+
+
+def _reach(judge: Judge, prune: PruningConfig) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Largest feasible fractions of each layout, and why a layout is not possible."""
+    reach: dict[str, dict[str, float]] = {}
+    refused = {}
+    for layout in ("uniform", "per_layer"):
+        asked = prune.model_copy(update={"layout": layout})
+        try:
+            reach[layout] = layouts.largest_targets(judge.model, judge.arms, judge.totals, asked)
+        except ValueError as reason:
+            refused[layout] = str(reason)
+    return reach, refused
+
+
+@torch.inference_mode()
+def _time(judge: Judge, settings: PruneConfig, plan: Plan) -> tuple[int, float, float]:
+    """Pulls, and seconds of the whole run and of the search alone, from a few forward passes."""
+    batches = judge.batches["calibration"][:MEASURED]
+    forward = forward_of(judge.model, judge.task)
+    inputs = [{name: tensor.to(judge.model.device) for name, tensor in batch.items()} for batch in batches]
+    forward(inputs[0])  # warms up
+    start = time.perf_counter()
+    for batch in inputs:
+        forward(batch)
+    if judge.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / len(inputs)
+    pulls = sum(round_budgets(round(settings.search.pulls_per_arm * len(judge.arms)), settings.search.rounds, plan))
+    layers = judge.arms.layer.max() + 1
+    share = float(np.mean((layers - judge.arms.layer) / layers))  # of a forward pass that a pull runs
+    contexts = settings.search.rounds * min(len(judge.batches["calibration"]), 4)
+    search = seconds * (pulls * share + contexts)
+    sizes = len(settings.prune.sizes())
+    passes = len(judge.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))
+    return pulls, search + seconds * passes, search
+
+
+def _memory(judge: Judge, settings: PruneConfig) -> tuple[int, int]:
+    """Bytes at the peak, and bytes of the caches in it."""
+    model: PreTrainedModel = judge.model
+    weights = model.get_memory_footprint()
+    batch = judge.batches["calibration"][0]["input_ids"].numel()
+    hidden = model.config.hidden_size * model.dtype.itemsize * batch
+    recordings = 2 * judge.arms.layer.max() * hidden * len(judge.batches["calibration"])
+    cache = int(min(CACHE_BYTES, recordings))
+    activations = 12 * hidden
+    return int(2 * weights + cache + activations), cache
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,212 @@
+"""Sizes from one search: selection -> surgery -> comparison -> folder. Cutting another size needs no new pulls."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mabprune import checkpoint, config, hub, layouts
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.comparison import Judge, Selection, make_report
+from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.output import DETAILS, save_weights, write_overview, write_views
+from hf_mabprune.processes import on_main
+from hf_mabprune.pulls.base import Cost
+from hf_mabprune.report import Report, SizeFigures
+from hf_mabprune.search import SearchResult
+from hf_mabprune.state import FILE
+from hf_mabprune.surgery import prune_copy
+from hf_mabprune.tasks.base import TASKS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished search, and all that sizes are cut from.
+
+    Attributes:
+        settings: Of the run.
+        save_dtype: Precision of saved weights.
+        found: The nested order of removal.
+        cost: Of the search.
+    """
+
+    settings: PruneConfig
+    judge: Judge
+    tokenizer: PreTrainedTokenizerBase
+    save_dtype: torch.dtype
+    found: SearchResult
+    cost: Cost
+
+    def cut(self, prune: PruningConfig) -> "PruneResult":
+        """One size, measured beside the unpruned model and random draws. Runs on every process of a launch.
+
+        Raises:
+            ValueError: If the target is out of reach.
+        """
+        judge = self.judge
+        settings = self.settings.model_copy(update={"prune": prune})
+        plans = layouts.make_plans(judge.model, judge.arms, judge.totals, prune)
+        selection = choose_layout(judge, plans, self.found, settings)
+        model = prune_copy(judge.model, judge.arms.kept_units(selection.kept), selection.plan.layout)
+        checkpoint.round_weights(model, self.save_dtype)
+        report = make_report(settings, judge, selection, model, self.found, self.cost)
+        return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A smaller model, and what it is worth.
+
+    Attributes:
+        model: Ready to use, save or push.
+        report: Every figure of the run.
+        arms: All arms.
+        search: The order of removal and the history of the search.
+        selection: The arms that stay.
+        settings: Of the run, with the target of this size.
+        source: What other sizes are cut from.
+        sizes: Reports of all sizes that the run was asked for, this one's included.
+    """
+
+    model: PreTrainedModel
+    report: Report
+    arms: ArmTable
+    search: SearchResult
+    selection: Selection = field(repr=False)
+    settings: PruneConfig = field(repr=False)
+    source: Source = field(repr=False)
+    sizes: Sequence[Report] = ()
+
+    def table(self) -> str:
+        """before | after | random control, with 95% intervals."""
+        return self.report.table()
+
+    def arms_table(self) -> pd.DataFrame:
+        """One row an arm: what it is, what was found out about it, and whether it stays."""
+        return self.search.table(self.arms, self.selection.kept)
+
+    def cut(self, target: dict[str, Any], **prune: Any) -> "PruneResult":
+        """Another size from the same search, without new pulls.
+
+        Args:
+            target: What to remove of the unpruned model, e.g. `{"parameters": 0.5}`.
+            prune: Other settings of the YAML's `prune` part that concern the choice: layout, round_to, floors.
+
+        Raises:
+            ValueError: If the target is out of reach or a setting is wrong.
+        """
+        changed = self.source.settings.model_dump()
+        changed["prune"] |= {"target": target, **prune}
+        sizes = config.check(changed).prune.sizes()
+        if len(sizes) > 1:
+            raise ValueError("cut makes one size: give one fraction, not a list")
+        return self.source.cut(sizes[0])
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Writes checkpoint, tokenizer, report, figures and model card into one folder.
+
+        Raises:
+            FileExistsError: If the folder is not empty and `overwrite` is not set.
+        """
+        checkpoint.check_output_dir(folder, overwrite)
+        write(folder, [self], self.settings)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publishes what `save_pretrained` writes; `options` are those of `hub.push_checkpoint`. Returns the URL."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "checkpoint")
+            return hub.push_checkpoint(Path(folder) / "checkpoint", repo_id, **options)
+
+    def summary(self, folder: str | Path) -> str:
+        """The table, and what to know about it: the last words of a run."""
+        report = self.report
+        auto_class = TASKS.get(report.task).auto_class
+        needs = "" if report.layout == "uniform" else "   # after import hf_mabprune, or with trust_remote_code=True"
+        several = len(self.sizes) > 1
+        place = Path(folder) / report.size_name if several else folder
+        tables = "\n".join(f"{size.size_name}\n{size.table()}" for size in self.sizes) if several else self.table()
+        warnings = "".join(f"warning: {warning}\n" for warning in report.warnings)
+        return (
+            f"{tables}\n"
+            f"{100 * report.removed_fraction():.1f}% of FFN and attention parameters removed | "
+            f"layout {report.layout}, {report.layout_reason}\n"
+            f"stopped: {report.search.stopped_because} | {report.search.pulls:,} pulls "
+            f"in {report.search.seconds:.0f} s | reload difference {report.reload['max_logit_difference']:.1g}\n"
+            f"{warnings}"
+            f'load it: {auto_class}.from_pretrained("{place}"){needs}\n'
+        )
+
+
+def choose_layout(judge: Judge, plans: layouts.Plans, found: SearchResult, settings: PruneConfig) -> Selection:
+    """The arms that stay; where `auto` has a choice, validation decides between the layouts."""
+    rules = layouts.width_multiple(settings.prune, judge.model.config.hidden_size), settings.prune.min_neurons
+    best = Selection.along(plans.search, found.order, *rules, plans.reason)
+    if plans.uniform is None:
+        return best
+    even = Selection.along(plans.uniform, found.order, *rules)
+    loss, even_loss = (judge.masked(s.kept, "validation", intervals=False).loss for s in (best, even))
+    cost = f"validation loss {even_loss:.4f} uniform, {loss:.4f} per_layer"
+    if even_loss <= loss * (1 + settings.prune.auto_tolerance):
+        return replace(even, reason=f"auto: loads with plain AutoModel and costs little: {cost}")
+    return replace(best, reason=f"auto: uniform costs too much quality: {cost}")
+
+
+def write(
+    folder: str | Path,
+    cuts: Iterable["PruneResult"],
+    settings: PruneConfig,
+    earlier: Sequence[SizeFigures] = (),
+    search_state: bytes | None = None,
+) -> "PruneResult":
+    """Puts one size into a folder, or several into folders of their own below it, all or nothing.
+
+    Runs on every process of a launch; the main process writes, and its errors reach all.
+
+    Args:
+        cuts: Of the same search, from the largest model to the smallest.
+        settings: Of the run that asked for them.
+        earlier: Sizes that were cut from the search before, for the comparison.
+        search_state: The saved search, to lie beside the report.
+
+    Returns:
+        The last size, with the figures of the files on disk and the reports of all.
+    """
+    several = len(settings.prune.sizes()) > 1
+    reports: list[Report] = []
+    details: list[tuple[pd.DataFrame, str]] = []
+    work = Path()  # only the main process has one
+    with ExitStack() as stack:
+        for result in cuts:
+            accelerator = result.source.judge.accelerator
+            if not reports and accelerator.is_main_process:
+                work = stack.enter_context(checkpoint.atomic_folder(folder))
+            reports.append(on_main(accelerator, partial(_save, result, work, several)))
+            details.append((result.arms_table(), result.settings.to_yaml()))
+        sizes = [*earlier, *(report.in_short() for report in reports)]
+        reports = [replace(report, sizes=sizes) for report in reports]
+
+        def describe() -> None:
+            for report, (arms, config_yaml) in zip(reports, details, strict=True):
+                place = work / report.size_name if several else work
+                write_views(report, arms, config_yaml, place)
+                if search_state is not None:
+                    (place / DETAILS / FILE).write_bytes(search_state)
+            if several:
+                write_overview(reports, settings.to_yaml(), work)
+
+        on_main(accelerator, describe)
+    accelerator.wait_for_everyone()
+    return replace(result, report=reports[-1], sizes=reports)
+
+
+def _save(result: PruneResult, work: Path, several: bool) -> Report:
+    source = result.source
+    place = work / result.report.size_name if several else work
+    return save_weights(result.report, result.model, source.tokenizer, source.save_dtype, source.judge, place)
