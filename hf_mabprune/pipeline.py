@@ -185,7 +185,10 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
     batches = batches_of(task, encoded, settings.task.batch_size)
     found = evaluation.evaluate(evaluation.forward_of(model, task), task, batches, accelerator)
-    tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches]))
+    try:
+        tokens = read_run(settings.model.name)[1].sequence_length
+    except ValueError:  # a checkpoint that no run has made
+        tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches]))
     weights = sum(file.stat().st_size for file in Path(settings.model.name).glob("*.safetensors"))
     return task, ModelFigures(
         **evaluation.count_parameters(model),
@@ -255,7 +258,7 @@ def make_accelerator(settings: PruneConfig | None = None) -> Accelerator:
     output = settings.output if settings else None
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        log_with=list(output.log_with) if output else None,
+        log_with=(list(output.log_with) or None) if output else None,
         project_dir=(output.log_dir or f"{output.dir}.logs") if output and output.log_with else None,
     )
     asked = int(os.environ.get("WORLD_SIZE", "1"))

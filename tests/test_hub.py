@@ -224,6 +224,7 @@ def test_a_run_is_published_and_loads_back(
         text = "".join(path.read_text() for path in again.rglob("*") if path.suffix not in binary)
         for leak in (str(folder.parent), str(home), "/tmp/", "/home/"):
             assert leak not in text
+        assert Report.from_json(again / "mabprune" / "report.json").after == make_report().after
     assert "modeling_pruned.py" in server.repos["me/per-layer"].at("main").files
     large = {op["value"]["path"] for op in commit.operations if op["key"] == "lfsFile"}
     assert large == {"model.safetensors", "mabprune/arms.parquet"}
