@@ -1,6 +1,7 @@
 """The whole flow, top to bottom: config -> model + task -> arms -> pulls <-> policy -> one order of removal -> sizes
 cut from it (`result.py`: selection -> surgery -> comparison) -> checkpoints, reports, figures, model cards."""
 
+import copy
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -311,7 +312,8 @@ def prepare(
     set_seed(settings.seed)
     model.eval()
     architecture = architecture_of(model)
-    task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
+    # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
+    task = build_task(settings.task, copy.deepcopy(tokenizer), model.config, type(model).__name__)
     batches = prepare_batches(settings, task, splits)
     tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches["calibration"]]))
     arms = architecture.arm_table(model, settings.prune.kinds(), settings.prune.block_size, tokens)

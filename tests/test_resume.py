@@ -83,7 +83,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, split in enumerate(("train", "validation", "test")):
         files[split] = str(folder / f"{split}.parquet")
         Dataset.from_dict(sentences(48, seed)).to_parquet(files[split])
-    search = {"rounds": 4, "pulls_per_arm": 24, "policy": {"name": "thompson"}}
+    search = {"rounds": 4, "pulls_per_arm": 12, "policy": {"name": "thompson"}}
     settings = settings_for(folder, files, "bert", search=search)
     path = folder / "run.yaml"
     path.write_text(settings.to_yaml())

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import evaluate
 import numpy as np
 from datasets import Features, Value
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from hf_mabprune.registry import nearest
 
@@ -31,7 +31,8 @@ class Accuracy(OfflineMetric):
     """Fraction of examples whose predicted class is the right one."""
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-        return {"accuracy": float(accuracy_score(references, predictions))}
+        # scikit-learn's checks of its input take 100 times as long, and a bootstrap makes thousands of calls.
+        return {"accuracy": float(np.mean(np.equal(references, predictions)))}
 
 
 class F1(OfflineMetric):
