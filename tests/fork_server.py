@@ -1,7 +1,7 @@
 """Runs of the command line that start in milliseconds: a server imports everything once and forks for each run.
 
-Reads one JSON object a line: {"arguments": [...], "log": path, "file_limit": bytes or null} starts a run and answers with
-its process id; {"wait": pid} answers with its exit status, negative for a signal.
+Reads one JSON object a line: {"arguments": [...], "log": path, "file_limit": bytes or null} starts a run and answers
+with its process id; {"wait": pid} answers with its exit status, negative for a signal.
 """
 
 import json

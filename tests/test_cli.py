@@ -116,7 +116,7 @@ def test_options_of_the_files_policy_can_be_overridden(file: str) -> None:
         (["--search.raunds", "3"], "unknown key 'search.raunds'. Did you mean 'search.rounds'?"),
         (["--prune.targt.neurons", "0.3"], "unknown key 'prune.targt'. Did you mean 'prune.target'?"),
         (["--sede", "3"], "unknown key 'sede'. Did you mean 'seed'?"),
-        (["--prune.target.neurons", "1.3"], "prune.target.neurons must be a number > 0 and < 1, or a non-empty list of"),
+        (["--prune.target.neurons", "1.3"], "prune.target.neurons must be a number > 0 and < 1, or a non-empty list"),
         (["--search.rounds", "0"], "search.rounds must be an integer > 0, got 0"),
         (["--search.rounds", "few"], "search.rounds must be an integer > 0, got few"),
         (["--search.policy", "exp3"], "search.policy must be a mapping, got exp3"),
@@ -141,7 +141,7 @@ def test_faults_of_overrides(file: str, arguments: list[str], expected: str) -> 
     ("old", "new", "expected"),
     [
         ("rounds: 3", "raunds: 3", "unknown key 'search.raunds'. Did you mean 'search.rounds'?"),
-        ("neurons: 0.5", "neurons: 1.5", "prune.target.neurons must be a number > 0 and < 1, or a non-empty list of"),
+        ("neurons: 0.5", "neurons: 1.5", "prune.target.neurons must be a number > 0 and < 1, or a non-empty list"),
         ("output: {dir: runs/x}", "", "output.dir"),
         ("rounds: 3}", "rounds: 3", "Problems parsing config"),
         ("rounds: 3", "reward: kll", "search.reward must be kl | loss | squared | accuracy, got kll"),
@@ -216,7 +216,8 @@ def test_help_names_types_in_words() -> None:
     leaves = {path: words for path, words in known_types().items() if words != "a mapping"}
     for path, words in leaves.items():
         assert squeezed(words) in squeezed(text), path
-    assert squeezed("removed (a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null, default: null)") in squeezed(text)
+    fractions = "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"
+    assert squeezed(f"removed ({fractions}, default: null)") in squeezed(text)
 
 
 def test_help_lists_every_policy_with_its_options() -> None:
