@@ -174,7 +174,7 @@ def make_report(
         layout_reason=selection.reason,
         target=settings.prune.target.fractions(),
         seed=settings.seed,
-        device=str(judge.accelerator.device),
+        device=judge.accelerator.device.type,
         sequence_length=judge.tokens,
         main_metric=task.main_metric,
         greater_is_better=task.greater_is_better,
