@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -55,6 +56,7 @@ def _guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
     speaks = os.environ.get("RANK", "0") == "0"
+    warnings.formatwarning = lambda message, *_: f"mabprune: warning: {message}\n" if speaks else ""
     try:
         said, code = command(arguments), 0
     except Interrupted as stop:

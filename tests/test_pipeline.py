@@ -159,6 +159,34 @@ def test_nothing_is_left_behind_when_writing_fails(
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".out")]
 
 
+@pytest.mark.filterwarnings("ignore:the loss of calibration batch")
+def test_broken_batches_are_skipped_counted_and_limited(tmp_path: Path, files: dict[str, str]) -> None:
+    settings = settings_for(tmp_path, files, "bert", search={"rounds": 2, "pulls_per_arm": 8})
+    tokenizer, model = make_tokenizer("pair"), tiny_model("bert", "AutoModelForSequenceClassification")
+    with torch.no_grad():  # a word of the calibration data alone, whose embedding is broken
+        model.bert.embeddings.word_embeddings.weight[tokenizer.unk_token_id] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    train = sentences(48, 0)
+    train["sentence"][5] = "a z"
+    Dataset.from_dict(train).to_parquet(files["train"])
+    report = prune_from_config(settings).report
+    assert len(report.search.broken_batches) == 1
+    assert report.warnings == [
+        f"calibration batches without a finite loss were skipped: {report.search.broken_batches[0]}"
+    ]
+    assert "were skipped" in (tmp_path / "out" / "README.md").read_text()
+
+    strict = settings.model_copy(update={"output": settings.output.model_copy(update={"overwrite": True})})
+    strict = strict.model_copy(update={"task": settings.task.model_copy(update={"max_broken_batches": 0})})
+    with pytest.raises(ValueError, match=r"batch \d is not finite, and 0 were skipped already, at most 0 may be"):
+        prune_from_config(strict)
+    assert (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out.state").exists()
+
+    Dataset.from_dict(train).to_parquet(files["test"])
+    with pytest.raises(ValueError, match="the unpruned model's loss on test example 5 is not finite"):
+        prune_from_config(strict)
+
+
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 def test_language_models_in_both_layouts(layout: str, tmp_path: Path, files: dict[str, str]) -> None:
     result = prune_from_config(settings_for(tmp_path, files, "llama", prune={"layout": layout}))

@@ -26,15 +26,17 @@ class KnownArms:
         self.calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.kept = np.ones(ARMS, dtype=bool)
         self.twins = (0, 1)
+        self.broken: list[int] = []
 
     def set_context(self, kept: np.ndarray) -> None:
         self.kept = kept.copy()
 
     def pull(self, arms: np.ndarray, batches: np.ndarray) -> np.ndarray:
-        self.calls.append((self.kept.copy(), arms, batches))
+        self.calls.append((self.kept.copy(), arms, batches.copy()))
         means = self.means[arms] + self.noise * np.sin(37.0 * arms + 11.0 * batches)
         one, other = self.twins
         means[(arms == other) & ~self.kept[one]] = -10.0
+        means[np.isin(batches, self.broken)] = np.nan
         return np.stack([means, means**2], axis=1)
 
     def observe(self, batch: int, kept: np.ndarray) -> Observation:
@@ -57,9 +59,13 @@ def plan() -> Plan:
     return make_plan(arms, TargetConfig(neurons=0.25), totals, "per_layer", {"neuron": 1, "head": 1})
 
 
-def search(policy: str, pulls: KnownArms, **settings: float) -> SearchResult:
+def make(policy: str, pulls: KnownArms, max_broken: int = 0, **settings: float) -> Search:
     config = SearchConfig(**{"rounds": 2, "pulls_per_arm": 4, **settings})
-    made = Search(pulls, POLICIES.get(policy)(arms=ARMS, seed=0), plan(), config)  # type: ignore[arg-type]
+    return Search(pulls, POLICIES.get(policy)(arms=ARMS, seed=0), plan(), config, max_broken)  # type: ignore[arg-type]
+
+
+def search(policy: str, pulls: KnownArms, max_broken: int = 0, **settings: float) -> SearchResult:
+    made = make(policy, pulls, max_broken, **settings)
     for _ in made.run():
         pass
     return made.finished()
@@ -117,3 +123,38 @@ def test_budgets_measure_every_arm_once_before_the_first_removal() -> None:
     budgets = round_budgets(total=2 * ARMS, rounds=8, plan=plan())
     assert budgets[0] == ARMS and sum(budgets) <= 2 * ARMS
     assert budgets[1:] == sorted(budgets[1:], reverse=True), "fewer arms are left, so fewer pulls are made"
+
+
+@pytest.mark.filterwarnings("ignore:the loss of calibration batch")
+def test_batches_without_a_finite_loss_give_way_to_the_next_good_one() -> None:
+    pulls, good = KnownArms(), KnownArms()
+    pulls.broken = [1, 2]
+    result = search("uniform", pulls, max_broken=2)
+    assert sorted(result.broken) == [1, 2]
+    assert np.array_equal(result.order, search("uniform", good).order)
+    used = [batch for _, _, batches in pulls.calls for batch in batches]
+    assert used.count(1) == ARMS // 4, "a broken batch is tried once, by the arms of one step"
+    assert used.count(3) > used.count(4)
+
+
+def test_too_many_broken_batches_end_the_search() -> None:
+    pulls = KnownArms()
+    pulls.broken = [0, 3]
+    message = "batch 3 is not finite, and 1 were skipped already, at most 1 may be"
+    with pytest.warns(UserWarning, match="batch 0 is not finite"), pytest.raises(ValueError, match=message):
+        search("sweep", pulls, max_broken=1)
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("steps", [1, 5, 9, 14])
+def test_a_search_goes_on_from_its_state_as_if_nothing_had_been(policy: str, steps: int) -> None:
+    whole = search(policy, KnownArms(noise=0.3), rounds=3)
+    first, second = (make(policy, KnownArms(noise=0.3), rounds=3) for _ in range(2))
+    for _, _ in zip(range(steps), first.run(), strict=False):
+        pass
+    second.load_state_dict(first.state_dict())
+    for _ in second.run():
+        pass
+    again = second.finished()
+    assert np.array_equal(again.order, whole.order) and np.array_equal(again.scores, whole.scores)
+    assert np.array_equal(again.pulls, whole.pulls) and again.rounds == whole.rounds
