@@ -1,9 +1,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Modules of the API reference: what is called, then what is extended.
+REFERENCE := $(addprefix hf_mabprune., pipeline result config planning hub masking checkpoint report evaluation \
+	architectures.base tasks.base policies.base policies.epsilon_greedy policies.softmax policies.ucb1 \
+	policies.thompson policies.hedge policies.exp3 policies.uniform policies.sweep rewards pulls.base arms \
+	selection layouts search surgery modeling_pruned registry)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: prune test lint slow clean
+.PHONY: prune test lint slow docs clean
 
 prune: $(VENV)/.installed  ## prune the embedded model: the first thing to try
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml scripts/prune.py \
@@ -25,5 +30,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
 	touch $@
 
+docs: $(VENV)/.installed  ## API reference in docs/api, from the docstrings
+	$(BIN)/pdoc --docformat google --output-directory docs/api $(REFERENCE)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/api

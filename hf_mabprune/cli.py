@@ -18,6 +18,7 @@ import jsonargparse
 import transformers
 import yaml
 from datasets.utils import disable_progress_bars
+from datasets.utils import logging as datasets_logging
 
 from hf_mabprune.config import EvaluateConfig, PruneConfig, Strict, check, check_as, known_types
 from hf_mabprune.hub import push_checkpoint
@@ -55,6 +56,7 @@ def _guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)  # it prints what it raises
     speaks = os.environ.get("RANK", "0") == "0"
     warnings.formatwarning = lambda message, *_: f"mabprune: warning: {message}\n" if speaks else ""
     try:

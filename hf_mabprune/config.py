@@ -204,6 +204,9 @@ class PruneConfig(Strict):
     def from_yaml(cls, path: str | Path) -> "PruneConfig":
         """Reads and checks a YAML file.
 
+        Args:
+            path: Of the file.
+
         Raises:
             ValueError: One line that names the wrong key and the nearest known one, or the rule that is broken.
         """
@@ -224,6 +227,9 @@ C = TypeVar("C", bound=Strict)
 def check(settings: dict[str, Any]) -> PruneConfig:
     """Validates a nested dict of settings.
 
+    Args:
+        settings: The YAML file's content, defaults left out where they will do.
+
     Raises:
         ValueError: One line a fault.
     """
@@ -231,7 +237,11 @@ def check(settings: dict[str, Any]) -> PruneConfig:
 
 
 def check_as(settings: dict[str, Any], kind: type[C]) -> C:
-    """Validates a nested dict of settings of some kind, as `check` does."""
+    """Validates a nested dict of settings of some kind, as `check` does.
+
+    Raises:
+        ValueError: One line a fault.
+    """
     try:
         return kind.model_validate(settings)
     except ValidationError as error:

@@ -105,6 +105,7 @@ def check_complete(folder: Path) -> None:
 
 
 def check_name(argument: str, name: str) -> None:
+    """Raises ValueError for what cannot be the name of a repository; `argument` is what the message calls it."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -3,6 +3,7 @@ cut from it (`result.py`: selection -> surgery -> comparison) -> checkpoints, re
 
 import copy
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, set_seed
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts
 from hf_mabprune.architectures import architecture_of, family_of
@@ -99,12 +99,26 @@ def prune(
 
 
 def prune_from_config(settings: PruneConfig, resume: bool = False) -> PruneResult:
-    """Prunes the model that a config names on the data that it names: what `scripts/prune.py` calls."""
+    """Prunes the model that a config names on the data that it names: what `scripts/prune.py` calls.
+
+    Args:
+        settings: Of the run, checked, e.g. from `PruneConfig.from_yaml`.
+        resume: Go on with the run that was interrupted; one that has saved nothing yet starts from the beginning.
+
+    Returns:
+        The smallest size, ready to use; `result.cut` makes others without new pulls.
+
+    Raises:
+        ValueError: For a setting, a model or data that cannot work; nothing is written then.
+        OSError: If model or data cannot be read, the disk is full, or the output folder exists and
+            `output.overwrite` is not set.
+        Interrupted: A KeyboardInterrupt, on SIGINT and SIGTERM, once the search is saved.
+    """
     check_settings(settings, resume)
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator, resume) as run:
         splits = main_first(accelerator, lambda: load_splits(settings.task))
-        model, tokenizer = load_model(settings.model, settings.task)
+        model, tokenizer = load_model(settings.model, settings.task, splits)
         save_dtype = saved_precision(settings.model, model.dtype)
         return _run(settings, model.to(accelerator.device), tokenizer, splits, run, save_dtype)
 
@@ -148,6 +162,9 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         folder: That the run left behind.
         settings: Of that run, with other targets and another output folder.
 
+    Returns:
+        The smallest of these sizes, with the reports of all.
+
     Raises:
         ValueError: If the folder holds no run, or the settings name another model or other arms than it had.
         FileExistsError: If the output folder exists.
@@ -157,7 +174,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator) as run:
         splits = main_first(accelerator, lambda: load_splits(settings.task))
-        model, tokenizer = load_model(settings.model, settings.task)
+        model, tokenizer = load_model(settings.model, settings.task, splits)
         save_dtype = saved_precision(settings.model, model.dtype)
         judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
         found = SearchResult.from_table(arms, judge.arms, report.search.rounds)
@@ -174,12 +191,20 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
 def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     """Quality on the test split, size, MACs and latency of any checkpoint of a supported family.
 
+    Args:
+        settings: The checkpoint and the data that it is measured on.
+
     Returns:
-        The task, which says what the metrics are, and the figures.
+        The task, which says what the metrics are, and the figures; the KL divergence is NaN, for there is no unpruned
+        model to compare with.
+
+    Raises:
+        ValueError: For a setting, a model or data that cannot work.
+        OSError: If model or data cannot be read.
     """
     accelerator = make_accelerator()
     splits = main_first(accelerator, lambda: load_splits(settings.task))
-    model, tokenizer = load_model(settings.model, settings.task)
+    model, tokenizer = load_model(settings.model, settings.task, {"test": splits["test"]})
     model.to(accelerator.device).eval()
     task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
     task.check(splits["test"], "test")
@@ -271,26 +296,31 @@ def make_accelerator(settings: PruneConfig | None = None) -> Accelerator:
     return accelerator
 
 
-def load_model(settings: ModelConfig, task: TaskConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    settings: ModelConfig, task: TaskConfig, splits: Mapping[str, Dataset] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with the head that the task needs, in the precision of the search, and its tokenizer.
 
+    Args:
+        splits: Purpose -> data that must suit the task; what does not is refused before the weights are loaded.
+
     Raises:
-        ValueError: If the model is quantised, an adapter, of an unknown family, or has no head for the task.
+        ValueError: If the model is quantised, an adapter, of an unknown family, has no head for the task or lacks
+            weights, or if settings or data do not suit the task.
         OSError: If it does not exist.
     """
-    checkpoint.register_auto_classes()
     origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    folder = Path(settings.name)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise ValueError(f"{settings.name} is an adapter: merge it first (PeftModel.merge_and_unload) and save that")
-    stored = AutoConfig.from_pretrained(settings.name, **origin)
+    stored = checkpoint.load_config(settings.name, **origin)
     family_of(stored)
     head = (stored.architectures or ["a model of unknown head"])[0]
     kind = task.type or task_for_model(head)
     check_head(kind, head)
+    tokenizer = checkpoint.load_tokenizer(settings.name, **origin)
+    suited = build_task(task, tokenizer, stored, head)
+    for purpose, dataset in (splits or {}).items():
+        suited.check(dataset, purpose)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = getattr(transformers, TASKS.get(kind).auto_class).from_pretrained(settings.name, dtype=dtype, **origin)
-    return model, AutoTokenizer.from_pretrained(settings.name, **origin)
+    return checkpoint.load_weights(TASKS.get(kind).auto_class, settings.name, dtype=dtype, **origin), tokenizer
 
 
 def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype:
@@ -362,7 +392,11 @@ def prepare_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset
 
 
 def make_policy(settings: PruneConfig, arms: int) -> Policy:
-    """The policy that the config names, with its options checked."""
+    """The policy that the config names, with its options checked.
+
+    Raises:
+        ValueError: If there is no such policy, or an option is unknown or wrong.
+    """
     options = dict(settings.search.policy)
     name = options.pop("name", None)
     if name is None:

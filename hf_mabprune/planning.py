@@ -46,6 +46,12 @@ class RunPlan:
 def plan_run(settings: PruneConfig) -> RunPlan:
     """Describes a run without pulling an arm; loads model and data, and makes a few forward passes.
 
+    Args:
+        settings: Of the run.
+
+    Returns:
+        What it would be; `print` shows it in words.
+
     Raises:
         ValueError, OSError: For what would stop the run itself, targets out of reach included.
     """

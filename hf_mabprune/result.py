@@ -99,6 +99,9 @@ class PruneResult:
             target: What to remove of the unpruned model, e.g. `{"parameters": 0.5}`.
             prune: Other settings of the YAML's `prune` part that concern the choice: layout, round_to, floors.
 
+        Returns:
+            That size, in memory only until `save_pretrained` writes it.
+
         Raises:
             ValueError: If the target is out of reach or a setting is wrong.
         """
@@ -112,6 +115,10 @@ class PruneResult:
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Writes checkpoint, tokenizer, report, figures and model card into one folder.
 
+        Args:
+            folder: Made where it does not exist.
+            overwrite: Replace what is there.
+
         Raises:
             FileExistsError: If the folder is not empty and `overwrite` is not set.
         """
@@ -119,13 +126,28 @@ class PruneResult:
         write(folder, [self], self.settings)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publishes what `save_pretrained` writes; `options` are those of `hub.push_checkpoint`. Returns the URL."""
+        """Publishes what `save_pretrained` writes.
+
+        Args:
+            repo_id: `owner/name`, or `name` under the owner of the token.
+            options: Those of `hub.push_checkpoint`: private, revision, message, license, base_model, token.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            ValueError, PermissionError, ConnectionError: As `hub.push_checkpoint`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "checkpoint")
             return hub.push_checkpoint(Path(folder) / "checkpoint", repo_id, **options)
 
     def summary(self, folder: str | Path) -> str:
-        """The table, and what to know about it: the last words of a run."""
+        """The table, and what to know about it: the last words of a run.
+
+        Args:
+            folder: That the run wrote to.
+        """
         report = self.report
         auto_class = TASKS.get(report.task).auto_class
         needs = "" if report.layout == "uniform" else "   # after import hf_mabprune, or with trust_remote_code=True"

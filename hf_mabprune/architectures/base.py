@@ -33,12 +33,17 @@ class SiteSpec:
         per_unit: Projections with one block of output rows a unit (FFN inputs, queries).
         per_group: Projections with one block of output rows a group of units (keys, values).
         attributes: Module path -> attribute -> which size it holds: `units`, `groups` or `columns`.
+        block: The largest module whose output (or the first of its outputs) is that of the projection; the projection
+            itself when left out.
+        feeds: Modules outside the block that do nothing but feed it.
     """
 
     output: str
     per_unit: tuple[str, ...]
     per_group: tuple[str, ...] = ()
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    block: str | None = None
+    feeds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Site:
         units: F neurons, or H query heads.
         unit_size: Columns a unit has in the output projection: 1, or Dh.
         group: Units that can only go together: 1, or H / G.
+        block, feeds: As in `SiteSpec`.
     """
 
     kind: str
@@ -62,6 +68,8 @@ class Site:
     units: int
     unit_size: int
     group: int
+    block: str
+    feeds: tuple[str, ...]
 
     def sizes(self, units: int) -> dict[str, int]:
         """The sizes that go with a number of units."""
@@ -79,6 +87,7 @@ class Architecture(ABC):
     ffn: ClassVar[SiteSpec]
     attention: ClassVar[SiteSpec]
     attention_block: ClassVar[str]  # module of a layer whose output FFN arms of that layer cannot change
+    classifies_first: ClassVar[bool] = False  # whether classifiers read the first position alone
     width_field: ClassVar[str] = "intermediate_size"
     heads_field: ClassVar[str] = "num_attention_heads"
     groups_field: ClassVar[str | None] = None
@@ -119,6 +128,8 @@ class Architecture(ABC):
                 units=columns // unit_size,
                 unit_size=unit_size,
                 group=group_size,
+                block=prefix + (spec.block or spec.output),
+                feeds=tuple(prefix + path for path in spec.feeds),
             )
 
     def arm_table(self, model: PreTrainedModel, kinds: list[str], block_size: int, tokens: int) -> ArmTable:
@@ -194,7 +205,11 @@ class Architecture(ABC):
 
 
 def linear_at(model: PreTrainedModel, path: str) -> nn.Linear:
-    """The Linear module at a path of the base model."""
+    """The Linear module at a path of the base model.
+
+    Raises:
+        ValueError: If another kind of module is there.
+    """
     linear = model.base_model.get_submodule(path)
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{path} is a {type(linear).__name__}, not an nn.Linear: its weights cannot be cut")

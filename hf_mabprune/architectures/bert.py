@@ -9,9 +9,11 @@ class Bert(Architecture):
 
     layers = "encoder.layer"
     attention_block = "attention"
-    ffn = SiteSpec(output="output.dense", per_unit=("intermediate.dense",))
+    classifies_first = True
+    ffn = SiteSpec(output="output.dense", per_unit=("intermediate.dense",), feeds=("intermediate",))
     attention = SiteSpec(
         output="attention.output.dense",
         per_unit=("attention.self.query", "attention.self.key", "attention.self.value"),
         attributes={"attention.self": {"num_attention_heads": "units", "all_head_size": "columns"}},
+        feeds=("attention.self",),
     )

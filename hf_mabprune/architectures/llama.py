@@ -14,11 +14,13 @@ class GatedDecoder(Architecture):
         output="mlp.down_proj",
         per_unit=("mlp.gate_proj", "mlp.up_proj"),
         attributes={"mlp": {"intermediate_size": "units"}},
+        block="mlp",
     )
     attention = SiteSpec(
         output="self_attn.o_proj",
         per_unit=("self_attn.q_proj",),
         per_group=("self_attn.k_proj", "self_attn.v_proj"),
+        block="self_attn",
     )
     groups_field = "num_key_value_heads"
 

@@ -187,7 +187,11 @@ class Policy(ABC):
         return float(self.pulls[self.alive].sum())
 
     def largest(self, index: Floats, k: int) -> Ints:
-        """The `k` living arms (all, if fewer live) with the largest `index` [K], ties in a seeded random order."""
+        """The `k` living arms (all, if fewer live) with the largest `index` [K], ties in a seeded random order.
+
+        Raises:
+            ValueError: If k < 1.
+        """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         living = np.flatnonzero(self.alive)

@@ -19,13 +19,34 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation, kl_divergence
+from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation, kl_divergence, probabilities_of
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 CACHE_BYTES = 2**31
+WHOLE = -1  # in the place of the number of a part: the batch as it is
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the unpruned model says on a part of a batch.
+
+    Attributes:
+        probabilities: [B, P, C], softmax of the logits, in the precision that KL divergences are formed in.
+        size: Bytes.
+    """
+
+    readout: Readout
+    probabilities: torch.Tensor
+    size: int
+
+    @classmethod
+    def of(cls, readout: Readout) -> "Original":
+        """With the probabilities computed."""
+        probabilities = probabilities_of(readout.logits)
+        return cls(readout, probabilities, readout.logits.nbytes + probabilities.nbytes)
 
 
 @dataclass
@@ -67,9 +88,10 @@ class Pulls(ABC):
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
         self.cost = Cost()
+        self.arms_a_forward = 1
         self.kept = np.ones(len(arms), dtype=bool)
         self._cache_bytes = cache_bytes
-        self._originals: dict[int, Readout] = {}
+        self._originals: dict[tuple[int, int], Original] = {}
 
     def set_context(self, kept: Bools) -> None:
         """From here on, pulls are made with all arms masked that are not in `kept`, [K]."""
@@ -87,66 +109,93 @@ class Pulls(ABC):
         table = torch.zeros(len(arms), 3, dtype=torch.float64, device=self.accelerator.device)
         with torch.inference_mode():
             for batch in np.unique(batches):
-                pairs = np.flatnonzero(batches == batch)
-                pairs = pairs[np.argsort(self.arms.layer[arms[pairs]], kind="stable")]  # deep arms are cheap to pull
-                mine = pairs[rank::world]
-                for pair, (reward, tokens) in zip(mine, self._rewards(int(batch), arms[mine]), strict=True):
-                    table[pair] = torch.stack([reward.mean(), reward.square().mean(), reward.new_tensor(tokens)])
+                groups = self._groups(np.flatnonzero(batches == batch), arms)
+                mine = groups[rank::world]
+                seen = self._observe_arms(int(batch), [arms[group] for group in mine])
+                for group, (*observations, tokens) in zip(mine, seen, strict=True):
+                    reward = self.reward(*observations).reshape(len(group), -1)
+                    share = torch.full((len(group),), tokens, dtype=torch.float64, device=reward.device)
+                    moments = torch.stack([reward.mean(-1), reward.square().mean(-1), share], dim=-1)
+                    table[torch.as_tensor(group, device=table.device)] = moments
         values = self.accelerator.reduce(table).cpu().numpy()
         self.cost.forward_tokens += int(values[:, 2].sum())
         self.cost.pulls += len(arms)
         self.cost.seconds += time.perf_counter() - start
         return values[:, :2]
 
+    def _groups(self, pairs: Ints, arms: Ints) -> list[Ints]:
+        """Pairs of one batch whose arms share a forward pass: of one site, and at most `arms_a_forward`.
+
+        Made before they are dealt out, so that no number depends on how many processes there are; the dearest first,
+        so that each process gets its share of them.
+        """
+        layer, kind = self.arms.layer[arms[pairs]], self.arms.kind[arms[pairs]]
+        order = np.lexsort((pairs, kind, layer))
+        sites = np.flatnonzero(np.diff(layer[order]) | (kind[order][1:] != kind[order][:-1])) + 1
+        groups = [
+            site[at : at + self.arms_a_forward]
+            for site in np.split(pairs[order], sites)
+            for at in range(0, len(site), self.arms_a_forward)
+        ]
+        return sorted(groups, key=lambda group: (self.arms.layer[arms[group[0]]], -len(group)))
+
     def observe(self, batch: int, kept: Bools) -> Observation:
         """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
+        inputs = self.batches[batch]
         with torch.inference_mode():
-            self.cost.forward_tokens += self._tokens(batch)
-            return observation(self._original(batch), self._forward(batch, kept), QUANTITIES)
+            self.cost.forward_tokens += inputs["input_ids"].numel()
+            original = self._original((batch, WHOLE), inputs)
+            return self._observation(original, self._forward(inputs, kept), QUANTITIES)
 
     @abstractmethod
-    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation, int]]:
-        """For each arm in turn, the observations in the context without and with the arm masked, and their tokens.
+    def _observe_arms(
+        self, batch: int, groups: Sequence[Ints]
+    ) -> Iterator[tuple[Observation, Observation, Observation, int]]:
+        """For each group of arms in turn: the observations of the unpruned model, [B], in the context, [B], and with
+        each of the arms masked, [A, B]; and the tokens that a pull of the group costs.
 
         What is done once for all arms of a batch is done by every process, even where it has no arms of that batch,
         and counted in `cost`.
         """
 
-    def _rewards(self, batch: int, arms: Ints) -> Iterator[tuple[torch.Tensor, int]]:
-        original = self._original(batch)
-        unpruned = observation(original, original, self.needs)
-        for context, pulled, tokens in self._measure(batch, arms, original):
-            yield self.reward(unpruned, context, pulled), tokens
+    def _observation(
+        self, original: Original, readout: Readout, quantities: Sequence[str] | None = None
+    ) -> Observation:
+        """The quantities of one forward pass, [..., B], that the reward needs or that are asked for."""
+        return observation(original, readout, self.needs if quantities is None else quantities)
 
-    def _tokens(self, batch: int) -> int:
-        return self.batches[batch]["input_ids"].numel()
-
-    def _forward(self, batch: int, kept: Bools) -> Readout:
+    def _forward(self, inputs: Batch, kept: Bools) -> Readout:
         """One full forward pass with only `kept` arms."""
         with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept))):
-            return self.task.readout(self.model, self.batches[batch])
+            return self.task.readout(self.model, inputs)
 
-    def _original(self, batch: int) -> Readout:
-        """What the unpruned model says, from the cache where it fits."""
-        if batch in self._originals:
-            return self._originals[batch]
-        readout = self._forward(batch, np.ones(len(self.arms), dtype=bool))
-        self.cost.forward_tokens += self._tokens(batch)
-        self._cache_bytes -= readout.logits.numel() * readout.logits.element_size()
+    def _original(self, place: tuple[int, int], inputs: Batch) -> Original:
+        """What the unpruned model says on a part of a batch, from the cache where it fits."""
+        if place in self._originals:
+            return self._originals[place]
+        original = Original.of(self._forward(inputs, np.ones(len(self.arms), dtype=bool)))
+        self.cost.forward_tokens += inputs["input_ids"].numel()
+        self._cache_bytes -= original.size
         if self._cache_bytes >= 0:
-            self._originals[batch] = readout
-        return readout
+            self._originals[place] = original
+        return original
 
 
-def observation(original: Readout, readout: Readout, quantities: Sequence[str]) -> Observation:
-    """The quantities asked for of one forward pass, beside the unpruned model's."""
+def observation(original: Original, readout: Readout, quantities: Sequence[str]) -> Observation:
+    """The quantities asked for of one forward pass, beside the unpruned model's.
+
+    Args:
+        readout: Logits may have more dimensions in front than targets: [A, B, P, C] for A arms.
+    """
     found = dict.fromkeys(QUANTITIES, torch.empty(0, dtype=torch.float64))
     if "kl" in quantities:
-        divergence = kl_divergence(original.logits, readout.logits)
+        divergence = kl_divergence(original.readout.logits, readout.logits, original.probabilities)
         counted = (readout.targets != NO_TARGET).to(divergence.dtype)
-        found["kl"] = ((divergence * counted).sum(1) / counted.sum(1)).double()
-    if "loss" in quantities:
-        found["loss"] = readout.losses().double()
-    if "correct" in quantities:
-        found["correct"] = readout.correct().double()
+        found["kl"] = ((divergence * counted).sum(-1) / counted.sum(-1)).double()
+    for name, measured in (("loss", Readout.losses), ("correct", Readout.correct)):
+        if name in quantities:
+            leading = readout.logits.shape[:-3]
+            copies = readout.logits.reshape(-1, *readout.logits.shape[-3:])
+            values = torch.stack([measured(Readout(logits, readout.targets)).double() for logits in copies])
+            found[name] = values.reshape(*leading, -1)
     return Observation(**found)

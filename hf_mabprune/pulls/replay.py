@@ -1,40 +1,56 @@
 """Replayed pulls: the numbers of the reference at a fraction of its price.
 
-The pass in the current context is made once a batch and its layer outputs are kept. A pull of an arm in layer l then
-starts at layer l: the layers before it are replaced by stubs that return what the context pass left, and so is the
-attention of layer l for an FFN arm. What runs is the model's own code on the same numbers, so nothing is approximated.
-Symbols: L layers.
+The pass in the current context is made once a batch, and what its modules returned is kept. A pull then runs only what
+its mask changes:
+
+- The layers before the masked one, and the attention before a masked FFN, are replaced by stubs that return what the
+  context pass left.
+- The masked projection itself is not run: its output is the recorded one minus the arm's own share, h_a W_a, a product
+  over the few columns of the arm.
+- Several arms of one site share a forward pass: the batch is repeated, once an arm.
+- Where a classifier reads the first position alone, the last layer's FFN runs at that position alone.
+- The examples of a batch are sorted by length and run in parts, each cut to its longest.
+
+What runs is the model's own code on the same numbers; results differ from the reference by rounding alone.
+Symbols: B examples in a part, T tokens, D hidden, L layers, A arms in a forward pass.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.pulls.base import Ints, Pulls, observation
+from hf_mabprune.pulls.base import Ints, Original, Pulls
 from hf_mabprune.rewards import Observation
+from hf_mabprune.tasks.base import Batch
 from hf_mabprune.tasks.readout import Readout
+
+TOKENS_A_FORWARD = {"cpu": 2048, "cuda": 65536}  # a matrix product of this many rows fills the device
+MOST_PARTS = 4  # that a batch is split into
+AGREE = 1e-3  # of the largest logit: how far a pass that reads one position may be from the whole one
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One context pass over one batch: what each block returned, and what came out at the end."""
+    """One context pass over one part of a batch: what each module returned, and what came out at the end."""
 
     outputs: dict[nn.Module, Any]
+    columns: dict[str, torch.Tensor]  # site.output -> [B, T, columns], the input of that projection
     observation: Observation
     size: int  # bytes
 
 
 class ReplayPulls(Pulls):
-    """One forward pass a pull, from the masked layer on; one full pass a batch and context.
+    """One forward pass for several pulls, from the masked site on; one full pass a batch and context.
 
     Takes the arguments of `Pulls`. Recordings are kept between calls as long as they fit into half of `cache_bytes`;
-    beyond that they are made again, one batch at a time.
+    beyond that they are made again, one part of a batch at a time.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,60 +61,153 @@ class ReplayPulls(Pulls):
         }
         self._layers = list(architecture.layer_list(self.model))
         self._attentions = [layer.get_submodule(architecture.attention_block) for layer in self._layers]
-        self._recordings: dict[int, Recording] = {}
+        self._parts = [split_by_length(batch) for batch in self.batches]
+        self._recordings: dict[tuple[int, int], Recording] = {}
         self._recording_bytes = self._cache_bytes // 2
         self._cache_bytes -= self._recording_bytes
+        self._reads_first = architecture.classifies_first and self.task.reads_one_position and self._first_suffices()
+        tokens = max(part["input_ids"].numel() for parts in self._parts for part in parts)
+        fill = TOKENS_A_FORWARD.get(self.model.device.type, TOKENS_A_FORWARD["cpu"])
+        self.arms_a_forward = max(1, fill // tokens)
 
     def set_context(self, kept: Any) -> None:
         super().set_context(kept)
         self._recordings.clear()
 
-    def _measure(self, batch: int, arms: Ints, original: Readout) -> Iterator[tuple[Observation, Observation, int]]:
-        with masked(self.model, **keep_masks(self.model, self.arms.kept_units(self.kept))):
-            recording = self._record(batch, original)
-            for arm in arms:
-                layers = len(self._layers) - int(self.arms.layer[arm])
-                tokens = round(self._tokens(batch) * layers / len(self._layers))
-                yield recording.observation, self._replay(batch, int(arm), recording, original), tokens
+    def _observe_arms(
+        self, batch: int, groups: Sequence[Ints]
+    ) -> Iterator[tuple[Observation, Observation, Observation, int]]:
+        observed: list[list[tuple[Observation, Observation, Observation]]] = [[] for _ in groups]
+        tokens = 0
+        for number, inputs in enumerate(self._parts[batch]):
+            original = self._original((batch, number), inputs)
+            unpruned = self._observation(original, original.readout)
+            with masked(self.model, **keep_masks(self.model, self.arms.kept_units(self.kept))):
+                recording = self._record((batch, number), inputs, original)
+                for group, found in zip(groups, observed, strict=True):
+                    readout = self._replay_or_less(inputs, group, recording)
+                    found.append((unpruned, recording.observation, self._observation(original, readout)))
+            tokens += inputs["input_ids"].numel()
+        for group, found in zip(groups, observed, strict=True):
+            unpruned, context, pulled = (Observation.concatenate(parts) for parts in zip(*found, strict=True))
+            layers = len(self._layers) - int(self.arms.layer[group[0]])  # that run, the masked one among them
+            yield unpruned, context, pulled, round(tokens * layers / len(self._layers))
 
-    def _record(self, batch: int, original: Readout) -> Recording:
-        """The context pass of a batch."""
-        if batch in self._recordings:
-            return self._recordings[batch]
-        outputs: dict[nn.Module, Any] = {}
+    def _record(self, place: tuple[int, int], inputs: Batch, original: Original) -> Recording:
+        """The context pass of a part of a batch; the context's masks are on."""
+        if place in self._recordings:
+            return self._recordings[place]
+        base, outputs, columns = self.model.base_model, {}, {}
+        blocks = {base.get_submodule(path) for site in self._sites.values() for path in (site.block, *site.feeds)}
         with ExitStack() as hooks:
-            for block in [*self._layers, *self._attentions]:
+            for block in {*self._layers, *self._attentions, *blocks}:
                 hooks.callback(block.register_forward_hook(lambda m, _, output: outputs.update({m: output})).remove)
-            readout = self.task.readout(self.model, self.batches[batch])
-        self.cost.forward_tokens += self._tokens(batch)
-        recording = Recording(outputs, observation(original, readout, self.needs), sum(map(_bytes, outputs.values())))
-        if recording.size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
-            self._recordings[batch] = recording
+            for site in self._sites.values():  # after the context's own hooks, so that what they mask is masked here
+                projection = base.get_submodule(site.output)
+                keep = lambda _, arguments, path=site.output: columns.update({path: arguments[0]})  # noqa: E731
+                hooks.callback(projection.register_forward_pre_hook(keep).remove)
+            readout = self.task.readout(self.model, inputs)
+        self.cost.forward_tokens += inputs["input_ids"].numel()
+        size = _bytes([*outputs.values(), *columns.values()])
+        recording = Recording(outputs, columns, self._observation(original, readout), size)
+        if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
+            self._recordings[place] = recording
         return recording
 
-    def _replay(self, batch: int, arm: int, recording: Recording, original: Readout) -> Observation:
-        """The context pass again, with one arm masked, from its layer on."""
-        kind, layer = str(self.arms.kind[arm]), int(self.arms.layer[arm])
-        skipped = [*self._layers[:layer], *([self._attentions[layer]] if kind == "neuron" else [])]
-        with _stubs({block: recording.outputs[block] for block in skipped}), self._arm_masked(arm, kind, layer):
-            readout = self.task.readout(self.model, self.batches[batch])
-        return observation(original, readout, self.needs)
+    def _replay_or_less(self, inputs: Batch, arms: Ints, recording: Recording) -> Readout:
+        """`_replay`, with fewer arms a forward pass where memory does not reach."""
+        size = min(self.arms_a_forward, len(arms))
+        while True:
+            try:
+                found = [self._replay(inputs, arms[at : at + size], recording) for at in range(0, len(arms), size)]
+                return Readout(torch.cat([part.logits for part in found]), found[0].targets)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if size == 1 or not _is_out_of_memory(error):
+                    raise
+            size = self.arms_a_forward = size // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _replay(self, inputs: Batch, arms: Ints, recording: Recording) -> Readout:
+        """The context pass again, with one arm masked in each of its copies, [A * B, ...], from their site on.
+
+        Returns:
+            Logits [A, B, P, C], and targets [B, P].
+        """
+        kind, layer = str(self.arms.kind[arms[0]]), int(self.arms.layer[arms[0]])
+        site, last, base = self._sites[kind, layer], len(self._layers) - 1, self.model.base_model
+        first = slice(0, 1) if self._reads_first and layer == last else slice(None)
+        stubs = {block: recording.outputs[block] for block in self._layers[: max(layer - 1, 0)]}
+        stubs |= {(feed := base.get_submodule(path)): recording.outputs[feed] for path in site.feeds}
+        if layer:
+            stubs[self._layers[layer - 1]] = _repeated(recording.outputs[self._layers[layer - 1]], len(arms))
+        if kind == "neuron":
+            stubs[self._attentions[layer]] = _repeated(recording.outputs[self._attentions[layer]], len(arms))
+        block = base.get_submodule(site.block)
+        stubs[block] = self._without(site, arms, recording, first)
+        copies = {name: tensor.repeat(len(arms), *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
+        with _stubs(stubs), self._first_position_alone() if self._reads_first else ExitStack():
+            readout = self.task.readout(self.model, copies)
+        logits = readout.logits.unflatten(0, (len(arms), -1))
+        return Readout(logits, readout.targets[: logits.shape[1]])
+
+    def _without(self, site: Site, arms: Ints, recording: Recording, positions: slice) -> Any:
+        """What the block of a site returns without each of the arms, [A * B, T, D]: less the arm's own share."""
+        base = self.model.base_model
+        whole, weight = recording.outputs[base.get_submodule(site.block)], linear_at(self.model, site.output).weight
+        output, columns = _first(whole)[:, positions], recording.columns[site.output][:, positions]
+        changed = output.new_empty(len(arms), *output.shape)
+        for number, arm in enumerate(arms):
+            start, stop = (int(bound) * site.unit_size for bound in (self.arms.start[arm], self.arms.stop[arm]))
+            torch.sub(output, columns[..., start:stop] @ weight[:, start:stop].T, out=changed[number])
+        changed = changed.flatten(0, 1)
+        return (changed, *whole[1:]) if isinstance(whole, tuple) else changed
+
+    def _first_suffices(self) -> bool:
+        """Whether the last layer's FFN at the first position alone gives the model's logits, on one example."""
+        inputs = {name: tensor[:1] for name, tensor in self._parts[0][0].items()}
+        with torch.inference_mode():
+            whole = self.task.readout(self.model, inputs).logits
+            with self._first_position_alone():
+                alone = self.task.readout(self.model, inputs).logits
+        return bool((whole - alone).abs().max() <= AGREE * whole.abs().max())
 
     @contextmanager
-    def _arm_masked(self, arm: int, kind: str, layer: int) -> Iterator[None]:
-        site = self._sites[kind, layer]
-        start, stop = (int(bound) * site.unit_size for bound in (self.arms.start[arm], self.arms.stop[arm]))
+    def _first_position_alone(self) -> Iterator[None]:
+        """What follows the attention of the last layer sees the first position alone, [B, 1, D]."""
 
-        def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            columns = arguments[0].clone()
-            columns[..., start:stop] = 0
-            return (columns, *arguments[1:])
+        def cut(module: nn.Module, arguments: Any, output: Any) -> Any:
+            return (output[0][:, :1], *output[1:]) if isinstance(output, tuple) else output[:, :1]
 
-        handle = self.model.base_model.get_submodule(site.output).register_forward_pre_hook(hook)
+        handle = self._attentions[-1].register_forward_hook(cut)
         try:
             yield
         finally:
             handle.remove()
+
+
+def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
+    """The examples of a batch sorted by length and split into equal parts, each cut to its longest.
+
+    A batch that is padded on the left, or hardly at all, stays as it is.
+    """
+    attention = batch.get("attention_mask")
+    if attention is None or not bool(attention[:, 0].all()):
+        return [batch]
+    lengths = attention.sum(1).cpu()
+    order = torch.argsort(lengths, stable=True)
+    chunks = [chunk for chunk in np.array_split(order.numpy(), min(parts, len(order))) if len(chunk)]
+    padded = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
+    width = batch["input_ids"].shape[1]
+    if padded > 0.9 * len(order) * width:
+        return [batch]
+
+    def cut(name: str, tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
+        picked = tensor[torch.as_tensor(rows, device=tensor.device)]
+        along = tensor.ndim > 1 and tensor.shape[1] == width
+        return picked[:, : int(lengths[rows].max())] if along else picked
+
+    return [{name: cut(name, tensor, rows) for name, tensor in batch.items()} for rows in chunks]
 
 
 @contextmanager
@@ -116,7 +225,26 @@ def _stubs(outputs: dict[nn.Module, Any]) -> Iterator[None]:
                 block.forward = forward
 
 
-def _bytes(output: Any) -> int:
-    """Bytes of the tensors that a block returned."""
-    parts = output if isinstance(output, tuple) else (output,)
-    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, torch.Tensor))
+def _first(output: Any) -> torch.Tensor:
+    """The hidden state among what a block returned."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _repeated(output: Any, times: int) -> Any:
+    """What a block returned, its hidden state repeated along the examples."""
+    if times == 1:
+        return output
+    hidden = _first(output)
+    hidden = hidden.repeat(times, *[1] * (hidden.ndim - 1))
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _bytes(outputs: Sequence[Any]) -> int:
+    """Bytes of the tensors that blocks returned, each storage once."""
+    tensors = [part for output in outputs for part in (output if isinstance(output, tuple) else (output,))]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t)}
+    return sum(storages.values())

@@ -55,6 +55,7 @@ class Task(ABC):
     metric_inputs: ClassVar[dict[str, str]]  # input of a metric -> attribute of `Scores`
     default_length: ClassVar[int]
     rows_are_examples: ClassVar[bool]  # whether an encoded example is one row of the data set
+    reads_one_position: ClassVar[bool] = False  # whether an example's logits come from one position
     forward_options: ClassVar[dict[str, Any]] = {}  # keyword arguments of every forward pass beside the inputs
 
     tokenizer: PreTrainedTokenizerBase = field(repr=False)

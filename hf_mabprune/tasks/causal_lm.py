@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
@@ -49,10 +50,13 @@ class CausalLM(Task):
         return [{"text": text} for text in TEXTS]
 
     def check(self, dataset: Dataset, split: str) -> None:
-        """Refuses empty data and missing columns or values."""
+        """Refuses empty data, missing columns or values, and texts that are all empty."""
         if not len(dataset):
             raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
-        self.check_texts(dataset, self.find_columns(dataset, split)["text"], split)
+        column = self.find_columns(dataset, split)["text"]
+        self.check_texts(dataset, column, split)
+        if not pc.any(pc.not_equal(column_of(dataset, column), "")).as_py():
+            raise ValueError(f"split '{split}', column '{column}': all {len(dataset):,} texts are empty")
 
     def encode(self, dataset: Dataset) -> Dataset:
         """Column: `input_ids`, [T] with T the same for all windows.

@@ -45,6 +45,7 @@ class SequenceClassification(Task):
     metric_inputs: ClassVar[dict[str, str]] = {"predictions": "predicted", "references": "reference"}
     default_length: ClassVar[int] = 256
     rows_are_examples: ClassVar[bool] = True
+    reads_one_position: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_head()

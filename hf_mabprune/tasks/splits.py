@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from glob import glob
 from itertools import combinations
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from datasets import Dataset, DatasetBuilder, ReadInstruction, load_dataset_builder
@@ -39,7 +40,9 @@ def load_splits(config: TaskConfig) -> dict[str, Dataset]:
     try:
         builder.download_and_prepare()
     except (DatasetsError, ValueError) as error:
-        raise ValueError(f"data of '{config.dataset.path}' cannot be read: {error.__cause__ or error}") from error
+        reason = shorten(str(error.__cause__ or error), 400)
+        files = ", ".join(map(str, (config.dataset.data_files or {}).values())) or "its files"
+        raise ValueError(f"data of '{config.dataset.path}' cannot be read: {reason}; look at {files}") from error
     check_slices(slices, _sizes(builder))
     return {purpose: builder.as_dataset(split=spec) for purpose, spec in slices.items()}
 

@@ -53,11 +53,13 @@ def pull_all(pulls: Pulls, kept: np.ndarray) -> np.ndarray:
 def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str) -> None:
     model, task, batches, arms = problem(model_type)
     kept = some_context(arms)
-    slow = pull_all(ReferencePulls(model, arms, task, batches, reward), kept)
-    fast = pull_all(ReplayPulls(model, arms, task, batches, reward), kept)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
+        model.to(dtype)
+        slow = pull_all(ReferencePulls(model, arms, task, batches, reward), kept)
+        fast = pull_all(ReplayPulls(model, arms, task, batches, reward), kept)
 
-    assert np.abs(slow).max() > 0 or reward == "accuracy"
-    np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-12)
+        assert np.abs(slow).max() > 0 or reward == "accuracy"
+        np.testing.assert_allclose(fast, slow, rtol=0, atol=tolerance)
 
 
 def test_replay_pays_less_and_counts_it() -> None:
