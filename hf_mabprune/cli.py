@@ -95,6 +95,8 @@ def cut(arguments: Arguments) -> str:
     known, rest = parser.parse_known_args(list(arguments))
     rest = [re.sub("^--target", "--prune.target", word) for word in rest]
     config = read_run_config(known.run)
+    if not isinstance(config.get("output"), dict):
+        raise ValueError(f"{known.run}/{DETAILS}/config.yaml must have a part 'output': it is not of a run")
     overwritten = {"dir": "", "overwrite": False, "push_to_hub": None}
     with _as_file({**config, "output": {**config["output"], **overwritten}}) as base:
         settings = read_settings(["--config", base, *rest])
@@ -112,6 +114,8 @@ def evaluate(arguments: Arguments) -> str:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     known, rest = parser.parse_known_args(list(arguments))
     config = read_yaml(known.config) if known.config else read_run_config(known.checkpoint)
+    if not isinstance(config.get("model", {}), dict):
+        raise ValueError(f"model must be a mapping, got {config['model']}")
     config["model"] = {**config.get("model", {}), "name": known.checkpoint, "revision": None}
     with _as_file({key: config[key] for key in EvaluateConfig.model_fields if key in config}) as base:
         settings = check_as(_parse(["--config", base, *rest], EvaluateConfig), EvaluateConfig)
@@ -248,6 +252,7 @@ def settings_parser(kind: type[Strict] = PruneConfig) -> jsonargparse.ArgumentPa
         epilog=_components(),
         exit_on_error=False,
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     if kind is PruneConfig:
@@ -286,10 +291,14 @@ def _explain(message: str) -> str:
         while "." in key and key.rpartition(".")[0] not in known:
             key = key.rpartition(".")[0]
         return f"unknown key '{key}'.{nearest(key, known)}"
+    if message.startswith("Unexpected config"):
+        given = " ".join(message.partition(":")[2].split())
+        return f"the file of --config must hold a mapping of settings, got {given or 'an empty file'}"
     wrong = re.search(r'Parser key "(?P<key>[^"]*)":(?P<rest>.*)', message, re.DOTALL)
     if wrong:
         broken = re.search("Value error, (.*?)(?: \\[type=|$)", wrong["rest"], re.MULTILINE)
-        value = re.search("(?:Got|Given) value: (.*)", wrong["rest"])
+        given = "(?:(?:Got|Given) value: |Unable to load config ['\"])(.*?)(?:['\"] - |$)"
+        value = re.search(given, wrong["rest"], re.MULTILINE)
         if broken or wrong["key"] not in known_types() or not value:
             return f"{wrong['key']}: {broken[1] if broken else ' '.join(wrong['rest'].split())}"
         return f"{wrong['key']} must be {known_types()[wrong['key']]}, got {value[1]}"

@@ -162,7 +162,9 @@ class SearchConfig(Strict):
     )
     reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
     rounds: int = Field(8, gt=0, description="removals in steps; each round pulls in the context of what is gone")
-    pulls_per_arm: float = Field(4.0, gt=0, description="budget: pulls of the whole search, times the number of arms")
+    pulls_per_arm: float = Field(
+        4.0, gt=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
+    )
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
     )

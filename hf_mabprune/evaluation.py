@@ -126,7 +126,15 @@ def _intervals(task: Task, scores: Scores) -> dict[str, tuple[float, float]]:
 def bootstrap_interval(
     statistic: Callable[[NDArray[np.int64]], float], examples: int, seed: int = 0
 ) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a statistic of rows, [examples] row numbers drawn with replacement."""
+    """95% percentile bootstrap interval of a statistic of rows, [examples] row numbers drawn with replacement.
+
+    Raises:
+        ValueError: For a single example, which says nothing about the others.
+    """
+    if examples < 2:
+        raise ValueError(
+            f"an interval takes at least two examples, got {examples}: widen splits.test or evaluation_examples"
+        )
     interval = bootstrap(
         (np.arange(examples),),
         statistic,

@@ -73,6 +73,9 @@ def _limits(
     """
     architecture = architecture_of(model)
     floors = {"neuron": config.min_neurons, "head": config.min_heads * architecture.group_size(model.config)}
+    widths = [int(arms.stop[rows].max()) for kind, _, rows in arms.groups() if kind == "neuron"]
+    if widths and width_multiple(config, model.config.hidden_size) >= min(widths):
+        raise ValueError(f"round_to must be below {min(widths)}, the neurons of a layer, got {config.round_to}")
     if layout == "per_layer":
         return floors, {}
     if isinstance(model.config, modeling_pruned.PerLayerConfig):

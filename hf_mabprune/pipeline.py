@@ -37,6 +37,7 @@ from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, t
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 
 SPLITS = ("calibration", "validation", "test")
+ARMS_COLUMNS = {"kind", "layer", "start", "stop", "pulls", "mean", "removed_round", "order"}
 
 
 def prune(
@@ -239,7 +240,10 @@ def read_run(folder: str | Path) -> tuple[pd.DataFrame, Report]:
     place = next((place for place in places if (place / "arms.parquet").exists()), None)
     if place is None or not (place / "report.json").exists():
         raise ValueError(f"{folder} holds no finished run: no {DETAILS}/arms.parquet and report.json in it")
-    return pd.read_parquet(place / "arms.parquet"), Report.from_json(place / "report.json")
+    arms = pd.read_parquet(place / "arms.parquet")
+    if missing := ARMS_COLUMNS - set(arms.columns):
+        raise ValueError(f"{place / 'arms.parquet'} is not of this version of hf_mabprune: no column {min(missing)}")
+    return arms, Report.from_json(place / "report.json")
 
 
 def publish(settings: PruneConfig) -> None:

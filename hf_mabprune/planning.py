@@ -58,7 +58,7 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     check_settings(settings.model_copy(update={"output": settings.output.model_copy(update={"overwrite": True})}))
     accelerator = make_accelerator()
     splits = load_splits(settings.task)
-    model, tokenizer = load_model(settings.model, settings.task)
+    model, tokenizer = load_model(settings.model, settings.task, splits)
     judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
     reach, refused = _reach(judge, settings.prune)
     plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in settings.prune.sizes()]

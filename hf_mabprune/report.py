@@ -127,8 +127,8 @@ class Report:
         Raises:
             ValueError: If the file was written by another version whose fields differ.
         """
-        raw = json.loads(Path(path).read_text())
         try:
+            raw = json.loads(Path(path).read_text())
             raw["before"], raw["after"] = _figures(raw["before"]), _figures(raw["after"])
             raw["random"] = [RandomFigures(draw["seed"], _figures(draw["figures"])) for draw in raw["random"]]
             raw["search"] = SearchFigures(**raw["search"])
@@ -138,7 +138,7 @@ class Report:
                 for kind, layers in raw["kept"].items()
             }
             return cls(**raw)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a report of this version of hf_mabprune: {error}") from None
 
     @property

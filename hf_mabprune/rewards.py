@@ -4,14 +4,16 @@ Symbols: B examples, P positions that count, C classes or vocabulary; S the cont
 Each reward compares the model without S + a to the model without S, on the same examples.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-SMALL_LOGIT_CHANGE = 0.05
+SERIES = {3: 0.05, 8: 0.5}  # terms of e^d - 1 - d -> the largest |d| that they are exact for, to rounding in float32
 LARGE_VOCABULARY = 1024
-CHUNK = {"cpu": 2**17, "cuda": 2**27}  # logits at a time: on a CPU, what stays in the cache
+CACHED = 2**17  # numbers that stay in the cache of a CPU while they are worked on
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ NEEDS: dict[str, tuple[str, ...]] = {"kl": ("kl",), "loss": ("loss",), "squared"
 
 
 def probabilities_of(logits: torch.Tensor) -> torch.Tensor:
-    """softmax, [..., C], in the precision of `kl_divergence`: float64 for up to 1,024 classes, else float32."""
-    dtype = torch.float64 if logits.shape[-1] <= LARGE_VOCABULARY else torch.float32
-    return logits.to(dtype).softmax(dim=-1)
+    """softmax, [..., C], in the precision of `kl_divergence`: float64 for up to 1,024 classes."""
+    wide = logits.shape[-1] <= LARGE_VOCABULARY or logits.dtype == torch.float64
+    return logits.to(torch.float64 if wide else torch.float32).softmax(dim=-1)
 
 
 def kl_divergence(
@@ -86,28 +88,39 @@ def kl_divergence(
     """
     p = probabilities_of(original) if probabilities is None else probabilities
     classes = logits.shape[-1]
-    rows = original.numel() // classes
-    copies = logits.reshape(-1, rows, classes)
-    p, start = p.reshape(rows, classes), original.reshape(rows, classes)
-    step = max(1, CHUNK.get(logits.device.type, CHUNK["cuda"]) // classes)
-    chunks = [
-        torch.stack([_divergence(start[at : at + step], copy[at : at + step], p[at : at + step]) for copy in copies])
-        for at in range(0, rows, step)
-    ]
-    return torch.cat(chunks, dim=1).reshape(logits.shape[:-1])
+    if classes <= LARGE_VOCABULARY or logits.device.type != "cpu":
+        return _divergence(original, logits, p)
+    found = p.new_empty(logits.shape[:-1])
+    step = max(1, CACHED // classes)
+    for place in np.ndindex(logits.shape[:-2]):
+        example = place[len(place) - original.ndim + 2 :]
+        for at in range(0, logits.shape[-2], step):
+            rows = slice(at, at + step)
+            found[place][rows] = _divergence(original[example][rows], logits[place][rows], p[example][rows])
+    return found
 
 
 def _divergence(original: torch.Tensor, logits: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """[r, C] each -> [r]."""
+    """[..., C] each -> [...]."""
     change = logits.to(p.dtype) - original.to(p.dtype)
-    change -= torch.linalg.vecdot(p, change)[:, None]
-    if change.device.type == "cpu" and change.abs().max() < SMALL_LOGIT_CHANGE:
-        excess = (change / 24).add_(1 / 6).mul_(change).add_(0.5).mul_(change).mul_(change)
-    else:
-        series = change.square() * (0.5 + change / 6 + change.square() / 24)
-        excess = torch.where(change.abs() < SMALL_LOGIT_CHANGE, series, torch.expm1(change) - change)
-    divergence = torch.log1p(torch.linalg.vecdot(p, excess))
+    change -= torch.linalg.vecdot(p, change).unsqueeze(-1)
+    divergence = torch.log1p(torch.linalg.vecdot(p, _excess(change)))
     if not (finite := divergence.isfinite()).all():  # e^d overflows, or meets a p that underflows
         whole = torch.logsumexp(original.to(p.dtype).log_softmax(dim=-1) + change, dim=-1)
         divergence = torch.where(finite, divergence, whole)
     return divergence
+
+
+def _excess(change: torch.Tensor) -> torch.Tensor:
+    """e^d - 1 - d, element by element: by its series where that is exact, which needs no transcendental function."""
+    largest = change.abs().amax() if change.device.type == "cpu" else None
+    for terms, limit in SERIES.items():
+        if largest is not None and largest < limit:
+            factors = [1 / math.factorial(power) for power in range(terms + 1, 1, -1)]
+            excess = change * factors[0]
+            for factor in factors[1:]:
+                excess.add_(factor).mul_(change)
+            return excess.mul_(change)
+    terms, limit = next(iter(SERIES.items()))
+    series = change.square() * (0.5 + change / 6 + change.square() / 24)
+    return torch.where(change.abs() < limit, series, torch.expm1(change) - change)

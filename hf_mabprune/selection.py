@@ -253,9 +253,11 @@ def _check_reach(plan: Plan) -> None:
         if removed == 0 or removed < too_little or removed > too_much:
             arms, moves = plan._moves(budget, np.zeros(len(plan.arms)), everything)
             nearest = removed or float(budget.cost[arms[moves == 0]].sum())
+            can = f"the nearest that can is {_rounded_down(nearest / budget.total):g}"
+            remedy = can if nearest else "nothing can go: lower block_size, round_to, min_neurons or min_heads"
             raise ValueError(
                 f"target.{budget.name} {budget.amount / budget.total:.3g} cannot be met in layout {plan.layout} with "
-                f"these arms and floors; the nearest that can is {_rounded_down(nearest / budget.total):g}"
+                f"these arms and floors; {remedy}"
             )
 
 

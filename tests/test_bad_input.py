@@ -184,6 +184,7 @@ def break_runs(folder: Path) -> None:
         "newer_report": ("report.json", json.dumps(report | {"colour": "red"})),
         "broken_arms": ("arms.parquet", "no parquet"),
         "broken_settings": ("config.yaml", "model: ["),
+        "other_settings": ("config.yaml", "model: 3"),
     }
     for name, (file, content) in faults.items():
         shutil.copytree(folder / "run", folder / name)
@@ -254,7 +255,7 @@ SETTINGS = {
     "word_for_number": case("search.rounds must be an integer > 0, got many", search__rounds="many"),
     "word_for_truth": case("output.overwrite must be true or false, got perhaps", output__overwrite="perhaps"),
     "list_for_part": case("search must be a mapping, got [1, 2]", search=[1, 2]),
-    "word_for_part": case("task", "glue", task="glue"),
+    "word_for_part": case("task must be a mapping, got glue", task="glue"),
     "word_for_policy": case("search.policy must be a mapping, got ucb1", search__policy="ucb1"),
     "word_for_list": case("task.metrics must be a list of strings, got accuracy", task__metrics="accuracy"),
     "word_for_files": case(
@@ -265,6 +266,8 @@ SETTINGS = {
     "negative_seed": case("seed must be an integer >= 0, got -1", seed=-1),
     "no_batch": case("task.batch_size must be an integer > 0, got 0", task__batch_size=0),
     "no_examples": case("task.calibration_examples must be an integer > 0, got 0", task__calibration_examples=0),
+    "endless_budget": case("search.pulls_per_arm must be a number > 0, got inf", search__pulls_per_arm=float("inf")),
+    "half_a_key": case("unknown key 'prune.target.mac'", overrides=("--prune.target.mac", "0.3")),
     "unknown_dtype": case("model.dtype must be auto | float32 | bfloat16 | float16, got int8", model__dtype="int8"),
     "unknown_policy": case("unknown policy 'ucb2'. Did you mean 'ucb1'? Known: ", search__policy={"name": "ucb2"}),
     "nameless_policy": case("policy needs a name, e.g. {name: ucb1}, got None", search__policy={"c": 1.0}),
@@ -327,11 +330,13 @@ TARGETS = {
         weights=True,
         prune__target={"neurons": 0.0001},
     ),
-    "min_heads_that_leave_nothing": case("target.heads 0.5 cannot be met", "floors", weights=True, prune__min_heads=4),
-    "min_neurons_that_leave_nothing": case(
-        "target.neurons 0.5 cannot be met", "floors", weights=True, prune__min_neurons=48
+    "min_heads_that_leave_nothing": case(
+        "target.heads 0.5 cannot be met", "nothing can go: lower", weights=True, prune__min_heads=4
     ),
-    "blocks_larger_than_a_layer": case("target.neurons 0.5 cannot be met", weights=True, prune__block_size=1000),
+    "min_neurons_that_leave_nothing": case(
+        "target.neurons 0.5 cannot be met", "nothing can go: lower", weights=True, prune__min_neurons=48
+    ),
+    "blocks_larger_than_a_layer": case("nothing can go: lower block_size", weights=True, prune__block_size=1000),
     "uneven_blocks_in_uniform": case(
         "the last one of a layer's 48 neurons is smaller: use a block_size that divides that number, or per_layer",
         weights=True,
@@ -595,9 +600,9 @@ def test_a_run_is_refused(mistake: Case, refused: Callable[..., str], tmp_path: 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        pytest.param("", "Unexpected config", id="empty"),
-        pytest.param("- model\n- task\n", "Unexpected config: - model - task", id="list"),
-        pytest.param("prune", "Unexpected config: prune", id="word"),
+        pytest.param("", "must hold a mapping of settings, got an empty file", id="empty"),
+        pytest.param("- model\n- task\n", "must hold a mapping of settings, got - model - task", id="list"),
+        pytest.param("prune", "must hold a mapping of settings, got prune", id="word"),
         pytest.param("model: {name: x\ntask: [\n", "Problems parsing config: ", id="open_bracket"),
         pytest.param("model:\n\tname: x\n", "Problems parsing config: ", id="tab"),
         pytest.param("seed: 1\n", "model.name, task.dataset.path, output.dir", id="parts_missing"),
@@ -634,12 +639,21 @@ def test_a_file_that_is_no_config_is_refused(
         pytest.param(
             "cut run --target.macs 0.3 --prune.block_size 4", "20 arms that do not fit", True, id="cut_other_blocks"
         ),
-        pytest.param("cut broken_report --target.macs 0.3", "line 1 column 2", False, id="cut_broken_report"),
+        pytest.param(
+            "cut broken_report --target.macs 0.3", "report.json is not a report", False, id="cut_broken_report"
+        ),
         pytest.param(
             "cut newer_report --target.macs 0.3",
             "newer_report/mabprune/report.json is not a report of this version of hf_mabprune",
             False,
             id="cut_newer_report",
+        ),
+        pytest.param("cut other_settings --target.macs 0.3", "part 'output'", False, id="cut_other_settings"),
+        pytest.param(
+            "evaluate run --config other_settings/mabprune/config.yaml",
+            "model must be a mapping",
+            False,
+            id="evaluate_word",
         ),
         pytest.param("cut no_report --target.macs 0.3", "no_report holds no finished run", False, id="cut_no_report"),
         pytest.param(

@@ -1,7 +1,7 @@
-"""What a pull costs: the paper's two forwards, replayed pulls, and how much of a forward comes before the mask.
+"""What a pull costs: the paper's two forwards against replayed pulls, beside what counting operations allows.
 
-Arms are drawn uniformly over layers, both engines pull the same arms on the same batches in turns, and the figure of
-an engine is total pulls over total seconds.
+Arms are drawn uniformly over layers, all engines pull the same arms on the same batches in turns, and the figure of an
+engine is total pulls over total seconds.
 """
 
 import statistics
@@ -12,37 +12,44 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures import architecture_of, linear_at
 from hf_mabprune.comparison import Judge
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.pipeline import load_model, make_accelerator, prepare
 from hf_mabprune.pulls.base import Pulls
 from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls
+from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
 from hf_mabprune.tasks.splits import load_splits
 
 
 @dataclass(frozen=True)
 class PullCost:
-    """Both engines on arms of one kind; medians over repeats."""
+    """Engines on arms of one kind; medians over repeats, each on another batch."""
 
-    kind: str
-    reference_seconds: float
-    replay_seconds: float
-    speedup: float
-    reference_tokens: float  # forward tokens a pull
-    replay_tokens: float
+    arm: str
+    padded_s: float  # two forwards, batches padded to their longest
+    equal_s: float  # two forwards, on the tokens that replay runs
+    replay_s: float
+    padded_ratio: float
+    equal_ratio: float
+    ceiling: float  # of equal_ratio, by counting multiply-accumulates
+    of_ceiling: float
+    floor_s: float  # the multiply-accumulates that a pull cannot avoid, at the rate of this machine's matrix products
     before_mask: float  # share of a plain forward's time that passes before the masked module runs
-    largest_difference: float  # of a mean reward, between the engines
+    difference: float  # largest, of a mean reward, between padded and replay
 
 
-def measure(settings: PruneConfig, arms_each: int = 12, repeats: int = 3) -> str:
-    """The table of costs, one line a kind of arm."""
+def measure(settings: PruneConfig, arms_each: int = 48, repeats: int = 3) -> pd.DataFrame:
+    """The table of costs, one row a kind of arm.
+
+    Args:
+        arms_each: Arms of each kind that replay pulls; the two forwards of the paper pull a quarter of them.
+    """
     accelerator = make_accelerator()
     model, tokenizer = load_model(settings.model, settings.task)
     judge = prepare(settings, model.to(accelerator.device), tokenizer, load_splits(settings.task), accelerator)
     costs = [_measure_kind(judge, kind, settings, arms_each, repeats) for kind in np.unique(judge.arms.kind)]
-    return pd.DataFrame([asdict(cost) for cost in costs]).to_markdown(index=False, floatfmt=".3g")
+    return pd.DataFrame([asdict(cost) for cost in costs])
 
 
 def _measure_kind(judge: Judge, kind: str, settings: PruneConfig, arms_each: int, repeats: int) -> PullCost:
@@ -50,26 +57,90 @@ def _measure_kind(judge: Judge, kind: str, settings: PruneConfig, arms_each: int
     layers = np.arange(arms_each) % (judge.arms.layer.max() + 1)
     pool = {layer: np.flatnonzero((judge.arms.kind == kind) & (judge.arms.layer == layer)) for layer in set(layers)}
     arms = np.array([rng.choice(pool[layer]) for layer in layers])
-    seconds: dict[type[Pulls], list[float]] = {ReferencePulls: [], ReplayPulls: []}
-    values, tokens = {}, {}
+    few = arms[: max(arms_each // 4, len(pool))]
+    seconds: dict[str, list[float]] = {"padded": [], "equal": [], "replay": []}
+    tokens, differences = [], []
     for repeat in range(repeats):
-        batch = repeat % len(judge.batches["calibration"])
-        for engine, taken in seconds.items():
-            pulls = engine(
-                judge.model, judge.arms, judge.task, judge.batches["calibration"], settings.search.reward,
-                judge.accelerator,
-            )  # fmt: skip
-            pulls.observe(batch, pulls.kept)  # the unpruned outputs are cached by both
-            pulls.cost = type(pulls.cost)()
-            values[engine] = pulls.pull(arms, np.full(len(arms), batch))
-            taken.append(pulls.cost.seconds / len(arms))
-            tokens[engine] = pulls.cost.forward_tokens / len(arms)
-    slow, fast = (statistics.median(seconds[engine]) for engine in (ReferencePulls, ReplayPulls))
-    difference = np.abs(values[ReferencePulls][:, 0] - values[ReplayPulls][:, 0]).max()
-    before = _share_before(judge, kind)
+        batch = judge.batches["calibration"][repeat % len(judge.batches["calibration"])]
+        parts = split_by_length(batch)
+        tokens.append(sum(part["input_ids"].numel() for part in parts))
+        replayed = _seconds(judge, ReplayPulls, [batch], arms, settings.search.reward)
+        padded = _seconds(judge, ReferencePulls, [batch], few, settings.search.reward)
+        equal = _seconds(judge, ReferencePulls, parts, few, settings.search.reward)
+        for name, (taken, _) in (("padded", padded), ("equal", equal), ("replay", replayed)):
+            seconds[name].append(taken)
+        differences.append(np.abs(padded[1][: len(few)] - replayed[1][: len(few)]).max())
+    padded_s, equal_s, replay_s = (statistics.median(taken) for taken in seconds.values())
+    whole, suffix = _work(judge, kind)
+    ceiling = 2 * whole / suffix
     return PullCost(
-        kind, slow, fast, slow / fast, tokens[ReferencePulls], tokens[ReplayPulls], before, float(difference)
+        arm=f"{kind}, {int(judge.arms.units[arms].max())} units",
+        padded_s=padded_s,
+        equal_s=equal_s,
+        replay_s=replay_s,
+        padded_ratio=padded_s / replay_s,
+        equal_ratio=equal_s / replay_s,
+        ceiling=ceiling,
+        of_ceiling=equal_s / replay_s / ceiling,
+        floor_s=suffix * statistics.median(tokens) / _rate(judge),
+        before_mask=_share_before(judge, kind),
+        difference=float(max(differences)),
     )
+
+
+def _seconds(
+    judge: Judge, engine: type[Pulls], batches: list[dict[str, torch.Tensor]], arms: np.ndarray, reward: str
+) -> tuple[float, np.ndarray]:
+    """Seconds a pull on all of the batches, and the rewards on the first."""
+    pulls = engine(judge.model, judge.arms, judge.task, batches, reward, judge.accelerator)
+    numbers = np.arange(len(batches))
+    pulls.pull(np.repeat(arms[:1], len(batches)), numbers)  # the unpruned outputs and the context are cached
+    start = time.perf_counter()
+    values = pulls.pull(np.repeat(arms, len(batches)), np.tile(numbers, len(arms)))
+    if judge.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / len(arms), values[:: len(batches), 0]
+
+
+def _work(judge: Judge, kind: str) -> tuple[float, float]:
+    """Multiply-accumulates a token: of a whole forward pass, and of what a pull cannot avoid, mean over layers."""
+    architecture, model = architecture_of(judge.model), judge.model
+    sites = {(site.kind, site.layer): site for site in architecture.sites(model)}
+    layers = range(1 + max(layer for _, layer in sites))
+
+    def weights(kind: str, layer: int) -> int:
+        return sum(linear_at(model, path).weight.numel() for path in sites[kind, layer].linears())
+
+    def products(layer: int) -> int:
+        return 2 * judge.tokens * sites["head", layer].units * sites["head", layer].unit_size
+
+    attention = [weights("head", layer) + products(layer) for layer in layers]
+    ffn = [weights("neuron", layer) for layer in layers]
+    embeddings = model.get_output_embeddings()
+    head = 0 if embeddings is None else embeddings.weight.numel()
+    needed_attention, needed_ffn = list(attention), list(ffn)
+    if architecture.classifies_first and judge.task.reads_one_position:  # of the last layer, keys and values alone
+        needed_ffn[-1] = 0
+        needed_attention[-1] = attention[-1] // 2
+    suffixes = []
+    for layer in layers:
+        later = sum(needed_attention[layer + 1 :]) + sum(needed_ffn[layer + 1 :])
+        suffixes.append(later + head + (needed_ffn[layer] if kind == "head" else 0))
+    return sum(attention) + sum(ffn) + head, float(np.mean(suffixes))
+
+
+def _rate(judge: Judge, rows: int = 2048, repeats: int = 9) -> float:
+    """Multiply-accumulates a second of a matrix product of the model's shapes."""
+    layer = linear_at(judge.model, architecture_of(judge.model).sites(judge.model)[0].output)
+    left = torch.randn(rows, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(left, layer.weight.T)
+        if left.is_cuda:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return rows * layer.weight.numel() / statistics.median(taken)
 
 
 @torch.inference_mode()

@@ -120,7 +120,8 @@ class ReplayPulls(Pulls):
         while True:
             try:
                 found = [self._replay(inputs, arms[at : at + size], recording) for at in range(0, len(arms), size)]
-                return Readout(torch.cat([part.logits for part in found]), found[0].targets)
+                logits = found[0].logits if len(found) == 1 else torch.cat([part.logits for part in found])
+                return Readout(logits, found[0].targets)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if size == 1 or not _is_out_of_memory(error):
                     raise
