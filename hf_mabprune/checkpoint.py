@@ -164,7 +164,9 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
     if folder.exists() and not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").exists():
             raise ValueError(f"{name} is an adapter: merge it first (PeftModel.merge_and_unload) and save that")
-        raise FileNotFoundError(f"{name} holds no config.json: give the folder that a model was saved to")
+        raise FileNotFoundError(
+            f"{name} holds no config.json: give {sizes_in(folder) or 'the folder that a model was saved to'}"
+        )
     try:
         return AutoConfig.from_pretrained(name, **origin)
     except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
@@ -221,6 +223,11 @@ def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:
         )
     whole: PreTrainedModel = model
     return whole
+
+
+def sizes_in(folder: Path) -> str:
+    """The checkpoints below the output folder of a run with several sizes, in words; empty where there are none."""
+    return " or ".join(str(path.parent) for path in sorted(folder.glob("*/config.json")))
 
 
 def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:

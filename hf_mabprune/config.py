@@ -129,7 +129,7 @@ class PruningConfig(Strict):
         0.02, ge=0.0, description="layout auto takes uniform if its validation loss is at most this fraction higher"
     )
     round_to: int | Literal["auto"] = Field(
-        "auto", description="kept FFN widths are multiples of this; auto: the block size, 64 from hidden size 1024 on"
+        "auto", description="kept FFN widths are multiples of this; auto: 1, and 64 from hidden size 1024 on"
     )
     min_heads: int = Field(1, ge=1, description="heads (key-value groups) that every layer keeps at least")
     min_neurons: int = Field(1, ge=1, description="FFN neurons that every layer keeps at least")

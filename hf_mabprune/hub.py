@@ -100,7 +100,8 @@ def check_complete(folder: Path) -> None:
         missing = ["*.safetensors"]
     if missing:
         raise FileNotFoundError(
-            f"a checkpoint needs {missing[0]}, {folder} has none: give the output.dir of a finished run"
+            f"a checkpoint needs {missing[0]}, {folder} has none: give "
+            f"{sizes_in(folder) or 'the output.dir of a finished run'}"
         )
 
 

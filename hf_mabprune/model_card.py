@@ -214,7 +214,7 @@ def _cells(figures: ModelFigures, metrics: Sequence[str]) -> list[str]:
         f"{figures.macs / 1e6:,.2f}",
         *(_metric(figures, name) for name in metrics),
         f"{figures.loss:.4f}",
-        f"{figures.kl:.4f}",
+        "" if figures.kl is None else f"{figures.kl:.4f}",
         "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
         "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:,.1f}",
     ]

@@ -221,7 +221,7 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
         **evaluation.count_parameters(model),
         macs=evaluation.count_macs(model, tokens),
         loss=found.loss,
-        kl=float("nan"),
+        kl=None,
         metrics=found.metrics,
         intervals=found.intervals,
         latency_ms=evaluation.measure_latency([model], task, batches[0])[0],

@@ -64,6 +64,11 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in settings.prune.sizes()]
     pulls, seconds, search = _time(judge, settings, plans[-1].search)
     memory, cache = _memory(judge, settings)
+    budgets = round_budgets(
+        round(settings.search.pulls_per_arm * len(judge.arms)), settings.search.rounds, plans[-1].search
+    )
+    blind = sum(budget == 0 for budget in budgets)
+    notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
     lines = [
         *_describe_arms(judge),
         *_describe_layouts(judge, reach, refused),
@@ -72,6 +77,7 @@ def plan_run(settings: PruneConfig) -> RunPlan:
         f"with evaluation and {settings.output.random_seeds} random draws about {_duration(seconds)}",
         f"memory: about {memory / 2**20:,.0f} MiB ({model.get_memory_footprint() / 2**20:,.0f} weights, "
         f"at most {cache / 2**20:,.0f} caches)",
+        *notes,
     ]
     return RunPlan(lines, pulls, seconds, memory, reach)
 

@@ -1,7 +1,6 @@
 """What a run found, as data: report.json, the console table and the model card are views of it."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +20,8 @@ class ModelFigures:
     Attributes:
         macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens.
         loss: Mean cross-entropy on the test split.
-        kl: Mean KL divergence of the outputs from the unpruned model's, in nats, on the test split.
+        kl: Mean KL divergence of the outputs from the unpruned model's, in nats, on the test split; None where there is
+            no unpruned model to compare with.
         metrics: name -> value on the test split.
         intervals: name -> 95% bootstrap interval over test examples.
         latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
@@ -33,7 +33,7 @@ class ModelFigures:
     attention_parameters: int
     macs: int
     loss: float
-    kl: float
+    kl: float | None
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     latency_ms: float | None = None
@@ -166,7 +166,8 @@ class Report:
     def numbers(self) -> dict[str, float]:
         """The main figures under flat names, for trackers."""
         after = self.after
-        flat = {name: getattr(after, name) for name in ("parameters", "macs", "loss", "kl")} | after.metrics
+        flat = {"parameters": after.parameters, "macs": after.macs, "loss": after.loss, "kl": after.kl or 0.0}
+        flat |= after.metrics
         return {f"{self.size_name}/{name}": float(value) for name, value in flat.items()}
 
     def removed_fraction(self) -> float:
@@ -207,7 +208,7 @@ def _cells(main_metric: str, figures: ModelFigures) -> list[str]:
         _short(figures.macs),
         f"{scale * figures.metrics[main_metric]:.1f} ({scale * low:.1f}-{scale * high:.1f})",
         f"{figures.loss:.3f}",
-        "" if math.isnan(figures.kl) else f"{figures.kl:.4f}",
+        "" if figures.kl is None else f"{figures.kl:.4f}",
         "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
         "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:.1f}",
     ]

@@ -154,13 +154,15 @@ class PruneResult:
         several = len(self.sizes) > 1
         place = Path(folder) / report.size_name if several else folder
         tables = "\n".join(f"{size.size_name}\n{size.table()}" for size in self.sizes) if several else self.table()
+        read_back = report.reload.get("max_logit_difference")
+        saved = "not saved yet" if read_back is None else f"reload difference {read_back:.1g}"
         warnings = "".join(f"warning: {warning}\n" for warning in report.warnings)
         return (
             f"{tables}\n"
             f"{100 * report.removed_fraction():.1f}% of FFN and attention parameters removed | "
             f"layout {report.layout}, {report.layout_reason}\n"
             f"stopped: {report.search.stopped_because} | {report.search.pulls:,} pulls "
-            f"in {report.search.seconds:.0f} s | reload difference {report.reload['max_logit_difference']:.1g}\n"
+            f"in {report.search.seconds:.0f} s | {saved}\n"
             f"{warnings}"
             f'load it: {auto_class}.from_pretrained("{place}"){needs}\n'
         )
