@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_mabprune import model_card
+from hf_mabprune.checkpoint import sizes_in
 from hf_mabprune.config import check
 from hf_mabprune.report import Report
 

@@ -20,8 +20,8 @@ class ModelFigures:
     Attributes:
         macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens.
         loss: Mean cross-entropy on the test split.
-        kl: Mean KL divergence of the outputs from the unpruned model's, in nats, on the test split; None where there is
-            no unpruned model to compare with.
+        kl: Mean KL divergence of the outputs from the unpruned model's, in nats, on the test split; None where there
+            is no unpruned model to compare with.
         metrics: name -> value on the test split.
         intervals: name -> 95% bootstrap interval over test examples.
         latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
