@@ -5,7 +5,7 @@ Each reward compares the model without S + a to the model without S, on the same
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,6 @@ class Observation:
     loss: torch.Tensor
     kl: torch.Tensor
     correct: torch.Tensor
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Observation"]) -> "Observation":
-        """Observations of parts of a batch as one; further dimensions, if any, are in front of B."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts], dim=-1) for name in QUANTITIES))
 
 
 def loss(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:

@@ -6,10 +6,12 @@ the rewards gathered, so that every process holds the same numbers.
 Symbols: B examples in a batch, n pairs, K arms.
 """
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,9 +51,24 @@ class Original:
         return cls(readout, probabilities, readout.logits.nbytes + probabilities.nbytes)
 
 
+@dataclass(frozen=True)
+class Cell:
+    """Work that one process does: a group of arms on one part of a batch.
+
+    Attributes:
+        place: Batch and part.
+        pairs: Numbers of the (arm, batch) pairs of the call.
+        work: Roughly, in tokens.
+    """
+
+    place: tuple[int, int]
+    pairs: Ints
+    work: float
+
+
 @dataclass
 class Cost:
-    """What the search has paid, over all processes; what each of them does for itself alike is counted once."""
+    """What the search has paid, over all processes; what several of them do alike is counted once."""
 
     pulls: int = 0
     forward_tokens: int = 0  # positions of input that went through the model, padding included
@@ -59,7 +76,7 @@ class Cost:
 
 
 class Pulls(ABC):
-    """Measures arms of one model on a fixed list of mini-batches.
+    """Measures arms of one model on a fixed list of mini-batches, which an engine may run in parts.
 
     Args:
         model: The unpruned model, in evaluation mode; its weights are never touched.
@@ -70,6 +87,8 @@ class Pulls(ABC):
         accelerator: Of the launch.
         cache_bytes: Logits of the unpruned model are kept up to this size, computed again beyond it.
     """
+
+    records: ClassVar[bool] = False  # whether a pass in the context is made once a place
 
     def __init__(
         self,
@@ -89,6 +108,9 @@ class Pulls(ABC):
         self.batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
         self.cost = Cost()
         self.arms_a_forward = 1
+        self._parts = [[batch] for batch in self.batches]
+        self._counted: set[tuple[int, int]] = set()  # places whose unpruned pass is paid for
+        self._recorded: set[tuple[int, int]] = set()  # and those whose pass in the current context is
         self.kept = np.ones(len(arms), dtype=bool)
         self._cache_bytes = cache_bytes
         self._originals: dict[tuple[int, int], Original] = {}
@@ -96,6 +118,7 @@ class Pulls(ABC):
     def set_context(self, kept: Bools) -> None:
         """From here on, pulls are made with all arms masked that are not in `kept`, [K]."""
         self.kept = kept.copy()
+        self._recorded.clear()
 
     def pull(self, arms: Ints, batches: Ints) -> NDArray[np.float64]:
         """Pulls `arms[i]` on `batches[i]` for every i.
@@ -105,57 +128,90 @@ class Pulls(ABC):
             batch is not.
         """
         start = time.perf_counter()
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        table = torch.zeros(len(arms), 3, dtype=torch.float64, device=self.accelerator.device)
+        cells = self._cells(arms, batches)
+        for place in dict.fromkeys(cell.place for cell in cells):
+            self._count_once(place)
+        parts = max(len(parts) for parts in self._parts)
+        table = torch.zeros(len(arms), parts, 3, dtype=torch.float64, device=self.accelerator.device)
         with torch.inference_mode():
-            for batch in np.unique(batches):
-                groups = self._groups(np.flatnonzero(batches == batch), arms)
-                mine = groups[rank::world]
-                seen = self._observe_arms(int(batch), [arms[group] for group in mine])
-                for group, (*observations, tokens) in zip(mine, seen, strict=True):
+            for place, mine in itertools.groupby(self._share(cells), key=lambda cell: cell.place):
+                groups = [cell.pairs for cell in mine]
+                seen = self._observe_arms(place, [arms[group] for group in groups])
+                for group, (*observations, tokens) in zip(groups, seen, strict=True):
                     reward = self.reward(*observations).reshape(len(group), -1)
                     share = torch.full((len(group),), tokens, dtype=torch.float64, device=reward.device)
-                    moments = torch.stack([reward.mean(-1), reward.square().mean(-1), share], dim=-1)
-                    table[torch.as_tensor(group, device=table.device)] = moments
-        values = self.accelerator.reduce(table).cpu().numpy()
-        self.cost.forward_tokens += int(values[:, 2].sum())
+                    sums = torch.stack([reward.sum(-1), reward.square().sum(-1), share], dim=-1)
+                    table[torch.as_tensor(group, device=table.device), place[1]] = sums
+        values = self.accelerator.reduce(table).cpu().numpy().sum(axis=1)
+        self.cost.forward_tokens += round(float(values[:, 2].sum()))
         self.cost.pulls += len(arms)
         self.cost.seconds += time.perf_counter() - start
-        return values[:, :2]
+        examples = np.array([len(self.batches[batch]["input_ids"]) for batch in batches])
+        return values[:, :2] / examples[:, None]
 
-    def _groups(self, pairs: Ints, arms: Ints) -> list[Ints]:
-        """Pairs of one batch whose arms share a forward pass: of one site, and at most `arms_a_forward`.
+    def _cells(self, arms: Ints, batches: Ints) -> list[Cell]:
+        """The work of a call, in an order in which what belongs to one place is done together.
 
-        Made before they are dealt out, so that no number depends on how many processes there are; the dearest first,
-        so that each process gets its share of them.
+        It is made before it is dealt out, so that no number depends on how many processes there are.
         """
-        layer, kind = self.arms.layer[arms[pairs]], self.arms.kind[arms[pairs]]
-        order = np.lexsort((pairs, kind, layer))
-        sites = np.flatnonzero(np.diff(layer[order]) | (kind[order][1:] != kind[order][:-1])) + 1
-        groups = [
-            site[at : at + self.arms_a_forward]
-            for site in np.split(pairs[order], sites)
-            for at in range(0, len(site), self.arms_a_forward)
-        ]
-        return sorted(groups, key=lambda group: (self.arms.layer[arms[group[0]]], -len(group)))
+        cells = []
+        for batch in np.unique(batches):
+            pairs = np.flatnonzero(batches == batch)
+            layer, kind = self.arms.layer[arms[pairs]], self.arms.kind[arms[pairs]]
+            order = np.lexsort((pairs, kind, layer))
+            sites = np.flatnonzero(np.diff(layer[order]) | (kind[order][1:] != kind[order][:-1])) + 1
+            groups = [
+                site[at : at + self.arms_a_forward]
+                for site in np.split(pairs[order], sites)
+                for at in range(0, len(site), self.arms_a_forward)
+            ]
+            depth = int(self.arms.layer.max()) + 1
+            for part, inputs in enumerate(self._parts[batch]):
+                tokens = inputs["input_ids"].numel()
+                shares = [(depth - int(self.arms.layer[arms[group[0]]])) / depth for group in groups]
+                cells += [
+                    Cell((int(batch), part), group, tokens * len(group) * share)
+                    for group, share in zip(groups, shares, strict=True)
+                ]
+        return cells
+
+    def _share(self, cells: list[Cell]) -> list[Cell]:
+        """This process's cells: a run of neighbours, so that few places are prepared by two processes."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        work = np.cumsum([cell.work for cell in cells])
+        owner = ((work - work[0] / 2) / work[-1] * world).astype(int).clip(0, world - 1)
+        return [cell for cell, process in zip(cells, owner, strict=True) if process == rank]
+
+    def _count_once(self, place: tuple[int, int]) -> None:
+        """Counts the passes that all arms of a place share, once however many processes make them."""
+        tokens = self._inputs(place)["input_ids"].numel()
+        passes = (place not in self._counted) + (self.records and place not in self._recorded)
+        self.cost.forward_tokens += tokens * passes
+        self._counted.add(place)
+        self._recorded.add(place)
+
+    def _inputs(self, place: tuple[int, int]) -> Batch:
+        batch, part = place
+        return self.batches[batch] if part == WHOLE else self._parts[batch][part]
 
     def observe(self, batch: int, kept: Bools) -> Observation:
         """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
-        inputs = self.batches[batch]
+        place = (batch, WHOLE)
         with torch.inference_mode():
-            self.cost.forward_tokens += inputs["input_ids"].numel()
-            original = self._original((batch, WHOLE), inputs)
-            return self._observation(original, self._forward(inputs, kept), QUANTITIES)
+            self.cost.forward_tokens += self.batches[batch]["input_ids"].numel() * (1 + (place not in self._counted))
+            self._counted.add(place)
+            return self._observation(self._original(place), self._forward(self.batches[batch], kept), QUANTITIES)
 
     @abstractmethod
     def _observe_arms(
-        self, batch: int, groups: Sequence[Ints]
-    ) -> Iterator[tuple[Observation, Observation, Observation, int]]:
+        self, place: tuple[int, int], groups: Sequence[Ints]
+    ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         """For each group of arms in turn: the observations of the unpruned model, [B], in the context, [B], and with
-        each of the arms masked, [A, B]; and the tokens that a pull of the group costs.
+        each of the arms masked, [A, B]; and the tokens that one pull of the group costs.
 
-        What is done once for all arms of a batch is done by every process, even where it has no arms of that batch,
-        and counted in `cost`.
+        Args:
+            place: Batch and part.
+            groups: Arms that may share a forward pass.
         """
 
     def _observation(
@@ -169,12 +225,11 @@ class Pulls(ABC):
         with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept))):
             return self.task.readout(self.model, inputs)
 
-    def _original(self, place: tuple[int, int], inputs: Batch) -> Original:
+    def _original(self, place: tuple[int, int]) -> Original:
         """What the unpruned model says on a part of a batch, from the cache where it fits."""
         if place in self._originals:
             return self._originals[place]
-        original = Original.of(self._forward(inputs, np.ones(len(self.arms), dtype=bool)))
-        self.cost.forward_tokens += inputs["input_ids"].numel()
+        original = Original.of(self._forward(self._inputs(place), np.ones(len(self.arms), dtype=bool)))
         self._cache_bytes -= original.size
         if self._cache_bytes >= 0:
             self._originals[place] = original

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from hf_mabprune.pulls.base import WHOLE, Ints, Pulls
+from hf_mabprune.pulls.base import Ints, Pulls
 from hf_mabprune.rewards import Observation
 
 
@@ -10,10 +10,9 @@ class ReferencePulls(Pulls):
     """Two full forward passes a pull, as the paper has it: one in the context, one with the arm masked on top."""
 
     def _observe_arms(
-        self, batch: int, groups: Sequence[Ints]
-    ) -> Iterator[tuple[Observation, Observation, Observation, int]]:
-        inputs = self.batches[batch]
-        original = self._original((batch, WHOLE), inputs)
+        self, place: tuple[int, int], groups: Sequence[Ints]
+    ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
+        inputs, original = self._inputs(place), self._original(place)
         unpruned = self._observation(original, original.readout)
         for arm in groups:
             without_arm = self.kept.copy()

@@ -53,6 +53,8 @@ class ReplayPulls(Pulls):
     beyond that they are made again, one part of a batch at a time.
     """
 
+    records = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         architecture = architecture_of(self.model)
@@ -75,23 +77,17 @@ class ReplayPulls(Pulls):
         self._recordings.clear()
 
     def _observe_arms(
-        self, batch: int, groups: Sequence[Ints]
-    ) -> Iterator[tuple[Observation, Observation, Observation, int]]:
-        observed: list[list[tuple[Observation, Observation, Observation]]] = [[] for _ in groups]
-        tokens = 0
-        for number, inputs in enumerate(self._parts[batch]):
-            original = self._original((batch, number), inputs)
-            unpruned = self._observation(original, original.readout)
-            with masked(self.model, **keep_masks(self.model, self.arms.kept_units(self.kept))):
-                recording = self._record((batch, number), inputs, original)
-                for group, found in zip(groups, observed, strict=True):
-                    readout = self._replay_or_less(inputs, group, recording)
-                    found.append((unpruned, recording.observation, self._observation(original, readout)))
-            tokens += inputs["input_ids"].numel()
-        for group, found in zip(groups, observed, strict=True):
-            unpruned, context, pulled = (Observation.concatenate(parts) for parts in zip(*found, strict=True))
-            layers = len(self._layers) - int(self.arms.layer[group[0]])  # that run, the masked one among them
-            yield unpruned, context, pulled, round(tokens * layers / len(self._layers))
+        self, place: tuple[int, int], groups: Sequence[Ints]
+    ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
+        inputs, original = self._inputs(place), self._original(place)
+        unpruned = self._observation(original, original.readout)
+        with masked(self.model, **keep_masks(self.model, self.arms.kept_units(self.kept))):
+            recording = self._record(place, inputs, original)
+            for group in groups:
+                pulled = self._observation(original, self._replay_or_less(inputs, group, recording))
+                layers = len(self._layers) - int(self.arms.layer[group[0]])  # that run, the masked one among them
+                tokens = inputs["input_ids"].numel() * layers / len(self._layers)
+                yield unpruned, recording.observation, pulled, tokens
 
     def _record(self, place: tuple[int, int], inputs: Batch, original: Original) -> Recording:
         """The context pass of a part of a batch; the context's masks are on."""
@@ -107,7 +103,6 @@ class ReplayPulls(Pulls):
                 keep = lambda _, arguments, path=site.output: columns.update({path: arguments[0]})  # noqa: E731
                 hooks.callback(projection.register_forward_pre_hook(keep).remove)
             readout = self.task.readout(self.model, inputs)
-        self.cost.forward_tokens += inputs["input_ids"].numel()
         size = _bytes([*outputs.values(), *columns.values()])
         recording = Recording(outputs, columns, self._observation(original, readout), size)
         if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
