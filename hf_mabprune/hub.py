@@ -67,7 +67,7 @@ def push_checkpoint(
         check_name("base_model", base_model)
     files = list(filter_repo_objects(_files(folder), ignore_patterns=STAYS_HERE))
     run = _read_run(folder) if {REPORT, CONFIG} <= set(files) else None
-    token = _checked_token(token)
+    token = checked_token(token)
     api = HfApi(token=token, library_name="hf_mabprune")
     with _one_line_errors(api, repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -122,7 +122,12 @@ def _code_files(auto_map: dict[str, Any]) -> list[str]:
     return sorted({f"{name.split('.')[0]}.py" for name in names})
 
 
-def _checked_token(token: str | None) -> str:
+def checked_token(token: str | None) -> str:
+    """The token given, or the one that is logged in.
+
+    Raises:
+        PermissionError: If there is none, or it cannot be one.
+    """
     token = (token or get_token() or "").strip()
     if not re.fullmatch(r"[!-~]+", token):
         fault = "is not one word of plain characters" if token else "is missing"

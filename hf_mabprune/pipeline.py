@@ -265,6 +265,7 @@ def check_settings(settings: PruneConfig, resume: bool = False) -> None:
     check_trackers(settings.output.log_with)
     if settings.output.push_to_hub:
         hub.check_name("output.push_to_hub", settings.output.push_to_hub)
+        hub.checked_token(None)
     if settings.task.type is not None:
         TASKS.get(settings.task.type)
 

@@ -159,6 +159,7 @@ class Search:
             "rounds": [asdict(done) for done in self.result.rounds],
             "broken": list(self.result.broken),
             "cost": asdict(self.pulls.cost),
+            "arms_a_forward": self.pulls.arms_a_forward,
             "policy": self.policy.state_dict(),
         }
 
@@ -171,6 +172,7 @@ class Search:
         self.result.rounds = [Round(**done) for done in state["rounds"]]
         self.result.broken = list(state["broken"])
         self.pulls.cost = Cost(**state["cost"])
+        self.pulls.arms_a_forward = int(state["arms_a_forward"])
         self.policy.load_state_dict(state["policy"])
 
     def _left(self) -> int:

@@ -4,6 +4,7 @@
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --variants ucb1 ucb1:loss sweep
     python scripts/benchmark.py pulls --config configs/quickstart.yaml
     python scripts/benchmark.py precision --config configs/quickstart.yaml
+    python scripts/benchmark.py estimates --config configs/quickstart.yaml
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import transformers
 from datasets.utils import disable_progress_bars
 
-from hf_mabprune.benchmarks import policies, precision, pulls
+from hf_mabprune.benchmarks import estimates, policies, precision, pulls
 from hf_mabprune.cli import read_settings
 
 DEFAULT_VARIANTS = [
@@ -24,7 +25,7 @@ DEFAULT_VARIANTS = [
 def main() -> int:
     """Parses, calls, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["policies", "precision", "pulls"])
+    parser.add_argument("benchmark", choices=["estimates", "policies", "precision", "pulls"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search and random control")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, help="policy, or policy:reward")
     parser.add_argument("--out", default="runs/policies.parquet", help="where the rows go")
@@ -37,6 +38,8 @@ def main() -> int:
         print(policies.compare(read_settings(settings), options.variants, options.seeds, options.out, options.merge))
     elif options.benchmark == "precision":
         print(precision.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
+    elif options.benchmark == "estimates":
+        print(estimates.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
     else:
         print(pulls.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
     return 0

@@ -159,6 +159,15 @@ def test_nothing_is_left_behind_when_writing_fails(
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".out")]
 
 
+def test_a_push_without_a_token_is_refused_before_the_run(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_mabprune.hub.get_token", lambda: None)
+    with pytest.raises(PermissionError, match="pushing needs a token, and it is missing: run `hf auth login`"):
+        prune_from_config(settings_for(tmp_path, files, "bert", output={"push_to_hub": "me/small"}))
+    assert not (tmp_path / "out.state").exists()
+
+
 @pytest.mark.filterwarnings("ignore:the loss of calibration batch")
 def test_broken_batches_are_skipped_counted_and_limited(tmp_path: Path, files: dict[str, str]) -> None:
     settings = settings_for(tmp_path, files, "bert", search={"rounds": 2, "pulls_per_arm": 8})

@@ -27,6 +27,7 @@ class KnownArms:
         self.kept = np.ones(ARMS, dtype=bool)
         self.twins = (0, 1)
         self.broken: list[int] = []
+        self.arms_a_forward = 1
 
     def set_context(self, kept: np.ndarray) -> None:
         self.kept = kept.copy()

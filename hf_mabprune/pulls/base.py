@@ -143,6 +143,9 @@ class Pulls(ABC):
                     sums = torch.stack([reward.sum(-1), reward.square().sum(-1), share], dim=-1)
                     table[torch.as_tensor(group, device=table.device), place[1]] = sums
         values = self.accelerator.reduce(table).cpu().numpy().sum(axis=1)
+        if self.accelerator.num_processes > 1:  # what one had no memory for, all leave alone from here on
+            fits = torch.tensor([self.arms_a_forward], device=self.accelerator.device)
+            self.arms_a_forward = int(self.accelerator.gather(fits).min())
         self.cost.forward_tokens += round(float(values[:, 2].sum()))
         self.cost.pulls += len(arms)
         self.cost.seconds += time.perf_counter() - start

@@ -10,7 +10,7 @@ from hf_mabprune.arms import ArmTable
 from hf_mabprune.masking import masked
 from hf_mabprune.pulls import Pulls
 from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls
+from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
 from hf_mabprune.rewards import REWARDS
 from hf_mabprune.tasks.base import Batch, Task
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
@@ -117,3 +117,43 @@ def test_a_loss_that_is_not_finite_is_seen() -> None:
         model.classifier.bias[0] = float("nan")
     pulls = ReplayPulls(model, arms, task, batches)
     assert not np.isfinite(pulls.pull(np.array([0]), np.array([1]))).any()
+
+
+def test_out_of_memory_means_fewer_arms_a_forward_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task, batches, arms = problem("llama")
+    whole = np.ones(len(arms), dtype=bool)
+    expected = pull_all(ReplayPulls(model, arms, task, batches), whole)
+    replay, sizes = ReplayPulls._replay, []
+
+    def with_little_memory(self: ReplayPulls, inputs: Batch, group: np.ndarray, recording: object) -> object:
+        sizes.append(len(group))
+        if len(group) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return replay(self, inputs, group, recording)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReplayPulls, "_replay", with_little_memory)
+    pulls = ReplayPulls(model, arms, task, batches)
+    np.testing.assert_allclose(pull_all(pulls, whole), expected, rtol=0, atol=1e-7)
+    assert pulls.arms_a_forward == 1 and max(sizes) > 1
+    monkeypatch.setattr(ReplayPulls, "_replay", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        pull_all(pulls, whole)
+
+
+def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([3, 12, 5, 4, 11, 2, 6, 5])
+    attention = (torch.arange(12) < lengths[:, None]).long()
+    ids = torch.randint(3, 16, (8, 12), generator=generator) * attention
+    batch = {"input_ids": ids, "attention_mask": attention, "labels": torch.arange(8)}
+    parts = split_by_length(batch)
+    assert [part["input_ids"].shape for part in parts] == [(2, 3), (2, 5), (2, 6), (2, 12)]
+    for part in parts:
+        for row, label in enumerate(part["labels"]):
+            width = part["input_ids"].shape[1]
+            assert torch.equal(part["input_ids"][row], ids[label, :width]) and not ids[label, width:].any()
+    assert sorted(torch.cat([part["labels"] for part in parts]).tolist()) == list(range(8))
+    assert len(split_by_length({**batch, "attention_mask": attention.flip(1)})) == 1, "padded on the left"
+    even = torch.ones_like(attention)
+    assert len(split_by_length({**batch, "attention_mask": even})) == 1
+    assert len(split_by_length({"input_ids": ids})) == 1
