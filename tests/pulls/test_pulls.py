@@ -7,11 +7,15 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.config import SearchConfig, TargetConfig
 from hf_mabprune.masking import masked
+from hf_mabprune.policies import POLICIES
 from hf_mabprune.pulls import Pulls
 from hf_mabprune.pulls.reference import ReferencePulls
 from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
 from hf_mabprune.rewards import REWARDS
+from hf_mabprune.search import Search
+from hf_mabprune.selection import make_plan
 from hf_mabprune.tasks.base import Batch, Task
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
 from tests.tiny_models import tiny_model
@@ -157,3 +161,19 @@ def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
     even = torch.ones_like(attention)
     assert len(split_by_length({**batch, "attention_mask": even})) == 1
     assert len(split_by_length({"input_ids": ids})) == 1
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_fast_and_reference_pulls_select_the_same_arms(model_type: str) -> None:
+    model, task, batches, _ = problem(model_type)
+    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 4, 7)
+    target = TargetConfig(neurons=0.5, heads=0.5)
+    plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", {"neuron": 1, "head": 1})
+    orders = []
+    for engine in (ReferencePulls, ReplayPulls):
+        policy = POLICIES.get("ucb1")(arms=len(arms), seed=0)
+        search = Search(engine(model, arms, task, batches), policy, plan, SearchConfig(rounds=2, pulls_per_arm=2))
+        for _ in search.run():
+            pass
+        orders.append(search.finished().order)
+    assert np.array_equal(*orders)
