@@ -188,7 +188,7 @@ def make_report(
             arms=len(judge.arms),
             pulls=cost.pulls,
             forward_tokens=cost.forward_tokens,
-            backward_tokens=cost.backward_tokens,
+            backward_tokens=0,
             seconds=cost.seconds,
             processes=judge.accelerator.num_processes,
             stopped_because=found.stopped_because,

@@ -161,11 +161,6 @@ class SearchConfig(Strict):
         {"name": "ucb1"}, description="bandit policy and its options, e.g. {name: ucb1, c: 1.0}"
     )
     reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
-    control: Literal["none", "gradient"] = Field(
-        "none",
-        description="gradient: a few backward passes a round estimate every arm on every batch, and pulls measure "
-        "only what the estimates miss",
-    )
     rounds: int = Field(8, gt=0, description="removals in steps; each round pulls in the context of what is gone")
     pulls_per_arm: float = Field(
         4.0, gt=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"

@@ -22,7 +22,6 @@ from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts
 from hf_mabprune.architectures import architecture_of, family_of
 from hf_mabprune.comparison import Judge
 from hf_mabprune.config import EvaluateConfig, ModelConfig, PruneConfig, TaskConfig
-from hf_mabprune.estimates import ESTIMATED
 from hf_mabprune.output import DETAILS
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.processes import main_first, on_main
@@ -180,7 +179,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         save_dtype = saved_precision(settings.model, model.dtype)
         judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
         found = SearchResult.from_table(arms, judge.arms, report.search.rounds)
-        paid = Cost(**{name: getattr(report.search, name) for name in Cost.__dataclass_fields__})
+        paid = Cost(report.search.pulls, report.search.forward_tokens, report.search.seconds)
         source = Source(settings, judge, tokenizer, save_dtype, found, paid)
         sizes = settings.prune.sizes()
         for size in sizes:
@@ -262,11 +261,6 @@ def check_settings(settings: PruneConfig, resume: bool = False) -> None:
         ValueError, FileExistsError: With the rule, the value and the remedy.
     """
     make_policy(settings, 1)
-    if settings.search.control == "gradient" and settings.search.reward not in ESTIMATED:
-        raise ValueError(
-            f"search.control gradient needs a reward that has gradients, {', '.join(ESTIMATED)}, got "
-            f"{settings.search.reward}"
-        )
     check_free(settings, resume)
     check_trackers(settings.output.log_with)
     if settings.output.push_to_hub:

@@ -123,7 +123,6 @@ class Search:
         self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan)
         self.number = 1  # of the round under way
         self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
-        self._control: Floats | None = None  # [K, batches], estimates in the context of this round
         self.offset = 0  # a round starts on batches that the earlier ones have not used up
 
     @property
@@ -139,7 +138,6 @@ class Search:
         """
         while self.number <= self.config.rounds:
             self.pulls.set_context(self.result.kept)
-            self._control = self.pulls.estimates() if self.config.control == "gradient" else None
             while self._left() > 0:
                 self._step()
                 yield None
@@ -185,8 +183,6 @@ class Search:
         step = self.config.arms_per_step or max(1, int(self.result.kept.sum()) // 4)
         arms = self.policy.select(min(step, self._left()))
         batches, values = self._pull(arms, (self.offset + self.seen[arms]) % len(self.pulls.batches))
-        if self._control is not None:  # a control variate: the pull corrects the estimate, whose mean is known
-            values[:, 0] += self._known_mean()[arms] - self._control[arms, batches]
         self.policy.update(arms, values, batches=batches)
         self.seen[arms] += 1
         self.result.pulls[arms] += 1
@@ -205,12 +201,6 @@ class Search:
                 self._skip(int(batch))
                 values[batches == batch] = np.nan
         return batches, values
-
-    def _known_mean(self) -> Floats:
-        """[K], mean of the estimates over all batches that can be used."""
-        assert self._control is not None
-        good = [batch for batch in range(len(self.pulls.batches)) if np.isfinite(self._control[:, batch]).all()]
-        return self._control[:, good].mean(axis=1)
 
     def _usable(self, batch: int) -> int:
         """The batch, or the next one that is not broken."""

@@ -40,13 +40,6 @@ class KnownArms:
         means[np.isin(batches, self.broken)] = np.nan
         return np.stack([means, means**2], axis=1)
 
-    def estimates(self) -> np.ndarray:
-        """Everything but the means, and half a unit too high: what a control variate should take off."""
-        arms, batches = np.arange(ARMS)[:, None], np.arange(5)[None]
-        table = 0.5 + self.noise * np.sin(37.0 * arms + 11.0 * batches)
-        table[:, self.broken] = np.nan
-        return table
-
     def observe(self, batch: int, kept: np.ndarray) -> Observation:
         value = torch.tensor([float(-self.means[~kept].sum())])
         return Observation(loss=value, kl=value, correct=value)
@@ -166,15 +159,3 @@ def test_a_search_goes_on_from_its_state_as_if_nothing_had_been(policy: str, ste
     again = second.finished()
     assert np.array_equal(again.order, whole.order) and np.array_equal(again.scores, whole.scores)
     assert np.array_equal(again.pulls, whole.pulls) and again.rounds == whole.rounds
-
-
-@pytest.mark.filterwarnings("ignore:the loss of calibration batch")
-@pytest.mark.parametrize("broken", [[], [1]])
-def test_a_control_variate_takes_the_noise_off_and_leaves_the_means(broken: list[int]) -> None:
-    """One pull an arm: with the noise known batch by batch, the estimate's own mean is all that is left of it."""
-    pulls = KnownArms(noise=3.0)
-    pulls.twins, pulls.broken = (0, 0), broken
-    result = search("sweep", pulls, max_broken=1, rounds=1, pulls_per_arm=1, control="gradient")
-    good = [batch for batch in range(5) if batch not in broken]
-    expected = pulls.means + 3.0 * np.sin(37.0 * np.arange(ARMS)[:, None] + 11.0 * np.array(good)).mean(1)
-    np.testing.assert_allclose(result.scores, expected, atol=1e-12)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.estimates import estimate
 from hf_mabprune.masking import keep_masks, masked
 from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation, kl_divergence, probabilities_of
 from hf_mabprune.tasks.base import Batch, Task
@@ -73,7 +72,6 @@ class Cost:
 
     pulls: int = 0
     forward_tokens: int = 0  # positions of input that went through the model, padding included
-    backward_tokens: int = 0  # and those whose gradients were taken
     seconds: float = 0.0  # of wall-clock time spent on pulls
 
 
@@ -105,7 +103,7 @@ class Pulls(ABC):
         self.model = model
         self.arms = arms
         self.task = task
-        self.reward_name, self.reward, self.needs = reward, REWARDS[reward], NEEDS[reward]
+        self.reward, self.needs = REWARDS[reward], NEEDS[reward]
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
         self.cost = Cost()
@@ -153,33 +151,6 @@ class Pulls(ABC):
         self.cost.seconds += time.perf_counter() - start
         examples = np.array([len(self.batches[batch]["input_ids"]) for batch in batches])
         return values[:, :2] / examples[:, None]
-
-    def estimates(self) -> NDArray[np.float64]:
-        """[K, batches], gradient estimates of the mean reward of every arm on every batch, in the current context.
-
-        Not finite on batches whose loss is not.
-        """
-        start = time.perf_counter()
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        table = torch.zeros(len(self.batches), len(self.arms), dtype=torch.float64, device=self.accelerator.device)
-        tokens = torch.zeros(len(self.batches), 2, dtype=torch.float64, device=self.accelerator.device)
-        for batch in range(rank, len(self.batches), world):
-            for part, inputs in enumerate(self._parts[batch]):
-                with torch.inference_mode():
-                    original = self._original((batch, part)).readout
-                original = Readout(original.logits.clone(), original.targets.clone())  # fit for autograd
-                found, backwards = estimate(
-                    self.model, self.arms, self.task, inputs, self.reward_name, self.kept, original, seed=batch
-                )
-                table[batch] += found.sum(1)
-                paid = inputs["input_ids"].numel()
-                tokens[batch] += torch.tensor([paid, paid * backwards], dtype=torch.float64, device=tokens.device)
-            table[batch] /= len(self.batches[batch]["input_ids"])
-        forward, backward = self.accelerator.reduce(tokens).sum(0).tolist()
-        self.cost.forward_tokens += int(forward)
-        self.cost.backward_tokens += int(backward)
-        self.cost.seconds += time.perf_counter() - start
-        return self.accelerator.reduce(table).cpu().numpy().T
 
     def _cells(self, arms: Ints, batches: Ints) -> list[Cell]:
         """The work of a call, in an order in which what belongs to one place is done together.

@@ -177,17 +177,3 @@ def test_fast_and_reference_pulls_select_the_same_arms(model_type: str) -> None:
             pass
         orders.append(search.finished().order)
     assert np.array_equal(*orders)
-
-
-@pytest.mark.parametrize("model_type", ["bert", "llama"])
-def test_estimates_of_pulls_follow_the_exact_rewards(model_type: str) -> None:
-    model, task, batches, _ = problem(model_type)
-    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 4, 7)
-    pulls = ReplayPulls(model, arms, task, batches, "loss")
-    pulls.set_context(some_context(arms))
-    rows = np.flatnonzero(pulls.kept)
-    exact = pulls.pull(np.repeat(rows, 3), np.tile([0, 1, 2], len(rows)))[:, 0].reshape(len(rows), 3)
-    found = pulls.estimates()
-    assert found.shape == (len(arms), 3) and not found[~pulls.kept].any()
-    assert np.corrcoef(exact.ravel(), found[rows].ravel())[0, 1] > 0.9
-    assert pulls.cost.backward_tokens == sum(part["input_ids"].numel() for parts in pulls._parts for part in parts)
