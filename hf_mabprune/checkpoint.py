@@ -39,11 +39,16 @@ def check_output_dir(folder: str | Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} is a file. Choose another output.dir")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} exists. Choose another output.dir, or set output.overwrite: true")
-    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    place = _nearest_parent(folder)
     if not place.is_dir():
         raise NotADirectoryError(f"{folder} cannot be made, for {place} is no folder. Choose another output.dir")
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} cannot be made, for {place} is not writable. Choose another output.dir")
+
+
+def _nearest_parent(folder: Path) -> Path:
+    """What is there already of the way to a folder."""
+    return next(parent for parent in folder.absolute().parents if parent.exists())
 
 
 @contextmanager
@@ -105,7 +110,7 @@ def check_space(folder: str | Path, needed: int) -> None:
     Raises:
         OSError: If less is free.
     """
-    existing = next(parent for parent in Path(folder).absolute().parents if parent.exists())
+    existing = _nearest_parent(Path(folder))
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(

@@ -94,7 +94,8 @@ def prune(
     accelerator = make_accelerator(settings)
     try:
         with open_run(settings, accelerator, resume) as run:
-            return _run(settings, model.to(accelerator.device), tokenizer, splits, run, model.dtype)
+            judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+            return _run(settings, judge, tokenizer, run, model.dtype)
     finally:
         model.train(training).to(device)
 
@@ -118,23 +119,19 @@ def prune_from_config(settings: PruneConfig, resume: bool = False) -> PruneResul
     check_settings(settings, resume)
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator, resume) as run:
-        splits = main_first(accelerator, lambda: load_splits(settings.task))
-        model, tokenizer = load_model(settings.model, settings.task, splits)
-        save_dtype = saved_precision(settings.model, model.dtype)
-        return _run(settings, model.to(accelerator.device), tokenizer, splits, run, save_dtype)
+        judge, tokenizer = load_judge(settings, accelerator)
+        return _run(settings, judge, tokenizer, run, saved_precision(settings.model, judge.model.dtype))
 
 
 def _run(
     settings: PruneConfig,
-    model: PreTrainedModel,
+    judge: Judge,
     tokenizer: PreTrainedTokenizerBase,
-    splits: dict[str, Dataset],
     run: RunState,
     save_dtype: torch.dtype,
 ) -> PruneResult:
     """Everything after model and data are there."""
-    accelerator = run.accelerator
-    judge = prepare(settings, model, tokenizer, splits, accelerator)
+    accelerator, model = run.accelerator, judge.model
     sizes = settings.prune.sizes()
     plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in sizes]
     checkpoint.check_space(settings.output.dir, len(sizes) * judge.totals["parameters"] * save_dtype.itemsize)
@@ -174,16 +171,14 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
     check_settings(settings)
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator) as run:
-        splits = main_first(accelerator, lambda: load_splits(settings.task))
-        model, tokenizer = load_model(settings.model, settings.task, splits)
-        save_dtype = saved_precision(settings.model, model.dtype)
-        judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+        judge, tokenizer = load_judge(settings, accelerator)
+        save_dtype = saved_precision(settings.model, judge.model.dtype)
         found = SearchResult.from_table(arms, judge.arms, report.search.rounds)
         paid = Cost(report.search.pulls, report.search.forward_tokens, report.search.seconds)
         source = Source(settings, judge, tokenizer, save_dtype, found, paid)
         sizes = settings.prune.sizes()
         for size in sizes:
-            layouts.make_plans(model, judge.arms, judge.totals, size)
+            layouts.make_plans(judge.model, judge.arms, judge.totals, size)
         result = write(settings.output.dir, map(source.cut, sizes), settings, earlier=report.sizes)
         run.finish()
         return result
@@ -196,8 +191,8 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
         settings: The checkpoint and the data that it is measured on.
 
     Returns:
-        The task, which says what the metrics are, and the figures; the KL divergence is NaN, for there is no unpruned
-        model to compare with.
+        The task, which says what the metrics are, and the figures; the KL divergence is None, for there is no
+        unpruned model to compare with.
 
     Raises:
         ValueError: For a setting, a model or data that cannot work.
@@ -208,7 +203,6 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     model, tokenizer = load_model(settings.model, settings.task, {"test": splits["test"]})
     model.to(accelerator.device).eval()
     task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
-    task.check(splits["test"], "test")
     encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
     batches = batches_of(task, encoded, settings.task.batch_size)
     found = evaluation.evaluate(evaluation.forward_of(model, task), task, batches, accelerator)
@@ -334,6 +328,17 @@ def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype
         return getattr(torch, settings.save_dtype)
     stored = AutoConfig.from_pretrained(settings.name, revision=settings.revision).dtype
     return stored or searched
+
+
+def load_judge(settings: PruneConfig, accelerator: Accelerator) -> tuple[Judge, PreTrainedTokenizerBase]:
+    """The model and the data that a config names, made ready, and the tokenizer as it came.
+
+    Raises:
+        ValueError, OSError: As `load_splits` and `load_model`.
+    """
+    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    model, tokenizer = load_model(settings.model, settings.task, splits)
+    return prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator), tokenizer
 
 
 def prepare(

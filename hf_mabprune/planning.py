@@ -11,11 +11,9 @@ from hf_mabprune import layouts
 from hf_mabprune.comparison import Judge
 from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.evaluation import forward_of
-from hf_mabprune.pipeline import check_settings, load_model, make_accelerator, prepare
+from hf_mabprune.pipeline import check_settings, load_judge, make_accelerator
 from hf_mabprune.pulls.base import CACHE_BYTES
 from hf_mabprune.search import round_budgets
-from hf_mabprune.selection import Plan
-from hf_mabprune.tasks.splits import load_splits
 
 UNITS = {"neuron": "FFN neurons", "head": "query heads"}
 MEASURED = 3  # forward passes that the time is estimated from
@@ -56,17 +54,16 @@ def plan_run(settings: PruneConfig) -> RunPlan:
         ValueError, OSError: For what would stop the run itself, targets out of reach included.
     """
     check_settings(settings.model_copy(update={"output": settings.output.model_copy(update={"overwrite": True})}))
-    accelerator = make_accelerator()
-    splits = load_splits(settings.task)
-    model, tokenizer = load_model(settings.model, settings.task, splits)
-    judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+    judge, _ = load_judge(settings, make_accelerator())
+    model = judge.model
     reach, refused = _reach(judge, settings.prune)
     plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in settings.prune.sizes()]
-    pulls, seconds, search = _time(judge, settings, plans[-1].search)
-    memory, cache = _memory(judge, settings)
     budgets = round_budgets(
         round(settings.search.pulls_per_arm * len(judge.arms)), settings.search.rounds, plans[-1].search
     )
+    pulls = sum(budgets)
+    seconds, search = _time(judge, settings, pulls)
+    memory, cache = _memory(judge)
     blind = sum(budget == 0 for budget in budgets)
     notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
     lines = [
@@ -139,8 +136,8 @@ def _reach(judge: Judge, prune: PruningConfig) -> tuple[dict[str, dict[str, floa
 
 
 @torch.inference_mode()
-def _time(judge: Judge, settings: PruneConfig, plan: Plan) -> tuple[int, float, float]:
-    """Pulls, and seconds of the whole run and of the search alone, from a few forward passes."""
+def _time(judge: Judge, settings: PruneConfig, pulls: int) -> tuple[float, float]:
+    """Seconds of the whole run and of the search alone, from a few forward passes."""
     batches = judge.batches["calibration"][:MEASURED]
     forward = forward_of(judge.model, judge.task)
     inputs = [{name: tensor.to(judge.model.device) for name, tensor in batch.items()} for batch in batches]
@@ -151,17 +148,16 @@ def _time(judge: Judge, settings: PruneConfig, plan: Plan) -> tuple[int, float, 
     if judge.model.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / len(inputs)
-    pulls = sum(round_budgets(round(settings.search.pulls_per_arm * len(judge.arms)), settings.search.rounds, plan))
     layers = judge.arms.layer.max() + 1
     share = float(np.mean((layers - judge.arms.layer) / layers))  # of a forward pass that a pull runs
     contexts = settings.search.rounds * min(len(judge.batches["calibration"]), 4)
     search = seconds * (pulls * share + contexts)
     sizes = len(settings.prune.sizes())
     passes = len(judge.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))
-    return pulls, search + seconds * passes, search
+    return search + seconds * passes, search
 
 
-def _memory(judge: Judge, settings: PruneConfig) -> tuple[int, int]:
+def _memory(judge: Judge) -> tuple[int, int]:
     """Bytes at the peak, and bytes of the caches in it."""
     model: PreTrainedModel = judge.model
     weights = model.get_memory_footprint()

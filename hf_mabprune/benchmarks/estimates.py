@@ -15,9 +15,8 @@ from hf_mabprune.comparison import Judge
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.estimates import estimate
 from hf_mabprune.layouts import make_plans
-from hf_mabprune.pipeline import load_model, make_accelerator, prepare
+from hf_mabprune.pipeline import load_judge, make_accelerator
 from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.tasks.splits import load_splits
 
 Floats = NDArray[np.float64]
 
@@ -30,9 +29,8 @@ def measure(settings: PruneConfig, arms_each: int = 8, batches: int = 6, removed
         batches: Calibration batches.
         removed: Fraction of the target that is removed at random, for the context.
     """
-    accelerator = make_accelerator()
-    model, tokenizer = load_model(settings.model, settings.task)
-    judge = prepare(settings, model.to(accelerator.device), tokenizer, load_splits(settings.task), accelerator)
+    judge, _ = load_judge(settings, make_accelerator())
+    model = judge.model
     plan = make_plans(model, judge.arms, judge.totals, settings.prune.sizes()[-1]).search
     scores = np.random.default_rng(settings.seed).random(len(judge.arms)) * plan.cost()
     context, _ = plan.choose(scores, np.ones(len(judge.arms), dtype=bool), removed)

@@ -16,9 +16,8 @@ from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.comparison import Judge
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.pipeline import load_model, make_accelerator, prepare
+from hf_mabprune.pipeline import load_judge, make_accelerator
 from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.tasks.splits import load_splits
 
 ALLOWED_ERROR, ALLOWED_CORRELATION = 0.01, 0.999
 
@@ -34,9 +33,8 @@ def measure(
         batches: Calibration batches that means are taken over.
         block_sizes: Of neuron arms.
     """
-    accelerator = make_accelerator()
-    model, tokenizer = load_model(settings.model, settings.task)
-    judge = prepare(settings, model.to(accelerator.device), tokenizer, load_splits(settings.task), accelerator)
+    judge, _ = load_judge(settings, make_accelerator())
+    model = judge.model
     exact = copy.deepcopy(model).double()
     rows = []
     for reward in ("kl", "loss"):

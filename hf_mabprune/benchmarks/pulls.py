@@ -15,11 +15,10 @@ import torch
 from hf_mabprune.architectures import architecture_of, linear_at
 from hf_mabprune.comparison import Judge
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.pipeline import load_model, make_accelerator, prepare
+from hf_mabprune.pipeline import load_judge, make_accelerator
 from hf_mabprune.pulls.base import Pulls
 from hf_mabprune.pulls.reference import ReferencePulls
 from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
-from hf_mabprune.tasks.splits import load_splits
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,7 @@ def measure(settings: PruneConfig, arms_each: int = 48, repeats: int = 3) -> pd.
     Args:
         arms_each: Arms of each kind that replay pulls; the two forwards of the paper pull a quarter of them.
     """
-    accelerator = make_accelerator()
-    model, tokenizer = load_model(settings.model, settings.task)
-    judge = prepare(settings, model.to(accelerator.device), tokenizer, load_splits(settings.task), accelerator)
+    judge, _ = load_judge(settings, make_accelerator())
     costs = [_measure_kind(judge, kind, settings, arms_each, repeats) for kind in np.unique(judge.arms.kind)]
     return pd.DataFrame([asdict(cost) for cost in costs])
 

@@ -203,7 +203,7 @@ class Pulls(ABC):
         with torch.inference_mode():
             self.cost.forward_tokens += self.batches[batch]["input_ids"].numel() * (1 + (place not in self._counted))
             self._counted.add(place)
-            return self._observation(self._original(place), self._forward(self.batches[batch], kept), QUANTITIES)
+            return observation(self._original(place), self._forward(self.batches[batch], kept), QUANTITIES)
 
     @abstractmethod
     def _observe_arms(
@@ -216,12 +216,6 @@ class Pulls(ABC):
             place: Batch and part.
             groups: Arms that may share a forward pass.
         """
-
-    def _observation(
-        self, original: Original, readout: Readout, quantities: Sequence[str] | None = None
-    ) -> Observation:
-        """The quantities of one forward pass, [..., B], that the reward needs or that are asked for."""
-        return observation(original, readout, self.needs if quantities is None else quantities)
 
     def _forward(self, inputs: Batch, kept: Bools) -> Readout:
         """One full forward pass with only `kept` arms."""

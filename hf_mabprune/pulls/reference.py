@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from hf_mabprune.pulls.base import Ints, Pulls
+from hf_mabprune.pulls.base import Ints, Pulls, observation
 from hf_mabprune.rewards import Observation
 
 
@@ -13,11 +13,11 @@ class ReferencePulls(Pulls):
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, original = self._inputs(place), self._original(place)
-        unpruned = self._observation(original, original.readout)
+        unpruned = observation(original, original.readout, self.needs)
         for arm in groups:
             without_arm = self.kept.copy()
             without_arm[arm] = False
             context, pulled = (
-                self._observation(original, self._forward(inputs, kept)) for kept in (self.kept, without_arm)
+                observation(original, self._forward(inputs, kept), self.needs) for kept in (self.kept, without_arm)
             )
             yield unpruned, context, pulled, 2 * inputs["input_ids"].numel()

@@ -26,7 +26,7 @@ from torch import nn
 
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.pulls.base import Ints, Original, Pulls
+from hf_mabprune.pulls.base import Ints, Original, Pulls, observation
 from hf_mabprune.rewards import Observation
 from hf_mabprune.tasks.base import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -80,11 +80,11 @@ class ReplayPulls(Pulls):
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, original = self._inputs(place), self._original(place)
-        unpruned = self._observation(original, original.readout)
+        unpruned = observation(original, original.readout, self.needs)
         with masked(self.model, **keep_masks(self.model, self.arms.kept_units(self.kept))):
             recording = self._record(place, inputs, original)
             for group in groups:
-                pulled = self._observation(original, self._replay_or_less(inputs, group, recording))
+                pulled = observation(original, self._replay_or_less(inputs, group, recording), self.needs)
                 layers = len(self._layers) - int(self.arms.layer[group[0]])  # that run, the masked one among them
                 tokens = inputs["input_ids"].numel() * layers / len(self._layers)
                 yield unpruned, recording.observation, pulled, tokens
@@ -104,7 +104,7 @@ class ReplayPulls(Pulls):
                 hooks.callback(projection.register_forward_pre_hook(keep).remove)
             readout = self.task.readout(self.model, inputs)
         size = _bytes([*outputs.values(), *columns.values()])
-        recording = Recording(outputs, columns, self._observation(original, readout), size)
+        recording = Recording(outputs, columns, observation(original, readout, self.needs), size)
         if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
             self._recordings[place] = recording
         return recording
