@@ -1,11 +1,10 @@
 """The rows of the report: the unpruned model, the pruned one and random draws of the same size, on the same data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -13,6 +12,7 @@ from hf_mabprune.arms import KINDS, ArmTable, Bools, Ints
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.evaluation import (
     Evaluation,
+    Forward,
     evaluate,
     forward_of,
     masked_forward_of,
@@ -23,6 +23,7 @@ from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigure
 from hf_mabprune.search import SearchResult
 from hf_mabprune.selection import Plan, round_widths
 from hf_mabprune.tasks.base import Batch, Task, task_for_model
+from hf_mabprune.tasks.readout import Readout
 
 CACHE_BYTES = 2**30  # of the unpruned model's logits
 
@@ -72,7 +73,7 @@ class Judge:
         model: The unpruned model.
         batches: purpose -> batches.
         tokens: T, length of the sequence that MACs are counted for.
-        cache: (split, number of the batch) -> logits of the unpruned model.
+        cache: (split, number of the batch) -> what the unpruned model says.
     """
 
     model: PreTrainedModel
@@ -82,7 +83,7 @@ class Judge:
     tokens: int
     totals: dict[str, int]
     accelerator: Accelerator
-    cache: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict, repr=False)
+    cache: dict[tuple[str, int], Readout] = field(default_factory=dict, repr=False)
 
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
         """The model with only `kept` arms, by masking."""
@@ -90,19 +91,18 @@ class Judge:
         original = self._originals(split)
         return evaluate(forward, self.task, self.batches[split], self.accelerator, original, intervals)
 
-    def _originals(self, split: str) -> Callable[[int, Batch], torch.Tensor]:
-        """Logits of the unpruned model, from the cache where they fit."""
+    def _originals(self, split: str) -> Forward:
+        """The unpruned model, from the cache where its logits fit."""
 
-        def logits(number: int, batch: Batch) -> torch.Tensor:
+        def forward(number: int, batch: Batch) -> Readout:
             if (split, number) not in self.cache:
-                found = self.task.readout(self.model, batch).logits
-                taken = sum(kept.numel() * kept.element_size() for kept in self.cache.values())
-                if taken + found.numel() * found.element_size() > CACHE_BYTES:
+                found = self.task.readout(self.model, batch)
+                if sum(kept.logits.nbytes for kept in self.cache.values()) + found.logits.nbytes > CACHE_BYTES:
                     return found
                 self.cache[split, number] = found
             return self.cache[split, number]
 
-        return logits
+        return forward
 
     @cached_property
     def baseline(self) -> Evaluation:
@@ -111,7 +111,7 @@ class Judge:
         Raises:
             ValueError: If its loss is not finite.
         """
-        found = evaluate(forward_of(self.model, self.task), self.task, self.batches["test"], self.accelerator)
+        found = evaluate(self._originals("test"), self.task, self.batches["test"], self.accelerator)
         broken = np.flatnonzero(~np.isfinite(found.scores.losses))
         if len(broken):
             raise ValueError(

@@ -24,7 +24,7 @@ from hf_mabprune.rewards import kl_divergence
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.readout import NO_TARGET, Readout, Scores
 
-Forward = Callable[[Batch], Readout]
+Forward = Callable[[int, Batch], Readout]  # number of the batch in its split, batch
 RESAMPLES = 1000
 
 
@@ -52,13 +52,13 @@ class Evaluation:
 
 def forward_of(model: PreTrainedModel, task: Task) -> Forward:
     """The plain forward pass."""
-    return lambda batch: task.readout(model, batch)
+    return lambda _, batch: task.readout(model, batch)
 
 
 def masked_forward_of(model: PreTrainedModel, task: Task, keep: KeepIndices) -> Forward:
     """The forward pass with everything masked that `keep` does not keep: the pruned model, without surgery."""
 
-    def forward(batch: Batch) -> Readout:
+    def forward(number: int, batch: Batch) -> Readout:
         with masked(model, **keep_masks(model, keep)):
             return task.readout(model, batch)
 
@@ -71,25 +71,24 @@ def evaluate(
     task: Task,
     batches: Sequence[Batch],
     accelerator: Accelerator,
-    original: Callable[[int, Batch], torch.Tensor] | None = None,
+    original: Forward | None = None,
     intervals: bool = True,
 ) -> Evaluation:
     """Runs a model over a split; the batches are dealt out over the processes of the launch.
 
     Args:
         forward: The model.
-        original: (number, batch) -> logits of the unpruned model, for the KL divergence; None where `forward` is
-            that model.
+        original: The unpruned model, for the KL divergence; None where `forward` is that model.
         intervals: Whether to bootstrap them.
     """
     found = []
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
         batch = {name: tensor.to(accelerator.device) for name, tensor in batches[number].items()}
-        readout = forward(batch)
+        readout = forward(number, batch)
         counted = readout.targets != NO_TARGET
         kl = torch.zeros(len(counted), dtype=torch.float64)
         if original is not None:
-            divergence = kl_divergence(original(number, batch), readout.logits) * counted
+            divergence = kl_divergence(original(number, batch).logits, readout.logits) * counted
             kl = (divergence.sum(1) / counted.sum(1)).double().cpu()
         found.append((number, readout.scores(), kl.numpy()))
     found = sorted(gather_object(found), key=lambda item: item[0])

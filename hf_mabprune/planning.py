@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from hf_mabprune import layouts
 from hf_mabprune.comparison import Judge
 from hf_mabprune.config import PruneConfig, PruningConfig
-from hf_mabprune.evaluation import forward_of
 from hf_mabprune.pipeline import check_settings, load_judge, make_accelerator
 from hf_mabprune.pulls.base import CACHE_BYTES
 from hf_mabprune.search import round_budgets
@@ -139,12 +138,11 @@ def _reach(judge: Judge, prune: PruningConfig) -> tuple[dict[str, dict[str, floa
 def _time(judge: Judge, settings: PruneConfig, pulls: int) -> tuple[float, float]:
     """Seconds of the whole run and of the search alone, from a few forward passes."""
     batches = judge.batches["calibration"][:MEASURED]
-    forward = forward_of(judge.model, judge.task)
     inputs = [{name: tensor.to(judge.model.device) for name, tensor in batch.items()} for batch in batches]
-    forward(inputs[0])  # warms up
+    judge.task.readout(judge.model, inputs[0])  # warms up
     start = time.perf_counter()
     for batch in inputs:
-        forward(batch)
+        judge.task.readout(judge.model, batch)
     if judge.model.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / len(inputs)
