@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.rewards import kl_divergence
 from hf_mabprune.tasks.base import Batch, Task
-from hf_mabprune.tasks.readout import NO_TARGET, Readout, Scores
+from hf_mabprune.tasks.readout import Readout, Scores
 
 Forward = Callable[[int, Batch], Readout]  # number of the batch in its split, batch
 RESAMPLES = 1000
@@ -85,11 +84,9 @@ def evaluate(
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
         batch = {name: tensor.to(accelerator.device) for name, tensor in batches[number].items()}
         readout = forward(number, batch)
-        counted = readout.targets != NO_TARGET
-        kl = torch.zeros(len(counted), dtype=torch.float64)
+        kl = torch.zeros(len(readout.targets), dtype=torch.float64)
         if original is not None:
-            divergence = kl_divergence(original(number, batch).logits, readout.logits) * counted
-            kl = (divergence.sum(1) / counted.sum(1)).double().cpu()
+            kl = readout.divergence(original(number, batch)).double().cpu()
         found.append((number, readout.scores(), kl.numpy()))
     found = sorted(gather_object(found), key=lambda item: item[0])
     scores = Scores.concatenate([scores for _, scores, _ in found])
@@ -156,10 +153,14 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def count_macs(model: PreTrainedModel, tokens: int) -> int:
+def count_macs(model: PreTrainedModel, tokens: int, one_sequence: tuple[int, ...] = (1,)) -> int:
     """Multiply-accumulates of one forward pass over one sequence: all Linear modules, and the attention products.
 
     Attention is counted over the full T x T matrix, causal or not.
+
+    Args:
+        tokens: T.
+        one_sequence: Shape of a batch of one sequence without its tokens, as the task has it.
     """
     macs = 0
 
@@ -171,7 +172,7 @@ def count_macs(model: PreTrainedModel, tokens: int) -> int:
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     hooks = [module.register_forward_pre_hook(count) for module in linears]
     try:
-        ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
+        ids = torch.ones(*one_sequence, tokens, dtype=torch.long, device=model.device)
         model(input_ids=ids, attention_mask=ids)
     finally:
         for hook in hooks:

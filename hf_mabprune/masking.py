@@ -30,7 +30,7 @@ def masked(
         head_mask: [L, H], or [H] for all layers alike, or [L, B, H] for one mask an example, or {layer: [H] or [B, H]}
             where layers differ in their number of heads. 1 keeps, 0 removes; anything between scales, and gradients
             flow to it.
-        neuron_mask: {layer: [F]} or {layer: [B, F]}.
+        neuron_mask: {layer: [F]} or {layer: [B, F]}. For multiple choice B counts choices, not examples.
 
     Raises:
         ValueError: If the architecture is not supported or a mask does not fit it.

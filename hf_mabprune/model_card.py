@@ -28,6 +28,7 @@ TAGS = ["pruned", "structured-pruning", "multi-armed-bandit", "hf_mabprune"]
 PIPELINE_TAGS = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMultipleChoice": "multiple-choice",
 }
 NOT_ON_THE_HUB = {"parquet", "json", "csv", "text", "arrow", "in-memory"}  # loaders, and data handed over in Python
 UNITS = {"neuron": "FFN neurons", "head": "attention heads"}
@@ -178,6 +179,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "summary": _summary(report, base),
         "results": _results_table(report),
         "latency": report.after.latency_ms is not None,
+        "loss_name": TASKS.get(report.task).loss_name,
         "dataset": dataset,
         "test_split": splits.test,
         "calibration": f"`{splits.calibration}` of {dataset}, at most {settings.task.calibration_examples:,} examples",

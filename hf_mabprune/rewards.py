@@ -21,9 +21,10 @@ class Observation:
     """What one forward pass says about each example. Quantities that nobody asked for are empty, [0].
 
     Attributes:
-        loss: [B] or [A, B] for A arms, float64, mean cross-entropy over the example's positions.
-        kl: [B], float64, mean KL divergence of this model's output from the unpruned model's.
-        correct: [B], float64, fraction of the example's positions predicted right.
+        loss: [B] or [A, B] for A arms, float64, mean loss over the example's positions.
+        kl: [B] or [A, B], float64, mean KL divergence of this model's output from the unpruned model's.
+        correct: [B] or [A, B], float64, fraction of the example's positions predicted right; NaN for outputs that are
+            neither right nor wrong.
     """
 
     loss: torch.Tensor
@@ -79,9 +80,13 @@ def kl_divergence(
         probabilities: [..., C], p where it is at hand, from `probabilities_of`.
 
     Returns:
-        [...], in nats, never negative. Float64 for up to 1,024 classes, else float32.
+        [...], in nats, never negative. Float64 for up to 1,024 classes, else float32. Differentiable; where gradients
+        are asked for, the value comes from the difference of two logarithms, and may cancel.
     """
     p = probabilities_of(original) if probabilities is None else probabilities
+    if torch.is_grad_enabled() and logits.requires_grad:
+        before, now = (each.to(p.dtype).log_softmax(dim=-1) for each in (original, logits))
+        return (p * (before - now)).sum(dim=-1)
     classes = logits.shape[-1]
     if classes <= LARGE_VOCABULARY or logits.device.type != "cpu":
         return _divergence(original, logits, p)

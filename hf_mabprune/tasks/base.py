@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_mabprune.config import TaskConfig
 from hf_mabprune.registry import Registry, nearest
@@ -55,7 +56,11 @@ class Task(ABC):
     metric_inputs: ClassVar[dict[str, str]]  # input of a metric -> attribute of `Scores`
     default_length: ClassVar[int]
     rows_are_examples: ClassVar[bool]  # whether an encoded example is one row of the data set
-    reads_one_position: ClassVar[bool] = False  # whether an example's logits come from one position
+    reads_one_position: ClassVar[bool] = False  # whether the logits of a sequence come from one position
+    predicts_classes: ClassVar[bool] = True  # else numbers
+    loss_name: ClassVar[str] = "cross-entropy in nats"
+    asked_for_by_name: ClassVar[bool] = False  # whether a model is never taken for it without task.type
+    one_sequence: ClassVar[tuple[int, ...]] = (1,)  # shape of a batch of one sequence, without its tokens
     forward_options: ClassVar[dict[str, Any]] = {}  # keyword arguments of every forward pass beside the inputs
 
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
@@ -72,7 +77,9 @@ class Task(ABC):
                 raise ValueError(f"task has no column role '{role}'.{nearest(role, self.roles)} Its roles: {known}")
         self.length = self._resolve_length()
         self.metrics = list(self.metrics or self.default_metrics)
-        self._loaded = {name: load_metric(name, self.metric_inputs, self.classes) for name in self.metrics}
+        self._loaded = {
+            name: load_metric(name, self.metric_inputs, self.classes, self.predicts_classes) for name in self.metrics
+        }
         self._rehearse()
 
     def _resolve_length(self) -> int:
@@ -83,10 +90,37 @@ class Task(ABC):
             raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
         return self.max_length
 
-    def _rehearse(self) -> None:
-        """Runs every metric on one example a class, so that one that cannot work stops the run before it starts."""
+    @classmethod
+    def serves(cls, architecture: str, model_config: PreTrainedConfig | None = None) -> bool:
+        """Whether a model is for this task where nobody names one.
+
+        Args:
+            architecture: Name of the model class.
+            model_config: Of the model, where it is at hand.
+        """
+        return not cls.asked_for_by_name and architecture.endswith(cls.heads)
+
+    @classmethod
+    def new_head(cls, dataset: Dataset, columns: dict[str, str]) -> dict[str, Any]:
+        """Config fields of a new head that fits the labels of a data set, for fine-tuning.
+
+        Args:
+            dataset: That the head is trained on.
+            columns: Role -> column, as in `Task`.
+
+        Raises:
+            ValueError: If the labels fit no head.
+        """
+        return {}
+
+    def rehearsal(self) -> Scores:
+        """Scores like those of a split, for trying metrics out: one example a class, all right."""
         classes = np.arange(self.classes)
-        results = self.compute_metrics(Scores(np.ones(len(classes)), np.ones_like(classes), classes, classes))
+        return Scores(np.ones(len(classes)), np.ones_like(classes), classes, classes)
+
+    def _rehearse(self) -> None:
+        """Runs every metric once, so that one that cannot work stops the run before it starts."""
+        results = self.compute_metrics(self.rehearsal())
         if self.main_metric not in results:
             raise ValueError(
                 f"the first metric must give one number, '{self.main_metric}' gives {', '.join(results)}; "
@@ -144,7 +178,8 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """A padded batch of model inputs, [B, T] each, plus `labels`, on the CPU."""
+        """A padded batch of model inputs, [B, T] each ([B, choices, T] where the head chooses among several
+        sequences), plus `labels`, on the CPU."""
 
     @abstractmethod
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
@@ -177,12 +212,54 @@ class Task(ABC):
         """Raises ValueError for token ids that the model has no embedding for."""
         vocabulary = self.model_config.get_text_config().vocab_size
         flat = column_of(encoded, column).combine_chunks().flatten()
+        while pa.types.is_list(flat.type):  # several sequences a row
+            flat = flat.flatten()
         largest = int(np.max(flat.to_numpy(zero_copy_only=False), initial=0))
         if largest >= vocabulary:
             raise ValueError(
                 f"token ids must be below {vocabulary}, the model's vocabulary, got {largest}; "
                 "use the tokenizer that belongs to the model"
             )
+
+
+def sequences_of(batch: Batch) -> int:
+    """Sequences that the model reads for each example: the choices of a multiple choice, else 1."""
+    return batch["input_ids"].shape[1:-1].numel()
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
+    """Tokenizer and model must agree on what padding is: decoders read the last token that is none, and others
+    count their positions by it.
+
+    Raises:
+        ValueError: If there is no pad token, or tokenizer, config and vocabulary differ about it.
+    """
+    config = model_config.get_text_config()
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "the tokenizer must have a pad token to make batches, got none; set tokenizer.pad_token and "
+            "model.config.pad_token_id, as in training"
+        )
+    if config.pad_token_id != tokenizer.pad_token_id:
+        raise ValueError(
+            f"pad_token_id of model config and tokenizer must be equal, got {config.pad_token_id} and "
+            f"{tokenizer.pad_token_id}; set model.config.pad_token_id"
+        )
+    if config.pad_token_id >= config.vocab_size:
+        raise ValueError(
+            f"pad_token_id must be below {config.vocab_size}, the model's vocabulary, got {config.pad_token_id}; "
+            "resize the model's embeddings, or choose another pad token"
+        )
+
+
+def refuse_encoder(model_config: PreTrainedConfig) -> None:
+    """Raises ValueError for a language model that attends in both directions."""
+    encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if encoder and getattr(model_config, "is_decoder", None) is False:
+        raise ValueError(
+            f"a language model must not see the tokens that it predicts, but this {model_config.model_type} "
+            "attends in both directions; set is_decoder to true in its config if it was trained that way"
+        )
 
 
 def column_of(dataset: Dataset, column: str) -> pa.ChunkedArray:
@@ -213,20 +290,23 @@ def max_positions(model_config: PreTrainedConfig) -> int:
     return int(positions)
 
 
-def task_for_model(model: PreTrainedConfig | str) -> str:
+def task_for_model(model: PreTrainedConfig | str, model_config: PreTrainedConfig | None = None) -> str:
     """Name of the task that a model is for: "causal_lm" for "LlamaForCausalLM".
 
     Args:
         model: Name of the model class, or a config, which names the class that its checkpoint was saved from.
+        model_config: Of the model, where `model` is a name; it tells one head from another of the same class, such as
+            regression from classification. Without it the head counts as a classifier.
 
     Raises:
         ValueError: If no task serves that head; the message lists the heads that are served.
     """
     architecture = model if isinstance(model, str) else _architecture(model)
+    model_config = model_config if isinstance(model, str) else model
     if architecture is None:
         raise ValueError(f"the model's config names no architecture; set task.type: {', '.join(TASKS.names())}")
     for name in TASKS.names():
-        if architecture.endswith(TASKS.get(name).heads):
+        if TASKS.get(name).serves(architecture, model_config):
             return name
     served = "; ".join(f"{name} for *{' and *'.join(TASKS.get(name).heads)}" for name in TASKS.names())
     raise ValueError(f"no task is known for the head of {architecture}; use a model with another. Known: {served}")
@@ -255,7 +335,7 @@ def build_task(
             what the task itself refuses.
     """
     architecture = architecture or _architecture(model_config)
-    name = config.type or task_for_model(architecture or model_config)
+    name = config.type or task_for_model(architecture or model_config, model_config)
     task = TASKS.get(name)
     if architecture is not None:
         check_head(name, architecture)
@@ -266,6 +346,12 @@ def build_task(
         max_length=config.max_length,
         metrics=list(config.metrics),
     )
+
+
+def check_reward(reward: str, task: Task | type[Task]) -> None:
+    """Raises ValueError for a reward that the outputs of a task have no meaning for."""
+    if reward == "accuracy" and not task.predicts_classes:
+        raise ValueError("search.reward accuracy needs classes, this task predicts numbers; use kl, loss or squared")
 
 
 def check_head(name: str, architecture: str) -> None:

@@ -8,9 +8,8 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_mabprune.tasks.base import TASKS, Batch, Readout, Task, column_of
+from hf_mabprune.tasks.base import TASKS, Batch, Readout, Task, column_of, refuse_encoder
 
 TEXTS = ("text", "content", "document")
 
@@ -37,12 +36,7 @@ class CausalLM(Task):
     forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
 
     def __post_init__(self) -> None:
-        encoder = self.model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        if encoder and getattr(self.model_config, "is_decoder", None) is False:
-            raise ValueError(
-                f"a language model must not see the tokens that it predicts, but this {self.model_config.model_type} "
-                "attends in both directions; set is_decoder to true in its config if it was trained that way"
-            )
+        refuse_encoder(self.model_config)
         super().__post_init__()
 
     def usual_columns(self) -> list[dict[str, str]]:

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import evaluate
 import numpy as np
 from datasets import Features, Value
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from hf_mabprune.registry import nearest
 
 CLASSES = Features({"predictions": Value("int64"), "references": Value("int64")})
+NUMBERS = Features({"predictions": Value("float64"), "references": Value("float64")})
 LOSSES = Features({"losses": Value("float64"), "positions": Value("int64")})
 
 
@@ -60,21 +63,66 @@ class Perplexity(OfflineMetric):
         return {"perplexity": float(np.exp(np.average(losses, weights=positions)))}
 
 
+class Pearson(OfflineMetric):
+    """Linear correlation of predicted and right numbers, from -1 to 1; 0 where either are all the same.
+
+    Of several outputs, the mean over them.
+    """
+
+    inputs = NUMBERS
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+        return {"pearson": _correlation(predictions, references)}
+
+
+class Spearman(OfflineMetric):
+    """Linear correlation of the ranks of predicted and right numbers, ties sharing their mean rank; as Pearson."""
+
+    inputs = NUMBERS
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+        return {"spearman": _correlation(rankdata(predictions, axis=0), rankdata(references, axis=0))}
+
+
+class MeanSquaredError(OfflineMetric):
+    """Mean of (prediction - reference)^2."""
+
+    greater_is_better = False
+    inputs = NUMBERS
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+        return {"mse": float(np.mean(np.square(np.subtract(predictions, references))))}
+
+
+def _correlation(predictions: ArrayLike, references: ArrayLike) -> float:
+    """[N] or [N, outputs] each."""
+    x, y = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    spread = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    return float(np.mean((x * y).sum(axis=0) / np.where(spread == 0, 1, spread)))
+
+
 METRICS: dict[str, type[OfflineMetric]] = {
     "accuracy": Accuracy,
     "f1": F1,
     "matthews_correlation": MatthewsCorrelation,
+    "mse": MeanSquaredError,
+    "pearson": Pearson,
     "perplexity": Perplexity,
+    "spearman": Spearman,
 }
 
 
-def load_metric(name: str, inputs: Iterable[str], num_labels: int) -> evaluate.EvaluationModule:
+def load_metric(
+    name: str, inputs: Iterable[str], num_labels: int, predicts_classes: bool = True
+) -> evaluate.EvaluationModule:
     """The metric of that name: one of ours, else `evaluate.load(name)`.
 
     Args:
         name: E.g. "accuracy", or a metric on the Hub such as "precision".
         inputs: What the task can give a metric, e.g. predictions and references.
         num_labels: Classes of the head; F1 is that of class 1 for two classes and macro for more.
+        predicts_classes: Whether predictions and references are classes; else they are numbers.
 
     Raises:
         ValueError: If the metric cannot be found, or needs inputs that the task does not have.
@@ -87,6 +135,11 @@ def load_metric(name: str, inputs: Iterable[str], num_labels: int) -> evaluate.E
     if missing := set(features) - set(inputs):
         raise ValueError(
             f"metric '{name}' needs {', '.join(sorted(missing))}, this task gives {', '.join(inputs)}; "
+            "leave task.metrics empty for the task's own"
+        )
+    if not predicts_classes and "int" in str(getattr(features.get("predictions"), "dtype", "")):
+        raise ValueError(
+            f"metric '{name}' compares classes, this task predicts numbers; "
             "leave task.metrics empty for the task's own"
         )
     return metric

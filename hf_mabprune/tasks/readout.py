@@ -1,11 +1,12 @@
 """What one forward pass says: logits and targets of a batch, and per-example scores of a split.
 
 Symbols: B examples in a batch, N in a split; P positions of an example whose logits may count; C classes or
-vocabulary.
+vocabulary; A, K arms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,25 +14,36 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from hf_mabprune.rewards import kl_divergence, probabilities_of
+
 NO_TARGET = -100
 CHUNK = 2**22  # logits that are widened to double precision at a time, 32 MiB
+FEW_CLASSES = 8  # that get one coordinate each
 
 
 @dataclass(frozen=True)
 class Readout:
-    """What a task reads off one forward pass.
+    """What a task reads off one forward pass of a model whose outputs are distributions over classes.
+
+    A task whose outputs are something else has a subclass of its own, which says what its losses, its predictions and
+    the distance between two outputs are.
 
     Attributes:
-        logits: [B, P, C], any floating dtype (P = 1 for a classifier).
+        logits: [B, P, C], any floating dtype (P = 1 for a classifier); [A, B, P, C], for A arms, is for `divergence`
+            alone.
         targets: [B, P], the right class of each position; -100 where there is none.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
 
+    def counted(self) -> torch.Tensor:
+        """[B, P] bool, which positions count."""
+        return self.targets != NO_TARGET
+
     def positions(self) -> torch.Tensor:
         """[B] int64, how many positions of each example count."""
-        return (self.targets != NO_TARGET).sum(1)
+        return self.counted().sum(1)
 
     def losses(self) -> torch.Tensor:
         """[B] float64 (float32 on MPS), mean cross-entropy in nats over the counted positions; 0 where none counts.
@@ -50,25 +62,89 @@ class Readout:
     def correct(self) -> torch.Tensor:
         """[B] float64 (float32 on MPS), fraction of the counted positions whose largest logit is the right one."""
         hits = (self.logits.argmax(-1) == self.targets).sum(1)
-        return hits.to(_wide(self.logits)) / self.positions().clamp(min=1)
+        return hits.to(wide_dtype(self.logits)) / self.positions().clamp(min=1)
+
+    def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What metrics compare, [B] each: class of the largest logit at the first counted position, right class."""
+        rows = torch.arange(len(self.targets), device=self.targets.device)
+        first = self.counted().int().argmax(1)
+        return self.logits[rows, first].argmax(-1), self.targets[rows, first]
 
     def scores(self) -> "Scores":
         """What metrics need of these examples, on the CPU."""
-        rows = torch.arange(len(self.targets), device=self.targets.device)
-        first = (self.targets != NO_TARGET).int().argmax(1)
-        predicted, reference = self.logits[rows, first].argmax(-1), self.targets[rows, first]
-        columns = (self.losses().detach(), self.positions(), predicted, reference)
-        return Scores(*(column.cpu().numpy() for column in columns))
+        columns = (self.losses(), self.positions(), *self.predictions())
+        return Scores(*(column.detach().cpu().numpy() for column in columns))
+
+    def distribution(self) -> torch.Tensor:
+        """The distributions of the outputs, which `divergence` measures from: probabilities, [B, P, C].
+
+        Float64 for up to 1,024 classes, else float32.
+        """
+        return probabilities_of(self.logits)
+
+    def divergence(self, original: "Readout", distribution: torch.Tensor | None = None) -> torch.Tensor:
+        """[B] or [A, B], KL divergence from the unpruned model's outputs in nats, mean over the counted positions.
+
+        Differentiable. Float64 for up to 1,024 classes, else float32.
+
+        Args:
+            original: What the unpruned model says on the batch.
+            distribution: `original.distribution()`, where it is at hand.
+        """
+        each = kl_divergence(original.logits, self.logits, distribution)
+        counted = self.counted()
+        return torch.where(counted, each, 0).sum(-1) / counted.sum(-1).clamp(min=1)
+
+    def few_outputs(self) -> bool:
+        """Whether `coordinates` are exact, one or a few an example, rather than drawn."""
+        return self.logits.shape[-2] == 1 and self.logits.shape[-1] <= FEW_CLASSES
+
+    def coordinates(self, original: "Readout", samples: int, seed: int) -> Iterator[torch.Tensor]:
+        """[B] float64 each, values u_d in which the divergence is half a squared distance, to second order.
+
+        `divergence(original)` ~ 1/2 sum_d u_d^2, and u_d = 0 where this is the original. With p and q the softmax of
+        the original's logits and of these, and d(y) = log q(y) - log p(y) less its mean under p:
+        sqrt(p_0 p_1) (odds - original odds) for two classes, sqrt(p_y) d(y) for each class y of up to 8; else d(y) for
+        labels y drawn from p at every position, summed over the positions of an example. Drawn coordinates give the
+        divergence in the mean over draws. Differentiable.
+
+        Args:
+            original: What the unpruned model says on the batch.
+            samples: Label draws where the coordinates are not exact.
+            seed: Of the draws.
+        """
+        exact = self.few_outputs()
+        wide = wide_dtype(self.logits) if exact else torch.float32
+        logs, before = (each.logits.to(wide).log_softmax(-1) for each in (self, original))
+        before = before.detach()
+        if exact and logs.shape[-1] == 2:
+            odds = (logs[:, 0, 1] - logs[:, 0, 0]) - (before[:, 0, 1] - before[:, 0, 0])
+            yield (before[:, 0].sum(-1) / 2).exp() * odds
+            return
+        p = before.exp()
+        change = logs - before
+        mean = (p * change).sum(-1)
+        if exact:
+            for label in range(logs.shape[-1]):
+                yield p[:, 0, label].sqrt() * (change[:, 0, label] - mean[:, 0])
+            return
+        counted = self.counted()
+        generator = torch.Generator(device=logs.device).manual_seed(seed)
+        for _ in range(samples):
+            drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view_as(counted)
+            picked = change.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - mean
+            moved = torch.where(counted, picked, 0).sum(1, dtype=torch.float64)
+            yield moved / (samples * counted.sum(1).clamp(min=1)).sqrt()
 
 
-def _wide(tensor: torch.Tensor) -> torch.dtype:
+def wide_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The widest floating dtype of the tensor's device: MPS has no double precision."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """[b, P, C], [b, P] -> [b] sum of the cross-entropy over the counted positions."""
-    flat = logits.to(_wide(logits)).flatten(0, 1)
+    flat = logits.to(wide_dtype(logits)).flatten(0, 1)
     each = cross_entropy(flat, targets.flatten(), reduction="none", ignore_index=NO_TARGET)
     return each.view(targets.shape).sum(1)
 
@@ -78,16 +154,17 @@ class Scores:
     """What the metrics of a whole split are made from, one entry an example.
 
     Attributes:
-        losses: [N] float64, mean cross-entropy in nats over the counted positions.
+        losses: [N] float64, mean over the counted positions: of the cross-entropy in nats, for classes.
         positions: [N] int64, number of counted positions.
-        predicted: [N] int64, class of the largest logit at the first counted position.
-        reference: [N] int64, right class there.
+        predicted: [N] int64, class of the largest logit at the first counted position; float64 numbers, [N] or
+            [N, outputs], where a task predicts numbers.
+        reference: What is right there, of the same shape and dtype.
     """
 
     losses: NDArray[np.float64]
     positions: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-    reference: NDArray[np.int64]
+    predicted: NDArray[Any]
+    reference: NDArray[Any]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":

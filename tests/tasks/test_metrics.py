@@ -2,7 +2,9 @@ import math
 from typing import Any
 
 import evaluate
+import numpy as np
 import pytest
+import scipy.stats
 from datasets import Features, Value
 
 from hf_mabprune.tasks import metrics
@@ -48,6 +50,41 @@ def test_perplexity_weighs_positions_alike() -> None:
     metric = load_metric("perplexity", ("losses", "positions"), 2)
     inputs = {"losses": [math.log(2), math.log(8)], "positions": [3, 1]}
     assert measure("perplexity", metric, inputs) == {"perplexity": pytest.approx(2 ** ((3 + 3) / 4))}
+
+
+def numbers(name: str, predictions: Any, references: Any) -> float:
+    metric = load_metric(name, CLASSES, 1, predicts_classes=False)
+    return measure(name, metric, {"predictions": predictions, "references": references})[name]
+
+
+def test_pearson_and_spearman_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.normal(size=50)
+    predicted = np.round(np.exp(right + 0.3 * rng.normal(size=50)), 1)  # with ties
+    assert numbers("pearson", predicted, right) == pytest.approx(scipy.stats.pearsonr(predicted, right).statistic)
+    assert numbers("spearman", predicted, right) == pytest.approx(scipy.stats.spearmanr(predicted, right).statistic)
+    assert numbers("pearson", [1, 2, 3], [-2, -4, -6]) == pytest.approx(-1)
+    assert numbers("spearman", [1, 2, 30], [0, 1, 2]) == pytest.approx(1)
+
+
+def test_a_constant_correlates_with_nothing() -> None:
+    assert numbers("pearson", [2.0, 2.0, 2.0], [1.0, 2.0, 3.0]) == 0
+    assert numbers("spearman", [2.0, 2.0, 2.0], [1.0, 2.0, 3.0]) == 0
+
+
+def test_mean_squared_error() -> None:
+    assert numbers("mse", [1.0, 2.0], [0.0, 4.0]) == pytest.approx((1 + 4) / 2)
+
+
+def test_of_several_outputs_correlations_are_the_mean() -> None:
+    predicted, right = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]), np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+    assert numbers("pearson", predicted, right) == pytest.approx(0)
+    assert numbers("pearson", predicted, predicted) == pytest.approx(1)
+
+
+def test_metrics_of_classes_take_no_numbers() -> None:
+    with pytest.raises(ValueError, match="metric 'f1' compares classes, this task predicts numbers; leave"):
+        load_metric("f1", CLASSES, 1, predicts_classes=False)
 
 
 def test_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

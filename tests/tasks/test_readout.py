@@ -72,3 +72,33 @@ def test_scores_concatenate_and_take() -> None:
     again = both.take(np.array([1, 1, 2]))
     assert again.positions.tolist() == [1, 1, 2]
     assert again.losses.tolist() == [first.losses[1], first.losses[1], second.losses[0]]
+
+
+def test_divergence_by_hand() -> None:
+    """Of (1/2, 1/2) from (3/4, 1/4), and of equal outputs; the second example counts its first position alone."""
+    original = Readout(LOGITS.flip(1), TARGETS)
+    first = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    back = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    other = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    found = Readout(LOGITS, TARGETS).divergence(original)
+    assert found.tolist() == pytest.approx([(first + back) / 2, other], abs=1e-7)
+    again = Readout(LOGITS, TARGETS).divergence(original, original.distribution())
+    assert torch.equal(found, again)
+
+
+def test_positions_that_do_not_count_may_be_broken() -> None:
+    broken = LOGITS.clone()
+    broken[1, 1] = torch.nan
+    found = Readout(broken, TARGETS).divergence(Readout(LOGITS, TARGETS))
+    assert found.tolist() == [0.0, 0.0]
+
+
+def test_divergence_has_gradients() -> None:
+    """d KL(p || q) / dz = q - p, over the positions that count."""
+    leaf = (LOGITS + torch.tensor([0.5, 0.0])).requires_grad_()
+    original = Readout(LOGITS, TARGETS)
+    Readout(leaf, TARGETS).divergence(original).sum().backward()
+    assert leaf.grad is not None
+    expected = (leaf.detach().softmax(-1) - LOGITS.softmax(-1)) / torch.tensor([2.0, 1.0])[:, None, None]
+    expected[1, 1] = 0
+    torch.testing.assert_close(leaf.grad, expected)

@@ -126,8 +126,8 @@ def test_an_empty_text_is_refused_where_it_leaves_no_token() -> None:
 
 
 def test_regression_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_labels must be at least 2, got 1: regression"):
-        task_of(bert(num_labels=1), make_tokenizer("pair"))
+    with pytest.raises(ValueError, match=r"num_labels must be at least 2, got 1: regression; set task\.type"):
+        task_of(bert(num_labels=1), make_tokenizer("pair"), type="sequence_classification")
 
 
 def test_several_labels_at_once_are_refused() -> None:

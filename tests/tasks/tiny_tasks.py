@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import cross_entropy
 from transformers import (
     BertConfig,
+    BertForMultipleChoice,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
@@ -44,12 +46,27 @@ def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(names | options))
 
 
+def bert_config(**options: Any) -> BertConfig:
+    """Two layers."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **(sizes | {"num_labels": 3} | options))
+
+
 def bert(**options: Any) -> BertForSequenceClassification:
     """A random classifier in eval mode."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **(sizes | {"num_labels": 3} | options))
-    return BertForSequenceClassification(config).eval()
+    return BertForSequenceClassification(bert_config(**options)).eval()
+
+
+def regressor(**options: Any) -> BertForSequenceClassification:
+    """A random model with one output, a number, in eval mode."""
+    return bert(**({"num_labels": 1} | options))
+
+
+def chooser(**options: Any) -> BertForMultipleChoice:
+    """A random model that chooses among texts, in eval mode."""
+    torch.manual_seed(0)
+    return BertForMultipleChoice(bert_config(**options)).eval()
 
 
 def llama_config(**options: Any) -> LlamaConfig:
@@ -71,6 +88,24 @@ def task_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **settin
     return build_task(config, tokenizer, model.config, type(model).__name__)
 
 
+def cross_entropy_by_hand(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
+    """Mean cross-entropy of each example, one position after the other."""
+    means = []
+    for rows, classes in zip(logits.double(), targets, strict=True):
+        losses = [float(cross_entropy(row, right)) for row, right in zip(rows, classes, strict=True) if right != -100]
+        means.append(sum(losses) / len(losses))
+    return means
+
+
+def squared_error_by_hand(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
+    """Mean squared error of each example, one output after the other."""
+    return [
+        sum((float(output[0]) - float(number)) ** 2 for output, number in zip(outputs, numbers, strict=True))
+        / len(numbers)
+        for outputs, numbers in zip(logits, targets, strict=True)
+    ]
+
+
 @dataclass
 class Case:
     """What the contract tests need to know of one task."""
@@ -79,6 +114,7 @@ class Case:
     tokenizer: str
     rows: dict[str, list[Any]]
     settings: dict[str, Any] = field(default_factory=dict)
+    losses: Callable[[torch.Tensor, torch.Tensor], list[float]] = cross_entropy_by_hand
 
     def build(self) -> tuple[Task, PreTrainedModel, Dataset]:
         model = self.model()
@@ -90,7 +126,28 @@ CASES = {
     "sequence_classification": Case(
         bert, "pair", {"sentence": ["a b c d e", "a", "c d", "f g h i j a b", "e e"], "label": [0, 2, 1, 1, 0]}
     ),
+    "regression": Case(
+        regressor,
+        "pair",
+        {"sentence": ["a b c d e", "a", "c d", "f g h i j a b", "e e"], "score": [0.5, -2.0, 1.25, 1.0, 0.0]},
+        losses=squared_error_by_hand,
+    ),
+    "multiple_choice": Case(
+        chooser,
+        "pair",
+        {
+            "question": ["a b c", "d", "e f", "g h i", "a a"],
+            "choices": [["a", "b c d e"], ["d d d", "e"], ["f g h i j", "b"], ["c", "a b"], ["j j", "i"]],
+            "label": [0, 1, 1, 0, 1],
+        },
+    ),
     "causal_lm": Case(
         llama, "plain", {"text": ["a b c d e f g", "", "h i j a\n", "b c d", "e f g h i j a b"]}, {"max_length": 5}
+    ),
+    "answer": Case(
+        llama,
+        "plain",
+        {"question": ["a b", "c d e f", "g", "h i j", "a"], "answer": ["b a", "g", "h i j a b", "c", "d e"]},
+        {"type": "answer"},
     ),
 }

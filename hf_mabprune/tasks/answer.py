@@ -1,0 +1,101 @@
+"""Answers of a language model: predict every token of an answer from the question and the tokens before it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+
+from hf_mabprune.tasks.base import TASKS, Batch, Readout, Task, refuse_encoder
+from hf_mabprune.tasks.readout import NO_TARGET
+
+QUESTIONS = ("question", "prompt", "instruction")
+ANSWERS = ("answer", "completion", "response", "output")
+PROMPT = "Question: {}\nAnswer:"
+PADDING = 0  # any token will do, since an answer does not see what stands to its right
+
+
+@TASKS.register("answer")
+@dataclass(kw_only=True)
+class Answer(Task):
+    """Roles: `question` and `answer`. Has to be asked for: task.type: answer.
+
+    An example is one row: `Question: ...`, a new line, `Answer: ...`, and the tokenizer's end-of-sequence token if it
+    has one. The loss, the KL divergence and the perplexity count the tokens of the answer and the end alone. What is
+    longer than `max_length` tokens (512 by default, or what the model can take) is cut at the end.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+    roles: ClassVar[tuple[str, ...]] = ("question", "answer")
+    default_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
+    metric_inputs: ClassVar[dict[str, str]] = {"losses": "losses", "positions": "positions"}
+    default_length: ClassVar[int] = 512
+    rows_are_examples: ClassVar[bool] = True
+    asked_for_by_name: ClassVar[bool] = True
+    forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
+
+    def __post_init__(self) -> None:
+        refuse_encoder(self.model_config)
+        super().__post_init__()
+
+    def usual_columns(self) -> list[dict[str, str]]:
+        """All combinations of the usual names."""
+        return [{"question": question, "answer": answer} for question in QUESTIONS for answer in ANSWERS]
+
+    def check(self, dataset: Dataset, split: str) -> None:
+        """Refuses empty data, and missing columns or values."""
+        if not len(dataset):
+            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
+        columns = self.find_columns(dataset, split)
+        for role in self.roles:
+            self.check_texts(dataset, columns[role], split)
+
+    def encode(self, dataset: Dataset) -> Dataset:
+        """Columns: `input_ids`, [T], and `prompt`, the number of its tokens that are not of the answer.
+
+        Raises:
+            ValueError: If a question leaves no room for its answer, or an answer has no token.
+        """
+        columns = self.find_columns(dataset, "data")
+        texts = [columns[role] for role in self.roles]
+        tokenizer, length = self.tokenizer, self.length
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+        def tokenise(rows: dict[str, list[str]]) -> dict[str, Any]:
+            prompts = tokenizer([PROMPT.format(text) for text in rows[texts[0]]], verbose=False)["input_ids"]
+            answers = [f" {text}" for text in rows[texts[1]]]
+            answers = tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]
+            whole = [prompt + answer + end for prompt, answer in zip(prompts, answers, strict=True)]
+            return {"input_ids": [ids[:length] for ids in whole], "prompt": [len(prompt) for prompt in prompts]}
+
+        encoded = dataset.select_columns(texts).map(tokenise, batched=True, remove_columns=texts, desc="Tokenising")
+        self.check_ids(encoded)
+        targets = np.array([len(ids) for ids in encoded["input_ids"]]) - np.array(encoded["prompt"])
+        bare = np.flatnonzero(targets < 1)
+        if len(bare):
+            row = int(bare[0])
+            raise ValueError(
+                f"an answer must have at least one token within {length}, got none in row {row}, whose question takes "
+                f"{encoded[row]['prompt']}; raise max_length, or remove such rows"
+            )
+        return encoded
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """`input_ids` and `attention_mask`, padded on the right, and `labels`: the ids, -100 where no answer is;
+        [B, T] each. The shift is made where logits are read."""
+        ids = [torch.tensor(example["input_ids"]) for example in examples]
+        labels = [row.clone() for row in ids]
+        for row, example in zip(labels, examples, strict=True):
+            row[: example["prompt"]] = NO_TARGET
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=PADDING),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=NO_TARGET),
+        }
+
+    def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
+        """[B, T, C] -> all positions but the last, [B, T - 1, C], whose targets are the tokens that follow."""
+        return Readout(logits=logits[:, :-1], targets=batch["labels"][:, 1:])

@@ -1,0 +1,122 @@
+"""What tasks share whose examples are one text, or a pair of texts, with a label."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PreTrainedConfig
+
+from hf_mabprune.tasks.base import Batch, Task, check_padding, column_of
+
+# Pairs first: a data set with a question and a sentence is about both.
+TEXTS = (
+    {"text": "premise", "text_pair": "hypothesis"},
+    {"text": "sentence1", "text_pair": "sentence2"},
+    {"text": "sentence_A", "text_pair": "sentence_B"},
+    {"text": "question1", "text_pair": "question2"},
+    {"text": "question", "text_pair": "passage"},
+    {"text": "question", "text_pair": "sentence"},
+    {"text": "text", "text_pair": "text_pair"},
+    {"text": "sentence"},
+    {"text": "text"},
+    {"text": "content"},
+    {"text": "review"},
+)
+
+
+@dataclass(kw_only=True)
+class TextTask(Task):
+    """Roles: `text`, `text_pair` (optional) and `label`.
+
+    Texts are cut at `max_length` tokens, 256 by default or what tokenizer and model can take, and padded on the right
+    to the longest of a batch.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    heads: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
+    roles: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    metric_inputs: ClassVar[dict[str, str]] = {"predictions": "predicted", "references": "reference"}
+    default_length: ClassVar[int] = 256
+    rows_are_examples: ClassVar[bool] = True
+    reads_one_position: ClassVar[bool] = True
+    usual_labels: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        self.check_head()
+        check_padding(self.tokenizer, self.model_config)
+        super().__post_init__()
+
+    @abstractmethod
+    def check_head(self) -> None:
+        """Raises ValueError for a head that the task cannot serve."""
+
+    @abstractmethod
+    def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[Any]:
+        """What the model is to say of each row, [N] or [N, outputs].
+
+        Raises:
+            ValueError: For labels that do not fit the head; the message names split and column.
+        """
+
+    def usual_columns(self) -> list[dict[str, str]]:
+        """A text that was named stands alone unless a pair was named too."""
+        texts = ({},) if "text" in self.columns else TEXTS
+        return [{**columns, "label": label} for columns in texts for label in self.usual_labels]
+
+    def check(self, dataset: Dataset, split: str) -> None:
+        """Refuses empty data, missing columns or values, and labels that do not fit the head."""
+        if not len(dataset):
+            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
+        columns = self.find_columns(dataset, split)
+        for role in ("text", "text_pair"):
+            if role in columns:
+                self.check_texts(dataset, columns[role], split)
+        self.labels(dataset, columns["label"], split)
+
+    def encode(self, dataset: Dataset) -> Dataset:
+        """Columns: what the tokenizer gives for each row, [T] each, and `labels`."""
+        columns = self.find_columns(dataset, "data")
+        texts = [columns[role] for role in ("text", "text_pair") if role in columns]
+        tokenizer, length = self.tokenizer, self.length
+
+        def tokenise(rows: dict[str, list[str]]) -> dict[str, Any]:
+            return dict(tokenizer(*(rows[text] for text in texts), truncation=True, max_length=length))
+
+        encoded = dataset.select_columns(texts).map(tokenise, batched=True, remove_columns=texts, desc="Tokenising")
+        empty = np.flatnonzero(pc.list_value_length(column_of(encoded, "input_ids")).to_numpy() == 0)
+        if len(empty):
+            raise ValueError(f"a text must have at least one token, got none in row {empty[0]}; remove such rows")
+        self.check_ids(encoded)
+        return encoded.add_column("labels", self.labels(dataset, columns["label"], "data").tolist())
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """Inputs [B, T], padded on the right, and labels [B] or [B, outputs]."""
+        inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
+        batch = dict(self.tokenizer.pad(inputs, padding_side="right", return_tensors="pt"))
+        return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
+
+
+def is_regression(model_config: PreTrainedConfig | None) -> bool:
+    """Whether a head predicts numbers: its config says so, or leaves it open and has one output, as transformers."""
+    if model_config is None:
+        return False
+    kind = model_config.problem_type
+    return bool(kind == "regression" or (kind is None and model_config.num_labels == 1))
+
+
+def first_column(dataset: Dataset, role: str, columns: dict[str, str], usual: tuple[str, ...]) -> str:
+    """The column of a role: the one that was named, else the first of the usual ones that is there.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = [name for name in ([columns[role]] if role in columns else usual) if name in dataset.column_names]
+    if not found:
+        asked = columns.get(role) or "' or '".join(usual)
+        raise ValueError(f"no column '{asked}' (role {role}). Its columns: {', '.join(dataset.column_names)}")
+    return found[0]

@@ -1,0 +1,49 @@
+"""Makes a fine-tuned model to prune, from a base model and the task of a config.
+
+    python scripts/finetune.py --base sentence-transformers/all-MiniLM-L6-v2 --out runs/models/agnews-minilm \\
+        --config configs/benchmark/tasks/agnews.yaml --epochs 2 --save_dtype float16
+    python scripts/finetune.py --base DIR --out DIR --config configs/benchmark/tasks/cola.yaml --epochs 3 \\
+        --task.dataset "{path: parquet, data_files: {train: train.parquet, validation: validation.parquet}}"
+
+It is trained on the calibration slice; validation and test slice are measured when it is done. Other options are those
+of `mabprune prune --help`.
+"""
+
+import argparse
+import sys
+
+import transformers
+from datasets.utils import disable_progress_bars
+
+from hf_mabprune.benchmarks.finetuning import Training, finetune
+from hf_mabprune.cli import USER_ERRORS, read_settings
+
+
+def main() -> int:
+    """Parses, calls, prints; one line and exit code 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--base", required=True, help="Hub name or folder of the base model")
+    parser.add_argument("--out", required=True, help="folder of the fine-tuned checkpoint; it must not exist")
+    parser.add_argument("--epochs", type=float, default=Training.epochs)
+    parser.add_argument("--learning_rate", type=float, default=Training.learning_rate)
+    parser.add_argument("--batch_size", type=int, default=Training.batch_size, help="examples a step")
+    parser.add_argument("--max_train_examples", type=int, help="cap on training examples, drawn at random")
+    parser.add_argument("--save_dtype", choices=["float32", "bfloat16", "float16"], default=Training.save_dtype)
+    options, rest = parser.parse_known_args()
+    chosen = vars(options)
+    base, out = chosen.pop("base"), chosen.pop("out")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        print(finetune(base, out, read_settings(rest), Training(**chosen)), f"saved in {out}", sep="\n")
+    except USER_ERRORS as error:
+        print(f"finetune: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

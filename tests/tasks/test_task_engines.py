@@ -1,0 +1,198 @@
+"""What every registered task must be to the engines: pulls, estimates, evaluation, the whole run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from hf_mabprune import prune
+from hf_mabprune.architectures import architecture_of
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.estimates import estimate
+from hf_mabprune.evaluation import count_macs, evaluate, forward_of, masked_forward_of
+from hf_mabprune.pulls.reference import ReferencePulls
+from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
+from hf_mabprune.rewards import REWARDS
+from hf_mabprune.tasks.base import TASKS, Batch, Task, sequences_of
+from hf_mabprune.tasks.splits import batches_of
+from tests.pulls.test_pulls import pull_all, some_context
+from tests.tasks.tiny_tasks import CASES, make_tokenizer
+
+Bound = tuple[Task, PreTrainedModel, Dataset]
+Problem = tuple[Task, PreTrainedModel, list[Batch], ArmTable]
+every_task = pytest.mark.parametrize("case", TASKS.names(), indirect=True)
+
+
+@pytest.fixture
+def problem(case: Bound) -> Problem:
+    """Task, model with sizeable weights, three batches and all arms."""
+    task, model, dataset = case
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    encoded = task.encode(dataset)
+    batches = batches_of(task, encoded.select([*range(len(encoded))] * 3), 4)[:3]
+    return task, model, batches, architecture_of(model).arm_table(model, ["neuron", "head"], 8, 7)
+
+
+@every_task
+def test_replayed_pulls_equal_reference_pulls(problem: Problem) -> None:
+    task, model, batches, arms = problem
+    for reward in sorted(REWARDS):
+        for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-12)):
+            model.to(dtype)
+            slow = pull_all(ReferencePulls(model, arms, task, batches, reward), some_context(arms))
+            replay = ReplayPulls(model, arms, task, batches, reward)
+            fast = pull_all(replay, some_context(arms))
+            np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=tolerance)
+            if reward != "accuracy":
+                assert np.abs(slow).max() > 1e-4
+        assert replay.arms_a_forward > 1
+
+
+@every_task
+def test_half_precision_products_keep_the_effects(problem: Problem) -> None:
+    task, model, batches, arms = problem
+    half = pull_all(ReplayPulls(model, arms, task, batches, products=torch.float16), some_context(arms))[:, 0]
+    exact = pull_all(ReplayPulls(model.double(), arms, task, batches), some_context(arms))[:, 0]
+    assert np.abs(half - exact).max() <= 0.01 * exact.std()
+
+
+@every_task
+def test_a_pull_is_the_masked_model_against_the_whole(problem: Problem) -> None:
+    """Worked out from the model's outputs alone, one example at a time."""
+    task, model, batches, arms = problem
+    kept = np.ones(len(arms), dtype=bool)
+    kept[2] = False
+    forward, (batch, *_) = masked_forward_of(model, task, arms.kept_units(kept)), batches
+    losses = CASES[next(name for name in TASKS.names() if TASKS.get(name) is type(task))].losses
+    with torch.no_grad():
+        readouts = task.readout(model, batch), forward(0, batch)
+        whole, without = (losses(readout.logits, readout.targets) for readout in readouts)
+    reward = ReplayPulls(model, arms, task, batches, "loss").pull(np.array([2]), np.array([0]))[0, 0]
+    assert reward == pytest.approx(np.mean(whole) - np.mean(without), abs=1e-5)
+
+
+@every_task
+@pytest.mark.parametrize("reward", ["kl", "loss", "squared"])
+def test_estimates_are_the_limit_of_small_arms(problem: Problem, reward: str) -> None:
+    """With all output projections scaled down, second-order terms vanish beside what is estimated."""
+    task, model, batches, arms = problem
+    model.double()
+    with torch.no_grad():
+        for site in architecture_of(model).sites(model):
+            model.base_model.get_submodule(site.output).weight.mul_(1e-3)
+    original = task.readout(model, batches[0])
+    drawn = reward == "kl" and original.logits.shape[1] > 1
+    for kept in (np.ones(len(arms), dtype=bool), some_context(arms)):
+        found, _ = estimate(model, arms, task, batches[0], reward, kept, original, samples=400)
+        pulls = ReferencePulls(model, arms, task, batches[:1], reward)
+        pulls.set_context(kept)
+        rows = np.flatnonzero(kept)
+        exact = pulls.pull(rows, np.zeros(len(rows), dtype=int))[:, 0]
+        tolerance = {"rtol": 0.15 if drawn else 2e-2, "atol": (5e-2 if drawn else 2e-3) * np.abs(exact).max()}
+        np.testing.assert_allclose(found.mean(1).numpy()[rows], exact, **tolerance)
+        assert np.abs(exact).max() > 0
+
+
+@every_task
+def test_estimates_of_a_batch_are_those_of_its_examples(problem: Problem) -> None:
+    task, model, batches, arms = problem
+    model.double()
+    original, kept = task.readout(model, batches[0]), some_context(arms)
+    together, _ = estimate(model, arms, task, batches[0], "squared", kept, original)
+    assert together.shape == (len(arms), len(batches[0]["labels"]))
+    for row in range(len(batches[0]["labels"])):
+        one = {name: tensor[row : row + 1] for name, tensor in batches[0].items()}
+        alone, _ = estimate(model, arms, task, one, "squared", kept, task.readout(model, one))
+        torch.testing.assert_close(together[:, row], alone[:, 0], rtol=1e-6, atol=1e-10)
+
+
+@every_task
+def test_evaluation_reads_the_divergence_from_the_unpruned_model(problem: Problem) -> None:
+    task, model, batches, arms = problem
+    accelerator = Accelerator(cpu=True)
+    same = evaluate(forward_of(model, task), task, batches, accelerator, forward_of(model, task), intervals=False)
+    assert not same.kl.any()
+    kept = some_context(arms)
+    forward = masked_forward_of(model, task, arms.kept_units(kept))
+    found = evaluate(forward, task, batches, accelerator, forward_of(model, task))
+    assert (found.kl > 0).all()
+    assert found.loss != same.loss
+    low, high = found.intervals[task.main_metric]
+    assert low <= found.metrics[task.main_metric] <= high
+    pulls = ReplayPulls(model, arms, task, batches)
+    assert float(pulls.observe(1, kept).kl.mean()) == pytest.approx(found.kl[4:8].mean(), rel=1e-4)
+
+
+@every_task
+def test_parts_of_a_batch_hold_all_of_it(problem: Problem) -> None:
+    task, model, batches, _ = problem
+    with torch.no_grad():
+        whole = task.readout(model, batches[0]).losses()
+        parts = torch.cat([task.readout(model, part).losses() for part in split_by_length(batches[0], parts=4)])
+    torch.testing.assert_close(parts.sort().values, whole.sort().values, rtol=0, atol=1e-5)
+
+
+@every_task
+def test_macs_are_counted_over_one_sequence(problem: Problem) -> None:
+    """Embeddings and heads apart: two layers of 4 D^2 + 2 or 3 D F a token, and the attention products."""
+    task, model, batches, _ = problem
+    config, tokens = model.config, 9
+    assert sequences_of(batches[0]) == (2 if task.one_sequence == (1, 1) else 1)
+    decoder = type(model).__name__.startswith("Llama")
+    keys = config.num_key_value_heads / config.num_attention_heads if decoder else 1
+    layer = (2 + 2 * keys) * 16 * 16 + (3 if decoder else 2) * 16 * 24
+    macs = 2 * (tokens * layer + 2 * tokens * tokens * 16)
+    macs += tokens * 16 * 16 if decoder else 16 * 16 + 16 * model.classifier.out_features
+    assert count_macs(model, tokens, task.one_sequence) == macs
+
+
+def rows_like(name: str, count: int) -> Dataset:
+    """The rows of a case over and over, each a little different."""
+    rows = CASES[name].rows
+    texts = next(column for column in rows if isinstance(rows[column][0], str))
+    repeated = {column: [values[row % len(values)] for row in range(count)] for column, values in rows.items()}
+    repeated[texts] = [f"{text} {'abcdefghij'[row % 10]}" for row, text in enumerate(repeated[texts])]
+    return Dataset.from_dict(repeated)
+
+
+@pytest.mark.parametrize("name", ["answer", "multiple_choice", "regression"])
+def test_a_whole_run(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    model, tokenizer = case.model(), make_tokenizer(case.tokenizer)
+    data = {split: rows_like(name, 24) for split in ("calibration", "validation", "test")}
+    settings: dict[str, Any] = {
+        "task": {**case.settings, "batch_size": 8},
+        "prune": {"block_size": 8, "layout": "per_layer"},
+        "search": {"rounds": 2, "pulls_per_arm": 2},
+        "output": {"random_seeds": 1},
+    }
+    result = prune(model, tokenizer, **data, target={"neurons": 0.5}, output_dir=tmp_path / "out", **settings)
+    report = result.report
+    assert report.task == name
+    assert report.main_metric == TASKS.get(name).default_metrics[0]
+    assert report.after.kl is not None and report.after.kl > 0
+    assert report.after.macs < report.before.macs
+    assert report.reload["max_logit_difference"] < 1e-4
+    assert f"mean\n{TASKS.get(name).loss_name}, KL" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_accuracy_is_no_reward_for_numbers(tmp_path: Path) -> None:
+    data = {split: rows_like("regression", 8) for split in ("calibration", "validation", "test")}
+    with pytest.raises(ValueError, match="reward accuracy needs classes, this task predicts numbers; use kl, loss or"):
+        prune(
+            CASES["regression"].model(),
+            make_tokenizer("pair"),
+            **data,
+            target={"neurons": 0.5},
+            output_dir=tmp_path / "out",
+            search={"reward": "accuracy"},
+        )
+    assert not (tmp_path / "out").exists()
