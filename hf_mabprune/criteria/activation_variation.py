@@ -1,0 +1,18 @@
+"""Variance of the activations."""
+
+from dataclasses import dataclass
+
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+
+
+@CRITERIA.register("activation_variation")
+@dataclass(kw_only=True)
+class ActivationVariation(Criterion):
+    """sum over j in S of Var(h_j): a column that hardly varies can be taken up by the bias.
+
+    Source: Ameen & Vadera 2026, arXiv 2606.07615, compare with "greedy activation-variation pruning", which the text
+    available does not define; this definition under that name is this project's.
+    """
+
+    def scores(self, evidence: Evidence) -> Floats:
+        return evidence.sums(lambda site: evidence.moments[site.output].variance().cpu().numpy())

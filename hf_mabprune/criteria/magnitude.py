@@ -1,0 +1,38 @@
+"""Size of the weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_mabprune.architectures import Site
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats, Ints, option
+
+
+@CRITERIA.register("magnitude")
+@dataclass(kw_only=True)
+class Magnitude(Criterion):
+    """norm(W[:, S])^2, W the output projection and norm Frobenius's.
+
+    Squared, arms of one size keep the order that their norms give them, and scores add up over columns: under a budget
+    in parameters arms compare by their mean squared weight. With `inputs`, the geometric mean of this and of the same
+    of the rows of every projection that makes h_S (gate and up; query, key and value), which orders the arms of one
+    kind as the product of the norms does, on a scale that does not depend on how many projections there are.
+
+    Source: the norm of what goes as in Li et al. 2017, arXiv 1608.08710, section 3.1 (there L1, of filters).
+    """
+
+    inputs: bool = option(False, "multiply by the norms of the rows that make the arm's columns")
+
+    def scores(self, evidence: Evidence) -> Floats:
+        found = np.empty(len(evidence.arms))
+        for site, rows in evidence.sites:
+            found[rows] = self._at(evidence, site, rows)
+        return found
+
+    def _at(self, evidence: Evidence, site: Site, rows: Ints) -> Floats:
+        squares = [np.square(evidence.weight(site.output)).sum(0)]
+        if self.inputs:
+            makers = (*site.per_unit, *site.per_group)
+            squares += [np.square(evidence.weight(path)).sum(1) for path in makers]
+        norms = [evidence.sums_at(site, rows, each) for each in squares]
+        return np.prod([norm ** (1 / len(norms)) for norm in norms], axis=0)

@@ -1,0 +1,21 @@
+"""Minitron: size of the activations."""
+
+from dataclasses import dataclass
+
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+
+
+@CRITERIA.register("minitron")
+@dataclass(kw_only=True)
+class Minitron(Criterion):
+    """sum over j in S and over sequences of (mean over positions of |h_j|)^2.
+
+    The square of the original's norm over sequences and columns: arms of one size keep their order, and scores add up.
+
+    Source: Muralidharan et al. 2024, arXiv 2407.14679, section 2.2 (mean over positions, L2 over sequences), for heads
+    and key-value groups as NVIDIA's Model Optimizer aggregates them. The original ranks within layers and keeps them
+    equal; here the plan decides. Positions of padding are left out.
+    """
+
+    def scores(self, evidence: Evidence) -> Floats:
+        return evidence.sums(lambda site: evidence.magnitudes[site.output])

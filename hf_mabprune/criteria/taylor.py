@@ -1,0 +1,23 @@
+"""First-order Taylor expansion of the loss."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+
+
+@CRITERIA.register("taylor")
+@dataclass(kw_only=True)
+class Taylor(Criterion):
+    """|mean_b dL_b/dm|, m the one gate of all columns of the arm.
+
+    The sum over a block is taken before the absolute value: it is the first-order change of the loss when all of it
+    goes. It equals |sum W * dL/dW| over the arm's columns of the output projection, the weight form of the source.
+
+    Source: Molchanov et al. 2017, arXiv 1611.06440, section 2.2; for gates of heads Michel et al. 2019, arXiv
+    1905.10650, section 4.1. Both take the absolute value on each example, before the mean.
+    """
+
+    def scores(self, evidence: Evidence) -> Floats:
+        return np.abs(evidence.gradients.mean(1))

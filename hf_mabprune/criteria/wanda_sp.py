@@ -1,0 +1,26 @@
+"""Wanda, structured: size of the weights times size of the activations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_mabprune.architectures import Site
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+
+
+@CRITERIA.register("wanda_sp")
+@dataclass(kw_only=True)
+class WandaSP(Criterion):
+    """sum over j in S of mean_i |W_ij| * sqrt(E h_j^2).
+
+    Source: Sun et al. 2023, arXiv 2306.11695, equation 1, in the structured form of the code released with An et al.
+    2023, arXiv 2312.11983 (mean over output rows, sum over a head's columns). There the same share goes from every
+    layer and later layers see the pruned ones before them; here the plan decides, and the model stays unpruned.
+    """
+
+    def scores(self, evidence: Evidence) -> Floats:
+        def columns(site: Site) -> Floats:
+            second = evidence.moments[site.output].second.diagonal().cpu().numpy()
+            return np.abs(evidence.weight(site.output)).mean(0) * np.sqrt(second)
+
+        return evidence.sums(columns)

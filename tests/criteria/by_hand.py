@@ -1,0 +1,139 @@
+"""Small cases whose statistics are taken by hand: own hooks, own gates, one example at a time, no code of criteria."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_mabprune.architectures import architecture_of
+from hf_mabprune.criteria import Evidence
+from tests.pulls.test_pulls import problem
+
+HEAD_SIZE = 8
+OUTPUTS = {
+    ("bert", "neuron"): "encoder.layer.{}.output.dense",
+    ("bert", "head"): "encoder.layer.{}.attention.output.dense",
+    ("llama", "neuron"): "layers.{}.mlp.down_proj",
+    ("llama", "head"): "layers.{}.self_attn.o_proj",
+}
+MAKERS = {
+    ("bert", "neuron"): ["encoder.layer.{}.intermediate.dense"],
+    ("bert", "head"): [f"encoder.layer.{{}}.attention.self.{name}" for name in ("query", "key", "value")],
+    ("llama", "neuron"): ["layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj"],
+    ("llama", "head"): [f"layers.{{}}.self_attn.{name}_proj" for name in "qkv"],
+}
+
+
+def fresh(model_type: str, block: int) -> Evidence:
+    """A tiny model in double precision, its arms in blocks of neurons, and three batches, the last one smaller."""
+    model, task, batches, _ = problem(model_type)
+    model.double()
+    batches[2] = {name: tensor[:3] for name, tensor in batches[2].items()}
+    arms = architecture_of(model).arm_table(model, ["neuron", "head"], block, 7)
+    return Evidence(model, arms, task, batches, seed=5)
+
+
+@lru_cache
+def case(model_type: str, block: int) -> Evidence:
+    """The same, with statistics that are kept from test to test."""
+    return fresh(model_type, block)
+
+
+def projection(evidence: Evidence, kind: str, layer: int) -> nn.Linear:
+    path = OUTPUTS[evidence.model.config.model_type, kind].format(layer)
+    return evidence.model.base_model.get_submodule(path)  # type: ignore[return-value]
+
+
+def weight(evidence: Evidence, arm: int) -> np.ndarray:
+    """[D, C], the output projection that an arm belongs to."""
+    linear = projection(evidence, str(evidence.arms.kind[arm]), int(evidence.arms.layer[arm]))
+    return linear.weight.detach().numpy()
+
+
+def columns(evidence: Evidence, arm: int) -> slice:
+    """Of the output projection."""
+    size = HEAD_SIZE if evidence.arms.kind[arm] == "head" else 1
+    return slice(int(evidence.arms.start[arm]) * size, int(evidence.arms.stop[arm]) * size)
+
+
+def per_arm(evidence: Evidence, value: Callable[[int], float]) -> np.ndarray:
+    """[K]."""
+    return np.array([value(arm) for arm in range(len(evidence.arms))])
+
+
+def examples(evidence: Evidence) -> Iterator[dict[str, torch.Tensor]]:
+    """One example at a time, without padding."""
+    for batch in evidence.batches:
+        for row in range(len(batch["input_ids"])):
+            length = int(batch["attention_mask"][row].sum())
+            yield {
+                name: tensor[row : row + 1, :length] if tensor.dim() > 1 else tensor[row : row + 1]
+                for name, tensor in batch.items()
+            }
+
+
+@contextmanager
+def hooks(evidence: Evidence, hook: Callable[[tuple[str, int], torch.Tensor], Any]) -> Iterator[None]:
+    """Runs `hook((kind, layer), input)` before every output projection; what it returns replaces the input."""
+    with ExitStack() as stack:
+        for kind, layer, _ in evidence.arms.groups():
+
+            def run(_: nn.Module, arguments: Any, site: tuple[str, int] = (kind, layer)) -> Any:
+                return hook(site, arguments[0])
+
+            stack.callback(projection(evidence, kind, layer).register_forward_pre_hook(run).remove)
+        yield
+
+
+def loss_of(evidence: Evidence, example: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of one example."""
+    logits = evidence.model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits[0]
+    if evidence.model.config.model_type == "llama":
+        return torch.nn.functional.cross_entropy(logits[:-1], example["labels"][0, 1:])
+    return torch.nn.functional.cross_entropy(logits[None], example["labels"])
+
+
+@lru_cache
+def inputs(evidence: Evidence) -> dict[tuple[str, int], list[np.ndarray]]:
+    """Site -> [T, C] for each example."""
+    seen: dict[tuple[str, int], list[np.ndarray]] = {}
+    with torch.no_grad(), hooks(evidence, lambda site, h: seen.setdefault(site, []).append(h[0].numpy())):
+        for example in examples(evidence):
+            loss_of(evidence, example)
+    return seen
+
+
+def inputs_of(evidence: Evidence, arm: int) -> list[np.ndarray]:
+    return inputs(evidence)[str(evidence.arms.kind[arm]), int(evidence.arms.layer[arm])]
+
+
+@lru_cache
+def gradients(evidence: Evidence) -> np.ndarray:
+    """[K, N], of each example's loss with respect to the gates of the arms."""
+    found = []
+    for example in examples(evidence):
+        gates: dict[tuple[str, int], torch.Tensor] = {}
+
+        def gated(site: tuple[str, int], h: torch.Tensor, gates: dict = gates) -> torch.Tensor:
+            gates[site] = torch.ones(h.shape[-1], dtype=h.dtype, requires_grad=True)
+            return h * gates[site]
+
+        with hooks(evidence, gated):
+            loss = loss_of(evidence, example)
+        slopes = dict(zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True))
+        arms = evidence.arms
+        of_arm = [
+            slopes[str(arms.kind[arm]), int(arms.layer[arm])][columns(evidence, arm)] for arm in range(len(arms))
+        ]
+        found.append([float(slope.sum()) for slope in of_arm])
+    return np.array(found).T
+
+
+def batch_gradients(evidence: Evidence) -> np.ndarray:
+    """[K, 3], of the mean losses of the batches, which have 4, 4 and 3 examples."""
+    each = gradients(evidence)
+    return np.stack([each[:, :4].mean(1), each[:, 4:8].mean(1), each[:, 8:].mean(1)], axis=1)

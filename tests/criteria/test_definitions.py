@@ -1,0 +1,144 @@
+"""Every criterion but the greedy ones against its definition, arm by arm, from statistics taken by hand."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hf_mabprune.criteria import CRITERIA, Evidence
+from tests.criteria.by_hand import (
+    HEAD_SIZE,
+    MAKERS,
+    batch_gradients,
+    case,
+    columns,
+    gradients,
+    inputs_of,
+    per_arm,
+    weight,
+)
+
+
+def magnitude(evidence: Evidence) -> np.ndarray:
+    return per_arm(evidence, lambda arm: np.linalg.norm(weight(evidence, arm)[:, columns(evidence, arm)]) ** 2)
+
+
+def magnitude_with_inputs(evidence: Evidence) -> np.ndarray:
+    model_type = evidence.model.config.model_type
+
+    def value(arm: int) -> float:
+        kind = str(evidence.arms.kind[arm])
+        norms = [np.linalg.norm(weight(evidence, arm)[:, columns(evidence, arm)])]
+        for path in MAKERS[model_type, kind]:
+            rows = columns(evidence, arm)
+            if path.endswith(("k_proj", "v_proj")):  # two query heads share each of the two key-value heads
+                group = int(evidence.arms.index[arm])
+                rows = slice(group * HEAD_SIZE, (group + 1) * HEAD_SIZE)
+            linear = evidence.model.base_model.get_submodule(path.format(evidence.arms.layer[arm]))
+            norms.append(np.linalg.norm(linear.weight.detach().numpy()[rows]))  # type: ignore[operator]
+        return np.prod(norms) ** (2 / len(norms))
+
+    return per_arm(evidence, value)
+
+
+def taylor(evidence: Evidence) -> np.ndarray:
+    return np.abs(batch_gradients(evidence).mean(1))
+
+
+def fisher(evidence: Evidence) -> np.ndarray:
+    return (batch_gradients(evidence) ** 2).sum(1)
+
+
+def fisher_of_examples(evidence: Evidence) -> np.ndarray:
+    return (gradients(evidence) ** 2).sum(1)
+
+
+def activation_variation(evidence: Evidence) -> np.ndarray:
+    return per_arm(
+        evidence,
+        lambda arm: np.concatenate(inputs_of(evidence, arm))[:, columns(evidence, arm)].var(0).sum(),
+    )
+
+
+def wanda_sp(evidence: Evidence) -> np.ndarray:
+    def value(arm: int) -> float:
+        hidden = np.concatenate(inputs_of(evidence, arm))
+        metric = np.abs(weight(evidence, arm)) * np.linalg.norm(hidden, axis=0) / np.sqrt(len(hidden))
+        return metric.mean(0)[columns(evidence, arm)].sum()
+
+    return per_arm(evidence, value)
+
+
+def flap(evidence: Evidence, head_power: int = 1) -> np.ndarray:
+    def value(arm: int) -> float:
+        metric = np.concatenate(inputs_of(evidence, arm)).var(0) * (weight(evidence, arm) ** 2).sum(0)
+        metric = metric**head_power if evidence.arms.kind[arm] == "head" else metric
+        spread = np.sqrt(((metric - metric.mean()) ** 2).sum() / (len(metric) - 1))
+        return ((metric - metric.mean()) / spread)[columns(evidence, arm)].mean()
+
+    return per_arm(evidence, value)
+
+
+def flap_as_released(evidence: Evidence) -> np.ndarray:
+    return flap(evidence, head_power=2)
+
+
+def minitron(evidence: Evidence) -> np.ndarray:
+    def value(arm: int) -> float:
+        means = np.stack([np.abs(hidden).mean(0) for hidden in inputs_of(evidence, arm)])  # [N, C]
+        norms = np.linalg.norm(means, axis=0)
+        return np.linalg.norm(norms[columns(evidence, arm)]) ** 2
+
+    return per_arm(evidence, value)
+
+
+DEFINITIONS: list[tuple[str, dict[str, bool], Callable[[Evidence], np.ndarray]]] = [
+    ("magnitude", {}, magnitude),
+    ("magnitude", {"inputs": True}, magnitude_with_inputs),
+    ("taylor", {}, taylor),
+    ("fisher", {}, fisher),
+    ("fisher", {"per_example": True}, fisher_of_examples),
+    ("fisher_rearranged", {}, fisher),
+    ("activation_variation", {}, activation_variation),
+    ("wanda_sp", {}, wanda_sp),
+    ("flap", {}, flap),
+    ("flap", {"square_heads": True}, flap_as_released),
+    ("minitron", {}, minitron),
+]
+
+
+@pytest.mark.parametrize("block", [1, 20])  # 20: the last of the 48 neurons are a smaller block
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("name", "options", "definition"), DEFINITIONS, ids=lambda part: getattr(part, "__name__", None)
+)
+def test_scores_are_as_defined(
+    name: str, options: dict[str, bool], definition: Callable[[Evidence], np.ndarray], model_type: str, block: int
+) -> None:
+    evidence = case(model_type, block)
+    found, expected = CRITERIA.get(name)(**options).scores(evidence), definition(evidence)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_taylor_is_the_sum_of_weight_times_gradient_too(model_type: str) -> None:
+    evidence = case(model_type, 20)
+    found = np.zeros(len(evidence.arms))
+    for batch in evidence.batches:
+        evidence.model.zero_grad()
+        readout = evidence.task.readout(evidence.model, batch)
+        readout.losses().mean().backward()
+        for site, rows in evidence.sites:
+            linear = evidence.model.base_model.get_submodule(site.output)
+            product = (linear.weight * linear.weight.grad).sum(0).detach().numpy()  # type: ignore[operator]
+            found[rows] += [product[columns(evidence, int(arm))].sum() for arm in rows]
+    evidence.model.zero_grad()
+    np.testing.assert_allclose(CRITERIA.get("taylor")().scores(evidence), np.abs(found / 3), rtol=1e-5)
+
+
+def test_random_follows_the_seed() -> None:
+    first, again = (CRITERIA.get("random")().scores(case("bert", 20)) for _ in range(2))
+    other = Evidence(*(getattr(case("bert", 20), name) for name in ("model", "arms", "task", "batches")), seed=6)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, CRITERIA.get("random")().scores(other))
+    assert first.min() > 0 and first.max() <= 1
