@@ -58,15 +58,16 @@ def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
 
     Args:
         base_model: A model as its stock constructor leaves it.
-        plan: `modules`: path -> [out_features, in_features]; `attributes`: path -> {attribute: value}.
+        plan: `modules`: path -> [out_features, in_features]; `biases`: paths of those that have a bias although the
+            stock constructor gives them none; `attributes`: path -> {attribute: value}.
     """
+    biases = plan.get("biases", ())
     for path, (out_features, in_features) in plan.get("modules", {}).items():
         old = base_model.get_submodule(path)
-        if (old.out_features, old.in_features) != (out_features, in_features):
+        bias = old.bias is not None or path in biases
+        if (old.out_features, old.in_features, old.bias is not None) != (out_features, in_features, bias):
             parent, _, name = path.rpartition(".")
-            new = nn.Linear(
-                in_features, out_features, old.bias is not None, device=old.weight.device, dtype=old.weight.dtype
-            )
+            new = nn.Linear(in_features, out_features, bias, device=old.weight.device, dtype=old.weight.dtype)
             setattr(base_model.get_submodule(parent), name, new)
     for path, attributes in plan.get("attributes", {}).items():
         module = base_model.get_submodule(path)

@@ -4,6 +4,7 @@ Symbols: D hidden, F FFN neurons, H query heads, Dh head size.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -73,6 +74,38 @@ def uniform_config(architecture: Architecture, config: PretrainedConfig, sizes: 
     return architecture.uniform_config(config, widths.pop(), heads.pop())
 
 
+def may_have_bias(model: PreTrainedModel, site: Site) -> bool:
+    """Whether a site's output projection has a bias, or can be given one that the checkpoint still says."""
+    if linear_at(model, site.output).bias is not None or isinstance(model, modeling_pruned.PerLayerModel):
+        return True
+    return site.kind in architecture_of(model).bias_fields
+
+
+def declare_biases(model: PreTrainedModel, given: Sequence[Site]) -> None:
+    """Makes a model's config say the biases that output projections were given after they were built, in place.
+
+    A stock config says them for all projections of a kind in all layers, so the others get zeros; the plan of a
+    per-layer config names the projections themselves.
+
+    Args:
+        given: Sites whose output projections got a bias that they did not have.
+    """
+    if not given:
+        return
+    if isinstance(model.config, modeling_pruned.PerLayerConfig):
+        plan = model.config.mabprune
+        plan["biases"] = sorted({*plan.get("biases", ()), *(site.output for site in given)})
+        return
+    architecture = architecture_of(model)
+    for kind in {site.kind for site in given}:
+        setattr(model.config, architecture.bias_fields[kind], True)
+        for path in [path for site in architecture.sites(model) if site.kind == kind for path in site.linears()]:
+            linear = linear_at(model, path)
+            if linear.bias is None:
+                zeros = linear.weight.new_zeros(linear.out_features)
+                linear.bias = nn.Parameter(zeros, requires_grad=linear.weight.requires_grad)
+
+
 def _kept(site: Site, keep: KeepIndices) -> np.ndarray:
     """The units of a site that stay, checked."""
     units = np.unique(keep.of(site.kind).get(site.layer, np.arange(site.units)))
@@ -124,7 +157,10 @@ def _per_layer_config(
     settings = model.config.to_dict()
     for own in ("model_type", "transformers_version", "auto_map"):
         settings.pop(own, None)
+    earlier = settings.get("mabprune") or {}
     settings["mabprune"] = {"format": modeling_pruned.FORMAT, "modules": modules, "attributes": attributes}
+    if "biases" in earlier:
+        settings["mabprune"]["biases"] = earlier["biases"]
     settings["per_layer_config"] = per_layer
     new = modeling_pruned.config_class(stock)(**settings)
     new.auto_map = modeling_pruned.auto_map(modeling_pruned.stock_config_class(stock))

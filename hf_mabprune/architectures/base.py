@@ -91,6 +91,8 @@ class Architecture(ABC):
     width_field: ClassVar[str] = "intermediate_size"
     heads_field: ClassVar[str] = "num_attention_heads"
     groups_field: ClassVar[str | None] = None
+    # Kind -> config field that gives all projections of such sites a bias, where they have none without it.
+    bias_fields: ClassVar[Mapping[str, str]] = {}
 
     def head_size(self, config: PretrainedConfig) -> int:
         """Dh, from the sizes that the model was built with."""

@@ -1,5 +1,8 @@
 """Llama-like decoders: gated FFN, grouped-query attention."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from transformers import PretrainedConfig
 
 from hf_mabprune.architectures.base import ARCHITECTURES, Architecture, SiteSpec
@@ -36,14 +39,23 @@ class GatedDecoder(Architecture):
         config.num_key_value_heads = heads // group
 
 
-@ARCHITECTURES.register("mistral", "qwen2", "qwen3")
+@ARCHITECTURES.register("mistral", "qwen2")
 class Mistral(GatedDecoder):
-    """mistral, qwen2 and qwen3."""
+    """mistral and qwen2."""
+
+
+@ARCHITECTURES.register("qwen3")
+class Qwen3(GatedDecoder):
+    """qwen3, whose config can give the attention projections biases."""
+
+    bias_fields: ClassVar[Mapping[str, str]] = {"head": "attention_bias"}
 
 
 @ARCHITECTURES.register("llama")
 class Llama(GatedDecoder):
     """llama, whose config refuses head counts that do not divide the hidden size."""
+
+    bias_fields: ClassVar[Mapping[str, str]] = {"neuron": "mlp_bias", "head": "attention_bias"}
 
     def set_uniform_heads(self, config: PretrainedConfig, heads: int) -> None:
         """Only counts that divide the hidden size."""

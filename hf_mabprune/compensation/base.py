@@ -1,0 +1,153 @@
+"""The contract of a compensation: second moments in, new weights of one cut output projection out.
+
+A site's projection gave y = W h + b in the unpruned model; the cut one sees x, the S inputs that stay. A method turns
+second moments of x and y into new weights W'; the bias, where there may be one, takes up the means. Everything comes
+from calibration data; no labels are read.
+Symbols: C inputs of a whole projection, S that stay; D outputs; N positions seen.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_mabprune.activations import Moments
+from hf_mabprune.registry import Registry, check_options
+
+COMPENSATIONS: Registry[type["Compensation"]] = Registry("compensation", "hf_mabprune.compensation")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field that users may set under `compensation`, with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+class Refused(Exception):
+    """A method's reason to leave a site alone."""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What a refit is made from: moments of the inputs x that stay and of the unpruned model's outputs y.
+
+    Attributes:
+        x: [S] float64, E[x].
+        y: [D] float64, E[y].
+        xx: [S, S] float64, E[x x'].
+        yx: [D, S] float64, E[y x'].
+        yy: E[|y|^2].
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    xx: torch.Tensor
+    yx: torch.Tensor
+    yy: float
+
+    @classmethod
+    def of_moments(cls, found: Moments, projection: nn.Linear, columns: torch.Tensor) -> "Regression":
+        """Where x is what the unpruned model itself has there: its inputs h at the columns that stay."""
+        weight, bias = float64_of(projection)
+        wide = weight @ found.second  # [D, C]
+        y = weight @ found.mean
+        yy = float((wide * weight).sum() + 2 * bias @ y + bias @ bias)
+        x = found.mean[columns]
+        yx = wide[:, columns] + torch.outer(bias, x)
+        return cls(x, y + bias, found.second[columns][:, columns], yx, yy)
+
+    @classmethod
+    def of_pairs(cls, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> "Regression":
+        """From x [N, S] and y [N, D], batch by batch."""
+        count = 0
+        sums: list[torch.Tensor] = []
+        for x, y in pairs:
+            parts = [part.double() for part in (x.sum(0), y.sum(0), x.T @ x, y.T @ x, y.square().sum())]
+            sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
+            count += len(x)
+        x, y, xx, yx, yy = (total / count for total in sums)
+        return cls(x, y, xx, yx, float(yy))
+
+    def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Covariances [S, S] of x, and [D, S] of y with x."""
+        return self.xx - torch.outer(self.x, self.x), self.yx - torch.outer(self.y, self.x)
+
+    def error(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
+        """E|W x + b - y|^2 over the variance of y; weight [D, S], bias [D], float64."""
+        quadratic = ((weight @ self.xx - 2 * self.yx) * weight).sum()
+        linear = bias @ (2 * (weight @ self.x - self.y) + bias)
+        return float((quadratic + linear + self.yy) / (self.yy - self.y @ self.y))
+
+
+@dataclass(kw_only=True)
+class Compensation(ABC):
+    """A way to refit what is kept.
+
+    Args:
+        guard: Whether refits are taken only where the held-out divergence does not grow.
+        bottom_up: Takes x from the model that is already pruned and refitted below (K-prune, Park et al. 2023, arXiv
+            2308.03449) and not from the unpruned one: two more passes over part of the layers for each site.
+    """
+
+    guard: bool = option(True, "leave sites alone where held-out KL divergence would grow")
+    bottom_up: bool = option(False, "refit to what the pruned model has at a site, with all refits below it")
+
+    @abstractmethod
+    def fit(self, weight: torch.Tensor, xx: torch.Tensor, yx: torch.Tensor, unit_size: int) -> torch.Tensor:
+        """The weights that bring W' x near y.
+
+        Args:
+            weight: [D, S] float64, as surgery left them.
+            xx: [S, S] float64, second moments of x, centred where a bias takes up the means.
+            yx: [D, S] float64, those of y with x.
+            unit_size: Columns that a unit has.
+
+        Returns:
+            [D, S] float64.
+
+        Raises:
+            Refused: If the site is better left alone.
+        """
+
+
+def make_compensation(settings: str | Mapping[str, Any]) -> Compensation:
+    """The method that a config names, with its options checked.
+
+    Args:
+        settings: A name, or a name and options: `{"name": "least_squares", "bottom_up": True}`.
+
+    Raises:
+        ValueError: If there is no such method, or an option is unknown or wrong.
+    """
+    options = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = options.pop("name", None)
+    if name is None:
+        raise ValueError(f"compensation needs a name. Known: {', '.join(COMPENSATIONS.names())}")
+    method = COMPENSATIONS.get(name)
+    return method(**check_options("compensation", name, method, options))
+
+
+def float64_of(projection: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [D, S] and bias [D]; zeros where there is no bias."""
+    weight = projection.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias.detach().double()
+    return weight, bias
+
+
+def ridge(xx: torch.Tensor, yx: torch.Tensor, damping: float) -> torch.Tensor:
+    """yx (xx + lambda I)^-1 by Cholesky, [D, S], all float64.
+
+    Args:
+        xx: [S, S], second moments; rank-deficient ones will do.
+        damping: lambda, over the mean of the diagonal of xx; raised tenfold as long as rounding of the moments makes
+            the sum indefinite.
+    """
+    strength = damping * xx.diagonal().mean().clamp(min=torch.finfo(xx.dtype).tiny)
+    eye = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+    factor, failed = torch.linalg.cholesky_ex(xx + strength * eye)
+    while failed:
+        strength = 10 * strength
+        factor, failed = torch.linalg.cholesky_ex(xx + strength * eye)
+    return torch.cholesky_solve(yx.T, factor).T

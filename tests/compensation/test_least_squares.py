@@ -1,0 +1,158 @@
+"""Least squares against numpy on raw activations, and where it must be exact."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import architecture_of, linear_at
+from hf_mabprune.arms import KeepIndices
+from hf_mabprune.compensation import Compensation, Teacher, compensate, make_compensation
+from hf_mabprune.compensation.least_squares import LeastSquares
+from hf_mabprune.surgery import prune_copy
+from hf_mabprune.tasks.base import Batch, Task
+from tests.pulls.test_pulls import problem
+from tests.tiny_models import outputs_of
+
+
+def activations(model: PreTrainedModel, task: Task, batches: list[Batch], path: str) -> np.ndarray:
+    """[N, columns], what flows into a projection, padding left out; by a hook of its own."""
+    rows = []
+    for batch in batches:
+        seen: list[torch.Tensor] = []
+        projection = model.base_model.get_submodule(path)
+        handle = projection.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0]))
+        with torch.no_grad():
+            task.readout(model, batch)
+        handle.remove()
+        rows.append(seen[0][batch["attention_mask"].bool()])
+    return torch.cat(rows).double().numpy()
+
+
+def ridge(x: np.ndarray, y: np.ndarray, start: np.ndarray, damping: float) -> np.ndarray:
+    """argmin |x W' - y|^2 + N lambda |W - start|^2 by an augmented system; [D, S]."""
+    strength = np.sqrt(len(x) * damping * np.mean(x**2))
+    rows = np.concatenate([x, strength * np.eye(x.shape[1])])
+    return np.linalg.lstsq(rows, np.concatenate([y, strength * start.T]), rcond=None)[0].T
+
+
+@pytest.mark.parametrize("bottom_up", [False, True])
+@pytest.mark.parametrize(
+    ("model_type", "layout"), [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform")]
+)
+@pytest.mark.parametrize("kind", ["neuron", "head"])
+def test_weights_are_those_of_a_regression_on_raw_activations(
+    kind: str, model_type: str, layout: str, bottom_up: bool
+) -> None:
+    model, task, batches, _ = problem(model_type)
+    sites = [site for site in architecture_of(model).sites(model) if site.kind == kind]
+    kept = {site.layer: np.array([0, 1] if kind == "head" else [2, 3, 7, 11, 40]) for site in sites}
+    keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
+    if model_type == "bert":
+        keep = KeepIndices(**{**vars(keep), "neurons": {**keep.neurons, 0: np.arange(9)}})  # sizes differ
+    teacher, small = Teacher.on(model, task, batches), prune_copy(model, keep, layout)  # type: ignore[arg-type]
+    cut = linear_at(small, sites[-1].output).weight.detach().double().numpy()
+    method = make_compensation({"name": "least_squares", "damping": 0.05, "guard": False, "bottom_up": bottom_up})
+    compensate(method, teacher, small, keep)
+
+    site, whole = sites[-1], linear_at(model, sites[-1].output)
+    fitting = list(teacher.batches)
+    hidden = activations(model, task, fitting, site.output)
+    y = hidden @ whole.weight.detach().double().numpy().T
+    y += 0 if whole.bias is None else whole.bias.detach().double().numpy()
+    columns = (kept[site.layer][:, None] * site.unit_size + np.arange(site.unit_size)).ravel()
+    x = activations(small, task, fitting, site.output) if bottom_up else hidden[:, columns]
+    found = linear_at(small, site.output)
+    if model_type == "mistral":
+        expected = ridge(x, y, cut, 0.05)
+        assert found.bias is None
+    else:
+        expected = ridge(x - x.mean(0), y - y.mean(0), cut, 0.05)
+        np.testing.assert_allclose(found.bias.detach(), y.mean(0) - expected @ x.mean(0), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.weight.detach(), expected, rtol=0, atol=2e-4)
+
+
+def twin(model: PreTrainedModel, kind: str) -> None:
+    """Makes the last two units (for heads: groups of units) of every site give the same."""
+    with torch.no_grad():
+        for site in architecture_of(model).sites(model):
+            if site.kind == kind:
+                for path in (*site.per_unit, *site.per_group):
+                    linear = linear_at(model, path)
+                    rows = site.unit_size * (1 if path in site.per_group else site.group)
+                    for tensor in (linear.weight, linear.bias):
+                        if tensor is not None:
+                            tensor[-rows:] = tensor[-2 * rows : -rows]
+
+
+@pytest.mark.parametrize("bottom_up", [False, True])
+@pytest.mark.parametrize("kind", ["neuron", "head"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "qwen2"])
+def test_one_of_two_equal_units_goes_at_no_cost(model_type: str, kind: str, bottom_up: bool) -> None:
+    model, task, batches, _ = problem(model_type)
+    twin(model, kind)
+    sites = [site for site in architecture_of(model).sites(model) if site.kind == kind]
+    kept = {site.layer: np.arange(site.units - site.group) for site in sites}
+    keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
+    teacher, small = Teacher(model, task, batches, batches), prune_copy(model, keep, "per_layer")
+    method = make_compensation({"name": "least_squares", "damping": 1e-9, "guard": False, "bottom_up": bottom_up})
+    figures = compensate(method, teacher, small, keep)
+
+    assert all(site.refitted for site in figures.sites)
+    assert max(site.error_after for site in figures.sites) < 1e-5, figures.sites
+    assert figures.kl_after < 1e-4 * figures.kl_before
+
+
+@pytest.mark.parametrize("damping", [1e-9, 1e-3, 1.0])
+def test_rank_deficient_moments_leave_what_they_do_not_determine(damping: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 6))
+    x[:, 3], x[:, 4] = x[:, 2], 0.0  # a twin, and an input that never fires
+    y = rng.normal(size=(40, 5))
+    weight = rng.normal(size=(5, 6))
+    moments = (torch.as_tensor(array) for array in (weight, x.T @ x / 40, y.T @ x / 40))
+    found = LeastSquares(damping=damping).fit(*moments, unit_size=1).numpy()
+
+    np.testing.assert_allclose(found, ridge(x, y, weight, damping), atol=1e-4)
+    np.testing.assert_array_equal(found[:, 4], weight[:, 4])
+    np.testing.assert_allclose(found[:, 2] - found[:, 3], weight[:, 2] - weight[:, 3], atol=1e-4)
+
+
+def test_moments_that_rounding_made_indefinite_are_damped_until_they_are_not() -> None:
+    xx = torch.diag(torch.tensor([1.0, -1e-4, 0.5], dtype=torch.float64))
+    weight = torch.ones(2, 3, dtype=torch.float64)
+    found = LeastSquares(damping=1e-6).fit(weight, xx, weight @ xx, unit_size=1)
+    assert torch.allclose(found, weight, atol=1e-6)
+
+
+class Worse(Compensation):
+    """Turns every sign around."""
+
+    def fit(self, weight: torch.Tensor, xx: torch.Tensor, yx: torch.Tensor, unit_size: int) -> torch.Tensor:
+        return -weight
+
+
+def test_the_guard_leaves_alone_what_gets_worse() -> None:
+    model, task, batches, _ = problem("bert")
+    keep = KeepIndices(neurons={0: np.arange(44), 1: np.arange(44)}, heads={})
+    teacher, small = Teacher.on(model, task, batches), prune_copy(model, keep, "per_layer")
+    before = outputs_of(small, "")
+    figures = compensate(Worse(), teacher, small, keep)
+
+    assert [site.reason for site in figures.sites] == ["held-out KL divergence would grow"] * 2
+    assert torch.equal(outputs_of(small, ""), before)
+    assert figures.kl_after == figures.kl_before
+    assert compensate(Worse(guard=False), teacher, small, keep).kl_after > figures.kl_before
+
+
+def test_the_held_out_pass_ends_where_the_verdict_is_sure() -> None:
+    model, task, batches, _ = problem("bert")
+    keep = KeepIndices(neurons={0: np.arange(2), 1: np.arange(2)}, heads={})
+    teacher, small = Teacher(model, task, batches[:1], batches), prune_copy(model, keep, "per_layer")
+    whole = teacher.divergence(small)
+    parts = [Teacher(model, task, batches[:1], [batch]).divergence(small) for batch in batches]
+    assert whole == pytest.approx(np.mean(parts))
+    assert teacher.divergence(small, limit=whole) == whole
+    spent = len(teacher.spent)
+    assert teacher.divergence(small, limit=parts[0] / 4) == float("inf")
+    assert len(teacher.spent) == spent + 1, "one batch of three"
