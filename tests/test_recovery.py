@@ -1,0 +1,354 @@
+"""Recovery on tiny models: what it minimises, what it leaves behind, and that it can be undone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from hf_mabprune import recovery
+from hf_mabprune.checkpoint import load_pruned, save_checkpoint
+from hf_mabprune.config import RecoveryConfig
+from hf_mabprune.evaluation import Evaluation, evaluate, forward_of
+from hf_mabprune.recovery import RecoveryFigures, batch_order, distillation_loss, hidden_distance, recover
+from hf_mabprune.surgery import prune_copy
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.readout import NO_TARGET, Readout
+from hf_mabprune.tasks.splits import batches_of
+from tests.tasks.tiny_tasks import CASES, make_tokenizer, task_of
+from tests.test_pipeline import sentences
+from tests.tiny_models import keep_for, tiny_model
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = RecoveryConfig(learning_rate=3e-3, batch_size=8, epochs=2)
+HEADS = {"bert": "AutoModelForSequenceClassification", "llama": "AutoModelForCausalLM"}
+
+
+class Case:
+    """A tiny teacher, a pruned copy of it, and encoded examples."""
+
+    def __init__(self, model_type: str = "bert", layout: str = "per_layer", count: int = 48, **changes: Any) -> None:
+        text = {} if model_type == "bert" else {"columns": {"text": "sentence"}, "max_length": 8}
+        self.teacher: PreTrainedModel = tiny_model(model_type, HEADS[model_type], **changes)
+        self.task: Task = task_of(self.teacher, make_tokenizer("pair" if model_type == "bert" else "plain"), **text)
+        self.examples = self.task.encode(Dataset.from_dict(sentences(count, 0)))
+        self.small = prune_copy(self.teacher, keep_for(self.teacher, layout), layout)  # type: ignore[arg-type]
+
+    def recover(self, settings: RecoveryConfig = SETTINGS, seed: int = 0, **changes: Any) -> RecoveryFigures:
+        settings = RecoveryConfig(**{**settings.model_dump(), **changes})
+        accelerator = Accelerator(cpu=True)
+        return recover(self.small, self.teacher, self.task, self.examples, settings, accelerator, seed)
+
+    def measure(self) -> Evaluation:
+        batches, accelerator = batches_of(self.task, self.examples, 16), Accelerator(cpu=True)
+        models = [forward_of(model, self.task) for model in (self.small, self.teacher)]
+        return evaluate(models[0], self.task, batches, accelerator, models[1], intervals=False)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.small.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layout", "changes"),
+    [
+        ("bert", "per_layer", {}),
+        ("llama", "per_layer", {"tie_word_embeddings": True}),
+        ("llama", "uniform", {}),
+    ],
+)
+def test_distillation_brings_the_outputs_back_to_the_teachers(
+    model_type: str, layout: str, changes: dict[str, Any]
+) -> None:
+    case = Case(model_type, layout, **changes)
+    teacher = {name: weight.clone() for name, weight in case.teacher.state_dict().items()}
+    config, kind, before = case.small.config.to_dict(), type(case.small), case.measure()
+    figures = case.recover(alpha=1.0, epochs=4)
+    after = case.measure()
+
+    assert after.kl.mean() < 0.5 * before.kl.mean()
+    assert figures.steps == round(4 * len(case.examples) / 8) and figures.examples == len(case.examples)
+    assert figures.forward_tokens == 2 * figures.backward_tokens > 0
+    assert (type(case.small), case.small.training) == (kind, False) and case.small.config.to_dict() == config
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in case.small.parameters())
+    assert same(case.teacher.state_dict(), teacher)
+    tied = case.small.get_input_embeddings().weight is getattr(case.small.get_output_embeddings(), "weight", None)
+    assert tied == bool(changes)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_task_can_be_recovered(name: str) -> None:
+    case = Case()
+    case.task, case.teacher, data = CASES[name].build()
+    case.examples = case.task.encode(data)
+    case.small = prune_copy(case.teacher, keep_for(case.teacher, "per_layer"), "per_layer")
+    before = case.measure().loss
+    case.recover(batch_size=5, epochs=15, alpha=0.0, learning_rate=1e-2)
+    assert case.measure().loss < before
+    figures = case.recover(batch_size=2, max_steps=2, alpha=1.0, hidden_weight=1.0)
+    assert figures.loss > 0 and figures.forward_tokens == 2 * figures.backward_tokens
+
+
+def test_labels_alone_need_no_teacher() -> None:
+    case = Case()
+    before = case.measure().loss
+    figures = case.recover(alpha=0.0)
+    assert figures.forward_tokens == figures.backward_tokens
+    assert case.measure().loss < before
+
+
+def test_hidden_states_come_back_too() -> None:
+    found = {}
+    for weight in (0.0, 10.0):
+        case = Case()
+        case.recover(alpha=1.0, hidden_weight=weight)
+        batch = batches_of(case.task, case.examples, 48)[0]
+        with torch.no_grad():
+            states = [
+                model(**case.task.inputs(batch), output_hidden_states=True).hidden_states[1:]
+                for model in (case.small, case.teacher)
+            ]
+        found[weight] = float(hidden_distance(*states, batch["attention_mask"]))
+    assert found[10.0] < 0.7 * found[0.0]
+
+
+def test_the_loss_is_the_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, z0 = torch.randn(2, 2, 2, 3, generator=generator).double()
+    targets = torch.tensor([[2, NO_TARGET], [0, 1]])
+    counted = [(0, 0, 2), (1, 0, 0), (1, 1, 1)]
+    p, q = ((each / 3).softmax(-1) for each in (z0, z))
+    soft = {(b, t): float((p[b, t] * (p[b, t] / q[b, t]).log()).sum()) for b, t, _ in counted}
+    hard = {(b, t): -float(z[b, t].softmax(-1)[label].log()) for b, t, label in counted}
+    expected = {place: 0.4 * 9 * soft[place] + 0.6 * hard[place] for place in soft}
+    mean = (expected[0, 0] + (expected[1, 0] + expected[1, 1]) / 2) / 2
+    assert float(distillation_loss(Readout(z, targets), Readout(z0, targets), 0.4, 3.0)) == pytest.approx(mean)
+    labels = (hard[0, 0] + (hard[1, 0] + hard[1, 1]) / 2) / 2
+    assert float(distillation_loss(Readout(z, targets), None, 0.0, 3.0)) == pytest.approx(labels)
+
+
+def test_working_in_parts_changes_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, z0 = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(15).view(5, 3) % 4
+    found = []
+    for chunk in (recovery.CHUNK, 24):
+        monkeypatch.setattr(recovery, "CHUNK", chunk)
+        student = z.clone().requires_grad_()
+        loss = distillation_loss(Readout(student, targets), Readout(z0, targets), 0.5, 2.0)
+        loss.backward()
+        found.append((loss.item(), student.grad))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+def test_the_distance_of_hidden_states_is_relative_and_leaves_padding_out() -> None:
+    teacher = [torch.full((1, 3, 4), 2.0), torch.full((1, 3, 4), 100.0)]
+    student = [state * torch.tensor([1.5, 1.0, 7.0]).view(1, 3, 1) for state in teacher]
+    assert float(hidden_distance(student, teacher, torch.tensor([[1, 1, 0]]))) == pytest.approx(0.125)
+    assert float(hidden_distance(student, teacher)) == pytest.approx((0.25 + 0 + 36) / 3)
+
+
+def test_every_epoch_sees_every_example_once_in_batches_of_like_length() -> None:
+    lengths = np.random.default_rng(0).integers(1, 40, 96)
+    order = batch_order(lengths, RecoveryConfig(batch_size=8, epochs=2), seed=0)
+    assert order.shape == (24, 8)
+    assert np.array_equal(np.bincount(order.ravel()), np.full(96, 2))
+    assert np.ptp(lengths[order], axis=1).mean() < 4, "padding is saved"
+    assert (np.diff(lengths[order].mean(1)) < 0).any(), "but batches come in random order"
+    assert np.array_equal(order, batch_order(lengths, RecoveryConfig(batch_size=8, epochs=2), seed=0))
+    assert not np.array_equal(order, batch_order(lengths, RecoveryConfig(batch_size=8, epochs=2), seed=1))
+    assert batch_order(lengths, RecoveryConfig(batch_size=8, epochs=0.5), seed=0).shape == (6, 8)
+    assert batch_order(lengths, RecoveryConfig(batch_size=8, epochs=9, max_steps=2), seed=0).shape == (2, 8)
+    assert batch_order(lengths[:5], RecoveryConfig(batch_size=8, epochs=1), seed=0).shape == (1, 8)
+
+
+def test_a_seed_repeats_the_weights() -> None:
+    found = []
+    for seed in (0, 0, 1):
+        case = Case()
+        case.recover(seed=seed, epochs=1)
+        found.append(case.weights())
+    assert same(found[0], found[1]) and not same(found[0], found[2])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_activation_checkpointing_gives_the_same_weights(method: str) -> None:
+    needs_peft(method)
+    found = []
+    for enabled in (False, True):
+        case = Case("llama", attention_dropout=0.1)
+        if enabled:
+            case.small.gradient_checkpointing_enable()
+        case.recover(method=method, epochs=1, hidden_weight=1.0)
+        found.append(case.weights())
+    for name, weight in found[0].items():
+        torch.testing.assert_close(weight, found[1][name], msg=name)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_precision_and_flags_are_as_they_were(method: str) -> None:
+    needs_peft(method)
+    case = Case()
+    case.small.to(torch.bfloat16)
+    case.small.classifier.weight.requires_grad_(False)
+    before = case.weights()
+    case.recover(method=method)
+    changed = [name for name, weight in case.weights().items() if not torch.equal(weight, before[name])]
+    assert changed and {parameter.dtype for parameter in case.small.parameters()} == {torch.bfloat16}
+    assert [name for name, p in case.small.named_parameters() if not p.requires_grad] == ["classifier.weight"]
+
+
+def test_low_rank_updates_are_merged_into_a_plain_checkpoint(tmp_path: Path) -> None:
+    needs_peft("lora")
+    case = Case("llama", tie_word_embeddings=True)
+    before, kl = case.weights(), case.measure().kl.mean()
+    figures = case.recover(method="lora", alpha=1.0, learning_rate=1e-2, epochs=4)
+    after = case.weights()
+
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert figures.method == "lora" and case.measure().kl.mean() < 0.7 * kl
+    assert after.keys() == before.keys()
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    save_checkpoint(case.small, tmp_path, None, torch.float32)
+    again = load_pruned(tmp_path).eval()
+    assert type(again) is type(case.small)
+    ids = torch.tensor([[6, 7, 8]])
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, case.small(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_loss_that_is_not_finite_is_an_error_that_leaves_the_weights_alone(method: str) -> None:
+    needs_peft(method)
+    case = Case()
+    case.small.classifier.weight.requires_grad_(False)
+    before, parameters = case.weights(), list(case.small.parameters())
+    with pytest.raises(ValueError, match=r"the loss is not finite at step \d+, so the pruned model keeps the weights"):
+        case.recover(method=method, learning_rate=1e30, warmup_ratio=0.0)
+    assert same(case.weights(), before)
+    assert all(now is then for now, then in zip(case.small.parameters(), parameters, strict=True))
+    assert not case.small.training and not case.small.classifier.weight.requires_grad
+    case.recover(method=method, epochs=1)
+    assert not same(case.weights(), before), "and it can be tried again"
+
+
+def test_a_last_step_that_breaks_the_weights_is_noticed() -> None:
+    case = Case()
+    before = case.weights()
+    with pytest.raises(ValueError, match="not finite at step 1"):
+        case.recover(learning_rate=1e39, weight_decay=1e3, warmup_ratio=0.0, max_steps=1)
+    assert same(case.weights(), before)
+
+
+def test_any_other_error_leaves_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, calls = Case(), []
+    before, read = case.weights(), case.task.read
+
+    def interrupted(logits: torch.Tensor, batch: Any) -> Readout:
+        calls.append(1)
+        if len(calls) > 7:
+            raise KeyboardInterrupt
+        return read(logits, batch)
+
+    monkeypatch.setattr(case.task, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        case.recover()
+    assert same(case.weights(), before)
+
+
+def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    case.recover(epochs=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    with pytest.raises(ValueError, match="must be a multiple of the 3 processes that share a step, got 32"):
+        recovery.check_recovery(RecoveryConfig(), 3)
+    with pytest.raises(ValueError, match="takes at least one example, got none"):
+        recover(case.small, case.teacher, case.task, case.examples.select([]), SETTINGS, Accelerator(cpu=True))
+    monkeypatch.setattr(recovery, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"method lora needs the package peft: pip install 'hf_mabprune\[lora\]'"):
+        recovery.check_recovery(RecoveryConfig(method="lora"), 1)
+
+
+def test_the_quickstart_model_gets_its_accuracy_back() -> None:
+    folder = ROOT / "examples/quickstart"
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    case = Case()
+    case.teacher, case.task = teacher, task_of(teacher, AutoTokenizer.from_pretrained(folder / "model"))
+    case.small = prune_copy(teacher, keep_for(teacher, "per_layer", seed=3), "per_layer")
+    data = {split: Dataset.from_parquet(str(folder / f"data/{split}.parquet")) for split in ("train", "test")}
+    train = case.task.encode(data["train"].select(range(640)))
+    case.examples = case.task.encode(data["test"].select(range(256)))
+    before = case.measure()
+    case.examples, test = train, case.examples
+    case.recover(RecoveryConfig())
+    case.examples = test
+    after = case.measure()
+    assert after.metrics["accuracy"] > before.metrics["accuracy"] + 0.02
+    assert after.kl.mean() < 0.6 * before.kl.mean()
+
+
+ON_TWO = """
+import hashlib, json, sys
+import torch
+from accelerate import Accelerator
+from tests.test_recovery import Case
+
+accelerator = Accelerator(cpu=True)
+case = Case()
+found = {"processes": accelerator.num_processes, "figures": vars(case.recover(hidden_weight=1.0))}
+weights = b"".join(parameter.detach().numpy().tobytes() for parameter in case.small.parameters())
+found["weights"] = hashlib.sha256(weights).hexdigest()
+before = case.weights()
+if accelerator.process_index == 1:
+    with torch.no_grad():
+        case.teacher.bert.embeddings.word_embeddings.weight[7] = float("nan")
+try:
+    case.recover()
+except ValueError as error:
+    found["error"] = str(error)
+found["restored"] = all(torch.equal(before[name], weight) for name, weight in case.weights().items())
+open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w").write(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights_and_the_same_error(tmp_path: Path) -> None:
+    script = tmp_path / "on_two.py"
+    script.write_text(ON_TWO)
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(ROOT / "configs/accelerate/cpu_2.yaml"), "--main_process_port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (0, 1))
+    assert first["processes"] == 2 and first["restored"] and second["restored"]
+    assert first["weights"] == second["weights"]
+    assert first["error"] == second["error"] and "not finite at step 1" in first["error"]
+    alone = Case()
+    figures = alone.recover(hidden_weight=1.0)
+    assert (first["figures"]["steps"], first["figures"]["examples"]) == (figures.steps, figures.examples)
+    assert first["figures"]["loss"] == pytest.approx(figures.loss, rel=0.1), "the same batches; dropout differs"
+
+
+def needs_peft(method: str) -> None:
+    if method == "lora":
+        pytest.importorskip("peft", reason="method lora needs the extra: pip install 'hf_mabprune[lora]'")
