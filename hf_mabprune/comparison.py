@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import KINDS, ArmTable, Bools, Ints
+from hf_mabprune.compensation import Compensation, CompensationFigures, Teacher, compensate
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.evaluation import (
     Evaluation,
@@ -22,6 +23,7 @@ from hf_mabprune.pulls.base import Cost
 from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigures
 from hf_mabprune.search import SearchResult
 from hf_mabprune.selection import Plan, round_widths
+from hf_mabprune.surgery import prune_copy
 from hf_mabprune.tasks.base import Batch, Task, task_for_model
 from hf_mabprune.tasks.readout import Readout
 
@@ -73,6 +75,7 @@ class Judge:
         model: The unpruned model.
         batches: purpose -> batches.
         tokens: T, length of the sequence that MACs are counted for.
+        compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
         cache: (split, number of the batch) -> what the unpruned model says.
     """
 
@@ -83,7 +86,20 @@ class Judge:
     tokens: int
     totals: dict[str, int]
     accelerator: Accelerator
+    compensation: Compensation | None = None
     cache: dict[tuple[str, int], Readout] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The unpruned model on calibration data, for the compensation of every selection."""
+        return Teacher.on(self.model, self.task, self.batches["calibration"])
+
+    def cut(self, selection: "Selection") -> tuple[PreTrainedModel, CompensationFigures | None]:
+        """The smaller model, refitted where the run asks for it."""
+        keep = self.arms.kept_units(selection.kept)
+        small = prune_copy(self.model, keep, selection.plan.layout)
+        done = compensate(self.compensation, self.teacher, small, keep) if self.compensation else None
+        return small, done
 
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
         """The model with only `kept` arms, by masking."""
@@ -120,26 +136,38 @@ class Judge:
             )
         return found
 
-    def before_and_after(self, small: PreTrainedModel, kept: Bools) -> tuple[ModelFigures, ModelFigures]:
-        """The unpruned and the cut model on the test split, with latencies measured in turns."""
+    def before_and_after(
+        self, small: PreTrainedModel, kept: Bools, biases: int
+    ) -> tuple[ModelFigures, ModelFigures]:
+        """The unpruned and the cut model on the test split, with latencies measured in turns.
+
+        Args:
+            biases: Parameters that the compensation added.
+        """
         test, before = self.batches["test"], self.baseline
         after = evaluate(forward_of(small, self.task), self.task, test, self.accelerator, self._originals("test"))
         slow, fast = measure_latency([self.model, small], self.task, test[0])
         everything = np.ones(len(kept), dtype=bool)
         return (
             replace(self._figures(before, everything), latency_ms=slow),
-            replace(self._figures(after, kept), latency_ms=fast),
+            replace(self._figures(after, kept, biases), latency_ms=fast),
         )
 
     def random(self, selection: Selection, seed: int) -> RandomFigures:
-        """One draw of the random control on the test split, by masking (which equals cutting)."""
-        kept = selection.random(seed).kept
-        return RandomFigures(seed, self._figures(self.masked(kept, "test"), kept))
+        """One draw of the random control on the test split; by masking, which equals cutting, unless refitted."""
+        drawn = selection.random(seed)
+        if not self.compensation:
+            return RandomFigures(seed, self._figures(self.masked(drawn.kept, "test"), drawn.kept))
+        small, done = self.cut(drawn)
+        found = evaluate(
+            forward_of(small, self.task), self.task, self.batches["test"], self.accelerator, self._originals("test")
+        )
+        return RandomFigures(seed, self._figures(found, drawn.kept, done.parameters if done else 0))
 
-    def _figures(self, evaluation: Evaluation, kept: Bools) -> ModelFigures:
+    def _figures(self, evaluation: Evaluation, kept: Bools, biases: int = 0) -> ModelFigures:
         gone = {kind: int(self.arms.parameters[(self.arms.kind == kind) & ~kept].sum()) for kind in ("neuron", "head")}
         return ModelFigures(
-            parameters=self.totals["parameters"] - sum(gone.values()),
+            parameters=self.totals["parameters"] - sum(gone.values()) + biases,
             ffn_parameters=self.totals["ffn_parameters"] - gone["neuron"],
             attention_parameters=self.totals["attention_parameters"] - gone["head"],
             macs=self.totals["macs"] - int(self.arms.macs[~kept].sum()),
@@ -155,6 +183,7 @@ def make_report(
     judge: Judge,
     selection: Selection,
     small: PreTrainedModel,
+    done: CompensationFigures | None,
     found: SearchResult,
     cost: Cost,
 ) -> Report:
@@ -162,13 +191,15 @@ def make_report(
 
     Args:
         settings: With the one target of this size.
+        small: The cut model.
+        done: What its compensation did.
     """
     task = judge.task
-    before, after = judge.before_and_after(small, selection.kept)
+    before, after = judge.before_and_after(small, selection.kept, done.parameters if done else 0)
     return Report(
         model=settings.model.name,
         architecture=judge.model.config.model_type,
-        task=settings.task.type or task_for_model(type(judge.model).__name__),
+        task=settings.task.type or task_for_model(type(judge.model).__name__, judge.model.config),
         dataset=settings.task.dataset.path,
         layout=selection.plan.layout,
         layout_reason=selection.reason,
@@ -188,19 +219,20 @@ def make_report(
             arms=len(judge.arms),
             pulls=cost.pulls,
             forward_tokens=cost.forward_tokens,
-            backward_tokens=0,
+            backward_tokens=cost.backward_tokens,
             seconds=cost.seconds,
             processes=judge.accelerator.num_processes,
             stopped_because=found.stopped_because,
             rounds=[asdict(done) for done in found.rounds],
             broken_batches=list(found.broken),
         ),
-        warnings=warnings_of(selection, found, after),
+        compensation={"name": settings.compensation, **asdict(done)} if done else None,
+        warnings=warnings_of(selection, found, done, after),
     )
 
 
 def warnings_of(
-    selection: Selection, found: SearchResult, after: ModelFigures
+    selection: Selection, found: SearchResult, done: CompensationFigures | None, after: ModelFigures
 ) -> list[str]:
     """What a reader of the report must know."""
     said = []
@@ -210,6 +242,10 @@ def warnings_of(
     if (~selection.kept & found.kept).any():
         beyond = int((~selection.kept & found.kept).sum())
         said.append(f"{beyond} arms beyond the target of the search were removed by their last scores, not in context")
+    left = [site for site in done.sites if not site.refitted] if done else []
+    if left:
+        sites = ", ".join(f"{site.kind}s of layer {site.layer} ({site.reason})" for site in left)
+        said.append(f"the compensation left alone: {sites}")
     if not np.isfinite(after.loss):
         said.append("the loss of the pruned model is not finite")
     return said

@@ -162,11 +162,22 @@ class SearchConfig(Strict):
     )
     reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
     rounds: int = Field(8, gt=0, description="removals in steps; each round pulls in the context of what is gone")
+    interactions: bool = Field(
+        False, description="whether removals take into account which arms stand in for each other, from gradients"
+    )
+    label_draws: int = Field(
+        4, gt=0, description="backward passes a batch for interactions, where outputs are more than 8 classes"
+    )
     pulls_per_arm: float = Field(
-        4.0, gt=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
+        4.0, ge=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
     )
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
+    )
+    products: Literal["auto", "float16"] = Field(
+        "auto",
+        description="precision of the matrix products on what a mask changes; auto is the model's own, float16 holds "
+        "the effect of single neurons too and pays where the device has units for it",
     )
 
     @model_validator(mode="after")
@@ -174,6 +185,10 @@ class SearchConfig(Strict):
         name = self.policy.get("name")
         if not isinstance(name, str):
             raise ValueError(f"policy needs a name, e.g. {{name: ucb1}}, got {name!r}")
+        if self.interactions and self.reward != "kl":
+            raise ValueError(f"interactions are those of the reward kl, got reward {self.reward}")
+        if self.pulls_per_arm == 0 and not self.interactions:
+            raise ValueError("pulls_per_arm must be a number > 0, unless interactions are on")
         return self
 
 
@@ -188,6 +203,35 @@ class OutputConfig(Strict):
     log_dir: str | None = Field(None, description="folder for trackers that write files; null: DIR.logs")
 
 
+class RecoveryConfig(Strict):
+    """How a pruned model gets quality back: training on the calibration split, with the unpruned model as teacher."""
+
+    method: Literal["full", "lora"] = Field(
+        "full", description="full: all weights are trained; lora: low-rank updates of what pruning cuts, merged after"
+    )
+    epochs: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="passes over the training examples; fractions are fine"
+    )
+    examples: int | None = Field(
+        None, gt=0, description="cap on training examples (for language models: windows); null: the calibration split"
+    )
+    max_steps: int | None = Field(None, gt=0, description="cap on optimizer steps; null: what the epochs take")
+    batch_size: int = Field(32, gt=0, description="examples an optimizer step, over all processes together")
+    learning_rate: float = Field(
+        1e-4, gt=0, allow_inf_nan=False, description="peak of the schedule, which falls linearly to zero"
+    )
+    warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="part of the steps in which the rate rises from zero")
+    weight_decay: float = Field(0.01, ge=0.0, allow_inf_nan=False, description="of AdamW; biases and norms get none")
+    alpha: float = Field(
+        0.5, ge=0.0, le=1.0, description="weight of the teacher's outputs; 1 - alpha is that of the labels"
+    )
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False, description="of the softmax of teacher and student")
+    hidden_weight: float = Field(
+        0.0, ge=0.0, allow_inf_nan=False, description="weight of the distance between hidden states after each layer"
+    )
+    lora_rank: int = Field(16, gt=0, description="rank of the updates of method lora")
+
+
 class PruneConfig(Strict):
     """Everything about one pruning run."""
 
@@ -195,6 +239,10 @@ class PruneConfig(Strict):
     task: TaskConfig = Field(description="the data and the kind of task")
     prune: PruningConfig = Field(description="what may be removed, and how much")
     search: SearchConfig = Field(SearchConfig(), description="how the arms are found")
+    compensation: str | dict[str, Any] | None = Field(
+        None,
+        description="refit of what stays on calibration data: least_squares, mask_tuning, or {name: ..., option: ...}",
+    )
     output: OutputConfig = Field(description="where the result goes")
     seed: int = Field(0, ge=0, description="of everything random")
 

@@ -21,6 +21,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts
 from hf_mabprune.architectures import architecture_of, family_of
 from hf_mabprune.comparison import Judge
+from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import EvaluateConfig, ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.output import DETAILS
 from hf_mabprune.policies import POLICIES, Policy
@@ -33,7 +34,7 @@ from hf_mabprune.result import PruneResult, Source, write
 from hf_mabprune.search import Search, SearchResult
 from hf_mabprune.selection import Plan
 from hf_mabprune.state import RunState, check_free, fingerprint, open_run
-from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, task_for_model
+from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, check_reward, task_for_model
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 
 SPLITS = ("calibration", "validation", "test")
@@ -52,6 +53,7 @@ def prune(
     task: dict[str, Any] | None = None,
     prune: dict[str, Any] | None = None,
     search: dict[str, Any] | None = None,
+    compensation: str | dict[str, Any] | None = None,
     output: dict[str, Any] | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -66,7 +68,7 @@ def prune(
         target: What to remove, e.g. `{"parameters": 0.3}` or `{"neurons": 0.5, "heads": 0.5}`; a list of fractions
             gives several sizes from one search.
         output_dir: Folder for the checkpoint, the report and the card.
-        task, prune, search, output: Parts of the YAML config, under the same keys.
+        task, prune, search, compensation, output: Parts of the YAML config, under the same keys.
         seed: Of everything random.
         resume: Go on with the same call that was interrupted.
 
@@ -84,6 +86,7 @@ def prune(
             "task": {"dataset": {"path": "in-memory"}, **(task or {})},
             "prune": {"target": target, **(prune or {})},
             "search": search or {},
+            "compensation": compensation,
             "output": {"dir": str(output_dir), **(output or {})},
             "seed": seed,
         }
@@ -174,7 +177,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         judge, tokenizer = load_judge(settings, accelerator)
         save_dtype = saved_precision(settings.model, judge.model.dtype)
         found = SearchResult.from_table(arms, judge.arms, report.search.rounds)
-        paid = Cost(report.search.pulls, report.search.forward_tokens, report.search.seconds)
+        paid = Cost(**{name: getattr(report.search, name) for name in Cost.__dataclass_fields__})
         source = Source(settings, judge, tokenizer, save_dtype, found, paid)
         sizes = settings.prune.sizes()
         for size in sizes:
@@ -209,11 +212,11 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     try:
         tokens = read_run(settings.model.name)[1].sequence_length
     except ValueError:  # a checkpoint that no run has made
-        tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches]))
+        tokens = int(np.mean([batch["input_ids"].shape[-1] for batch in batches]))
     weights = sum(file.stat().st_size for file in Path(settings.model.name).glob("*.safetensors"))
     return task, ModelFigures(
         **evaluation.count_parameters(model),
-        macs=evaluation.count_macs(model, tokens),
+        macs=evaluation.count_macs(model, tokens, task.one_sequence),
         loss=found.loss,
         kl=None,
         metrics=found.metrics,
@@ -255,13 +258,15 @@ def check_settings(settings: PruneConfig, resume: bool = False) -> None:
         ValueError, FileExistsError: With the rule, the value and the remedy.
     """
     make_policy(settings, 1)
+    if settings.compensation:
+        make_compensation(settings.compensation)
     check_free(settings, resume)
     check_trackers(settings.output.log_with)
     if settings.output.push_to_hub:
         hub.check_name("output.push_to_hub", settings.output.push_to_hub)
         hub.checked_token(None)
     if settings.task.type is not None:
-        TASKS.get(settings.task.type)
+        check_reward(settings.search.reward, TASKS.get(settings.task.type))
 
 
 def check_trackers(names: list[str]) -> None:
@@ -312,7 +317,7 @@ def load_model(
     stored = checkpoint.load_config(settings.name, **origin)
     family_of(stored)
     head = (stored.architectures or ["a model of unknown head"])[0]
-    kind = task.type or task_for_model(head)
+    kind = task.type or task_for_model(head, stored)
     check_head(kind, head)
     tokenizer = checkpoint.load_tokenizer(settings.name, **origin)
     suited = build_task(task, tokenizer, stored, head)
@@ -354,11 +359,13 @@ def prepare(
     architecture = architecture_of(model)
     # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
     task = build_task(settings.task, copy.deepcopy(tokenizer), model.config, type(model).__name__)
+    check_reward(settings.search.reward, task)
     batches = prepare_batches(settings, task, splits)
-    tokens = int(np.mean([batch["input_ids"].shape[1] for batch in batches["calibration"]]))
+    tokens = int(np.mean([batch["input_ids"].shape[-1] for batch in batches["calibration"]]))
     arms = architecture.arm_table(model, settings.prune.kinds(), settings.prune.block_size, tokens)
-    totals = evaluation.count_parameters(model) | {"macs": evaluation.count_macs(model, tokens)}
-    return Judge(model, task, arms, batches, tokens, totals, accelerator)
+    totals = evaluation.count_parameters(model) | {"macs": evaluation.count_macs(model, tokens, task.one_sequence)}
+    compensation = make_compensation(settings.compensation) if settings.compensation else None
+    return Judge(model, task, arms, batches, tokens, totals, accelerator, compensation)
 
 
 def search(
@@ -370,7 +377,8 @@ def search(
         run: Where the search is kept after every round, and taken up from; None keeps nothing.
     """
     accelerator, batches = judge.accelerator, judge.batches["calibration"]
-    pulls = ReplayPulls(judge.model, judge.arms, judge.task, batches, settings.search.reward, accelerator)
+    reward, products = settings.search.reward, half_of(settings)
+    pulls = ReplayPulls(judge.model, judge.arms, judge.task, batches, reward, accelerator, products=products)
     policy = make_policy(settings, len(judge.arms))
     under_way = Search(pulls, policy, plan, settings.search, settings.task.max_broken_batches)
     identity = fingerprint(judge.model, batches) if run else ""
@@ -385,6 +393,11 @@ def search(
             if run:
                 run.keep(under_way, identity, round_ended=done is not None)
     return under_way.finished(), pulls.cost
+
+
+def half_of(settings: PruneConfig) -> torch.dtype | None:
+    """Precision of the products of a pull, where it is not the model's own."""
+    return None if settings.search.products == "auto" else getattr(torch, settings.search.products)
 
 
 def prepare_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, list[Batch]]:

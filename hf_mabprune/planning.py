@@ -57,13 +57,14 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     model = judge.model
     reach, refused = _reach(judge, settings.prune)
     plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in settings.prune.sizes()]
+    config = settings.search
     budgets = round_budgets(
-        round(settings.search.pulls_per_arm * len(judge.arms)), settings.search.rounds, plans[-1].search
+        round(config.pulls_per_arm * len(judge.arms)), config.rounds, plans[-1].search, config.interactions
     )
     pulls = sum(budgets)
     seconds, search = _time(judge, settings, pulls)
     memory, cache = _memory(judge)
-    blind = sum(budget == 0 for budget in budgets)
+    blind = 0 if config.interactions else sum(budget == 0 for budget in budgets)
     notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
     lines = [
         *_describe_arms(judge),

@@ -19,7 +19,7 @@ class ModelFigures:
 
     Attributes:
         macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens.
-        loss: Mean cross-entropy on the test split.
+        loss: Mean loss on the test split: cross-entropy, or the squared error of a regression.
         kl: Mean KL divergence of the outputs from the unpruned model's, in nats, on the test split; None where there
             is no unpruned model to compare with.
         metrics: name -> value on the test split.
@@ -90,6 +90,8 @@ class Report:
         layout_reason: Why the layout is what it is.
         main_metric: The name in `metrics` that the table shows.
         greater_is_better: Of the main metric.
+        compensation: What a refit of the kept projections did and cost (`compensation.CompensationFigures`), by its
+            `name`; None where there was none. The random draws had the same.
         sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
     """
@@ -111,6 +113,7 @@ class Report:
     random: list[RandomFigures]
     kept: dict[str, dict[int, tuple[int, int]]]
     search: SearchFigures
+    compensation: dict[str, Any] | None = None
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -22,7 +22,6 @@ from hf_mabprune.pulls.base import Cost
 from hf_mabprune.report import Report, SizeFigures
 from hf_mabprune.search import SearchResult
 from hf_mabprune.state import FILE
-from hf_mabprune.surgery import prune_copy
 from hf_mabprune.tasks.base import TASKS
 
 
@@ -54,9 +53,9 @@ class Source:
         settings = self.settings.model_copy(update={"prune": prune})
         plans = layouts.make_plans(judge.model, judge.arms, judge.totals, prune)
         selection = choose_layout(judge, plans, self.found, settings)
-        model = prune_copy(judge.model, judge.arms.kept_units(selection.kept), selection.plan.layout)
+        model, done = judge.cut(selection)
         checkpoint.round_weights(model, self.save_dtype)
-        report = make_report(settings, judge, selection, model, self.found, self.cost)
+        report = make_report(settings, judge, selection, model, done, self.found, self.cost)
         return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
 
 

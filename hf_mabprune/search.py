@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import SearchConfig
+from hf_mabprune.interactions import Interactions
 from hf_mabprune.policies import Policy
 from hf_mabprune.pulls import Pulls
 from hf_mabprune.pulls.base import Cost
@@ -120,9 +121,12 @@ class Search:
             pulls=np.zeros(arms, dtype=np.int64),
             removed_round=np.zeros(arms, dtype=np.int64),
         )
-        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan)
+        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan, config.interactions)
         self.number = 1  # of the round under way
         self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
+        self.interactions: Interactions | None = None  # in the context of this round
+        self.decided = 0  # rounds that the policy ended before the budget did
+        self.paid_rounds = 0  # rounds whose interactions are in the cost
         self.offset = 0  # a round starts on batches that the earlier ones have not used up
 
     @property
@@ -138,16 +142,37 @@ class Search:
         """
         while self.number <= self.config.rounds:
             self.pulls.set_context(self.result.kept)
-            while self._left() > 0:
-                self._step()
+            self._begin_round()
+            while self._left() > 0 and self._step():
                 yield None
             yield self._end_round()
+
+    def _begin_round(self) -> None:
+        """Measures how arms bear on each other, and tells the policy what the round is about."""
+        known = None
+        if self.config.interactions:
+            paid = replace(self.pulls.cost)
+            self.interactions = Interactions(*self.pulls.effects(self.config.label_draws, self.number))
+            if self.paid_rounds >= self.number:  # a search that is taken up again has paid already
+                self.pulls.cost = paid
+            self.paid_rounds = self.number
+            known = self.interactions.rewards()
+        kept = self.result.kept
+        self.policy.begin(lambda scores: self._remove(scores, kept)[0], len(self.pulls.batches), known)
+
+    def _remove(self, scores: Floats, kept: Bools) -> tuple[Bools, Ints, Floats]:
+        """What stays after this round, what goes, and all scores, by those of single arms."""
+        start, progress = (number / self.config.rounds for number in (self.number - 1, self.number))
+        if self.interactions:
+            return self.interactions.remove(self.plan, scores, kept, start, progress)
+        return *self.plan.choose(scores, kept, progress), scores
 
     def finished(self) -> SearchResult:
         """The result, with the arms that stay put at the end of the order, least harmful first."""
         stay = np.flatnonzero(self.result.kept)
         order = np.concatenate([self.result.order, stay[np.argsort(-self.result.scores[stay], kind="stable")]])
-        return replace(self.result, order=order)
+        said = f", {self.decided} of {self.config.rounds} rounds decided by intervals" if self.decided else ""
+        return replace(self.result, order=order, stopped_because=self.result.stopped_because + said)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs: arrays, numbers, and plain dicts and lists of them."""
@@ -156,6 +181,8 @@ class Search:
             "seen": self.seen.copy(),
             "offset": self.offset,
             "number": self.number,
+            "paid_rounds": self.paid_rounds,
+            "decided": self.decided,
             "rounds": [asdict(done) for done in self.result.rounds],
             "broken": list(self.result.broken),
             "cost": asdict(self.pulls.cost),
@@ -169,6 +196,7 @@ class Search:
             setattr(self.result, name, np.array(state[name]))
         self.seen = np.array(state["seen"])
         self.offset, self.number = int(state["offset"]), int(state["number"])
+        self.paid_rounds, self.decided = int(state["paid_rounds"]), int(state["decided"])
         self.result.rounds = [Round(**done) for done in state["rounds"]]
         self.result.broken = list(state["broken"])
         self.pulls.cost = Cost(**state["cost"])
@@ -178,14 +206,19 @@ class Search:
     def _left(self) -> int:
         return self.budgets[self.number - 1] - int(self.seen.sum())
 
-    def _step(self) -> None:
-        """Lets the policy choose arms, and pulls each once."""
+    def _step(self) -> bool:
+        """Lets the policy choose arms, and pulls each once; False where it wants no more in this round."""
         step = self.config.arms_per_step or max(1, int(self.result.kept.sum()) // 4)
         arms = self.policy.select(min(step, self._left()))
+        if not len(arms):
+            self.decided += 1
+            return False
         batches, values = self._pull(arms, (self.offset + self.seen[arms]) % len(self.pulls.batches))
-        self.policy.update(arms, values, batches=batches)
+        controls = self.interactions.controls(arms, batches) if self.interactions else None
+        self.policy.update(arms, values, controls, batches)
         self.seen[arms] += 1
         self.result.pulls[arms] += 1
+        return True
 
     def _pull(self, arms: Ints, batches: Ints) -> tuple[Ints, Floats]:
         """Pulls; batches without a finite loss give way to the next good one, for all arms alike.
@@ -224,8 +257,12 @@ class Search:
         """The safest arms go, as many as the plan asks for by now; the next round is made ready."""
         result, number, rounds = self.result, self.number, self.config.rounds
         scores = self.policy.scores()
+        alone = self.policy.scores()
+        if self.interactions:  # an arm that was not pulled goes by its estimate
+            alone = np.where(self.seen > 0, alone, self.interactions.rewards())
+        kept, removed, scores = self._remove(alone, result.kept)
         result.scores = np.where(result.kept, scores, result.scores)
-        result.kept, removed = self.plan.choose(scores, result.kept, number / rounds)
+        result.kept = kept
         result.order = np.concatenate([result.order, removed])
         result.removed_round[removed] = number
         result.rounds.append(self._look())
@@ -254,16 +291,17 @@ class Search:
         )
 
 
-def round_budgets(total: int, rounds: int, plan: Plan) -> list[int]:
+def round_budgets(total: int, rounds: int, plan: Plan, estimated: bool = False) -> list[int]:
     """Splits a budget of pulls over rounds in proportion to the arms that are left in each.
 
-    The first round gets at least one pull an arm where the budget allows, so that nothing goes unmeasured.
+    The first round gets at least one pull an arm where the budget allows, so that nothing goes unmeasured; not where
+    all arms are `estimated` anyway.
     """
     arms = len(plan.arms)
     removed = sum(
         len(budget.candidates) * budget.amount / budget.cost[budget.candidates].sum() for budget in plan.budgets
     )
     left = arms - removed * np.arange(rounds) / rounds
-    first = total if rounds == 1 else max(int(total * left[0] / left.sum()), min(arms, total))
+    first = total if rounds == 1 else max(int(total * left[0] / left.sum()), 0 if estimated else min(arms, total))
     rest = left[1:] / max(left[1:].sum(), 1.0)
     return [first, *(int(share) for share in (total - first) * rest)]

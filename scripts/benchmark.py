@@ -2,9 +2,11 @@
 
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --seeds 0 1 --out runs/p.parquet
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --variants ucb1 ucb1:loss sweep
-    python scripts/benchmark.py pulls --config configs/quickstart.yaml
-    python scripts/benchmark.py precision --config configs/quickstart.yaml
+    python scripts/benchmark.py pulls --config configs/quickstart.yaml --plot runs/pulls.png
+    python scripts/benchmark.py precision --config configs/quickstart.yaml --search.products float16
     python scripts/benchmark.py estimates --config configs/quickstart.yaml
+    python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
+    python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
 """
 
 import argparse
@@ -13,7 +15,8 @@ import sys
 import transformers
 from datasets.utils import disable_progress_bars
 
-from hf_mabprune.benchmarks import estimates, policies, precision, pulls
+from hf_mabprune.benchmarks import estimates, policies, precision, pulls, quality, quality_report
+from hf_mabprune.benchmarks.suite import read_suite
 from hf_mabprune.cli import read_settings
 
 DEFAULT_VARIANTS = [
@@ -25,23 +28,55 @@ DEFAULT_VARIANTS = [
 def main() -> int:
     """Parses, calls, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["estimates", "policies", "precision", "pulls"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search and random control")
+    parser.add_argument("benchmark", choices=["estimates", "policies", "precision", "pulls", "quality"])
+    parser.add_argument("--seeds", type=int, nargs="+", help="of search and random control; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, help="policy, or policy:reward")
-    parser.add_argument("--out", default="runs/policies.parquet", help="where the rows go")
+    parser.add_argument("--out", help="where the rows go; default: runs/policies.parquet, or what the suite says")
     parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
+    parser.add_argument("--plot", help="where the figure of `pulls` goes, e.g. runs/pulls.png")
+    parser.add_argument("--suite", default="configs/benchmark/quality.yaml", help="suite file of `quality`")
+    parser.add_argument("--overlay", nargs="+", default=[], help="files merged over the suite, e.g. with local paths")
+    parser.add_argument("--only", nargs="+", default=[], help="cells of `quality`, e.g. task=sst2 method=race,obs")
+    parser.add_argument("--redo", action="store_true", help="measure cells of `quality` again that have a row")
+    parser.add_argument("--report", action="store_true", help="of the rows of `quality`; nothing is measured")
+    parser.add_argument("--out-dir", help="folder for report.md, CSV and PNG of `quality --report`")
     options, settings = parser.parse_known_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
+    if options.benchmark == "quality":
+        return compare_methods(options, settings)
     if options.benchmark == "policies":
-        print(policies.compare(read_settings(settings), options.variants, options.seeds, options.out, options.merge))
+        out = options.out or "runs/policies.parquet"
+        print(policies.compare(read_settings(settings), options.variants, options.seeds or [0, 1], out, options.merge))
     elif options.benchmark == "precision":
         print(precision.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
     elif options.benchmark == "estimates":
         print(estimates.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
     else:
-        print(pulls.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
+        costs = pulls.measure(read_settings(settings))
+        print(costs.to_markdown(index=False, floatfmt=".3g"))
+        if options.plot:
+            pulls.plot(costs, options.plot)
+    return 0
+
+
+def compare_methods(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Measures what is missing, or reports what is there."""
+    try:
+        seeds = [f"--seeds={options.seeds}"] if options.seeds else []
+        suite = read_suite(options.suite, options.overlay, [*overrides, *seeds])
+        cells, out = suite.cells(options.only), options.out or suite.out
+        if not options.report:
+            quality.run(suite, cells, out, options.redo)
+            return 0
+        report = quality_report.read_report(suite, cells, out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.text)
+    if options.out_dir:
+        report.save(options.out_dir)
     return 0
 
 

@@ -7,7 +7,9 @@ Reads what was kept from CHECKPOINT/mabprune/arms.parquet and the settings from 
 """
 
 import argparse
+import copy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,8 @@ from hf_mabprune.masking import keep_masks, masked
 from hf_mabprune.pipeline import load_model
 from hf_mabprune.report import Report
 from hf_mabprune.surgery import prune_copy
-from hf_mabprune.tasks.splits import load_splits
+from hf_mabprune.tasks.base import build_task
+from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 
 TOLERANCE = 1e-4
 
@@ -34,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--original", help="the unpruned model; the one in config.yaml when left out")
-    parser.add_argument("--prompts", type=int, default=8, help="texts of the test split")
+    parser.add_argument("--prompts", type=int, default=8, help="examples of the test split")
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=64, help="greedy tokens, language models only")
     options = parser.parse_args()
@@ -50,18 +53,27 @@ def main() -> int:
     pruned = prune_copy(original.eval(), keep, layout)
     reloaded = load_pruned(options.checkpoint, dtype=original.dtype).eval()
 
-    inputs = prompts(settings, tokenizer, options.prompts, options.prompt_tokens)
+    test = load_splits(settings.task)["test"]
+    task = build_task(settings.task, copy.deepcopy(tokenizer), original.config, type(original).__name__)
+    encoded = encode_sample(task, test, options.prompts, settings.seed)
+    inputs = task.inputs(batches_of(task, encoded, options.prompts)[0])
     with torch.inference_mode():
         with masked(original, **keep_masks(original, keep)):
             by_mask = original(**inputs).logits
         cut, read = pruned(**inputs).logits, reloaded(**inputs).logits
     differences = {"masked - pruned": by_mask - cut, "pruned - reloaded": cut - read}
+    if settings.compensation:
+        print("the saved weights were refitted after the cut: pruned and reloaded are not compared")
+        del differences["pruned - reloaded"]
+        pruned = reloaded
     failed = False
     for what, difference in differences.items():
         failed |= not float(difference.abs().max()) <= TOLERANCE
         print(f"{what}: largest logit difference {float(difference.abs().max()):.2g}")
     if reloaded.can_generate():
-        failed |= not generations_agree(pruned, reloaded, inputs, options.new_tokens)
+        texts = test[task.find_columns(test, "test")[task.roles[0]]]
+        batch = prompts(texts, tokenizer, options.prompts, options.prompt_tokens)
+        failed |= not generations_agree(pruned, reloaded, batch, options.new_tokens)
     return int(failed)
 
 
@@ -76,12 +88,10 @@ def kept_indices(arms: pd.DataFrame) -> KeepIndices:
 
 
 def prompts(
-    settings: PruneConfig, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, count: int, tokens: int
 ) -> dict[str, torch.Tensor]:
-    """A left-padded batch of beginnings of test texts, of different lengths."""
-    column = next(iter(settings.task.columns.values()), "text")
-    texts = [text for text in load_splits(settings.task)["test"][column] if len(text) > 8 * tokens or tokens == 0]
-    texts = (texts or list(load_splits(settings.task)["test"][column]))[:count]
+    """A left-padded batch of beginnings of texts, of different lengths."""
+    texts = ([text for text in texts if len(text) > 8 * tokens] or list(texts))[:count]
     lengths = [max(2, tokens - number) for number in range(len(texts))]
     cut = [tokenizer(text)["input_ids"][:length] for text, length in zip(texts, lengths, strict=True)]
     batch = tokenizer.pad({"input_ids": cut}, padding_side="left", return_tensors="pt")

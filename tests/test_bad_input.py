@@ -266,7 +266,7 @@ SETTINGS = {
     "negative_seed": case("seed must be an integer >= 0, got -1", seed=-1),
     "no_batch": case("task.batch_size must be an integer > 0, got 0", task__batch_size=0),
     "no_examples": case("task.calibration_examples must be an integer > 0, got 0", task__calibration_examples=0),
-    "endless_budget": case("search.pulls_per_arm must be a number > 0, got inf", search__pulls_per_arm=float("inf")),
+    "endless_budget": case("search.pulls_per_arm must be a number >= 0, got inf", search__pulls_per_arm=float("inf")),
     "half_a_key": case("unknown key 'prune.target.mac'", overrides=("--prune.target.mac", "0.3")),
     "unknown_dtype": case("model.dtype must be auto | float32 | bfloat16 | float16, got int8", model__dtype="int8"),
     "unknown_policy": case("unknown policy 'ucb2'. Did you mean 'ucb1'? Known: ", search__policy={"name": "ucb2"}),
@@ -433,13 +433,26 @@ TASKS = {
         "fine-tune it for the task first",
         **language_model(task__type="sequence_classification"),
     ),
-    "no_head": case("no task is known for the head of BertModel", "Known: causal_lm for ", model="base_model"),
+    "no_head": case("no task is known for the head of BertModel", "causal_lm for *ForCausalLM", model="base_model"),
     "no_head_but_a_type": case(
         "got BertModel: its head would be untrained", model="base_model", task__type="sequence_classification"
     ),
     "head_of_no_task": case("no task is known for the head of BertForMaskedLM", model="masked_lm"),
     "head_unnamed": case("no task is known for the head of a model of unknown head", model="headless"),
-    "regression": case("num_labels must be at least 2, got 1: regression is not supported", model="regression"),
+    "regression": case(
+        "num_labels must be at least 2, got 1: regression; set task.type: regression",
+        model="regression",
+        task__type="sequence_classification",
+    ),
+    "no_regression": case(
+        "got problem_type None and num_labels 2; set task.type: sequence_classification", task__type="regression"
+    ),
+    "reward_of_a_regression": case(
+        "search.reward accuracy needs classes, this task predicts numbers; use kl, loss or squared",
+        model="regression",
+        task__type="regression",
+        search__reward="accuracy",
+    ),
     "multi_label": case(
         "problem_type must be single_label_classification, got multi_label_classification", model="multi_label"
     ),

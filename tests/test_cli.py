@@ -161,7 +161,7 @@ def test_faults_of_the_file(file: str, old: str, new: str, expected: str) -> Non
         (["--config", "FILE", "--search.policy.name", "ucb2"], "unknown policy 'ucb2'. Did you mean 'ucb1'? Known: "),
         (["--config", "FILE", "--search.policy.gamma", "0.3"], "policy 'ucb1' has no option 'gamma'"),
         (["--config", "FILE", "--search.policy.memory", "2"], "memory must be in [0, 1], got 2"),
-        (["--config", "FILE", "--task.type", "chess"], "unknown task 'chess'. Known: causal_lm, "),
+        (["--config", "FILE", "--task.type", "chess"], "unknown task 'chess'. Known: answer, causal_lm, "),
         (["--config", "FILE", "--task.max_length", "0", "--task.batch_size", "-1"], "task.batch_size must be"),
     ],
 )
@@ -227,4 +227,4 @@ def test_help_lists_every_policy_with_its_options() -> None:
         assert f"\n  {name}\n" in f"\n{policies}"
         for option, default, description in describe_options(POLICIES.get(name)):
             assert squeezed(f"{option}: {description} (default: {default})") in squeezed(policies)
-    assert "causal_lm, sequence_classification" in text
+    assert "answer, causal_lm, multiple_choice, regression, sequence_classification" in text

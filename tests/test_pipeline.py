@@ -61,8 +61,26 @@ def settings_for(tmp_path: Path, files: dict[str, str], model_type: str, **chang
         "output": {"dir": str(tmp_path / "out"), "random_seeds": 2},
     }
     for part, values in changes.items():
-        base[part] = {**base[part], **values} if isinstance(values, dict) else values
+        base[part] = {**base[part], **values} if part in base and isinstance(values, dict) else values
     return check(base)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_a_race_with_interactions_and_compensation(tmp_path: Path, files: dict[str, str], model_type: str) -> None:
+    search = {"policy": {"name": "race"}, "interactions": True, "rounds": 2, "pulls_per_arm": 1}
+    changes = {"search": search, "compensation": {"name": "least_squares", "guard": False}}
+    plain = prune_from_config(settings_for(tmp_path, files, model_type, search=search))
+    changes["output"] = {"dir": str(tmp_path / "refitted")}
+    result = prune_from_config(settings_for(tmp_path, files, model_type, **changes))
+    report = Report.from_json(tmp_path / "refitted" / "mabprune" / "report.json")
+    assert np.array_equal(result.selection.kept, plain.selection.kept)
+    assert report.search.backward_tokens > 0
+    assert report.reload["max_logit_difference"] < 1e-4
+    assert report.after.parameters == load_pruned(tmp_path / "refitted").num_parameters()
+    assert report.after.kl != plain.report.after.kl and report.random != plain.report.random
+    assert report.compensation is not None and report.compensation["name"] == changes["compensation"]
+    assert all(site["refitted"] for site in report.compensation["sites"])
+    assert plain.report.compensation is None
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import copy
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.comparison import Judge
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.pipeline import load_judge, make_accelerator
+from hf_mabprune.pipeline import half_of, load_judge, make_accelerator
 from hf_mabprune.pulls.replay import ReplayPulls
 
 ALLOWED_ERROR, ALLOWED_CORRELATION = 0.01, 0.999
@@ -28,7 +29,7 @@ def measure(
     """One row a reward, kind of arm and layer.
 
     Args:
-        settings: Of a run; its reward and block size are varied.
+        settings: Of a run; its reward and block size are varied, its `products` are what is tested.
         arms_each: Arms drawn from each layer, for each kind.
         batches: Calibration batches that means are taken over.
         block_sizes: Of neuron arms.
@@ -41,7 +42,10 @@ def measure(
         for kind, size in [*(("neuron", size) for size in block_sizes), ("head", 1)]:
             arms = architecture_of(model).arm_table(model, [kind], size, judge.tokens)
             picked = draw(arms, arms_each, settings.seed)
-            means = [_means(judge, version, arms, picked, reward, batches) for version in (model, exact)]
+            means = [
+                _means(judge, version, arms, picked, reward, batches, products)
+                for version, products in ((model, half_of(settings)), (exact, None))
+            ]
             rows += [
                 {"reward": reward, "arm": kind if size == 1 else f"block of {size}", "layer": layer, **found}
                 for layer, found in by_layer(arms.layer[picked], *means).items()
@@ -70,10 +74,16 @@ def by_layer(
 
 
 def _means(
-    judge: Judge, model: PreTrainedModel, arms: ArmTable, picked: NDArray[np.int64], reward: str, batches: int
+    judge: Judge,
+    model: PreTrainedModel,
+    arms: ArmTable,
+    picked: NDArray[np.int64],
+    reward: str,
+    batches: int,
+    products: torch.dtype | None,
 ) -> NDArray[np.float64]:
     """[n], the mean reward of each picked arm over some batches."""
     calibration = judge.batches["calibration"][:batches]
-    pulls = ReplayPulls(model, arms, judge.task, calibration, reward, judge.accelerator)
+    pulls = ReplayPulls(model, arms, judge.task, calibration, reward, judge.accelerator, products=products)
     values = pulls.pull(np.repeat(picked, len(calibration)), np.tile(np.arange(len(calibration)), len(picked)))
     return values[:, 0].reshape(len(picked), -1).mean(1)

@@ -6,11 +6,15 @@ engine is total pulls over total seconds.
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from hf_mabprune.architectures import architecture_of, linear_at
 from hf_mabprune.comparison import Judge
@@ -26,6 +30,7 @@ class PullCost:
     """Engines on arms of one kind; medians over repeats, each on another batch."""
 
     arm: str
+    products: str  # precision of replay's matrix products; the two forwards run in the model's own
     padded_s: float  # two forwards, batches padded to their longest
     equal_s: float  # two forwards, on the tokens that replay runs
     replay_s: float
@@ -39,17 +44,46 @@ class PullCost:
 
 
 def measure(settings: PruneConfig, arms_each: int = 48, repeats: int = 3) -> pd.DataFrame:
-    """The table of costs, one row a kind of arm.
+    """The table of costs, one row a kind of arm; one more in half precision on a GPU, or where settings ask for it.
 
     Args:
         arms_each: Arms of each kind that replay pulls; the two forwards of the paper pull a quarter of them.
     """
     judge, _ = load_judge(settings, make_accelerator())
-    costs = [_measure_kind(judge, kind, settings, arms_each, repeats) for kind in np.unique(judge.arms.kind)]
-    return pd.DataFrame([asdict(cost) for cost in costs])
+    half = judge.model.device.type == "cuda" or settings.search.products == "float16"
+    return pd.DataFrame(
+        [
+            asdict(_measure_kind(judge, kind, settings, products, arms_each, repeats))
+            for kind in np.unique(judge.arms.kind)
+            for products in ([None, torch.float16] if half else [None])
+        ]
+    )
 
 
-def _measure_kind(judge: Judge, kind: str, settings: PruneConfig, arms_each: int, repeats: int) -> PullCost:
+def plot(table: pd.DataFrame, path: str | Path) -> None:
+    """Replay over the two forwards of the paper, beside what counting operations allows; one group of bars a row."""
+    figure = Figure(figsize=(7, 1.2 + 0.9 * len(table)), layout="constrained")
+    panel = figure.subplots()
+    bars = {
+        "padded_ratio": ("against padded batches", "#0072B2"),
+        "equal_ratio": ("on equal tokens", "#56B4E9"),
+        "ceiling": ("ceiling on equal tokens, by counting", "#BBBBBB"),
+    }
+    for place, (column, (label, colour)) in enumerate(bars.items()):
+        rows = np.arange(len(table)) + 0.26 * (place - 1)
+        drawn = panel.barh(rows, table[column], height=0.24, color=colour, label=label)
+        panel.bar_label(drawn, fmt="%.1f", padding=2, fontsize=8)
+    panel.set_yticks(np.arange(len(table)), table["arm"] + "\n" + table["products"])
+    panel.invert_yaxis()
+    panel.set_xlabel("pulls per second, as a multiple of two full forward passes a pull")
+    panel.legend(fontsize=8, loc="lower right")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _measure_kind(
+    judge: Judge, kind: str, settings: PruneConfig, products: torch.dtype | None, arms_each: int, repeats: int
+) -> PullCost:
     rng = np.random.default_rng(settings.seed)
     layers = np.arange(arms_each) % (judge.arms.layer.max() + 1)
     pool = {layer: np.flatnonzero((judge.arms.kind == kind) & (judge.arms.layer == layer)) for layer in set(layers)}
@@ -61,7 +95,7 @@ def _measure_kind(judge: Judge, kind: str, settings: PruneConfig, arms_each: int
         batch = judge.batches["calibration"][repeat % len(judge.batches["calibration"])]
         parts = split_by_length(batch)
         tokens.append(sum(part["input_ids"].numel() for part in parts))
-        replayed = _seconds(judge, ReplayPulls, [batch], arms, settings.search.reward)
+        replayed = _seconds(judge, partial(ReplayPulls, products=products), [batch], arms, settings.search.reward)
         padded = _seconds(judge, ReferencePulls, [batch], few, settings.search.reward)
         equal = _seconds(judge, ReferencePulls, parts, few, settings.search.reward)
         for name, (taken, _) in (("padded", padded), ("equal", equal), ("replay", replayed)):
@@ -72,6 +106,7 @@ def _measure_kind(judge: Judge, kind: str, settings: PruneConfig, arms_each: int
     ceiling = 2 * whole / suffix
     return PullCost(
         arm=f"{kind}, {int(judge.arms.units[arms].max())} units",
+        products=str(products or judge.model.dtype).removeprefix("torch."),
         padded_s=padded_s,
         equal_s=equal_s,
         replay_s=replay_s,
@@ -86,7 +121,7 @@ def _measure_kind(judge: Judge, kind: str, settings: PruneConfig, arms_each: int
 
 
 def _seconds(
-    judge: Judge, engine: type[Pulls], batches: list[dict[str, torch.Tensor]], arms: np.ndarray, reward: str
+    judge: Judge, engine: Callable[..., Pulls], batches: list[dict[str, torch.Tensor]], arms: np.ndarray, reward: str
 ) -> tuple[float, np.ndarray]:
     """Seconds a pull on all of the batches, and the rewards on the first."""
     pulls = engine(judge.model, judge.arms, judge.task, batches, reward, judge.accelerator)

@@ -15,6 +15,7 @@ map leaves nothing behind: u is applied to an arm's mean, which equals the mean 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +29,7 @@ POLICIES: Registry[type["Policy"]] = Registry("policy", "hf_mabprune.policies")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Choose = Callable[[Floats], Bools]
 
 MAP_ARMS = 256  # different arms whose rewards settle the map to [0, 1]
 
@@ -82,7 +84,7 @@ class Policy(ABC):
         """Chooses different living arms to pull next.
 
         Returns:
-            [<= k], at most min(k, number alive) arms. Their order means nothing.
+            [<= k], at most min(k, number alive) arms. Their order means nothing. None: the round is decided.
 
         Raises:
             ValueError: If k < 1.
@@ -111,9 +113,18 @@ class Policy(ABC):
             raise ValueError(f"arms must be in [0, {self.arms}), got {arms.min()} to {arms.max()}")
         if not self.alive[arms].all():
             raise ValueError(f"arms {arms[~self.alive[arms]][:5].tolist()} are already removed")
-        self._take_in(arms, values[:, 0])
+        self._take_in(arms, values[:, 0], controls)
 
-    def _take_in(self, arms: Ints, rewards: Floats) -> None:
+    def begin(self, choose: Choose, batches: int, known: Floats | None = None) -> None:  # noqa: B027
+        """A round begins, in the context of the last `new_context`. Rules that aim at a set make use of it.
+
+        Args:
+            choose: From scores, [K], to the arms that would be left, [K], if the round ended with them.
+            batches: Different mini-batches that there are.
+            known: [K], mean over all of them of the controls that `update` will get; None where there are none.
+        """
+
+    def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:
         """Adds checked rewards [n] to the statistics; rules with statistics of their own extend it."""
         np.add.at(self.pulls, arms, 1.0)
         np.add.at(self.sums, arms, rewards)

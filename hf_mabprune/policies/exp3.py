@@ -51,11 +51,11 @@ class Exp3(Policy):
         probabilities = self.probabilities()
         return self.draw(np.log(probabilities, out=np.zeros(self.arms), where=self.alive), k)
 
-    def _take_in(self, arms: Ints, rewards: Floats) -> None:
+    def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:
         weights = 1.0 / (self.probabilities()[arms] * self.number_alive())
         np.add.at(self.importance, arms, weights)
         np.add.at(self.gains, arms, weights * rewards)
-        super()._take_in(arms, rewards)
+        super()._take_in(arms, rewards, controls)
 
     def _discount(self) -> None:
         super()._discount()

@@ -10,7 +10,7 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.estimates import effects
 from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation, kl_divergence, probabilities_of
+from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation
 from hf_mabprune.tasks.base import Batch, Task
-from hf_mabprune.tasks.readout import NO_TARGET, Readout
+from hf_mabprune.tasks.readout import Readout
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -36,19 +37,19 @@ class Original:
     """What the unpruned model says on a part of a batch.
 
     Attributes:
-        probabilities: [B, P, C], softmax of the logits, in the precision that KL divergences are formed in.
+        distribution: [B, P, C], of the outputs, in the precision that divergences are formed in.
         size: Bytes.
     """
 
     readout: Readout
-    probabilities: torch.Tensor
+    distribution: torch.Tensor
     size: int
 
     @classmethod
     def of(cls, readout: Readout) -> "Original":
-        """With the probabilities computed."""
-        probabilities = probabilities_of(readout.logits)
-        return cls(readout, probabilities, readout.logits.nbytes + probabilities.nbytes)
+        """With the distribution computed."""
+        distribution = readout.distribution()
+        return cls(readout, distribution, readout.logits.nbytes + distribution.nbytes)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Cost:
 
     pulls: int = 0
     forward_tokens: int = 0  # positions of input that went through the model, padding included
+    backward_tokens: int = 0  # the same of backward passes
     seconds: float = 0.0  # of wall-clock time spent on pulls
 
 
@@ -197,6 +199,53 @@ class Pulls(ABC):
         batch, part = place
         return self.batches[batch] if part == WHOLE else self._parts[batch][part]
 
+    def effects(self, samples: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64], Ints, Ints]:
+        """What removing each arm does to the outputs on all batches, to first order, in the context.
+
+        The parts of batches are dealt out over processes; every one gets the same arrays.
+
+        Args:
+            samples, seed: Of the label draws, as those of `estimates.effects`.
+
+        Returns:
+            Effects [K, D] and the batch of each coordinate [D]; derivatives of the KL divergence [K, batches], means
+            over the examples of each batch; the examples of each batch. A batch whose outputs are not finite has none.
+        """
+        start = time.perf_counter()
+        places = [(batch, part) for batch, parts in enumerate(self._parts) for part in range(len(parts))]
+        rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        mine: dict[int, torch.Tensor] = {}
+        slopes = torch.zeros(len(self.arms), len(places), dtype=torch.float64, device=device)
+        passes = 0
+        for number in range(rank, len(places), world):
+            readout, inputs = self._original(places[number]).readout, self._inputs(places[number])
+            original = replace(readout, logits=readout.logits.clone())  # made in inference mode, it takes no gradients
+            mine[number], slopes[:, number], passes = effects(
+                self.model, self.arms, self.task, inputs, self.kept, original, samples, seed + number
+            )
+        passes = int(self.accelerator.gather(torch.tensor([passes], device=device)).max())
+        sizes = np.array([len(self._inputs(place)["input_ids"]) for place in places])
+        ends = np.cumsum(sizes * passes)
+        table = torch.zeros(len(self.arms), int(ends[-1]), device=device)
+        for number, found in mine.items():
+            table[:, int(ends[number]) - found.shape[1] : int(ends[number])] = found
+        for place in places:
+            tokens = self._inputs(place)["input_ids"].numel()
+            self.cost.forward_tokens += tokens * (1 + (place not in self._counted))
+            self.cost.backward_tokens += tokens * (passes + int(not self.kept.all()))
+            self._counted.add(place)
+        whole, sums = (self.accelerator.reduce(each).cpu().numpy() for each in (table, slopes))
+        self.cost.seconds += time.perf_counter() - start
+        of_batch = np.array([batch for batch, _ in places])
+        batch = np.repeat(of_batch, sizes * passes)
+        broken = {*batch[~np.isfinite(whole).all(axis=0)], *of_batch[~np.isfinite(sums).all(axis=0)]}
+        examples = np.bincount(of_batch, sizes).astype(np.int64)
+        examples[list(broken)] = 0
+        means = np.stack([sums[:, of_batch == number].sum(1) for number in range(len(examples))], 1)
+        means = np.divide(means, examples, out=np.zeros_like(means), where=examples > 0)
+        fine = examples[batch] > 0
+        return whole[:, fine], means, batch[fine], examples
+
     def observe(self, batch: int, kept: Bools) -> Observation:
         """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
         place = (batch, WHOLE)
@@ -241,13 +290,11 @@ def observation(original: Original, readout: Readout, quantities: Sequence[str])
     """
     found = dict.fromkeys(QUANTITIES, torch.empty(0, dtype=torch.float64))
     if "kl" in quantities:
-        divergence = kl_divergence(original.readout.logits, readout.logits, original.probabilities)
-        counted = (readout.targets != NO_TARGET).to(divergence.dtype)
-        found["kl"] = ((divergence * counted).sum(-1) / counted.sum(-1)).double()
-    for name, measured in (("loss", Readout.losses), ("correct", Readout.correct)):
-        if name in quantities:
-            leading = readout.logits.shape[:-3]
-            copies = readout.logits.reshape(-1, *readout.logits.shape[-3:])
-            values = torch.stack([measured(Readout(logits, readout.targets)).double() for logits in copies])
-            found[name] = values.reshape(*leading, -1)
+        found["kl"] = readout.divergence(original.readout, original.distribution).double()
+    leading, each = readout.logits.shape[:-3], readout.logits.shape[-3:]
+    copies = [replace(readout, logits=logits) for logits in readout.logits.reshape(-1, *each)]
+    if "loss" in quantities:
+        found["loss"] = torch.stack([copy.losses().double() for copy in copies]).reshape(*leading, -1)
+    if "correct" in quantities:
+        found["correct"] = torch.stack([copy.correct().double() for copy in copies]).reshape(*leading, -1)
     return Observation(**found)

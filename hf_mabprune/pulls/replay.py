@@ -10,19 +10,23 @@ its mask changes:
 - Several arms of one site share a forward pass: the batch is repeated, once an arm.
 - Where a classifier reads the first position alone, the last layer's FFN runs at that position alone.
 - The examples of a batch are sorted by length and run in parts, each cut to its longest.
+- On demand, linear layers multiply in half precision, but only what the mask changed: y = y0 + W (x - x0), x0 and y0
+  recorded. Rounding is then relative to the effect of the mask, not to the activations, which would drown it.
 
 What runs is the model's own code on the same numbers; results differ from the reference by rounding alone.
 Symbols: B examples in a part, T tokens, D hidden, L layers, A arms in a forward pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.masking import keep_masks, masked
@@ -42,6 +46,7 @@ class Recording:
 
     outputs: dict[nn.Module, Any]
     columns: dict[str, torch.Tensor]  # site.output -> [B, T, columns], the input of that projection
+    linears: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]]  # input and output, for products in half precision
     observation: Observation
     size: int  # bytes
 
@@ -51,12 +56,18 @@ class ReplayPulls(Pulls):
 
     Takes the arguments of `Pulls`. Recordings are kept between calls as long as they fit into half of `cache_bytes`;
     beyond that they are made again, one part of a batch at a time.
+
+    Args:
+        products: Precision of the matrix products on what a mask changes; None is the model's own.
     """
 
     records = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, products: torch.dtype | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        linears = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        halved = products is not None and products != self.model.dtype
+        self._weights = {module: module.weight.detach().to(products) for module in linears} if halved else {}
         architecture = architecture_of(self.model)
         self._sites: dict[tuple[str, int], Site] = {
             (site.kind, site.layer): site for site in architecture.sites(self.model)
@@ -94,6 +105,7 @@ class ReplayPulls(Pulls):
         if place in self._recordings:
             return self._recordings[place]
         base, outputs, columns = self.model.base_model, {}, {}
+        linears: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]] = {}
         blocks = {base.get_submodule(path) for site in self._sites.values() for path in (site.block, *site.feeds)}
         with ExitStack() as hooks:
             for block in {*self._layers, *self._attentions, *blocks}:
@@ -102,9 +114,12 @@ class ReplayPulls(Pulls):
                 projection = base.get_submodule(site.output)
                 keep = lambda _, arguments, path=site.output: columns.update({path: arguments[0]})  # noqa: E731
                 hooks.callback(projection.register_forward_pre_hook(keep).remove)
+            for module in self._weights:
+                both = lambda module, arguments, output: linears.update({module: (arguments[0], output)})  # noqa: E731
+                hooks.callback(module.register_forward_hook(both).remove)
             readout = self.task.readout(self.model, inputs)
-        size = _bytes([*outputs.values(), *columns.values()])
-        recording = Recording(outputs, columns, observation(original, readout, self.needs), size)
+        size = _bytes([*outputs.values(), *columns.values(), *linears.values()])
+        recording = Recording(outputs, columns, linears, observation(original, readout, self.needs), size)
         if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
             self._recordings[place] = recording
         return recording
@@ -116,7 +131,7 @@ class ReplayPulls(Pulls):
             try:
                 found = [self._replay(inputs, arms[at : at + size], recording) for at in range(0, len(arms), size)]
                 logits = found[0].logits if len(found) == 1 else torch.cat([part.logits for part in found])
-                return Readout(logits, found[0].targets)
+                return replace(found[0], logits=logits)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if size == 1 or not _is_out_of_memory(error):
                     raise
@@ -142,10 +157,15 @@ class ReplayPulls(Pulls):
         block = base.get_submodule(site.block)
         stubs[block] = self._without(site, arms, recording, first)
         copies = {name: tensor.repeat(len(arms), *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
-        with _stubs(stubs), self._first_position_alone() if self._reads_first else ExitStack():
+        forwards: dict[nn.Module, Callable[..., Any]] = {
+            module: partial(_by_difference, self._weights[module], *recorded, len(arms))
+            for module, recorded in recording.linears.items()
+        }
+        forwards |= {block: partial(_answer, output) for block, output in stubs.items()}
+        with _replaced(forwards), self._first_position_alone() if self._reads_first else ExitStack():
             readout = self.task.readout(self.model, copies)
         logits = readout.logits.unflatten(0, (len(arms), -1))
-        return Readout(logits, readout.targets[: logits.shape[1]])
+        return replace(readout, logits=logits, targets=readout.targets[: logits.shape[1]])
 
     def _without(self, site: Site, arms: Ints, recording: Recording, positions: slice) -> Any:
         """What the block of a site returns without each of the arms, [A * B, T, D]: less the arm's own share."""
@@ -183,42 +203,72 @@ class ReplayPulls(Pulls):
 
 
 def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
-    """The examples of a batch sorted by length and split into equal parts, each cut to its longest.
+    """The examples of a batch sorted by length and split into equal parts, each cut to its longest sequence.
 
     A batch that is padded on the left, or hardly at all, stays as it is.
     """
     attention = batch.get("attention_mask")
-    if attention is None or not bool(attention[:, 0].all()):
+    if attention is None or not bool(attention[..., 0].all()):
         return [batch]
-    lengths = attention.sum(1).cpu()
+    lengths = attention.sum(-1).reshape(len(attention), -1).amax(1).cpu()
     order = torch.argsort(lengths, stable=True)
     chunks = [chunk for chunk in np.array_split(order.numpy(), min(parts, len(order))) if len(chunk)]
     padded = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
-    width = batch["input_ids"].shape[1]
+    width = batch["input_ids"].shape[-1]
     if padded > 0.9 * len(order) * width:
         return [batch]
 
     def cut(name: str, tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
         picked = tensor[torch.as_tensor(rows, device=tensor.device)]
-        along = tensor.ndim > 1 and tensor.shape[1] == width
-        return picked[:, : int(lengths[rows].max())] if along else picked
+        along = tensor.ndim > 1 and tensor.shape[-1] == width and not tensor.is_floating_point()
+        return picked[..., : int(lengths[rows].max())] if along else picked
 
     return [{name: cut(name, tensor, rows) for name, tensor in batch.items()} for rows in chunks]
 
 
 @contextmanager
-def _stubs(outputs: dict[nn.Module, Any]) -> Iterator[None]:
-    """Blocks return the given outputs instead of running, while the context is open."""
-    own = {block: vars(block).get("forward") for block in outputs}
+def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Modules run the given functions instead of their forwards, while the context is open."""
+    own = {module: vars(module).get("forward") for module in forwards}
     try:
-        for block, output in outputs.items():
-            block.forward = lambda *_, result=output, **__: result
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for block, forward in own.items():
-            del block.forward
-            if forward is not None:
-                block.forward = forward
+        for module, former in own.items():
+            del module.forward
+            if former is not None:
+                module.forward = former
+
+
+def _answer(output: Any, *_: Any, **__: Any) -> Any:
+    """A forward that runs nothing."""
+    return output
+
+
+def _by_difference(
+    weight: torch.Tensor, before: torch.Tensor, after: torch.Tensor, copies: int, changed: torch.Tensor
+) -> torch.Tensor:
+    """A linear layer on inputs that differ little from recorded ones; the product is made in the weight's precision.
+
+    Each copy is scaled by a power of two to a largest difference of about 1, so that half precision's range holds it.
+
+    Args:
+        weight: [C', C], in half precision.
+        before, after: [B, ..., C] and [B, ..., C'], recorded input and output.
+        copies: A, how often the recorded examples are repeated.
+        changed: [A * B, ..., C]; may hold the first position alone.
+
+    Returns:
+        [A * B, ..., C'], in the precision of `changed`.
+    """
+    if before.ndim > 2:
+        before, after = before[:, : changed.shape[1]], after[:, : changed.shape[1]]
+    difference = changed.unflatten(0, (copies, -1)) - before
+    largest = difference.abs().flatten(1).amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.exp2(largest.log2().floor()).view(-1, *[1] * before.ndim)
+    product = linear((difference / scale).to(weight.dtype), weight)
+    return torch.addcmul(after, product.to(after.dtype), scale).flatten(0, 1)
 
 
 def _first(output: Any) -> torch.Tensor:

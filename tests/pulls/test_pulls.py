@@ -7,8 +7,10 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.config import SearchConfig, TargetConfig
+from hf_mabprune.config import PruneConfig, SearchConfig, TargetConfig
+from hf_mabprune.layouts import make_plans
 from hf_mabprune.masking import masked
+from hf_mabprune.pipeline import load_judge, make_accelerator, make_policy
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.pulls import Pulls
 from hf_mabprune.pulls.reference import ReferencePulls
@@ -163,17 +165,67 @@ def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
     assert len(split_by_length({"input_ids": ids})) == 1
 
 
+@pytest.mark.parametrize("reward", ["kl", "loss"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
-def test_fast_and_reference_pulls_select_the_same_arms(model_type: str) -> None:
+def test_half_precision_products_keep_the_effects_of_single_neurons(model_type: str, reward: str) -> None:
+    model, task, batches, _ = problem(model_type)
+    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 1, 7)
+    kept = some_context(arms)
+    half = pull_all(ReplayPulls(model, arms, task, batches, reward, products=torch.float16), kept)[:, 0]
+    exact = pull_all(ReplayPulls(model.double(), arms, task, batches, reward), kept)[:, 0]
+    assert not np.array_equal(half, exact.astype(np.float32))
+    alive = np.repeat(np.flatnonzero(kept), 2)
+    for kind, layer, rows in arms.groups():
+        mine = np.isin(alive, rows)
+        assert np.abs(half - exact)[mine].max() <= 0.01 * exact[mine].std(), (kind, layer)
+
+
+def finished_order(search: Search) -> np.ndarray:
+    for _ in search.run():
+        pass
+    return search.finished().order
+
+
+def searches(model_type: str) -> tuple[Search, Search]:
+    """The same search with either engine."""
     model, task, batches, _ = problem(model_type)
     arms = architecture_of(model).arm_table(model, ["neuron", "head"], 4, 7)
     target = TargetConfig(neurons=0.5, heads=0.5)
     plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", {"neuron": 1, "head": 1})
+    config = SearchConfig(rounds=2, pulls_per_arm=2)
+    reference, replay = (
+        Search(engine(model, arms, task, batches), POLICIES.get("ucb1")(arms=len(arms), seed=0), plan, config)
+        for engine in (ReferencePulls, ReplayPulls)
+    )
+    return reference, replay
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_fast_and_reference_pulls_select_the_same_arms(model_type: str) -> None:
+    reference, replay = searches(model_type)
+    assert np.array_equal(finished_order(reference), finished_order(replay))
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_a_search_resumed_with_the_other_engine_selects_the_same_arms(model_type: str) -> None:
+    expected = finished_order(searches(model_type)[0])
+    for steps in (1, 4):
+        first, second = searches(model_type)
+        for begun, other in ((first, second), (second, first)):
+            for _ in zip(range(steps), begun.run(), strict=False):
+                pass
+            other.load_state_dict(begun.state_dict())
+            assert np.array_equal(finished_order(other), expected)
+            first, second = searches(model_type)
+
+
+@pytest.mark.slow
+def test_fast_and_reference_pulls_select_the_same_arms_in_the_quickstart() -> None:
+    settings = PruneConfig.from_yaml("configs/quickstart.yaml")
+    judge, _ = load_judge(settings, make_accelerator())
+    plan = make_plans(judge.model, judge.arms, judge.totals, settings.prune).search
     orders = []
     for engine in (ReferencePulls, ReplayPulls):
-        policy = POLICIES.get("ucb1")(arms=len(arms), seed=0)
-        search = Search(engine(model, arms, task, batches), policy, plan, SearchConfig(rounds=2, pulls_per_arm=2))
-        for _ in search.run():
-            pass
-        orders.append(search.finished().order)
+        pulls = engine(judge.model, judge.arms, judge.task, judge.batches["calibration"], settings.search.reward)
+        orders.append(finished_order(Search(pulls, make_policy(settings, len(judge.arms)), plan, settings.search)))
     assert np.array_equal(*orders)

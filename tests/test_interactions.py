@@ -1,0 +1,115 @@
+"""What removing one arm does to the worth of the others: against real removals, and on made-up arms."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_mabprune.config import SearchConfig, TargetConfig
+from hf_mabprune.interactions import RIDGE, Interactions
+from hf_mabprune.policies import POLICIES
+from hf_mabprune.pulls.replay import ReplayPulls
+from hf_mabprune.search import Search
+from hf_mabprune.selection import Plan, make_plan
+from tests.pulls.test_pulls import problem, some_context
+
+
+def small_effects(model_type: str) -> ReplayPulls:
+    """Pulls on a tiny model whose sites hardly matter, so that second order is all there is."""
+    model, task, batches, arms = problem(model_type)
+    model.double()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith(("output.dense", "down_proj", "o_proj")):
+                module.weight.mul_(1e-2)
+    return ReplayPulls(model, arms, task, batches)
+
+
+def mean_kl(pulls: ReplayPulls, kept: np.ndarray) -> float:
+    return float(np.mean([pulls.observe(batch, kept).kl.mean().item() for batch in range(len(pulls.batches))]))
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_the_kl_of_sets_is_predicted(model_type: str, in_context: bool) -> None:
+    pulls = small_effects(model_type)
+    count = len(pulls.arms)
+    kept = some_context(pulls.arms) if in_context else np.ones(count, dtype=bool)
+    pulls.set_context(kept)
+    found = Interactions(*pulls.effects(samples=600, seed=0))
+    now, rng = mean_kl(pulls, kept), np.random.default_rng(0)
+    predicted, exact = [], []
+    for size in (1, 2, 5):
+        for _ in range(6):
+            gone = rng.choice(np.flatnonzero(kept), size, replace=False)
+            inner = found.effects[gone] @ found.effects[gone].T / found.examples.sum()
+            predicted.append(-found.rewards()[gone].sum() + (inner.sum() - np.trace(inner)) / 2)
+            after = kept.copy()
+            after[gone] = False
+            exact.append(mean_kl(pulls, after) - now)
+    tolerance = 0.02 if model_type == "bert" else 0.15  # labels are drawn for the language model
+    assert np.abs(np.array(predicted) - exact).max() <= tolerance * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_controls_have_the_rewards_as_their_mean(in_context: bool) -> None:
+    pulls = small_effects("bert")
+    if in_context:
+        pulls.set_context(some_context(pulls.arms))
+    found = Interactions(*pulls.effects(samples=2, seed=0))
+    arms = np.arange(len(pulls.arms))
+    controls = np.stack([found.controls(arms, np.full(len(arms), batch)) for batch in range(len(pulls.batches))])
+    np.testing.assert_allclose(np.average(controls, axis=0, weights=found.examples), found.rewards(), rtol=1e-4)
+    values = np.stack([pulls.pull(arms, np.full(len(arms), batch))[:, 0] for batch in range(len(pulls.batches))])
+    alive = pulls.kept
+    assert np.abs(values - controls)[:, alive].max() <= 0.05 * np.abs(values)[:, alive].max()
+
+
+def made_up(effects: list[list[float]]) -> Interactions:
+    array = np.array(effects, dtype=np.float32)
+    dimensions = array.shape[1]
+    return Interactions(array, np.zeros((len(array), 1)), np.zeros(dimensions, dtype=int), np.array([dimensions]))
+
+
+def plan_for(count: int, fraction: float) -> Plan:
+    pulls = small_effects("bert")
+    arms = pulls.arms
+    rows = np.flatnonzero((arms.kind == "neuron") & (arms.layer == 0))[:count]
+    table = type(arms)(**{name: getattr(arms, name)[rows] for name in arms.__dataclass_fields__})
+    totals, floors = {"parameters": 1, "macs": 1}, {"neuron": 1, "head": 1}
+    return make_plan(table, TargetConfig(neurons=fraction), totals, "per_layer", floors)
+
+
+def test_of_two_that_stand_in_for_each_other_one_stays_and_what_cancels_goes_together() -> None:
+    twins = made_up([[1.0, 0.0], [1.0, 0.0], [0.0, 1.3]])
+    kept, removed, scores = twins.remove(plan_for(3, 0.67), twins.rewards(), np.ones(3, dtype=bool), 0.0, 1.0)
+    assert sorted(removed) == [0, 2] and kept.tolist() == [False, True, False]
+    own = -(0.5 + RIDGE) * np.array([1.0, 1.0, 1.69]) / 2
+    np.testing.assert_allclose(scores, [own[0], own[1] - 0.5, own[2]], rtol=1e-6)
+    opposite = made_up([[2.0, 0.0], [-2.0, 0.1], [0.0, 2.1]])
+    _, removed, _ = opposite.remove(plan_for(3, 0.67), opposite.rewards(), np.ones(3, dtype=bool), 0.0, 1.0)
+    assert sorted(removed) == [0, 1]
+
+
+@pytest.mark.parametrize("policy", ["race", "ucb1"])
+def test_a_search_that_is_taken_up_again_ends_the_same_and_pays_once(policy: str) -> None:
+    def search() -> Search:
+        model, task, batches, arms = problem("bert")
+        target, floors = TargetConfig(neurons=0.5, heads=0.5), {"neuron": 1, "head": 1}
+        plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", floors)
+        config = SearchConfig(rounds=2, pulls_per_arm=2, interactions=True, arms_per_step=3)
+        pulls = ReplayPulls(model, arms, task, batches, accelerator=Accelerator(cpu=True))
+        return Search(pulls, POLICIES.get(policy)(arms=len(arms), seed=0), plan, config)
+
+    whole = search()
+    steps = sum(1 for _ in whole.run())
+    for stop in range(1, steps):
+        first, second = search(), search()
+        for _ in zip(range(stop), first.run(), strict=False):
+            pass
+        second.load_state_dict(first.state_dict())
+        for _ in second.run():
+            pass
+        assert np.array_equal(second.finished().order, whole.finished().order)
+        assert second.pulls.cost.backward_tokens == whole.pulls.cost.backward_tokens
+        assert second.pulls.cost.pulls == whole.pulls.cost.pulls
