@@ -29,7 +29,7 @@ def main() -> int:
     """Parses, calls, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["estimates", "policies", "precision", "pulls", "quality"])
-    parser.add_argument("--seeds", type=int, nargs="+", help="of searches and random draws; default: 0 1, or the suite's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, help="policy, or policy:reward")
     parser.add_argument("--out", help="where the rows go; default: runs/policies.parquet, or what the suite says")
     parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
