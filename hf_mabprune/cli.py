@@ -290,7 +290,7 @@ def _explain(message: str) -> str:
         known = known_types()
         while "." in key and key.rpartition(".")[0] not in known:
             key = key.rpartition(".")[0]
-        return f"unknown key '{key}'.{nearest(key, known)}"
+        return f"unknown key '{key}'.{nearest(key, [*known, *(path.rpartition('.')[2] for path in known)])}"
     if message.startswith("Unexpected config"):
         given = " ".join(message.partition(":")[2].split())
         return f"the file of --config must hold a mapping of settings, got {given or 'an empty file'}"

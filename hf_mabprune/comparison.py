@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 from accelerate import Accelerator
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import KINDS, ArmTable, Bools, Ints
@@ -20,6 +21,7 @@ from hf_mabprune.evaluation import (
     measure_latency,
 )
 from hf_mabprune.pulls.base import Cost
+from hf_mabprune.recovery import RecoveryFigures
 from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigures
 from hf_mabprune.search import SearchResult
 from hf_mabprune.selection import Plan, round_widths
@@ -75,6 +77,7 @@ class Judge:
         model: The unpruned model.
         batches: purpose -> batches.
         tokens: T, length of the sequence that MACs are counted for.
+        training: Encoded examples of the calibration split for recovery, where the run asks for it.
         compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
         cache: (split, number of the batch) -> what the unpruned model says.
     """
@@ -87,6 +90,7 @@ class Judge:
     totals: dict[str, int]
     accelerator: Accelerator
     compensation: Compensation | None = None
+    training: Dataset | None = None
     cache: dict[tuple[str, int], Readout] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -184,6 +188,7 @@ def make_report(
     selection: Selection,
     small: PreTrainedModel,
     done: CompensationFigures | None,
+    trained: RecoveryFigures | None,
     found: SearchResult,
     cost: Cost,
 ) -> Report:
@@ -193,6 +198,7 @@ def make_report(
         settings: With the one target of this size.
         small: The cut model.
         done: What its compensation did.
+        trained: What its recovery did.
     """
     task = judge.task
     before, after = judge.before_and_after(small, selection.kept, done.parameters if done else 0)
@@ -227,12 +233,17 @@ def make_report(
             broken_batches=list(found.broken),
         ),
         compensation={"name": settings.compensation, **asdict(done)} if done else None,
-        warnings=warnings_of(selection, found, done, after),
+        recovery=asdict(trained) if trained else None,
+        warnings=warnings_of(selection, found, done, trained, after),
     )
 
 
 def warnings_of(
-    selection: Selection, found: SearchResult, done: CompensationFigures | None, after: ModelFigures
+    selection: Selection,
+    found: SearchResult,
+    done: CompensationFigures | None,
+    trained: RecoveryFigures | None,
+    after: ModelFigures,
 ) -> list[str]:
     """What a reader of the report must know."""
     said = []
@@ -246,6 +257,8 @@ def warnings_of(
     if left:
         sites = ", ".join(f"{site.kind}s of layer {site.layer} ({site.reason})" for site in left)
         said.append(f"the compensation left alone: {sites}")
+    if trained:
+        said.append("recovery trained the pruned model, not the random draws")
     if not np.isfinite(after.loss):
         said.append("the loss of the pruned model is not finite")
     return said

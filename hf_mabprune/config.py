@@ -5,7 +5,7 @@ The YAML file is this tree written down. Unknown keys are errors that name the n
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -243,6 +243,9 @@ class PruneConfig(Strict):
         None,
         description="refit of what stays on calibration data: least_squares, mask_tuning, or {name: ..., option: ...}",
     )
+    recovery: RecoveryConfig | None = Field(
+        None, description="training of what stays, with the unpruned model as teacher; null: none"
+    )
     output: OutputConfig = Field(description="where the result goes")
     seed: int = Field(0, ge=0, description="of everything random")
 
@@ -319,8 +322,14 @@ def known_keys(path: tuple[str | int, ...]) -> list[str]:
     """The keys that the config knows at a place."""
     part: type[BaseModel] = PruneConfig
     for step in path:
-        part = part.model_fields[str(step)].annotation  # type: ignore[assignment]
+        part = _part_of(part.model_fields[str(step)].annotation) or part
     return list(part.model_fields)
+
+
+def _part_of(annotation: Any) -> type[BaseModel] | None:
+    """The part of a config that a field holds, or may hold; None for plain values."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 @cache
@@ -330,8 +339,8 @@ def known_types(part: type[BaseModel] = PruneConfig, prefix: str = "") -> dict[s
     types = {}
     for name, field in part.model_fields.items():
         types[prefix + name] = _type_text(schema["properties"][name])
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            types |= known_types(field.annotation, f"{prefix}{name}.")
+        if inner := _part_of(field.annotation):
+            types |= known_types(inner, f"{prefix}{name}.")
     return types
 
 

@@ -28,6 +28,7 @@ from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.processes import main_first, on_main
 from hf_mabprune.pulls.base import Cost
 from hf_mabprune.pulls.replay import ReplayPulls
+from hf_mabprune.recovery import check_recovery
 from hf_mabprune.registry import check_options, nearest
 from hf_mabprune.report import ModelFigures, Report
 from hf_mabprune.result import PruneResult, Source, write
@@ -54,6 +55,7 @@ def prune(
     prune: dict[str, Any] | None = None,
     search: dict[str, Any] | None = None,
     compensation: str | dict[str, Any] | None = None,
+    recovery: dict[str, Any] | None = None,
     output: dict[str, Any] | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -68,7 +70,7 @@ def prune(
         target: What to remove, e.g. `{"parameters": 0.3}` or `{"neurons": 0.5, "heads": 0.5}`; a list of fractions
             gives several sizes from one search.
         output_dir: Folder for the checkpoint, the report and the card.
-        task, prune, search, compensation, output: Parts of the YAML config, under the same keys.
+        task, prune, search, compensation, recovery, output: Parts of the YAML config, under the same keys.
         seed: Of everything random.
         resume: Go on with the same call that was interrupted.
 
@@ -87,6 +89,7 @@ def prune(
             "prune": {"target": target, **(prune or {})},
             "search": search or {},
             "compensation": compensation,
+            "recovery": recovery,
             "output": {"dir": str(output_dir), **(output or {})},
             "seed": seed,
         }
@@ -283,7 +286,7 @@ def make_accelerator(settings: PruneConfig | None = None) -> Accelerator:
     """Accelerate's engine, on CPU where there is no GPU, with the trackers that the settings name.
 
     Raises:
-        ValueError: If the launch asked for several processes and this one would run alone.
+        ValueError: If the launch asked for several processes and this one would run alone, or recovery cannot run.
     """
     output = settings.output if settings else None
     accelerator = Accelerator(
@@ -297,6 +300,8 @@ def make_accelerator(settings: PruneConfig | None = None) -> Accelerator:
             f"the launch asked for {asked} processes, Accelerate runs {accelerator.num_processes}: use a launch file "
             "from configs/accelerate"
         )
+    if settings and settings.recovery:
+        check_recovery(settings.recovery, accelerator.num_processes)
     return accelerator
 
 
@@ -365,7 +370,10 @@ def prepare(
     arms = architecture.arm_table(model, settings.prune.kinds(), settings.prune.block_size, tokens)
     totals = evaluation.count_parameters(model) | {"macs": evaluation.count_macs(model, tokens, task.one_sequence)}
     compensation = make_compensation(settings.compensation) if settings.compensation else None
-    return Judge(model, task, arms, batches, tokens, totals, accelerator, compensation)
+    training = None
+    if settings.recovery:
+        training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
+    return Judge(model, task, arms, batches, tokens, totals, accelerator, compensation, training)
 
 
 def search(

@@ -92,6 +92,8 @@ class Report:
         greater_is_better: Of the main metric.
         compensation: What a refit of the kept projections did and cost (`compensation.CompensationFigures`), by its
             `name`; None where there was none. The random draws had the same.
+        recovery: What training did and cost (`recovery.RecoveryFigures`); None where there was none. The random draws
+            were not trained.
         sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
     """
@@ -114,6 +116,7 @@ class Report:
     kept: dict[str, dict[int, tuple[int, int]]]
     search: SearchFigures
     compensation: dict[str, Any] | None = None
+    recovery: dict[str, Any] | None = None
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -19,6 +19,7 @@ from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.output import DETAILS, save_weights, write_overview, write_views
 from hf_mabprune.processes import on_main
 from hf_mabprune.pulls.base import Cost
+from hf_mabprune.recovery import recover
 from hf_mabprune.report import Report, SizeFigures
 from hf_mabprune.search import SearchResult
 from hf_mabprune.state import FILE
@@ -54,8 +55,12 @@ class Source:
         plans = layouts.make_plans(judge.model, judge.arms, judge.totals, prune)
         selection = choose_layout(judge, plans, self.found, settings)
         model, done = judge.cut(selection)
+        trained = None
+        if settings.recovery and judge.training is not None:
+            arguments = judge.model, judge.task, judge.training, settings.recovery, judge.accelerator, settings.seed
+            trained = recover(model, *arguments)
         checkpoint.round_weights(model, self.save_dtype)
-        report = make_report(settings, judge, selection, model, done, self.found, self.cost)
+        report = make_report(settings, judge, selection, model, done, trained, self.found, self.cost)
         return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
 
 

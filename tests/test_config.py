@@ -55,6 +55,7 @@ def test_defaults() -> None:
         ("prune.block", "block_size"),
         ("search.pulls", "pulls_per_arm"),
         ("output.directory", "dir"),
+        ("recovery.epoch", "epochs"),
     ],
 )
 def test_unknown_keys_name_the_nearest_known_one(path: str, nearest: str) -> None:
@@ -177,7 +178,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 
     assert PruneConfig.from_yaml(path) == config
     assert PruneConfig.from_yaml(path).task.dataset.data_files == tree["task"]["dataset"]["data_files"]
-    parts = ["model", "task", "prune", "search", "compensation", "output", "seed"]
+    parts = ["model", "task", "prune", "search", "compensation", "recovery", "output", "seed"]
     assert list(yaml.safe_load(config.to_yaml())) == parts
 
 

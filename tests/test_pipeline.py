@@ -83,6 +83,18 @@ def test_a_race_with_interactions_and_compensation(tmp_path: Path, files: dict[s
     assert plain.report.compensation is None
 
 
+def test_recovery_trains_what_stays(tmp_path: Path, files: dict[str, str]) -> None:
+    plain = prune_from_config(settings_for(tmp_path, files, "bert"))
+    changes = {"recovery": {"epochs": 2, "learning_rate": 1e-3}, "output": {"dir": str(tmp_path / "trained")}}
+    result = prune_from_config(settings_for(tmp_path, files, "bert", **changes))
+    report = Report.from_json(tmp_path / "trained" / "mabprune" / "report.json")
+    assert report.recovery is not None and report.recovery["examples"] == 48 and report.recovery["backward_tokens"] > 0
+    assert np.array_equal(result.selection.kept, plain.selection.kept)
+    assert report.after.loss != plain.report.after.loss and report.random == plain.report.random
+    assert report.reload["max_logit_difference"] < 1e-4
+    assert "recovery trained the pruned model, not the random draws" in report.warnings
+
+
 @pytest.fixture
 def finished(tmp_path: Path, files: dict[str, str]) -> tuple[PruneResult, Path]:
     return prune_from_config(settings_for(tmp_path, files, "bert")), tmp_path / "out"
