@@ -108,10 +108,10 @@ class Judge:
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
         """The model with only `kept` arms, by masking."""
         forward = masked_forward_of(self.model, self.task, self.arms.kept_units(kept))
-        original = self._originals(split)
+        original = self.originals(split)
         return evaluate(forward, self.task, self.batches[split], self.accelerator, original, intervals)
 
-    def _originals(self, split: str) -> Forward:
+    def originals(self, split: str) -> Forward:
         """The unpruned model, from the cache where its logits fit."""
 
         def forward(number: int, batch: Batch) -> Readout:
@@ -131,7 +131,7 @@ class Judge:
         Raises:
             ValueError: If its loss is not finite.
         """
-        found = evaluate(self._originals("test"), self.task, self.batches["test"], self.accelerator)
+        found = evaluate(self.originals("test"), self.task, self.batches["test"], self.accelerator)
         broken = np.flatnonzero(~np.isfinite(found.scores.losses))
         if len(broken):
             raise ValueError(
@@ -149,7 +149,7 @@ class Judge:
             biases: Parameters that the compensation added.
         """
         test, before = self.batches["test"], self.baseline
-        after = evaluate(forward_of(small, self.task), self.task, test, self.accelerator, self._originals("test"))
+        after = self._tested(small)
         slow, fast = measure_latency([self.model, small], self.task, test[0])
         everything = np.ones(len(kept), dtype=bool)
         return (
@@ -163,10 +163,12 @@ class Judge:
         if not self.compensation:
             return RandomFigures(seed, self._figures(self.masked(drawn.kept, "test"), drawn.kept))
         small, done = self.cut(drawn)
-        found = evaluate(
-            forward_of(small, self.task), self.task, self.batches["test"], self.accelerator, self._originals("test")
-        )
-        return RandomFigures(seed, self._figures(found, drawn.kept, done.parameters if done else 0))
+        return RandomFigures(seed, self._figures(self._tested(small), drawn.kept, done.parameters if done else 0))
+
+    def _tested(self, small: PreTrainedModel) -> Evaluation:
+        """A cut model on the test split."""
+        forward = forward_of(small, self.task)
+        return evaluate(forward, self.task, self.batches["test"], self.accelerator, self.originals("test"))
 
     def _figures(self, evaluation: Evaluation, kept: Bools, biases: int = 0) -> ModelFigures:
         gone = {kind: int(self.arms.parameters[(self.arms.kind == kind) & ~kept].sum()) for kind in ("neuron", "head")}

@@ -13,6 +13,7 @@ Symbols: K arms; D coordinates of the outputs of N examples; n pulls.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class Interactions:
 
     def rewards(self) -> Floats:
         """[K], -c_a: the reward of each arm alone, as far as second order knows it."""
-        return self.slopes @ self.examples / self.examples.sum() - self._squares() / 2
+        return self.slopes @ self.examples / self.examples.sum() - self._squares / 2
 
     def controls(self, arms: Ints, batches: Ints) -> Floats:
         """[n], the same of `arms[i]` on batch `batches[i]` alone."""
@@ -69,7 +70,7 @@ class Interactions:
             seen: of the removed when they went, of the others after it.
         """
         moved = np.zeros(self.effects.shape[1], dtype=np.float32)  # sum of the effects of what has gone
-        own = rewards - RIDGE * self._squares()
+        own = rewards - RIDGE * self._squares
         now, removed = own.copy(), []
         for reached in np.linspace(start, progress, steps + 1)[1:]:
             now = np.where(kept, own - self.effects @ moved / self.examples.sum(), now)
@@ -78,6 +79,7 @@ class Interactions:
             removed.append(gone)
         return kept, np.concatenate(removed), now
 
+    @cached_property
     def _squares(self) -> Floats:
         """[K], |E_a|^2 / N."""
         return np.einsum("kd,kd->k", self.effects, self.effects).astype(float) / self.examples.sum()

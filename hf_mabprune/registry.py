@@ -74,6 +74,11 @@ class Registry(Generic[T]):
                 importlib.import_module(f"{self.package}.{module.name}")
 
 
+def option(default: Any, help: str) -> Any:
+    """A dataclass field that a config may set, with its help text."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def check_options(kind: str, name: str, component: type, options: dict[str, Any]) -> dict[str, Any]:
     """Checks the options that a config gives a dataclass component against its fields.
 

@@ -209,7 +209,7 @@ class Bench:
         """On the test split."""
         judge = self.judge
         return evaluate(
-            judge._originals("test"), judge.task, judge.batches["test"], judge.accelerator, intervals=False
+            judge.originals("test"), judge.task, judge.batches["test"], judge.accelerator, intervals=False
         )
 
     @cached_property
@@ -219,7 +219,7 @@ class Bench:
         if given is not None:
             return given
         targets = [
-            self.judge._originals("test")(number, batch).targets for number, batch in enumerate(self._on_device())
+            self.judge.originals("test")(number, batch).targets for number, batch in enumerate(self._on_device())
         ]
         counted = np.concatenate([target[target != NO_TARGET].cpu().numpy() for target in targets])
         return constant_answer(self.judge.task, self.unpruned.scores, counted)
@@ -301,7 +301,7 @@ class Draw:
             small = prune_copy(judge.model, keep, self.suite.layout)
             figures = compensate(method, self.teacher, small, keep)
             forward = forward_of(small, task)
-        original = judge._originals("test")
+        original = judge.originals("test")
         return evaluate(forward, task, judge.batches["test"], judge.accelerator, original, intervals=False), figures
 
     @cached_property

@@ -8,21 +8,16 @@ Symbols: C inputs of a whole projection, S that stay; D outputs; N positions see
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_mabprune.activations import Moments
-from hf_mabprune.registry import Registry, check_options
+from hf_mabprune.registry import Registry, check_options, option
 
 COMPENSATIONS: Registry[type["Compensation"]] = Registry("compensation", "hf_mabprune.compensation")
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that users may set under `compensation`, with its help text."""
-    return field(default=default, metadata={"help": help})
 
 
 class Refused(Exception):

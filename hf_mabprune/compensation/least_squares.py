@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, option, ridge
+from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, ridge
+from hf_mabprune.registry import option
 
 
 @COMPENSATIONS.register("least_squares")

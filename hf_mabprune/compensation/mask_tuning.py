@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, Refused, option, ridge
+from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, Refused, ridge
+from hf_mabprune.registry import option
 
 DAMPING = 1e-6  # so that a scale that the data does not determine is 1
 

@@ -9,9 +9,9 @@ or H * Dh; h its input, over all positions that are not padding; S the columns o
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,11 +31,6 @@ CRITERIA: Registry[type["Criterion"]] = Registry("criterion", "hf_mabprune.crite
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that users may set beside the criterion's name, with its help text."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats, option
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.registry import option
 
 
 @CRITERIA.register("fisher")

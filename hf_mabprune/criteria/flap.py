@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats, option
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.registry import option
 
 
 @CRITERIA.register("flap")

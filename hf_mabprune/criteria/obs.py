@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats, Ints, option
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats, Ints
+from hf_mabprune.registry import option
 
 PENDING = 128  # rows of updates that are gathered before the large matrix is touched
 

@@ -16,13 +16,13 @@ map leaves nothing behind: u is applied to an arm's mean, which equals the mean 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_mabprune.registry import Registry
+from hf_mabprune.registry import Registry, option
 
 POLICIES: Registry[type["Policy"]] = Registry("policy", "hf_mabprune.policies")
 
@@ -32,11 +32,6 @@ Bools = NDArray[np.bool_]
 Choose = Callable[[Floats], Bools]
 
 MAP_ARMS = 256  # different arms whose rewards settle the map to [0, 1]
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that users may set under `search.policy`, with its help text."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(kw_only=True)

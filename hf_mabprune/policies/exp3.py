@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.policies.base import POLICIES, Floats, Ints, Policy, option
+from hf_mabprune.policies.base import POLICIES, Floats, Ints, Policy
+from hf_mabprune.registry import option
 
 
 @POLICIES.register("exp3")

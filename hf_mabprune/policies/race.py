@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from hf_mabprune.intervals import ConfidenceSequence
-from hf_mabprune.policies.base import POLICIES, Bools, Choose, Floats, Ints, Policy, option
+from hf_mabprune.policies.base import POLICIES, Bools, Choose, Floats, Ints, Policy
+from hf_mabprune.registry import option
 
 
 @POLICIES.register("race")

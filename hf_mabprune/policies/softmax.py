@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.policies.base import POLICIES, Floats, Ints, Policy, option
+from hf_mabprune.policies.base import POLICIES, Floats, Ints, Policy
+from hf_mabprune.registry import option
 
 
 @POLICIES.register("softmax")
