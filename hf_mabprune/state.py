@@ -29,7 +29,7 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.processes import on_main
 from hf_mabprune.search import Search
 
-FORMAT = "1"
+FORMAT = "2"
 FILE = "search_state.safetensors"
 SAVE_EVERY = 60.0  # seconds between saves within a round
 SAMPLE = 256  # numbers of each tensor that the fingerprint of a model reads

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from hf_mabprune.state import FILE, pack, unpack
+from hf_mabprune.state import FILE, FORMAT, pack, unpack
 from tests.test_pipeline import sentences, settings_for
 
 ROOT = Path(__file__).parent.parent
@@ -236,7 +236,7 @@ def test_a_state_of_another_version_or_a_broken_one_is_refused(
 ) -> None:
     path = tmp_path / "out.state" / FILE
     saved = path.read_bytes()
-    path.write_bytes(saved.replace(b'"format":"1"', b'"format":"7"'))
+    path.write_bytes(saved.replace(f'"format":"{FORMAT}"'.encode(), b'"format":"7"'))
     assert runs.finish(*interrupted, "--resume") == 2 and "has format 7, this version" in runs.said()
     path.write_bytes(saved[:100])
     assert runs.finish(*interrupted, "--resume") == 2 and "is no saved search" in runs.said()
