@@ -69,7 +69,7 @@ def estimate(
     kept = np.ones(len(arms), dtype=bool) if kept is None else kept
     whole = bool(kept.all())
     gates = _gates(model, arms.kept_units(kept), len(batch["input_ids"]))
-    with _frozen(model), torch.enable_grad(), masked(model, **_repeated(gates, sequences_of(batch))):
+    with frozen(model), torch.enable_grad(), masked(model, **_repeated(gates, sequences_of(batch))):
         readout = task.readout(model, batch)
         derive = _Derivatives(arms, gates)
         if reward == "kl":
@@ -111,7 +111,7 @@ def effects(
         which on MiniLM chose better sets than the divergence itself); and the passes that the first took, D / B.
     """
     gates = _gates(model, arms.kept_units(kept), len(batch["input_ids"]))
-    with _frozen(model), torch.enable_grad(), masked(model, **_repeated(gates, sequences_of(batch))):
+    with frozen(model), torch.enable_grad(), masked(model, **_repeated(gates, sequences_of(batch))):
         derive = _Derivatives(arms, gates)
         readout = task.readout(model, batch)
         places = list(readout.coordinates(original, samples, seed))
@@ -172,7 +172,7 @@ def _repeated(gates: Gates, sequences: int) -> Gates:
 
 
 @contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
+def frozen(model: PreTrainedModel) -> Iterator[None]:
     """No parameter takes gradients while the context is open."""
     took = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in took:

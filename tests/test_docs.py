@@ -157,8 +157,8 @@ def test_public_names_are_in_the_reference(tmp_path: Path) -> None:
     """Builds the pages of the modules where they live, as `make docs` does, in a process of its own: pdoc renames
     modules that it takes for parts of others."""
     homes = {name: getattr(hf_mabprune, name).__module__ for name in hf_mabprune.__all__}
-    command = [sys.executable, "-m", "pdoc", "--docformat", "google", "-o", str(tmp_path), *sorted(set(homes.values()))]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    pages = ["--docformat", "google", "--output-directory", str(tmp_path), *sorted(set(homes.values()))]
+    subprocess.run([sys.executable, "-m", "pdoc", *pages], check=True, cwd=ROOT, capture_output=True)
     for name, home in homes.items():
         page = (tmp_path / f"{home.replace('.', '/')}.html").read_text()
         assert f'id="{name}"' in page, f"{name} is not on the page of {home}"

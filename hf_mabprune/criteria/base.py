@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.activations import Moments, moments, watch_inputs
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.curvature import Curvature, curvatures
 from hf_mabprune.estimates import estimate
 from hf_mabprune.registry import Registry
 from hf_mabprune.selection import Plan
@@ -62,6 +63,11 @@ class Evidence:
     def moments(self) -> dict[str, Moments]:
         """Moments of each site's input, by the path of its output projection; one forward pass a batch."""
         return moments(self.model, self.task, self.batches, [site for site, _ in self.sites])
+
+    @cached_property
+    def curvatures(self) -> dict[str, Curvature]:
+        """Curvature of the KL divergence at each site's output projection, by its path."""
+        return curvatures(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)
 
     @cached_property
     def magnitudes(self) -> dict[str, Floats]:

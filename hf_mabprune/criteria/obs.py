@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats, Ints
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.elimination import increases
 from hf_mabprune.registry import option
-
-PENDING = 128  # rows of updates that are gathered before the large matrix is touched
 
 
 @CRITERIA.register("obs")
@@ -42,63 +40,8 @@ class OBS(Criterion):
     def scores(self, evidence: Evidence) -> Floats:
         found = np.empty(len(evidence.arms))
         for site, rows in evidence.sites:
-            order, increases = self._remove(evidence, site, rows)
-            ramp = 1 + 1e-9 * np.arange(len(rows))  # equal increases keep their order
-            found[rows[order]] = np.maximum.accumulate(increases) * ramp
+            weight, second = evidence.weight(site.output), evidence.moments[site.output].second.cpu().numpy()
+            scale = max(float((weight @ second * weight).sum()), np.finfo(float).tiny) if self.relative else 1.0
+            size = int(evidence.arms.units[rows].max()) * site.unit_size
+            found[rows] = increases(weight, second, size, len(rows), self.damping) / scale
         return found
-
-    def _remove(self, evidence: Evidence, site: Site, rows: Ints) -> tuple[Ints, Floats]:
-        """Every arm of a site in turn: numbers into `rows`, and the increases."""
-        weight = evidence.weight(site.output)
-        second = evidence.moments[site.output].second.cpu().numpy()
-        scale = float((weight @ second * weight).sum()) if self.relative else 1.0
-        size = int(evidence.arms.units[rows].max()) * site.unit_size
-        spare = len(rows) * size - len(second)  # a smaller last block is filled up with columns of nothing
-        hessian = np.eye(len(second) + spare)
-        hessian[: len(second), : len(second)] = second
-        hessian[np.diag_indices(len(second))] += self.damping * max(second.diagonal().mean(), np.finfo(float).tiny)
-        order, increases = remove_blocks(np.pad(weight, ((0, 0), (0, spare))), hessian, size)
-        return order, increases / max(scale, np.finfo(float).tiny)
-
-
-def remove_blocks(weight: Floats, hessian: Floats, size: int) -> tuple[Ints, Floats]:
-    """Removes all blocks of neighbouring columns, each time the one that adds the least error.
-
-    Args:
-        weight: [D, A * size], of A blocks.
-        hessian: [A * size, A * size], positive definite.
-
-    Returns:
-        The blocks in their order, [A], and what each adds to the error, [A].
-    """
-    blocks = hessian.shape[0] // size
-    names = np.arange(blocks)  # of the blocks that the arrays below still hold
-    gone = np.zeros(blocks, dtype=bool)
-    inverse = np.linalg.inv(hessian)  # [C, C], less pending' pending
-    pending = np.empty((0, len(inverse)))
-    own = np.einsum("aiaj->aij", inverse.reshape(blocks, size, blocks, size)).copy()  # [A, size, size], up to date
-    columns = np.ascontiguousarray(weight.T).reshape(blocks, size, -1)  # [A, size, D], up to date
-    order, increases = np.empty(blocks, dtype=np.int64), np.empty(blocks)
-    for step in range(blocks):
-        grams = columns @ columns.transpose(0, 2, 1)
-        errors = np.trace(np.linalg.solve(own, grams), axis1=1, axis2=2)
-        errors[gone] = np.inf
-        block = int(np.argmin(errors))
-        mine = slice(block * size, (block + 1) * size)
-        root = np.linalg.cholesky(own[block])
-        update = np.linalg.solve(root, inverse[mine] - pending[:, mine].T @ pending).astype(float, copy=False)
-        lead = np.linalg.solve(root, columns[block])
-        columns -= (update.T @ lead).reshape(columns.shape)
-        parts = update.reshape(size, -1, size)
-        own -= np.einsum("rai,raj->aij", parts, parts)
-        gone[block] = True
-        own[gone] = np.eye(size)
-        order[step], increases[step] = names[block], np.square(lead).sum()
-        pending = np.concatenate([pending, update])
-        if len(pending) >= PENDING:
-            left = np.repeat(~gone, size)
-            pending = pending[:, left]
-            inverse = inverse[np.ix_(left, left)] - pending.T @ pending
-            pending = pending[:0]
-            own, columns, names, gone = own[~gone], columns[~gone], names[~gone], gone[~gone]
-    return order, increases

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from hf_mabprune.criteria import CRITERIA, obs
-from hf_mabprune.criteria.obs import remove_blocks
+from hf_mabprune import elimination
+from hf_mabprune.criteria import CRITERIA
+from hf_mabprune.elimination import remove_blocks
 from tests.criteria.by_hand import case, columns, inputs_of, weight
 
 
@@ -57,7 +58,7 @@ def test_a_sequence_of_removals_is_that_of_least_squares(size: int, blocks: int)
 @pytest.mark.parametrize("size", [1, 4])
 def test_updates_that_are_put_off_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More columns than are put off at a time; along the order found, the whole error is that of least squares."""
-    monkeypatch.setattr(obs, "PENDING", 16)
+    monkeypatch.setattr(elimination, "PENDING", 16)
     blocks = 32 // size + 7
     rng = np.random.default_rng(1)
     weight, rows = rng.normal(size=(3, size * blocks)), rng.normal(size=(400, size * blocks))

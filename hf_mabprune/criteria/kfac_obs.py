@@ -1,0 +1,45 @@
+"""Optimal brain surgeon on whole arms, with errors measured at the outputs of the model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.elimination import increases
+from hf_mabprune.registry import option
+from hf_mabprune.surgery import may_have_bias
+
+
+@CRITERIA.register("kfac_obs")
+@dataclass(kw_only=True)
+class KfacOBS(Criterion):
+    """As obs, but a change dW costs 1/2 tr(G dW A dW') and not tr(dW H dW'), G and A as in `curvature.Curvature`.
+
+    So an arm's score is the KL divergence from the unpruned model, in nats, that its removal adds when all other
+    columns of its layer are refitted, to second order; comparable between layers, FFNs and attention. Where the
+    projection may have a bias, which takes up the means, A is centred.
+
+    Source: LLM Surgeon, van der Ouderaa et al. 2024, arXiv 2312.17244, has OBS on rows and columns with Kronecker
+    factors of the empirical Fisher information of the loss. Here the factors are those of the KL divergence, and
+    inputs are weighted by how much each position bears on the outputs.
+
+    Raises:
+        ValueError: If damping is not above 0.
+    """
+
+    damping: float = option(0.01, "lambda, relative to the mean of the diagonal of A; above 0")
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.damping < np.inf:
+            raise ValueError(f"damping must be finite and above 0, got {self.damping}")
+
+    def scores(self, evidence: Evidence) -> Floats:
+        found = np.empty(len(evidence.arms))
+        for site, rows in evidence.sites:
+            curvature = evidence.curvatures[site.output]
+            inputs = curvature.inputs
+            second = inputs.covariance() if may_have_bias(evidence.model, site) else inputs.second
+            weight = curvature.root().cpu().numpy() @ evidence.weight(site.output)
+            size = int(evidence.arms.units[rows].max()) * site.unit_size
+            found[rows] = increases(weight, second.cpu().numpy(), size, len(rows), self.damping) / 2
+        return found
