@@ -158,10 +158,17 @@ class SearchConfig(Strict):
     """How the arms are found."""
 
     policy: dict[str, Any] = Field(
-        {"name": "ucb1"}, description="bandit policy and its options, e.g. {name: ucb1, c: 1.0}"
+        {"name": "race"}, description="bandit policy and its options, e.g. {name: ucb1, c: 1.0}"
     )
     reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
-    rounds: int = Field(8, gt=0, description="removals in steps; each round pulls in the context of what is gone")
+    refit: bool | None = Field(
+        None,
+        description="whether pulls and estimates count on the refit of what stays, all in one round; null: where "
+        "compensation is least_squares, the reward kl, and rounds are 1 or left out",
+    )
+    rounds: int = Field(
+        8, gt=0, description="removals in steps; each round pulls in the context of what is gone; 1 with refit"
+    )
     interactions: bool = Field(
         False, description="whether removals take into account which arms stand in for each other, from gradients"
     )
@@ -169,7 +176,7 @@ class SearchConfig(Strict):
         4, gt=0, description="backward passes a batch for interactions, where outputs are more than 8 classes"
     )
     pulls_per_arm: float = Field(
-        4.0, ge=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
+        1.0, ge=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
     )
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
@@ -185,11 +192,32 @@ class SearchConfig(Strict):
         name = self.policy.get("name")
         if not isinstance(name, str):
             raise ValueError(f"policy needs a name, e.g. {{name: ucb1}}, got {name!r}")
-        if self.interactions and self.reward != "kl":
-            raise ValueError(f"interactions are those of the reward kl, got reward {self.reward}")
-        if self.pulls_per_arm == 0 and not self.interactions:
-            raise ValueError("pulls_per_arm must be a number > 0, unless interactions are on")
+        for name in ("interactions", "refit"):
+            if getattr(self, name) and self.reward != "kl":
+                raise ValueError(f"{name} is for the reward kl, got reward {self.reward}")
+        if self.refit and self.interactions:
+            raise ValueError("refit has interactions of its own: set interactions to false, or refit to false")
+        if self.refit and "rounds" in self.model_fields_set and self.rounds > 1:
+            raise ValueError(f"refit takes one round, got rounds {self.rounds}: leave it out, or set refit to false")
         return self
+
+    def resolved(self, compensation: str | None) -> "SearchConfig":
+        """With `refit` and what follows from it decided.
+
+        Args:
+            compensation: Name of the method that refits what stays; None for none.
+
+        Raises:
+            ValueError: For a search that counts on a refit that never comes, or that measures nothing.
+        """
+        if self.refit and compensation is None:
+            raise ValueError("search.refit counts on compensation, got null: set it, or set refit to false")
+        one = self.rounds == 1 or "rounds" not in self.model_fields_set
+        may = compensation == "least_squares" and self.reward == "kl" and one and not self.interactions
+        refit = may if self.refit is None else self.refit
+        if self.pulls_per_arm == 0 and not self.interactions and not refit:
+            raise ValueError("search.pulls_per_arm must be a number > 0, unless interactions or refit are on")
+        return self.model_copy(update={"refit": refit, "rounds": 1 if refit else self.rounds})
 
 
 class OutputConfig(Strict):
@@ -240,14 +268,22 @@ class PruneConfig(Strict):
     prune: PruningConfig = Field(description="what may be removed, and how much")
     search: SearchConfig = Field(SearchConfig(), description="how the arms are found")
     compensation: str | dict[str, Any] | None = Field(
-        None,
-        description="refit of what stays on calibration data: least_squares, mask_tuning, or {name: ..., option: ...}",
+        "least_squares",
+        description="refit of what stays on calibration data: least_squares, mask_tuning, {name: ..., option: ...}; "
+        "null: none",
     )
     recovery: RecoveryConfig | None = Field(
         None, description="training of what stays, with the unpruned model as teacher; null: none"
     )
     output: OutputConfig = Field(description="where the result goes")
     seed: int = Field(0, ge=0, description="of everything random")
+
+    @model_validator(mode="after")
+    def _decide_refit(self) -> "PruneConfig":
+        given = self.compensation
+        name = given.get("name") if isinstance(given, dict) else given
+        self.__dict__["search"] = self.search.resolved(name)
+        return self
 
     def to_yaml(self) -> str:
         """The exact, resolved config."""

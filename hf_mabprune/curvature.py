@@ -51,7 +51,7 @@ class Curvature:
 
 def curvatures(
     model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site], seed: int = 0
-) -> dict[str, Curvature]:
+) -> tuple[dict[str, Curvature], int]:
     """The factors of every site, by the path of its output projection; one forward and a few backwards a batch.
 
     Masks that are on are seen. Every process of a launch computes the same, so that nothing depends on how many there
@@ -60,10 +60,13 @@ def curvatures(
     Args:
         model: In evaluation mode.
         seed: Of the label draws.
+
+    Returns:
+        The factors, and the backward passes that a batch took.
     """
     sums: dict[str, list[torch.Tensor]] = {}
     counts = dict.fromkeys((site.output for site in sites), 0)
-    examples = 0
+    examples, passes = 0, 0
     for number, batch in enumerate(batches):
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         counted = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
@@ -72,7 +75,7 @@ def curvatures(
             readout = task.readout(model, inputs)
             outputs = [output for _, output in seen.values()]
             gradients = [_gradients(moved, outputs) for moved in _coordinates(readout, seed + number)]
-        examples += len(inputs["input_ids"])
+        examples, passes = examples + len(inputs["input_ids"]), len(gradients)
         for place, (path, (hidden, _)) in enumerate(seen.items()):
             rows = hidden.detach()[counted].float()
             slopes = torch.stack([each[place][counted] for each in gradients]).float()  # [coordinates, n, D]
@@ -85,7 +88,7 @@ def curvatures(
             counts[path] += len(rows)
             parts = [part.double() for part in parts]
             sums[path] = [a + b for a, b in zip(sums[path], parts, strict=True)] if path in sums else parts
-    return {path: _factors(found, counts[path], examples) for path, found in sums.items()}
+    return {path: _factors(found, counts[path], examples) for path, found in sums.items()}, passes
 
 
 def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> Curvature:

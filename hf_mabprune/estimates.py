@@ -17,9 +17,10 @@ KL of whole sets (`interactions.py`).
 Symbols: K arms, B examples, D coordinates.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable, KeepIndices
-from hf_mabprune.masking import keep_masks, masked
+from hf_mabprune.masking import StandIn, keep_masks, masked
 from hf_mabprune.tasks.base import Batch, Task, sequences_of
 from hf_mabprune.tasks.readout import Readout
 
 Bools = NDArray[np.bool_]
-Gates = dict[str, dict[int, torch.Tensor]]  # argument of `masked` -> layer -> [B, units]
+Gates = dict[str, Any]  # argument of `masked` -> layer -> [B, units]
 ESTIMATED = ("kl", "loss", "squared")
 
 
@@ -96,6 +97,7 @@ def effects(
     original: Readout,
     samples: int = 2,
     seed: int = 0,
+    stand_ins: Mapping[str, StandIn] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """What removing each arm does to each coordinate of the output, to first order, in a context.
 
@@ -103,6 +105,7 @@ def effects(
         model, arms, task, batch, samples, seed: As those of `estimate`.
         kept: [K], the context.
         original: What the unpruned model says on the batch.
+        stand_ins: As those of `masked`.
 
     Returns:
         [K, D] float32, the change of every coordinate with the removal of every arm (for arms that are not kept: minus
@@ -111,7 +114,8 @@ def effects(
         which on MiniLM chose better sets than the divergence itself); and the passes that the first took, D / B.
     """
     gates = _gates(model, arms.kept_units(kept), len(batch["input_ids"]))
-    with frozen(model), torch.enable_grad(), masked(model, **_repeated(gates, sequences_of(batch))):
+    repeated = _repeated(gates, sequences_of(batch))
+    with frozen(model), torch.enable_grad(), masked(model, **repeated, stand_ins=stand_ins):
         derive = _Derivatives(arms, gates)
         readout = task.readout(model, batch)
         places = list(readout.coordinates(original, samples, seed))

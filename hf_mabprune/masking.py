@@ -7,6 +7,7 @@ Symbols: B batch, T tokens, L layers, H query heads, F FFN neurons, Dh head size
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +18,31 @@ from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.arms import KeepIndices
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """What takes the place of the inputs h [C] of a masked arm: their best linear prediction from all other columns.
+
+    So a mask does what removing the arm would do if the projection were refitted at once.
+
+    Attributes:
+        mean: [C].
+        matrix: [C, C]; (h - mean) @ matrix is what the prediction of each arm misses, on the arm's own columns.
+    """
+
+    mean: torch.Tensor
+    matrix: torch.Tensor
+
+    def missed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., C], what each arm alone contributes that the others cannot stand in for."""
+        return (hidden - self.mean) @ self.matrix
+
+
 @contextmanager
 def masked(
     model: PreTrainedModel,
     head_mask: torch.Tensor | Mapping[int, torch.Tensor] | None = None,
     neuron_mask: Mapping[int, torch.Tensor] | None = None,
+    stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Masks heads and FFN neurons of a model while the context is open.
 
@@ -31,6 +52,7 @@ def masked(
             where layers differ in their number of heads. 1 keeps, 0 removes; anything between scales, and gradients
             flow to it.
         neuron_mask: {layer: [F]} or {layer: [B, F]}. For multiple choice B counts choices, not examples.
+        stand_ins: By the path of a site's projection, what comes where an arm is masked; without it, zeros.
 
     Raises:
         ValueError: If the architecture is not supported or a mask does not fit it.
@@ -42,7 +64,8 @@ def masked(
                 mask = _head_mask_of_layer(head_mask, site)
             if mask is not None:
                 projection = model.base_model.get_submodule(site.output)
-                hooks.callback(projection.register_forward_pre_hook(_multiply(_columns(mask, site))).remove)
+                hook = _mask(_columns(mask, site), (stand_ins or {}).get(site.output))
+                hooks.callback(projection.register_forward_pre_hook(hook).remove)
         yield model
 
 
@@ -73,8 +96,10 @@ def _columns(mask: torch.Tensor, site: Site) -> torch.Tensor:
     return columns.unsqueeze(-2) if mask.dim() > 1 else columns
 
 
-def _multiply(columns: torch.Tensor) -> Any:
+def _mask(columns: torch.Tensor, stand_in: StandIn | None) -> Any:
     def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (arguments[0] * columns, *arguments[1:])
+        hidden = arguments[0]
+        kept = hidden * columns if stand_in is None else hidden - stand_in.missed(hidden) * (1 - columns)
+        return (kept, *arguments[1:])
 
     return hook

@@ -5,7 +5,7 @@ import copy
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from hf_mabprune.result import PruneResult, Source, write
 from hf_mabprune.search import Search, SearchResult
 from hf_mabprune.selection import Plan
 from hf_mabprune.state import RunState, check_free, fingerprint, open_run
+from hf_mabprune.surgeon import Surgeon
 from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, check_reward, task_for_model
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 
@@ -54,7 +55,7 @@ def prune(
     task: dict[str, Any] | None = None,
     prune: dict[str, Any] | None = None,
     search: dict[str, Any] | None = None,
-    compensation: str | dict[str, Any] | None = None,
+    compensation: str | dict[str, Any] | None = "least_squares",
     recovery: dict[str, Any] | None = None,
     output: dict[str, Any] | None = None,
     seed: int = 0,
@@ -386,9 +387,14 @@ def search(
     """
     accelerator, batches = judge.accelerator, judge.batches["calibration"]
     reward, products = settings.search.reward, half_of(settings)
-    pulls = ReplayPulls(judge.model, judge.arms, judge.task, batches, reward, accelerator, products=products)
+    parts = judge.model, judge.arms, judge.task, batches
+    surgeon = Surgeon.of(*parts, settings.seed) if settings.search.refit else None
+    stand_ins = surgeon.stand_ins if surgeon else None
+    pulls = ReplayPulls(*parts, reward, accelerator, products=products, stand_ins=stand_ins)
+    if surgeon:
+        pulls.cost = replace(surgeon.cost)
     policy = make_policy(settings, len(judge.arms))
-    under_way = Search(pulls, policy, plan, settings.search, settings.task.max_broken_batches)
+    under_way = Search(pulls, policy, plan, settings.search, settings.task.max_broken_batches, surgeon)
     identity = fingerprint(judge.model, batches) if run else ""
     if run and run.restore(under_way, identity):
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")

@@ -22,6 +22,7 @@ from hf_mabprune.policies import Policy
 from hf_mabprune.pulls import Pulls
 from hf_mabprune.pulls.base import Cost
 from hf_mabprune.selection import Plan
+from hf_mabprune.surgeon import Surgeon
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -107,11 +108,21 @@ class Search:
         plan: Says how many go, and which may.
         config: Rounds and budget.
         max_broken: Calibration batches without a finite loss that are skipped before the search gives up.
+        surgeon: What is known of removals with refits, where the search counts on them; the stand-ins of `pulls` are
+            its own then.
     """
 
     ARRAYS = ("kept", "order", "scores", "pulls", "removed_round")
 
-    def __init__(self, pulls: Pulls, policy: Policy, plan: Plan, config: SearchConfig, max_broken: int = 0) -> None:
+    def __init__(
+        self,
+        pulls: Pulls,
+        policy: Policy,
+        plan: Plan,
+        config: SearchConfig,
+        max_broken: int = 0,
+        surgeon: Surgeon | None = None,
+    ) -> None:
         arms = len(plan.arms)
         self.pulls, self.policy, self.plan, self.config, self.max_broken = pulls, policy, plan, config, max_broken
         self.result = SearchResult(
@@ -121,7 +132,9 @@ class Search:
             pulls=np.zeros(arms, dtype=np.int64),
             removed_round=np.zeros(arms, dtype=np.int64),
         )
-        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan, config.interactions)
+        self.surgeon = surgeon
+        self.estimated = config.interactions or surgeon is not None
+        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan, self.estimated)
         self.number = 1  # of the round under way
         self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
         self.interactions: Interactions | None = None  # in the context of this round
@@ -150,12 +163,14 @@ class Search:
     def _begin_round(self) -> None:
         """Measures how arms bear on each other, and tells the policy what the round is about."""
         known = None
-        if self.config.interactions:
+        if self.estimated:
             paid = replace(self.pulls.cost)
             self.interactions = Interactions(*self.pulls.effects(self.config.label_draws, self.number))
             if self.paid_rounds >= self.number:  # a search that is taken up again has paid already
                 self.pulls.cost = paid
             self.paid_rounds = self.number
+            if self.surgeon:
+                self.interactions = self.surgeon.informed(self.interactions)
             known = self.interactions.rewards()
         kept = self.result.kept
         self.policy.begin(lambda scores: self._remove(scores, kept)[0], len(self.pulls.batches), known)

@@ -77,7 +77,7 @@ def test_without_a_file() -> None:
     config = read_settings(
         ["--model.name", "m", "--task.dataset.path", "glue", "--prune.target.macs", "0.2", "--output.dir", "o"]
     )
-    assert (config.model.name, config.prune.target.macs, config.search.policy) == ("m", 0.2, {"name": "ucb1"})
+    assert (config.model.name, config.prune.target.macs, config.search.policy) == ("m", 0.2, {"name": "race"})
 
 
 def test_later_files_override_earlier_ones(file: str, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Evidence:
     @cached_property
     def curvatures(self) -> dict[str, Curvature]:
         """Curvature of the KL divergence at each site's output projection, by its path."""
-        return curvatures(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)
+        return curvatures(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)[0]
 
     @cached_property
     def magnitudes(self) -> dict[str, Floats]:

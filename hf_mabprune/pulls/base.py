@@ -9,7 +9,7 @@ Symbols: B examples in a batch, n pairs, K arms.
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.estimates import effects
-from hf_mabprune.masking import keep_masks, masked
+from hf_mabprune.masking import StandIn, keep_masks, masked
 from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.readout import Readout
@@ -88,6 +88,8 @@ class Pulls(ABC):
         reward: Name of a reward in `rewards.REWARDS`.
         accelerator: Of the launch.
         cache_bytes: Logits of the unpruned model are kept up to this size, computed again beyond it.
+        stand_ins: What comes in the place of an arm while it is pulled, by the path of its site's projection; without
+            it, nothing. `observe` masks without it.
     """
 
     records: ClassVar[bool] = False  # whether a pass in the context is made once a place
@@ -101,6 +103,7 @@ class Pulls(ABC):
         reward: str = "kl",
         accelerator: Accelerator | None = None,
         cache_bytes: int = CACHE_BYTES,
+        stand_ins: Mapping[str, StandIn] | None = None,
     ) -> None:
         self.model = model
         self.arms = arms
@@ -115,6 +118,7 @@ class Pulls(ABC):
         self._recorded: set[tuple[int, int]] = set()  # and those whose pass in the current context is
         self.kept = np.ones(len(arms), dtype=bool)
         self._cache_bytes = cache_bytes
+        self.stand_ins = stand_ins
         self._originals: dict[tuple[int, int], Original] = {}
 
     def set_context(self, kept: Bools) -> None:
@@ -221,8 +225,9 @@ class Pulls(ABC):
             readout, inputs = self._original(places[number]).readout, self._inputs(places[number])
             original = replace(readout, logits=readout.logits.clone())  # made in inference mode, it takes no gradients
             mine[number], slopes[:, number], passes = effects(
-                self.model, self.arms, self.task, inputs, self.kept, original, samples, seed + number
-            )
+                self.model, self.arms, self.task, inputs, self.kept, original, samples, seed + number,
+                self.stand_ins,
+            )  # fmt: skip
         passes = int(self.accelerator.gather(torch.tensor([passes], device=device)).max())
         sizes = np.array([len(self._inputs(place)["input_ids"]) for place in places])
         ends = np.cumsum(sizes * passes)
@@ -266,9 +271,9 @@ class Pulls(ABC):
             groups: Arms that may share a forward pass.
         """
 
-    def _forward(self, inputs: Batch, kept: Bools) -> Readout:
+    def _forward(self, inputs: Batch, kept: Bools, stand_ins: Mapping[str, StandIn] | None = None) -> Readout:
         """One full forward pass with only `kept` arms."""
-        with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept))):
+        with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept)), stand_ins=stand_ins):
             return self.task.readout(self.model, inputs)
 
     def _original(self, place: tuple[int, int]) -> Original:

@@ -18,6 +18,7 @@ class ReferencePulls(Pulls):
             without_arm = self.kept.copy()
             without_arm[arm] = False
             context, pulled = (
-                observation(original, self._forward(inputs, kept), self.needs) for kept in (self.kept, without_arm)
+                observation(original, self._forward(inputs, kept, self.stand_ins), self.needs)
+                for kept in (self.kept, without_arm)
             )
             yield unpruned, context, pulled, 2 * inputs["input_ids"].numel()

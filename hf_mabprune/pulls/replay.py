@@ -45,7 +45,7 @@ class Recording:
     """One context pass over one part of a batch: what each module returned, and what came out at the end."""
 
     outputs: dict[nn.Module, Any]
-    columns: dict[str, torch.Tensor]  # site.output -> [B, T, columns], the input of that projection
+    columns: dict[str, torch.Tensor]  # site.output -> [B, T, columns], what of its input goes with an arm
     linears: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]]  # input and output, for products in half precision
     observation: Observation
     size: int  # bytes
@@ -92,7 +92,8 @@ class ReplayPulls(Pulls):
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, original = self._inputs(place), self._original(place)
         unpruned = observation(original, original.readout, self.needs)
-        with masked(self.model, **keep_masks(self.model, self.arms.kept_units(self.kept))):
+        masks = keep_masks(self.model, self.arms.kept_units(self.kept))
+        with masked(self.model, **masks, stand_ins=None if self.kept.all() else self.stand_ins):
             recording = self._record(place, inputs, original)
             for group in groups:
                 pulled = observation(original, self._replay_or_less(inputs, group, recording), self.needs)
@@ -118,6 +119,8 @@ class ReplayPulls(Pulls):
                 both = lambda module, arguments, output: linears.update({module: (arguments[0], output)})  # noqa: E731
                 hooks.callback(module.register_forward_hook(both).remove)
             readout = self.task.readout(self.model, inputs)
+        for path, stand_in in (self.stand_ins or {}).items():
+            columns[path] = stand_in.missed(columns[path])
         size = _bytes([*outputs.values(), *columns.values(), *linears.values()])
         recording = Recording(outputs, columns, linears, observation(original, readout, self.needs), size)
         if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:

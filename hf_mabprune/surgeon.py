@@ -1,0 +1,135 @@
+"""Removals as they are once all that stays is refitted: the search that counts on the compensation after it.
+
+A layer whose arms stand in for each other loses little when one goes, but masking does not show it: the stand-ins have
+other weights until they are refitted. So three things are brought together:
+
+- `along`, the cost of each arm in the order in which its layer's arms go, each removal followed by a refit of what
+  stays (`elimination`), in the metric of the outputs (`curvature`). It sees sets, but takes positions as independent.
+- pulls with stand-ins (`masking.StandIn`): the model itself, with one arm replaced by what the others of its layer
+  predict of it. They see the outputs as they are, but one arm at a time; `alone` is what `along` would say of them.
+- effects with stand-ins, from gradients (`estimates`): what pulls would say, to second order, for all arms at once.
+
+The cost that removals go by is `along`, corrected by measured over predicted cost of the arm alone.
+Symbols: K arms; C columns of a projection.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.curvature import Curvature, curvatures
+from hf_mabprune.elimination import increases
+from hf_mabprune.interactions import Interactions
+from hf_mabprune.masking import StandIn
+from hf_mabprune.pulls.base import Cost
+from hf_mabprune.selection import Bools, Floats, Ints, Plan
+from hf_mabprune.surgery import may_have_bias
+from hf_mabprune.tasks.base import Batch, Task
+
+DAMPING = 0.01  # ridge, relative to the mean of the diagonal of the second moments
+LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
+
+
+@dataclass(frozen=True)
+class Surgeon:
+    """What is known of removals with refits before any pull.
+
+    Attributes:
+        along: [K], cost in nats of each arm as the last of its layer's that have gone, refitted.
+        alone: [K], cost of each arm as the first.
+        stand_ins: By the path of the projection.
+        cost: Of finding this out.
+    """
+
+    along: Floats
+    alone: Floats
+    stand_ins: Mapping[str, StandIn]
+    cost: Cost
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch], seed: int = 0
+    ) -> "Surgeon":
+        """From one forward and a few backwards a batch, and O(C^3) a site."""
+        start = time.perf_counter()
+        places = {(site.kind, site.layer): site for site in architecture_of(model).sites(model)}
+        sites = [(places[kind, layer], rows) for kind, layer, rows in arms.groups()]
+        found, passes = curvatures(model, task, batches, [site for site, _ in sites], seed)
+        along, alone = np.empty(len(arms)), np.empty(len(arms))
+        stand_ins = {}
+        for site, rows in sites:
+            curvature = found.pop(site.output)
+            weight = curvature.root() @ linear_at(model, site.output).weight.detach().double()
+            second = moments_of(curvature, may_have_bias(model, site))
+            size = int(arms.units[rows].max()) * site.unit_size
+            values = second.cpu().numpy()
+            along[rows] = increases(weight.cpu().numpy(), values, size, len(rows), DAMPING) / 2
+            alone[rows], matrix = _apart(weight, second, _spans(arms, site, rows))
+            mean = curvature.inputs.mean if may_have_bias(model, site) else torch.zeros_like(curvature.inputs.mean)
+            stand_ins[site.output] = StandIn(mean.to(model.dtype), matrix.to(model.dtype))
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        return cls(along, alone, stand_ins, Cost(0, tokens, tokens * passes, time.perf_counter() - start))
+
+    def informed(self, effects: Interactions) -> "Refitted":
+        """With the effects of the arms, stand-ins in their places."""
+        shared = {name: getattr(effects, name) for name in ("effects", "slopes", "batch", "examples")}
+        return Refitted(**shared, along=self.along, alone=self.alone)
+
+
+@dataclass(frozen=True)
+class Refitted(Interactions):
+    """Effects with stand-ins, and what is known of removals one after the other.
+
+    Attributes:
+        along, alone: As those of `Surgeon`.
+    """
+
+    along: Floats
+    alone: Floats
+
+    def remove(
+        self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float, steps: int = 1
+    ) -> tuple[Bools, Ints, Floats]:
+        """As that of `Interactions`, with rewards measured with stand-ins."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            correction = np.nan_to_num(-rewards / self.alone, nan=1.0)
+        scores = -self.along * correction.clip(1 / LIMIT, LIMIT)
+        kept, gone = plan.choose(scores, kept, progress)
+        return kept, gone, scores
+
+
+def moments_of(curvature: Curvature, centred: bool) -> torch.Tensor:
+    """[C, C], of the inputs; centred where a bias takes up the means."""
+    return curvature.inputs.covariance() if centred else curvature.inputs.second
+
+
+def _spans(arms: ArmTable, site: Site, rows: Ints) -> list[slice]:
+    """Columns of each arm of a site."""
+    return [slice(int(arms.start[row]) * site.unit_size, int(arms.stop[row]) * site.unit_size) for row in rows]
+
+
+def _apart(weight: torch.Tensor, second: torch.Tensor, spans: Sequence[slice]) -> tuple[Floats, torch.Tensor]:
+    """Each arm of a site by itself.
+
+    Args:
+        weight: [D, C] in the metric of the outputs.
+        second: [C, C].
+
+    Returns:
+        Costs, 1/2 tr(W_S ([H^-1]_SS)^-1 W_S') for the columns S of each arm; and the matrix of `StandIn`,
+        [H^-1]_:S ([H^-1]_SS)^-1 side by side.
+    """
+    ridge = DAMPING * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
+    inverse = torch.linalg.inv(second + ridge * torch.eye(len(second), dtype=second.dtype, device=second.device))
+    matrix, costs = torch.empty_like(inverse), []
+    for span in spans:
+        own = inverse[span, span]
+        matrix[:, span] = torch.linalg.solve(own, inverse[span]).T
+        costs.append(float((torch.linalg.solve(own, weight[:, span].T) * weight[:, span].T).sum()) / 2)
+    return np.array(costs), matrix

@@ -1,0 +1,167 @@
+"""Removals with refits: stand-ins against refitted weights, costs against each other, and what goes by them."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
+from hf_mabprune.config import TargetConfig, check
+from hf_mabprune.interactions import Interactions
+from hf_mabprune.masking import keep_masks, masked
+from hf_mabprune.pulls.reference import ReferencePulls
+from hf_mabprune.pulls.replay import ReplayPulls
+from hf_mabprune.selection import make_plan
+from hf_mabprune.surgeon import LIMIT, Refitted, Surgeon
+from tests.pulls.test_pulls import problem, pull_all
+from tests.test_interactions import small_effects
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_a_stand_in_is_the_arm_removed_and_the_rest_refitted(model_type: str) -> None:
+    model, task, batches, arms = problem(model_type)
+    model.double()
+    surgeon = Surgeon.of(model, arms, task, batches)
+    sites = {(site.kind, site.layer): site for site in architecture_of(model).sites(model)}
+    for arm in (1, len(arms) - 1):
+        site = sites[str(arms.kind[arm]), int(arms.layer[arm])]
+        stand_in = surgeon.stand_ins[site.output]
+        span = slice(int(arms.start[arm]) * site.unit_size, int(arms.stop[arm]) * site.unit_size)
+        refitted = copy.deepcopy(model)
+        projection = linear_at(refitted, site.output)
+        share = projection.weight.detach()[:, span] @ stand_in.matrix[:, span].T  # [D, C]
+        bias = 0 if projection.bias is None else projection.bias.detach()
+        projection.weight = nn.Parameter(projection.weight.detach() - share)
+        projection.bias = nn.Parameter(bias + share @ stand_in.mean)
+        assert projection.weight[:, span].abs().max() < 1e-12, "its own columns are empty"
+        kept = np.ones(len(arms), dtype=bool)
+        kept[arm] = False
+        inputs = task.inputs(batches[0])
+        with torch.no_grad(), masked(model, **keep_masks(model, arms.kept_units(kept)), stand_ins=surgeon.stand_ins):
+            found = model(**inputs).logits
+        with torch.no_grad():
+            expected = refitted(**inputs).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_replayed_pulls_with_stand_ins_equal_reference_pulls(model_type: str) -> None:
+    model, task, batches, arms = problem(model_type)
+    model.double()
+    stand_ins = Surgeon.of(model, arms, task, batches).stand_ins
+    whole = np.ones(len(arms), dtype=bool)
+    slow = pull_all(ReferencePulls(model, arms, task, batches, stand_ins=stand_ins), whole)
+    fast = pull_all(ReplayPulls(model, arms, task, batches, stand_ins=stand_ins), whole)
+    plain = pull_all(ReplayPulls(model, arms, task, batches), whole)
+
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-10)
+    assert np.abs(fast - plain).max() > 1e-6
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_effects_with_stand_ins_say_what_pulls_with_stand_ins_say(model_type: str) -> None:
+    plain = small_effects(model_type)
+    surgeon = Surgeon.of(plain.model, plain.arms, plain.task, plain.batches)
+    pulls = ReplayPulls(plain.model, plain.arms, plain.task, plain.batches, stand_ins=surgeon.stand_ins)
+    count, batches = len(pulls.arms), len(pulls.batches)
+    pulled = pulls.pull(np.repeat(np.arange(count), batches), np.tile(np.arange(batches), count))[:, 0]
+    rewards = surgeon.informed(Interactions(*pulls.effects(samples=600, seed=0))).rewards()
+    expected = pulled.reshape(count, batches).mean(1)
+
+    tolerance = 0.02 if model_type == "bert" else 0.15  # labels are drawn for the language model
+    assert np.abs(rewards - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_costs_grow_along_the_removals_of_a_site(model_type: str) -> None:
+    model, task, batches, arms = problem(model_type)
+    surgeon = Surgeon.of(model, arms, task, batches)
+    for _, _, rows in arms.groups():
+        first = rows[np.argmin(surgeon.along[rows])]
+        assert surgeon.along[first] == pytest.approx(surgeon.alone[rows].min(), rel=1e-3)
+        assert surgeon.alone[first] == surgeon.alone[rows].min()
+        assert surgeon.along[rows].sum() > surgeon.alone[rows].sum() * (1 - 1e-6)
+
+
+def test_one_of_two_equal_arms_goes_at_no_cost_and_the_other_does_not() -> None:
+    model, task, batches, arms = problem("bert")
+    site = next(site for site in architecture_of(model).sites(model) if site.kind == "neuron")
+    maker = linear_at(model, next(path for path in site.linears() if path != site.output))
+    with torch.no_grad():
+        maker.weight[16:32], maker.bias[16:32] = maker.weight[:16], maker.bias[:16]
+    first, second = (int(arm) for arm in arms.of_kind("neuron")[:2])
+    surgeon = Surgeon.of(model, arms, task, batches)
+    pulls = ReplayPulls(model, arms, task, batches)
+    masks = -pulls.pull(np.array([first, second]), np.array([0, 0]))[:, 0]
+
+    assert max(surgeon.alone[[first, second]]) < 0.2 * masks.min()
+    low, high = sorted(surgeon.along[[first, second]])
+    assert low < 0.2 * high
+
+
+def test_removals_go_by_the_cost_along_corrected_by_what_pulls_saw() -> None:
+    _, _, _, arms = problem("bert")
+    count = len(arms)
+    rng = np.random.default_rng(0)
+    along, alone = rng.exponential(size=count), rng.exponential(size=count)
+    effects, one = np.zeros((count, 1), dtype=np.float32), np.ones(1, dtype=int)
+    known = Refitted(effects, np.zeros((count, 1)), np.zeros(1, dtype=int), one, along=along, alone=alone)
+    totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
+    plan = make_plan(arms, TargetConfig(neurons=0.5), totals, "per_layer", {"neuron": 16, "head": 1})
+    rewards = -alone * rng.uniform(0.5, 2, size=count)
+    rewards[0], rewards[1] = 1.0, -1e6  # better off without it, and far off
+    kept, gone, scores = known.remove(plan, rewards, np.ones(count, dtype=bool), 0.0, 1.0)
+
+    expected = along * np.clip(-rewards / alone, 1 / LIMIT, LIMIT)
+    np.testing.assert_allclose(-scores, expected)
+    assert expected[0] == along[0] / LIMIT and expected[1] == along[1] * LIMIT
+    assert set(gone) == set(np.flatnonzero(~kept))
+    neurons = arms.of_kind("neuron")
+    assert set(gone) == set(neurons[np.argsort(expected[neurons])[: len(neurons) // 2]])
+
+
+BASE = {
+    "model": {"name": "m"},
+    "task": {"dataset": {"path": "d"}},
+    "prune": {"target": {"neurons": 0.5}},
+    "output": {"dir": "o"},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "refit", "rounds"),
+    [
+        ({}, True, 1),
+        ({"search": {"rounds": 1}}, True, 1),
+        ({"search": {"rounds": 4}}, False, 4),
+        ({"search": {"reward": "loss"}}, False, 8),
+        ({"search": {"interactions": True}}, False, 8),
+        ({"search": {"refit": False}}, False, 8),
+        ({"compensation": None}, False, 8),
+        ({"compensation": "mask_tuning"}, False, 8),
+        ({"compensation": "mask_tuning", "search": {"refit": True}}, True, 1),
+        ({"compensation": {"name": "least_squares", "damping": 0.1}, "search": {"pulls_per_arm": 0}}, True, 1),
+    ],
+)
+def test_refit_is_on_where_it_can_be(settings: dict, refit: bool, rounds: int) -> None:
+    search = check(BASE | settings).search
+    assert (search.refit, search.rounds) == (refit, rounds)
+    again = check(check(BASE | settings).model_dump())
+    assert again.search == search
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"compensation": None, "search": {"refit": True}}, "search.refit counts on compensation"),
+        ({"search": {"refit": True, "rounds": 4}}, "refit takes one round, got rounds 4"),
+        ({"search": {"refit": True, "reward": "loss"}}, "refit is for the reward kl, got reward loss"),
+        ({"search": {"refit": True, "interactions": True}}, "refit has interactions of its own"),
+        ({"compensation": None, "search": {"pulls_per_arm": 0}}, "search.pulls_per_arm must be a number > 0"),
+    ],
+)
+def test_a_refit_that_cannot_be_is_refused(settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check(BASE | settings)
