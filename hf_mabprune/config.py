@@ -16,6 +16,9 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fractions = Fraction | Annotated[list[Fraction], Field(min_length=1)]
 
 
+ROUNDS = 8
+
+
 class Strict(BaseModel):
     """A part of the config: no unknown keys, no change after checking."""
 
@@ -166,8 +169,10 @@ class SearchConfig(Strict):
         description="whether pulls and estimates count on the refit of what stays, all in one round; null: where "
         "compensation is least_squares, the reward kl, and rounds are 1 or left out",
     )
-    rounds: int = Field(
-        8, gt=0, description="removals in steps; each round pulls in the context of what is gone; 1 with refit"
+    rounds: int | None = Field(
+        None,
+        gt=0,
+        description="removals in steps; each round pulls in the context of what is gone; null: 1 with refit, else 8",
     )
     interactions: bool = Field(
         False, description="whether removals take into account which arms stand in for each other, from gradients"
@@ -197,7 +202,7 @@ class SearchConfig(Strict):
                 raise ValueError(f"{name} is for the reward kl, got reward {self.reward}")
         if self.refit and self.interactions:
             raise ValueError("refit has interactions of its own: set interactions to false, or refit to false")
-        if self.refit and "rounds" in self.model_fields_set and self.rounds > 1:
+        if self.refit and (self.rounds or 1) > 1:
             raise ValueError(f"refit takes one round, got rounds {self.rounds}: leave it out, or set refit to false")
         return self
 
@@ -212,12 +217,17 @@ class SearchConfig(Strict):
         """
         if self.refit and compensation is None:
             raise ValueError("search.refit counts on compensation, got null: set it, or set refit to false")
-        one = self.rounds == 1 or "rounds" not in self.model_fields_set
+        one = (self.rounds or 1) == 1
         may = compensation == "least_squares" and self.reward == "kl" and one and not self.interactions
         refit = may if self.refit is None else self.refit
         if self.pulls_per_arm == 0 and not self.interactions and not refit:
             raise ValueError("search.pulls_per_arm must be a number > 0, unless interactions or refit are on")
-        return self.model_copy(update={"refit": refit, "rounds": 1 if refit else self.rounds})
+        return self.model_copy(update={"refit": refit, "rounds": 1 if refit else self.number_of_rounds})
+
+    @property
+    def number_of_rounds(self) -> int:
+        """`rounds`, or what it is where it was left out."""
+        return self.rounds or ROUNDS
 
 
 class OutputConfig(Strict):

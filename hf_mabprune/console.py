@@ -82,7 +82,7 @@ class SearchProgress:
 
     def show(self, done: Round | None) -> None:
         """After every step; `done` is the round that has ended with it, if one has."""
-        rounds, result = self.search.config.rounds, self.search.result
+        rounds, result = self.search.config.number_of_rounds, self.search.result
         last = f"KL {result.rounds[-1].kl:.4f}" if result.rounds else ""
         self.bar.update(
             self.task,

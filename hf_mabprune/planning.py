@@ -58,20 +58,19 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     reach, refused = _reach(judge, settings.prune)
     plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in settings.prune.sizes()]
     config = settings.search
-    budgets = round_budgets(
-        round(config.pulls_per_arm * len(judge.arms)), config.rounds, plans[-1].search, config.interactions
-    )
+    rounds, estimated = config.number_of_rounds, bool(config.interactions or config.refit)
+    budgets = round_budgets(round(config.pulls_per_arm * len(judge.arms)), rounds, plans[-1].search, estimated)
     pulls = sum(budgets)
     seconds, search = _time(judge, settings, pulls)
     memory, cache = _memory(judge)
-    blind = 0 if config.interactions else sum(budget == 0 for budget in budgets)
+    blind = 0 if estimated else sum(budget == 0 for budget in budgets)
     notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
     lines = [
         *_describe_arms(judge),
         *_describe_layouts(judge, reach, refused),
         *(_describe_target(size, found) for size, found in zip(settings.prune.sizes(), plans, strict=True)),
-        f"search: {pulls:,} pulls in {settings.search.rounds} rounds, about {_duration(search)} on one process; "
-        f"with evaluation and {settings.output.random_seeds} random draws about {_duration(seconds)}",
+        f"search: {pulls:,} pulls in {rounds} round{'s' if rounds > 1 else ''}, about {_duration(search)} on one "
+        f"process; with evaluation and {settings.output.random_seeds} random draws about {_duration(seconds)}",
         f"memory: about {memory / 2**20:,.0f} MiB ({model.get_memory_footprint() / 2**20:,.0f} weights, "
         f"at most {cache / 2**20:,.0f} caches)",
         *notes,
@@ -149,7 +148,7 @@ def _time(judge: Judge, settings: PruneConfig, pulls: int) -> tuple[float, float
     seconds = (time.perf_counter() - start) / len(inputs)
     layers = judge.arms.layer.max() + 1
     share = float(np.mean((layers - judge.arms.layer) / layers))  # of a forward pass that a pull runs
-    contexts = settings.search.rounds * min(len(judge.batches["calibration"]), 4)
+    contexts = settings.search.number_of_rounds * min(len(judge.batches["calibration"]), 4)
     search = seconds * (pulls * share + contexts)
     sizes = len(settings.prune.sizes())
     passes = len(judge.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))

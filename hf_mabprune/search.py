@@ -134,7 +134,7 @@ class Search:
         )
         self.surgeon = surgeon
         self.estimated = config.interactions or surgeon is not None
-        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.rounds, plan, self.estimated)
+        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.number_of_rounds, plan, self.estimated)
         self.number = 1  # of the round under way
         self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
         self.interactions: Interactions | None = None  # in the context of this round
@@ -153,7 +153,7 @@ class Search:
         Raises:
             ValueError: If more calibration batches than allowed have no finite loss.
         """
-        while self.number <= self.config.rounds:
+        while self.number <= self.config.number_of_rounds:
             self.pulls.set_context(self.result.kept)
             self._begin_round()
             while self._left() > 0 and self._step():
@@ -177,7 +177,7 @@ class Search:
 
     def _remove(self, scores: Floats, kept: Bools) -> tuple[Bools, Ints, Floats]:
         """What stays after this round, what goes, and all scores, by those of single arms."""
-        start, progress = (number / self.config.rounds for number in (self.number - 1, self.number))
+        start, progress = (number / self.config.number_of_rounds for number in (self.number - 1, self.number))
         if self.interactions:
             return self.interactions.remove(self.plan, scores, kept, start, progress)
         return *self.plan.choose(scores, kept, progress), scores
@@ -186,7 +186,8 @@ class Search:
         """The result, with the arms that stay put at the end of the order, least harmful first."""
         stay = np.flatnonzero(self.result.kept)
         order = np.concatenate([self.result.order, stay[np.argsort(-self.result.scores[stay], kind="stable")]])
-        said = f", {self.decided} of {self.config.rounds} rounds decided by intervals" if self.decided else ""
+        rounds = self.config.number_of_rounds
+        said = f", {self.decided} of {rounds} rounds decided by intervals" if self.decided else ""
         return replace(self.result, order=order, stopped_because=self.result.stopped_because + said)
 
     def state_dict(self) -> dict[str, Any]:
@@ -270,7 +271,7 @@ class Search:
 
     def _end_round(self) -> Round:
         """The safest arms go, as many as the plan asks for by now; the next round is made ready."""
-        result, number, rounds = self.result, self.number, self.config.rounds
+        result, number, rounds = self.result, self.number, self.config.number_of_rounds
         scores = self.policy.scores()
         alone = self.policy.scores()
         if self.interactions:  # an arm that was not pulled goes by its estimate
@@ -297,7 +298,7 @@ class Search:
         return Round(
             number=number,
             removed=int((~result.kept).sum()),
-            removed_fraction=number / self.config.rounds,
+            removed_fraction=number / self.config.number_of_rounds,
             pulls=int(result.pulls.sum()),
             kl=float(now.kl.mean()),
             loss=float(now.loss.mean()),

@@ -33,6 +33,8 @@ from hf_mabprune.surgery import may_have_bias
 from hf_mabprune.tasks.base import Batch, Task
 
 DAMPING = 0.01  # ridge, relative to the mean of the diagonal of the second moments
+MEMORY = 2**32  # bytes of second moments at a time
+MOMENTS = 4  # matrices of a site while they are summed up
 LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
 
 
@@ -60,10 +62,16 @@ class Surgeon:
         start = time.perf_counter()
         places = {(site.kind, site.layer): site for site in architecture_of(model).sites(model)}
         sites = [(places[kind, layer], rows) for kind, layer, rows in arms.groups()]
-        found, passes = curvatures(model, task, batches, [site for site, _ in sites], seed)
         along, alone = np.empty(len(arms)), np.empty(len(arms))
-        stand_ins = {}
-        for site, rows in sites:
+        stand_ins: dict[str, StandIn] = {}
+        found: dict[str, Curvature] = {}
+        passed = 0
+        for number, (site, rows) in enumerate(sites):
+            if not found:  # so many sites share a pass as their moments fit into memory
+                square = (site.units * site.unit_size) ** 2 * 8 * MOMENTS
+                together = [each for each, _ in sites[number : number + max(1, MEMORY // square)]]
+                found, passes = curvatures(model, task, batches, together, seed)
+                passed += 1
             curvature = found.pop(site.output)
             weight = curvature.root() @ linear_at(model, site.output).weight.detach().double()
             second = moments_of(curvature, may_have_bias(model, site))
@@ -74,7 +82,8 @@ class Surgeon:
             mean = curvature.inputs.mean if may_have_bias(model, site) else torch.zeros_like(curvature.inputs.mean)
             stand_ins[site.output] = StandIn(mean.to(model.dtype), matrix.to(model.dtype))
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        return cls(along, alone, stand_ins, Cost(0, tokens, tokens * passes, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        return cls(along, alone, stand_ins, Cost(0, tokens * passed, tokens * passes * passed, seconds))
 
     def informed(self, effects: Interactions) -> "Refitted":
         """With the effects of the arms, stand-ins in their places."""
