@@ -67,8 +67,8 @@ def watch_inputs(
 def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site]) -> dict[str, Moments]:
     """Moments of every site's input, by the path of its output projection; one forward pass a batch.
 
-    Every process of a launch computes the same, so that nothing depends on how many there are. Memory: C * C float64
-    a site.
+    Batches whose activations are not finite are left out, unless there are no others. Every process of a launch
+    computes the same, so that nothing depends on how many there are. Memory: C * C float64 a site.
     """
     counts: dict[str, int] = {}
     sums: dict[str, torch.Tensor] = {}
@@ -77,9 +77,17 @@ def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites:
     def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         rows = hidden[counted].float()
         path = site.output
-        counts[path] = counts.get(path, 0) + len(rows)
+        fine = bool(rows.isfinite().all())
+        if not fine and path in counts:
+            return
+        if fine and not counts.get(path, 1):  # so far there was nothing but broken batches
+            del sums[path], products[path]
+        counts[path] = counts.get(path, 0) + len(rows) * fine
         sums[path] = sums.get(path, 0) + rows.sum(0, dtype=torch.float64)
         products[path] = products.get(path, 0) + (rows.T @ rows).double()
 
     watch_inputs(model, task, batches, sites, see)
-    return {path: Moments(count, sums[path] / count, products[path] / count) for path, count in counts.items()}
+    return {
+        path: Moments(count, sums[path] / max(count, 1), products[path] / max(count, 1))
+        for path, count in counts.items()
+    }

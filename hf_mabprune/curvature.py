@@ -62,7 +62,10 @@ def curvatures(
         seed: Of the label draws.
 
     Returns:
-        The factors, and the backward passes that a batch took.
+        The factors, and the backward passes that a batch took. Batches whose outputs are not finite are left out.
+
+    Raises:
+        ValueError: If no batch has finite outputs.
     """
     sums: dict[str, list[torch.Tensor]] = {}
     counts = dict.fromkeys((site.output for site in sites), 0)
@@ -75,7 +78,10 @@ def curvatures(
             readout = task.readout(model, inputs)
             outputs = [output for _, output in seen.values()]
             gradients = [_gradients(moved, outputs) for moved in _coordinates(readout, seed + number)]
-        examples, passes = examples + len(inputs["input_ids"]), len(gradients)
+        passes = len(gradients)
+        if not all(bool(part.isfinite().all()) for part in (readout.logits, *(g for each in gradients for g in each))):
+            continue  # a broken batch tells nothing
+        examples += len(inputs["input_ids"])
         for place, (path, (hidden, _)) in enumerate(seen.items()):
             rows = hidden.detach()[counted].float()
             slopes = torch.stack([each[place][counted] for each in gradients]).float()  # [coordinates, n, D]
@@ -88,6 +94,8 @@ def curvatures(
             counts[path] += len(rows)
             parts = [part.double() for part in parts]
             sums[path] = [a + b for a, b in zip(sums[path], parts, strict=True)] if path in sums else parts
+    if not sums:
+        raise ValueError("no calibration batch has finite outputs: look for broken weights, or use dtype float32")
     return {path: _factors(found, counts[path], examples) for path, found in sums.items()}, passes
 
 

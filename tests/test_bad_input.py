@@ -252,7 +252,7 @@ SETTINGS = {
         "unknown key 'prune.bloksize'. Did you mean 'prune.block_size'?", overrides=("--prune.bloksize", "8")
     ),
     "unknown_target": case("unknown key 'prune.target.neuron'. Did you mean", prune__target={"neuron": 0.5}),
-    "word_for_number": case("search.rounds must be an integer > 0, got many", search__rounds="many"),
+    "word_for_number": case("search.rounds must be an integer > 0, or null, got many", search__rounds="many"),
     "word_for_truth": case("output.overwrite must be true or false, got perhaps", output__overwrite="perhaps"),
     "list_for_part": case("search must be a mapping, got [1, 2]", search=[1, 2]),
     "word_for_part": case("task must be a mapping, got glue", task="glue"),

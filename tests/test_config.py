@@ -100,7 +100,7 @@ def test_missing_keys_are_named(path: str) -> None:
         ("prune.target.parameters", 0.0, "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"),
         ("search.policy", "exp3", "a mapping"),
         ("search.reward", "kll", "kl | loss | squared | accuracy"),
-        ("search.rounds", 0, "an integer > 0"),
+        ("search.rounds", 0, "an integer > 0, or null"),
         ("search.pulls_per_arm", -1, "a number >= 0"),
         ("output.random_seeds", 0, "an integer >= 1"),
     ],
@@ -112,7 +112,7 @@ def test_wrong_values_are_named_with_the_rule(path: str, value: Any, rule: str) 
 def test_every_fault_has_its_line() -> None:
     tree = settings("seed", -1) | {"search": {"rounds": 0, "roundz": 1}}
     assert message(tree).splitlines() == [
-        "search.rounds must be an integer > 0, got 0",
+        "search.rounds must be an integer > 0, or null, got 0",
         "unknown key 'search.roundz'. Did you mean 'rounds'?",
         "seed must be an integer >= 0, got -1",
     ]

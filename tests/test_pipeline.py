@@ -69,7 +69,7 @@ def settings_for(tmp_path: Path, files: dict[str, str], model_type: str, **chang
 def test_a_race_with_interactions_and_compensation(tmp_path: Path, files: dict[str, str], model_type: str) -> None:
     search = {"policy": {"name": "race"}, "interactions": True, "rounds": 2, "pulls_per_arm": 1}
     changes = {"search": search, "compensation": {"name": "least_squares", "guard": False}}
-    plain = prune_from_config(settings_for(tmp_path, files, model_type, search=search))
+    plain = prune_from_config(settings_for(tmp_path, files, model_type, search=search, compensation=None))
     changes["output"] = {"dir": str(tmp_path / "refitted")}
     result = prune_from_config(settings_for(tmp_path, files, model_type, **changes))
     report = Report.from_json(tmp_path / "refitted" / "mabprune" / "report.json")
