@@ -374,7 +374,10 @@ def prepare(
     training = None
     if settings.recovery:
         training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
-    return Judge(model, task, arms, batches, tokens, totals, accelerator, compensation, training)
+    judge = Judge(model, task, arms, batches, tokens, totals, accelerator, compensation, training)
+    if compensation:
+        _ = judge.teacher  # too few batches for it are refused before any pull
+    return judge
 
 
 def search(

@@ -83,6 +83,30 @@ def test_a_race_with_interactions_and_compensation(tmp_path: Path, files: dict[s
     assert plain.report.compensation is None
 
 
+def test_too_few_batches_for_the_refit_are_refused_before_any_pull(
+    tmp_path: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_for(tmp_path, files, "bert", task={"calibration_examples": 8})
+    with pytest.raises(ValueError, match="compensation takes at least 2 calibration batches"):
+        prune_from_config(settings)
+    assert "unpruned" not in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_the_defaults_count_on_the_refit(tmp_path: Path, files: dict[str, str], model_type: str) -> None:
+    settings = settings_for(tmp_path, files, model_type)
+    settings = check({**settings.model_dump(exclude={"search"})})
+    assert settings.search.refit and settings.compensation == "least_squares"
+    result = prune_from_config(settings)
+    report = result.report
+    assert len(report.search.rounds) == 1 and report.search.backward_tokens > 0
+    assert report.compensation is not None and report.reload["max_logit_difference"] < 1e-4
+    assert report.after.parameters == load_pruned(tmp_path / "out").num_parameters()
+    overwrite = settings.output.model_copy(update={"overwrite": True})
+    again = prune_from_config(settings.model_copy(update={"output": overwrite}))
+    assert np.array_equal(again.selection.kept, result.selection.kept)
+
+
 def test_recovery_trains_what_stays(tmp_path: Path, files: dict[str, str]) -> None:
     plain = prune_from_config(settings_for(tmp_path, files, "bert"))
     changes = {"recovery": {"epochs": 2, "learning_rate": 1e-3}, "output": {"dir": str(tmp_path / "trained")}}
