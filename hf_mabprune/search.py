@@ -272,7 +272,6 @@ class Search:
     def _end_round(self) -> Round:
         """The safest arms go, as many as the plan asks for by now; the next round is made ready."""
         result, number, rounds = self.result, self.number, self.config.number_of_rounds
-        scores = self.policy.scores()
         alone = self.policy.scores()
         if self.interactions:  # an arm that was not pulled goes by its estimate
             alone = np.where(self.seen > 0, alone, self.interactions.rewards())

@@ -73,11 +73,9 @@ class Surgeon:
                 found, passes = curvatures(model, task, batches, together, seed)
                 passed += 1
             curvature = found.pop(site.output)
-            weight = curvature.root() @ linear_at(model, site.output).weight.detach().double()
-            second = moments_of(curvature, may_have_bias(model, site))
+            weight, second = in_outputs(model, site, curvature)
             size = int(arms.units[rows].max()) * site.unit_size
-            values = second.cpu().numpy()
-            along[rows] = increases(weight.cpu().numpy(), values, size, len(rows), DAMPING) / 2
+            along[rows] = increases(weight.cpu().numpy(), second.cpu().numpy(), size, len(rows), DAMPING) / 2
             alone[rows], matrix = _apart(weight, second, _spans(arms, site, rows))
             mean = curvature.inputs.mean if may_have_bias(model, site) else torch.zeros_like(curvature.inputs.mean)
             stand_ins[site.output] = StandIn(mean.to(model.dtype), matrix.to(model.dtype))
@@ -113,9 +111,10 @@ class Refitted(Interactions):
         return kept, gone, scores
 
 
-def moments_of(curvature: Curvature, centred: bool) -> torch.Tensor:
-    """[C, C], of the inputs; centred where a bias takes up the means."""
-    return curvature.inputs.covariance() if centred else curvature.inputs.second
+def in_outputs(model: PreTrainedModel, site: Site, curvature: Curvature) -> tuple[torch.Tensor, torch.Tensor]:
+    """root(G) W [D, C] and A [C, C] of a site, float64; A is centred where a bias may take up the means."""
+    weight = curvature.root() @ linear_at(model, site.output).weight.detach().double()
+    return weight, curvature.inputs.covariance() if may_have_bias(model, site) else curvature.inputs.second
 
 
 def _spans(arms: ArmTable, site: Site, rows: Ints) -> list[slice]:

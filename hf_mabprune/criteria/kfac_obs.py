@@ -7,7 +7,7 @@ import numpy as np
 from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
 from hf_mabprune.elimination import increases
 from hf_mabprune.registry import option
-from hf_mabprune.surgery import may_have_bias
+from hf_mabprune.surgeon import in_outputs
 
 
 @CRITERIA.register("kfac_obs")
@@ -36,10 +36,8 @@ class KfacOBS(Criterion):
     def scores(self, evidence: Evidence) -> Floats:
         found = np.empty(len(evidence.arms))
         for site, rows in evidence.sites:
-            curvature = evidence.curvatures[site.output]
-            inputs = curvature.inputs
-            second = inputs.covariance() if may_have_bias(evidence.model, site) else inputs.second
-            weight = curvature.root().cpu().numpy() @ evidence.weight(site.output)
+            factors = in_outputs(evidence.model, site, evidence.curvatures[site.output])
+            weight, second = (factor.cpu().numpy() for factor in factors)
             size = int(evidence.arms.units[rows].max()) * site.unit_size
-            found[rows] = increases(weight, second.cpu().numpy(), size, len(rows), self.damping) / 2
+            found[rows] = increases(weight, second, size, len(rows), self.damping) / 2
         return found
