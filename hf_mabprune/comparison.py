@@ -132,11 +132,10 @@ class Judge:
             ValueError: If its loss is not finite.
         """
         found = evaluate(self.originals("test"), self.task, self.batches["test"], self.accelerator)
-        broken = np.flatnonzero(~np.isfinite(found.scores.losses))
-        if len(broken):
+        if broken := int((~np.isfinite(found.scores.losses)).sum()):
             raise ValueError(
-                f"the unpruned model's loss on test example {broken[0]} is not finite: look for broken examples or "
-                "weights, or use dtype float32"
+                f"the unpruned model's loss on {broken:,} of {len(found.scores.losses):,} test examples is not finite: "
+                "look for broken examples or weights, or use dtype float32"
             )
         return found
 
@@ -150,7 +149,7 @@ class Judge:
         """
         test, before = self.batches["test"], self.baseline
         after = self._tested(small)
-        slow, fast = measure_latency([self.model, small], self.task, test[0])
+        slow, fast = measure_latency([self.model, small], self.task, test[len(test) // 2])
         everything = np.ones(len(kept), dtype=bool)
         return (
             replace(self._figures(before, everything), latency_ms=slow),

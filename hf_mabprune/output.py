@@ -64,7 +64,7 @@ def write_overview(reports: Sequence[Report], config_yaml: str, folder: Path) ->
 
 
 def _reload(model: PreTrainedModel, folder: Path, judge: Judge) -> float:
-    batch = {name: tensor.to(model.device) for name, tensor in judge.batches["test"][0].items()}
+    batch = {name: tensor.to(model.device) for name, tensor in judge.batches["test"][-1].items()}
     difference = checkpoint.reload_difference(model, folder, judge.task.auto_class, judge.task.inputs(batch))
     if difference > TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise RuntimeError(

@@ -211,7 +211,7 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     model.to(accelerator.device).eval()
     task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
     encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
-    batches = batches_of(task, encoded, settings.task.batch_size)
+    batches = batches_of(task, encoded, settings.task.batch_size, by_length=True)
     found = evaluation.evaluate(evaluation.forward_of(model, task), task, batches, accelerator)
     try:
         tokens = read_run(settings.model.name)[1].sequence_length
@@ -225,7 +225,7 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
         kl=None,
         metrics=found.metrics,
         intervals=found.intervals,
-        latency_ms=evaluation.measure_latency([model], task, batches[0])[0],
+        latency_ms=evaluation.measure_latency([model], task, batches[len(batches) // 2])[0],
         checkpoint_bytes=weights or None,
     )
 
@@ -427,7 +427,8 @@ def prepare_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset
         encoded = encode_sample(
             task, splits[purpose], counts.get(purpose, settings.task.evaluation_examples), settings.seed
         )
-        batches[purpose] = batches_of(task, encoded, settings.task.batch_size, equal=purpose == "calibration")
+        drawn = purpose == "calibration"
+        batches[purpose] = batches_of(task, encoded, settings.task.batch_size, equal=drawn, by_length=not drawn)
     return batches
 
 

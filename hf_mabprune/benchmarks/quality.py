@@ -29,7 +29,7 @@ from hf_mabprune.comparison import Judge, Selection
 from hf_mabprune.compensation import CompensationFigures, Teacher, compensate
 from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.criteria.base import Evidence
-from hf_mabprune.evaluation import Evaluation, evaluate, forward_of, masked_forward_of
+from hf_mabprune.evaluation import Evaluation, evaluate, forward_of
 from hf_mabprune.pipeline import load_model, make_accelerator, prepare, search
 from hf_mabprune.processes import main_first, on_main
 from hf_mabprune.report import installed_versions
@@ -292,16 +292,11 @@ class Draw:
         return Choice(arms.kept_units(kept), parameters, *spent)
 
     def measure(self, keep: KeepIndices, compensation: str) -> tuple[Evaluation, CompensationFigures | None]:
-        """On the test split: by masking where nothing is refitted, else by surgery on a copy."""
+        """On the test split."""
         judge, task = self.judge, self.judge.task
-        method, figures = self.suite.compensation(compensation), None
-        if method is None:
-            forward = masked_forward_of(judge.model, task, keep)
-        else:
-            small = prune_copy(judge.model, keep, self.suite.layout)
-            figures = compensate(method, self.teacher, small, keep)
-            forward = forward_of(small, task)
-        original = judge.originals("test")
+        method, small = self.suite.compensation(compensation), prune_copy(judge.model, keep, self.suite.layout)
+        figures = compensate(method, self.teacher, small, keep) if method else None
+        forward, original = forward_of(small, task), judge.originals("test")
         return evaluate(forward, task, judge.batches["test"], judge.accelerator, original, intervals=False), figures
 
     @cached_property

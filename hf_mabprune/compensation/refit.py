@@ -8,8 +8,10 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from hf_mabprune.activations import Moments, moments, watch_inputs
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression, float64_of
+from hf_mabprune.stubs import answer, replaced
 from hf_mabprune.surgery import declare_biases, may_have_bias
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.readout import Readout
@@ -120,11 +123,14 @@ class Teacher:
             yield x, nn.functional.linear(hidden, weight.float(), bias.float())
 
     @torch.inference_mode()
-    def divergence(self, small: PreTrainedModel, limit: float = float("inf")) -> float:
+    def divergence(
+        self, small: PreTrainedModel, limit: float = float("inf"), finished: "FinishedLayers | None" = None
+    ) -> float:
         """Mean KL divergence of a pruned model's outputs from this one's over the held-out examples.
 
         Args:
             limit: Where it is sure to come out above this, the rest is not measured and it counts as infinite.
+            finished: Layers of the pruned model that need not be run again.
         """
         examples, total = sum(len(batch["input_ids"]) for batch in self.held_out), 0.0
         for number, batch in enumerate(self.held_out):
@@ -132,8 +138,9 @@ class Teacher:
             original = self._original(number, batch)
             if not original.logits.isfinite().all():  # a broken batch tells nothing
                 continue
-            total += float(self.task.readout(small, batch).divergence(original).sum())
-            self.spent.append(_tokens([batch]))
+            with finished.skipped(number) if finished else nullcontext():
+                total += float(self.task.readout(small, batch).divergence(original).sum())
+            self.spent.append(_tokens([batch]) * (1 - finished.share if finished else 1))
             if total > limit * examples:
                 return float("inf")
         return total / examples
@@ -147,6 +154,49 @@ class Teacher:
         if sum(kept.logits.nbytes for kept in self.cache.values()) + found.logits.nbytes <= CACHE_BYTES:
             self.cache[number] = found
         return found
+
+
+class FinishedLayers:
+    """The layers of a pruned model that no refit will change any more, and what they give on held-out batches.
+
+    Args:
+        teacher: Whose held-out batches are meant.
+        small: The pruned model.
+    """
+
+    def __init__(self, teacher: Teacher, small: PreTrainedModel) -> None:
+        self.teacher, self.small = teacher, small
+        self.layers = list(architecture_of(small).layer_list(small))
+        self.count = 0
+        self._outputs: list[Any] = []  # of the last of them, a held-out batch each
+
+    @property
+    def share(self) -> float:
+        """Of all layers."""
+        return self.count / len(self.layers)
+
+    @torch.inference_mode()
+    def raise_to(self, count: int) -> None:
+        """The first `count` layers are finished: runs those that were not yet, on every held-out batch."""
+        if count == self.count:
+            return
+        outputs: list[Any] = []
+        for number, batch in enumerate(self.teacher.held_out):
+            with self.skipped(number), suppress(_Seen):
+                handle = self.layers[count - 1].register_forward_hook(partial(_take, outputs))
+                try:
+                    self.teacher.task.readout(self.small, _moved(batch, self.small))
+                finally:
+                    handle.remove()
+        self.teacher.spent.append(_tokens(self.teacher.held_out) * (count - self.count) / len(self.layers))
+        self.count, self._outputs = count, outputs
+
+    @contextmanager
+    def skipped(self, number: int) -> Iterator[None]:
+        """They answer with what they gave on a held-out batch, while the context is open."""
+        finished = self.layers[: self.count]
+        with replaced({layer: partial(answer, self._outputs[number]) for layer in finished}):
+            yield
 
 
 @torch.no_grad()
@@ -167,11 +217,11 @@ def compensate(
     started, spent = time.monotonic(), sum(teacher.spent)
     parameters = small.num_parameters()
     kl_before = kl = teacher.divergence(small)
-    figures, given = [], []
+    figures, given, finished = [], [], FinishedLayers(teacher, small)
     for site in _cut_sites(teacher.model, keep):
         refit = _Refit(method, teacher, small, site, keep)
         if method.guard:
-            kl = refit.guarded(kl)
+            kl = refit.guarded(kl, finished)
         elif not refit.reason:
             refit.put(refit.after)
         figures.append(refit.figures())
@@ -224,7 +274,7 @@ class _Refit:
             for held_out in (False, True)
         )
 
-    def guarded(self, kl: float) -> float:
+    def guarded(self, kl: float, finished: FinishedLayers) -> float:
         """Puts the refitted weights in, and takes them out again if the held-out divergence rises above `kl`.
 
         Returns:
@@ -232,8 +282,9 @@ class _Refit:
         """
         if self.reason:
             return kl
+        finished.raise_to(self.site.layer)
         self.put(self.after)
-        if (found := self.teacher.divergence(self.small, limit=kl)) <= kl:
+        if (found := self.teacher.divergence(self.small, kl, finished)) <= kl:
             return found
         self.put(self.before)
         self.reason = "held-out KL divergence would grow"
@@ -276,6 +327,12 @@ def _columns(site: Site, keep: KeepIndices) -> torch.Tensor:
 
 class _Seen(Exception):
     """The rest of a forward pass is of no interest."""
+
+
+def _take(found: list[Any], module: nn.Module, arguments: Any, output: Any) -> None:
+    """A hook that ends the pass with its module's output."""
+    found.append(output)
+    raise _Seen
 
 
 def _input_of(model: PreTrainedModel, task: Task, batch: Batch, site: Site) -> torch.Tensor:

@@ -17,7 +17,7 @@ What runs is the model's own code on the same numbers; results differ from the r
 Symbols: B examples in a part, T tokens, D hidden, L layers, A arms in a forward pass.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,7 @@ from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.masking import keep_masks, masked
 from hf_mabprune.pulls.base import Ints, Original, Pulls, observation
 from hf_mabprune.rewards import Observation
+from hf_mabprune.stubs import answer, replaced
 from hf_mabprune.tasks.base import Batch
 from hf_mabprune.tasks.readout import Readout
 
@@ -164,8 +165,8 @@ class ReplayPulls(Pulls):
             module: partial(_by_difference, self._weights[module], *recorded, len(arms))
             for module, recorded in recording.linears.items()
         }
-        forwards |= {block: partial(_answer, output) for block, output in stubs.items()}
-        with _replaced(forwards), self._first_position_alone() if self._reads_first else ExitStack():
+        forwards |= {block: partial(answer, output) for block, output in stubs.items()}
+        with replaced(forwards), self._first_position_alone() if self._reads_first else ExitStack():
             readout = self.task.readout(self.model, copies)
         logits = readout.logits.unflatten(0, (len(arms), -1))
         return replace(readout, logits=logits, targets=readout.targets[: logits.shape[1]])
@@ -227,26 +228,6 @@ def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
         return picked[..., : int(lengths[rows].max())] if along else picked
 
     return [{name: cut(name, tensor, rows) for name, tensor in batch.items()} for rows in chunks]
-
-
-@contextmanager
-def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Modules run the given functions instead of their forwards, while the context is open."""
-    own = {module: vars(module).get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, former in own.items():
-            del module.forward
-            if former is not None:
-                module.forward = former
-
-
-def _answer(output: Any, *_: Any, **__: Any) -> Any:
-    """A forward that runs nothing."""
-    return output
 
 
 def _by_difference(

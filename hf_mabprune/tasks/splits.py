@@ -5,6 +5,7 @@ from glob import glob
 from itertools import combinations
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetBuilder, ReadInstruction, load_dataset_builder
@@ -160,7 +161,9 @@ def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int) ->
     return draw(task.encode(dataset), count, seed)
 
 
-def batches_of(task: Task, encoded: Dataset, batch_size: int, equal: bool = False) -> list[Batch]:
+def batches_of(
+    task: Task, encoded: Dataset, batch_size: int, equal: bool = False, by_length: bool = False
+) -> list[Batch]:
     """Collated batches on the CPU, in order.
 
     Args:
@@ -169,14 +172,22 @@ def batches_of(task: Task, encoded: Dataset, batch_size: int, equal: bool = Fals
         batch_size: Examples in a batch.
         equal: Leave out a last batch that is shorter than the others, so that means over batches weigh all examples
             alike. A single short batch stays.
+        by_length: From the shortest example to the longest, so that little is padded.
 
     Raises:
         ValueError: If there are no examples.
     """
     if not len(encoded):
         raise ValueError("a batch takes at least one example, got none; choose a larger slice")
+    if by_length:
+        encoded = encoded.select(np.argsort([_length(ids) for ids in encoded["input_ids"]], kind="stable"))
     drop = equal and len(encoded) > batch_size
     return [
         task.collate([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
         for columns in encoded.iter(batch_size, drop_last_batch=drop)
     ]
+
+
+def _length(ids: list[Any]) -> int:
+    """Tokens of an example, or of the longest of its sequences."""
+    return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)

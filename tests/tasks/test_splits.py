@@ -180,6 +180,17 @@ def test_a_draw_takes_each_row_at_most_once() -> None:
     assert draw(dataset, None, seed=3)["row"][:] == list(range(50))
 
 
+@pytest.mark.parametrize("name", list(CASES))
+def test_batches_by_length_hold_the_same_examples_and_less_padding(name: str) -> None:
+    task, _, dataset = CASES[name].build()
+    encoded = task.encode(dataset)
+    plain, sorted_ = (batches_of(task, encoded, 2, by_length=by_length) for by_length in (False, True))
+    widths = [batch["input_ids"].shape[-1] for batch in sorted_]
+    assert widths == sorted(widths)
+    assert sum(batch["input_ids"].numel() for batch in sorted_) <= sum(batch["input_ids"].numel() for batch in plain)
+    assert sum(len(batch["input_ids"]) for batch in sorted_) == len(encoded)
+
+
 def test_batches_keep_the_order_and_the_last_short_one() -> None:
     task, _, dataset = CASES["sequence_classification"].build()
     encoded = task.encode(dataset)
