@@ -134,7 +134,7 @@ class Judge:
         found = evaluate(self.originals("test"), self.task, self.batches["test"], self.accelerator)
         if broken := int((~np.isfinite(found.scores.losses)).sum()):
             raise ValueError(
-                f"the unpruned model's loss on {broken:,} of {len(found.scores.losses):,} test examples is not finite: "
+                f"the unpruned model's loss on {broken:,} of {len(found.kl):,} test examples is not finite: "
                 "look for broken examples or weights, or use dtype float32"
             )
         return found

@@ -173,7 +173,8 @@ class Search:
                 self.interactions = self.surgeon.informed(self.interactions)
             known = self.interactions.rewards()
         kept = self.result.kept
-        self.policy.begin(lambda scores: self._remove(scores, kept)[0], len(self.pulls.batches), known)
+        choose = lambda scores: self._remove(scores, kept)[0]  # noqa: E731
+        self.policy.begin(choose, len(self.pulls.batches), known, self.budgets[self.number - 1])
 
     def _remove(self, scores: Floats, kept: Bools) -> tuple[Bools, Ints, Floats]:
         """What stays after this round, what goes, and all scores, by those of single arms."""
@@ -187,7 +188,7 @@ class Search:
         stay = np.flatnonzero(self.result.kept)
         order = np.concatenate([self.result.order, stay[np.argsort(-self.result.scores[stay], kind="stable")]])
         rounds = self.config.number_of_rounds
-        said = f", {self.decided} of {rounds} rounds decided by intervals" if self.decided else ""
+        said = f", {self.decided} of {rounds} rounds decided before their budget was spent" if self.decided else ""
         return replace(self.result, order=order, stopped_because=self.result.stopped_because + said)
 
     def state_dict(self) -> dict[str, Any]:

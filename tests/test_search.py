@@ -77,7 +77,8 @@ def test_every_policy_spends_the_budget_and_no_more(policy: str) -> None:
     pulls = KnownArms()
     result = search(policy, pulls)
     assert sum(len(arms) for _, arms, _ in pulls.calls) == result.pulls.sum()
-    assert 0 <= 4 * ARMS - result.pulls.sum() <= 2, "rounding may leave a pull or two"
+    left = 4 * ARMS - result.pulls.sum()
+    assert 0 <= left <= 2 or (left > 0 and "decided" in result.stopped_because), "rounding may leave a pull or two"
     assert (~result.kept).sum() == ARMS // 4
 
 

@@ -110,13 +110,16 @@ class Policy(ABC):
             raise ValueError(f"arms {arms[~self.alive[arms]][:5].tolist()} are already removed")
         self._take_in(arms, values[:, 0], controls)
 
-    def begin(self, choose: Choose, batches: int, known: Floats | None = None) -> None:  # noqa: B027
+    def begin(  # noqa: B027
+        self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None
+    ) -> None:
         """A round begins, in the context of the last `new_context`. Rules that aim at a set make use of it.
 
         Args:
             choose: From scores, [K], to the arms that would be left, [K], if the round ended with them.
             batches: Different mini-batches that there are.
             known: [K], mean over all of them of the controls that `update` will get; None where there are none.
+            budget: Pulls that the round has at most.
         """
 
     def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:

@@ -61,8 +61,8 @@ class Race(Policy):
         self.ranged = self.lowest is not None
         self.bottom, self.top = float(self.lowest or 0.0), float(self.highest or 0.0)
 
-    def begin(self, choose: Choose, batches: int, known: Floats | None = None) -> None:
-        super().begin(choose, batches, known)
+    def begin(self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None) -> None:
+        super().begin(choose, batches, known, budget)
         self.choose, self.batches = choose, batches
         self.informed = known is not None
         if known is not None:

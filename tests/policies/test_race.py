@@ -5,33 +5,13 @@ import pytest
 
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.policies.base import Policy
-
-
-def top(number: int, alive: np.ndarray):  # type: ignore[no-untyped-def]
-    """Keeps all living arms but the `number` with the largest scores."""
-
-    def choose(scores: np.ndarray) -> np.ndarray:
-        order = np.argsort(np.where(alive, -scores, np.inf), kind="stable")
-        kept = alive.copy()
-        kept[order[:number]] = False
-        return kept
-
-    return choose
+from tests.policies.rounds import play, top
 
 
 def race(table: np.ndarray, number: int, k: int, controls: np.ndarray | None = None, **options: object) -> Policy:
     """Runs one round on a table of values, [K, batches], until it stops."""
-    arms, batches = table.shape
-    policy = POLICIES.get("race")(arms=arms, **options)
-    alive = np.ones(arms, dtype=bool)
-    policy.begin(top(number, alive), batches, None if controls is None else controls.mean(1))
-    seen = np.zeros(arms, dtype=int)
-    while len(chosen := policy.select(k)):
-        values = table[chosen, seen[chosen]]
-        given = None if controls is None else controls[chosen, seen[chosen]]
-        policy.update(chosen, np.stack([values, values**2], 1), given, seen[chosen])
-        seen[chosen] += 1
-        assert (seen <= batches).all()
+    policy = POLICIES.get("race")(arms=len(table), **options)
+    play(policy, table, top(number, np.ones(len(table), dtype=bool)), k, controls)
     return policy
 
 

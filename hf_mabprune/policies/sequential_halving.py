@@ -1,0 +1,96 @@
+"""Sequential halving: a fixed budget, spent on ever fewer arms."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hf_mabprune.policies.base import POLICIES, Bools, Choose, Floats, Ints, Policy
+
+BISECTIONS = 30
+
+
+@POLICIES.register("sequential_halving")
+@dataclass(kw_only=True)
+class SequentialHalving(Policy):
+    """ceil(log2 K) phases with equal shares of the round's pulls; after each, half of the arms are out of question.
+
+    An arm is the further from question the more its side is settled: with R the set that would go by the means, those
+    arms stay in question whose side changes if every arm of R were worse, and every other one better, by some d; d is
+    the largest that leaves at most half of them. So budgets of several kinds or layers have a boundary each. The i-th
+    pull of any arm of a round is made on the i-th batch, so that arms are compared on the same examples. What phases
+    leave over goes to the last one.
+
+    Sources: Karnin, Koren & Somekh 2013 (one best arm); Baharav & Tse 2019 (the same samples for all arms); gaps to
+    the boundary of a set as in Bubeck, Wang & Viswanathan 2013.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = (*Policy.STATE, "question", "seen", "phase", "due")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.choose: Choose | None = None
+        self.batches = self.budget = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        """A new context: all arms that live are in question."""
+        self.question = self.alive.copy()  # [K]
+        self.seen = np.zeros(self.arms)  # [K], pulls in this context
+        self.phase, self.due = 0, 0  # the phase under way, and the pulls that each arm in question has at its end
+
+    @property
+    def phases(self) -> int:
+        """Of a round."""
+        return max(1, int(np.ceil(np.log2(max(self.number_alive(), 2)))))
+
+    def begin(self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None) -> None:
+        super().begin(choose, batches, known, budget)
+        self.choose, self.batches, self.budget = choose, batches, budget or 0
+
+    def select(self, k: int) -> Ints:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if self.choose is None:
+            return self.largest(-self.seen, k)
+        while True:
+            fresh = self.question & (self.seen < self.batches)
+            wanting = fresh & ((self.seen < self.due) | (self.phase == self.phases))
+            if wanting.any():
+                return self.largest(np.where(wanting, -self.seen, -np.inf), min(k, int(wanting.sum())))
+            if self.phase == self.phases or not fresh.any():
+                return np.empty(0, dtype=np.int64)
+            if self.phase:
+                self.question = self._halved(self.choose)
+            self.phase += 1
+            self.due = int(self.seen[self.question].max(initial=0)) + self._share()
+
+    def _share(self) -> int:
+        """Pulls of each arm in question in a phase."""
+        return max(1, self.budget // (self.phases * max(1, int(self.question.sum()))))
+
+    def _halved(self, choose: Choose) -> Bools:
+        """[K], what stays in question."""
+        means = self.means()
+        going = self.alive & ~choose(means)
+
+        def doubtful(distance: float) -> Bools:
+            moved = np.where(going, means - distance, means + distance)
+            return self.question & (going == choose(moved))
+
+        size = -(-int(self.question.sum()) // 2)
+        low, high = 0.0, float(np.ptp(means[self.alive]))
+        if doubtful(high).sum() <= size:
+            return doubtful(high)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if doubtful(middle).sum() <= size else (low, middle)
+        return doubtful(low)
+
+    def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:
+        super()._take_in(arms, rewards)
+        np.add.at(self.seen, arms, 1.0)
+
+    def new_context(self, kept: Bools) -> None:
+        super().new_context(kept)
+        self._restart()
