@@ -28,6 +28,7 @@ SUITE: dict[str, Any] = {
     "methods": {
         "magnitude": {"criterion": "magnitude"},
         "sweep": {"policy": "sweep", "search": {"rounds": 1, "pulls_per_arm": 1}},
+        "evolution": {"control": "evolution", "sweeps": 0.1},
     },
     "compensations": [None, "mask_tuning"],
     "planned": [{"method": "sweep", "against": "magnitude"}],
@@ -80,7 +81,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, Path, lis
 def test_an_interrupted_run_goes_on_with_the_cells_that_are_missing(measured: tuple[Suite, Path, list[int]]) -> None:
     suite, out, added = measured
     rows = pd.read_parquet(out)
-    assert added == [5, 11] and len(rows) == 2 * 2 * 2 * 2
+    assert added == [5, 19] and len(rows) == 2 * 2 * 3 * 2
     measures = ["value", "loss", "mean_kl", "parameters", "kept", "forward_tokens", "backward_tokens"]
     rows = rows.sort_values(["target", "method", "compensation"])
     first, second = (rows[rows["task"] == task] for task in suite.runs)
@@ -117,7 +118,7 @@ def test_rows_say_what_was_kept_and_what_it_cost(measured: tuple[Suite, Path, li
 def test_other_settings_are_refused_unless_redone(measured: tuple[Suite, Path, list[int]], tmp_path: Path) -> None:
     _, out, _ = measured
     changed = read_suite(write(tmp_path, SUITE), overrides=["--block_size", "8"])
-    with pytest.raises(ValueError, match=r"has cell first / heads-0.25 / magnitude / none / 0 with other settings"):
+    with pytest.raises(ValueError, match=r"has cell first / heads-0.25 / evolution / none / 0 with other settings"):
         quality.run(changed, changed.cells(["task=first"]), out)
 
 
@@ -127,14 +128,14 @@ def test_the_report_comes_from_the_file_alone(
     suite, out, _ = measured
     monkeypatch.setattr(quality, "load_model", lambda *_: pytest.fail("a model was loaded"))
     report = quality_report.read_report(suite, suite.cells(), out)
-    assert "16 of 16 cells" in report.text and "before all 16 cells" in report.text
+    assert "24 of 24 cells" in report.text and "before all 24 cells" in report.text
     assert "magnitude + mask_tuning" in report.text
     report.save(tmp_path / "report")
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"report.md", "pareto_first.png", "pareto_second.png", "rows.csv"} <= names
     replanned = suite.model_copy(update={"margin": 0.5})
     text = quality_report.read_report(replanned, replanned.cells(["task=first"]), out).text
-    assert "before 0 of 8 cells only" in text
+    assert "before 0 of 12 cells only" in text
 
 
 def rows_of(scores: dict[str, list[float]], **columns: Any) -> pd.DataFrame:
@@ -271,7 +272,8 @@ def test_chance_is_the_best_constant_answer() -> None:
         ({"seeds": [0, 0]}, r"seeds must not repeat, got 0, 0"),
         ({"planned": [{"method": "race", "against": "magnitude"}]}, r"planned: no method 'race'"),
         ({"operating_points": ["heads-0.9"]}, "operating_points: no target 'heads-0.9'. Known: heads-0.25, heads-0.5"),
-        ({"methods": {"magnitude": {}, "sweep": {"policy": "sweep"}}}, "a method needs a criterion or a policy"),
+        ({"methods": {"magnitude": {}, "sweep": {"policy": "sweep"}}}, "a method needs a criterion, a policy or a"),
+        ({"methods": {"sweep": {"control": "evolve"}}, "planned": []}, "no control 'evolve'. Did you mean"),
         ({"targets": [{"heads": 1.5}]}, r"targets.0.heads.*less than 1"),
     ],
 )

@@ -23,6 +23,7 @@ from filelock import FileLock
 from hf_mabprune import layouts
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable, KeepIndices
+from hf_mabprune.benchmarks.controls import CONTROLS
 from hf_mabprune.benchmarks.suite import KEY, Cell, Suite
 from hf_mabprune.checkpoint import load_config, write_atomically
 from hf_mabprune.comparison import Judge, Selection
@@ -32,6 +33,7 @@ from hf_mabprune.criteria.base import Evidence
 from hf_mabprune.evaluation import Evaluation, evaluate, forward_of
 from hf_mabprune.pipeline import load_model, make_accelerator, prepare, search
 from hf_mabprune.processes import main_first, on_main
+from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.report import installed_versions
 from hf_mabprune.surgery import prune_copy
 from hf_mabprune.tasks.base import Batch, Task
@@ -257,9 +259,11 @@ class Draw:
 
     def choose(self, method: str, cells: Sequence[Cell]) -> dict[str, Choice]:
         """Target -> what a method keeps; the cells are of one entry of the suite's targets."""
-        if self.suite.methods[method].criterion is not None:
-            return {cell.target: self._by_criterion(method, cell.size) for cell in _one_a_size(cells)}
-        return self._by_search(method, cells)
+        spec = self.suite.methods[method]
+        if spec.policy is not None:
+            return self._by_search(method, cells)
+        choose = self._by_control if spec.control else self._by_criterion
+        return {cell.target: choose(method, cell.size) for cell in _one_a_size(cells)}
 
     def _by_criterion(self, method: str, size: TargetConfig) -> Choice:
         criterion, prune = self.suite.criterion(method), self.suite.settings(self.name, target=size).prune
@@ -269,6 +273,19 @@ class Draw:
         tokens = sum(batch["input_ids"].numel() for batch in self.judge.batches["calibration"])
         forward, backward = (tokens * passes for passes in self.meter.passes())
         return self._choice(Selection(plan, kept, *self._rules(prune)), order, self.meter.stop(), forward, backward)
+
+    def _by_control(self, method: str, size: TargetConfig) -> Choice:
+        spec, judge, prune = self.suite.methods[method], self.judge, self.suite.settings(self.name, target=size).prune
+        plan = layouts.make_plans(judge.model, judge.arms, judge.totals, prune).search
+        pulls = ReplayPulls(
+            judge.model, judge.arms, judge.task, judge.batches["calibration"], "kl", judge.accelerator
+        )
+        mean = np.mean([batch["input_ids"].numel() for batch in pulls.batches])
+        started, tokens = time.monotonic(), round(spec.sweeps * len(plan.arms) * float(mean))
+        kept = CONTROLS[spec.control or ""](pulls, plan, tokens, self.seed)
+        order = np.argsort(kept, kind="stable")  # what goes comes first
+        selection = Selection(plan, kept, *self._rules(prune))
+        return self._choice(selection, order, time.monotonic() - started, pulls.cost.forward_tokens, 0)
 
     def _by_search(self, method: str, cells: Sequence[Cell]) -> dict[str, Choice]:
         settings = self.suite.settings(self.name, method, cells[0].entry).model_copy(update={"seed": self.seed})

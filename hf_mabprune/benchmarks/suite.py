@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hf_mabprune.benchmarks.controls import CONTROLS
 from hf_mabprune.cli import read_yaml
 from hf_mabprune.compensation import Compensation, make_compensation
 from hf_mabprune.config import PruneConfig, Strict, TargetConfig, check
@@ -35,18 +36,24 @@ class RunSpec(Strict):
 
 
 class MethodSpec(Strict):
-    """Something that chooses what stays: a criterion, or a search with a policy."""
+    """Something that chooses what stays: a criterion, a search with a policy, or a control that measures sets."""
 
     criterion: Component | None = Field(None, description="criterion and its options, e.g. {name: taylor}")
     policy: Component | None = Field(None, description="policy and its options, e.g. {name: ucb1, c: 1.0}")
     search: dict[str, Any] = Field({}, description="changes to the suite's search section, beside a policy")
+    control: str | None = Field(None, description="control of `benchmarks.controls`, e.g. evolution")
+    sweeps: float = Field(
+        1.0, gt=0, description="forward tokens of a control, in passes of the whole model over one batch for each arm"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> "MethodSpec":
-        if (self.criterion is None) == (self.policy is None):
-            raise ValueError("a method needs a criterion or a policy, one of them")
-        if self.criterion is not None and self.search:
-            raise ValueError("search belongs beside a policy; a criterion makes no pulls")
+        if sum(given is not None for given in (self.criterion, self.policy, self.control)) != 1:
+            raise ValueError("a method needs a criterion, a policy or a control, one of them")
+        if self.policy is None and self.search:
+            raise ValueError("search belongs beside a policy; nothing else makes pulls")
+        if self.control is not None and self.control not in CONTROLS:
+            raise ValueError(f"no control '{self.control}'.{nearest(self.control, CONTROLS)}")
         return self
 
 
@@ -238,7 +245,9 @@ class Cell:
         if not self.searches(suite):
             dumped.pop("search", None)
         named = {label_of(given): given for given in suite.compensations}[self.compensation]
-        return digest([dumped, suite.methods[self.method].criterion, named, suite.runs[self.task].chance])
+        spec = suite.methods[self.method]
+        method = {"control": spec.control, "sweeps": spec.sweeps} if spec.control else spec.criterion
+        return digest([dumped, method, named, suite.runs[self.task].chance])
 
     def searches(self, suite: Suite) -> bool:
         """Whether the method makes pulls."""
