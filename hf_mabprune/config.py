@@ -183,6 +183,9 @@ class SearchConfig(Strict):
     pulls_per_arm: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
     )
+    moves: int = Field(
+        48, ge=0, description="with refit: allocations of removals to layers that are measured on the refitted model"
+    )
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
     )

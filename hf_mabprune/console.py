@@ -84,11 +84,10 @@ class SearchProgress:
         """After every step; `done` is the round that has ended with it, if one has."""
         rounds, result = self.search.config.number_of_rounds, self.search.result
         last = f"KL {result.rounds[-1].kl:.4f}" if result.rounds else ""
-        self.bar.update(
-            self.task,
-            completed=int(result.pulls.sum()),
-            description=f"round {min(self.search.number, rounds)}/{rounds} {last}",
-        )
+        described = f"round {min(self.search.number, rounds)}/{rounds} {last}"
+        if (allocation := self.search.allocation) and allocation.cost.pulls:
+            described = f"allocation {allocation.cost.pulls}/{allocation.trials}"
+        self.bar.update(self.task, completed=int(result.pulls.sum()), description=described)
         if self.visible and done:
             self.console.print(
                 f"round {done.number}/{rounds}   {done.removed:,} arms removed   KL {done.kl:.4f}   "

@@ -19,9 +19,10 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts
+from hf_mabprune.allocation import Allocation
 from hf_mabprune.architectures import architecture_of, family_of
 from hf_mabprune.comparison import Judge
-from hf_mabprune.compensation import make_compensation
+from hf_mabprune.compensation import Teacher, make_compensation
 from hf_mabprune.config import EvaluateConfig, ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.output import DETAILS
 from hf_mabprune.policies import POLICIES, Policy
@@ -381,12 +382,13 @@ def prepare(
 
 
 def search(
-    settings: PruneConfig, judge: Judge, plan: Plan, run: RunState | None = None
+    settings: PruneConfig, judge: Judge, plan: Plan, run: RunState | None = None, teacher: Teacher | None = None
 ) -> tuple[SearchResult, Cost]:
     """Finds the arms that go, and says what that cost.
 
     Args:
         run: Where the search is kept after every round, and taken up from; None keeps nothing.
+        teacher: In the place of the judge's, where another one has the same model and data.
     """
     accelerator, batches = judge.accelerator, judge.batches["calibration"]
     reward, products = settings.search.reward, half_of(settings)
@@ -397,7 +399,11 @@ def search(
     if surgeon:
         pulls.cost = replace(surgeon.cost)
     policy = make_policy(settings, len(judge.arms))
-    under_way = Search(pulls, policy, plan, settings.search, settings.task.max_broken_batches, surgeon)
+    allocation = None
+    if surgeon and settings.search.moves and judge.compensation:
+        allocation = Allocation(judge.compensation, teacher or judge.teacher, settings.search.moves, settings.seed)
+    config, most = settings.search, settings.task.max_broken_batches
+    under_way = Search(pulls, policy, plan, config, most, surgeon, allocation)
     identity = fingerprint(judge.model, batches) if run else ""
     if run and run.restore(under_way, identity):
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")

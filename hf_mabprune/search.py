@@ -7,9 +7,9 @@ Symbols: K arms; B examples in a batch.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from hf_mabprune.policies import Policy
 from hf_mabprune.pulls import Pulls
 from hf_mabprune.pulls.base import Cost
 from hf_mabprune.selection import Plan
-from hf_mabprune.surgeon import Surgeon
+from hf_mabprune.surgeon import Refitted, Surgeon
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -99,6 +99,20 @@ class SearchResult:
         )
 
 
+class Allocator(Protocol):
+    """Settles how much goes from which site, once arms are known: `allocation.Allocation`."""
+
+    scores: Floats
+    trials: int
+    cost: Cost
+
+    def run(self, plan: Plan, candidates: Sequence[Floats]) -> Iterator[None]:
+        """From some scores, [K] each, to better ones, in `scores`; yields after every measurement."""
+
+    def summary(self) -> str:
+        """What it did, in half a sentence."""
+
+
 class Search:
     """Finds the arms that go.
 
@@ -110,6 +124,7 @@ class Search:
         max_broken: Calibration batches without a finite loss that are skipped before the search gives up.
         surgeon: What is known of removals with refits, where the search counts on them; the stand-ins of `pulls` are
             its own then.
+        allocation: Has the last word on sites, where there is a surgeon.
     """
 
     ARRAYS = ("kept", "order", "scores", "pulls", "removed_round")
@@ -122,6 +137,7 @@ class Search:
         config: SearchConfig,
         max_broken: int = 0,
         surgeon: Surgeon | None = None,
+        allocation: Allocator | None = None,
     ) -> None:
         arms = len(plan.arms)
         self.pulls, self.policy, self.plan, self.config, self.max_broken = pulls, policy, plan, config, max_broken
@@ -132,7 +148,7 @@ class Search:
             pulls=np.zeros(arms, dtype=np.int64),
             removed_round=np.zeros(arms, dtype=np.int64),
         )
-        self.surgeon = surgeon
+        self.surgeon, self.allocation = surgeon, allocation
         self.estimated = config.interactions or surgeon is not None
         self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.number_of_rounds, plan, self.estimated)
         self.number = 1  # of the round under way
@@ -158,6 +174,8 @@ class Search:
             self._begin_round()
             while self._left() > 0 and self._step():
                 yield None
+            if self.allocation and isinstance(self.interactions, Refitted):
+                yield from self.allocation.run(self.plan, self.interactions.candidates(self._rewards()))
             yield self._end_round()
 
     def _begin_round(self) -> None:
@@ -220,6 +238,11 @@ class Search:
         self.pulls.arms_a_forward = int(state["arms_a_forward"])
         self.policy.load_state_dict(state["policy"])
 
+    def _rewards(self) -> Floats:
+        """[K], by pulls; an arm that was not pulled goes by its estimate where there is one."""
+        scores = self.policy.scores()
+        return np.where(self.seen > 0, scores, self.interactions.rewards()) if self.interactions else scores
+
     def _left(self) -> int:
         return self.budgets[self.number - 1] - int(self.seen.sum())
 
@@ -273,10 +296,13 @@ class Search:
     def _end_round(self) -> Round:
         """The safest arms go, as many as the plan asks for by now; the next round is made ready."""
         result, number, rounds = self.result, self.number, self.config.number_of_rounds
-        alone = self.policy.scores()
-        if self.interactions:  # an arm that was not pulled goes by its estimate
-            alone = np.where(self.seen > 0, alone, self.interactions.rewards())
-        kept, removed, scores = self._remove(alone, result.kept)
+        kept, removed, scores = self._remove(self._rewards(), result.kept)
+        if self.allocation:
+            scores = self.allocation.scores
+            kept, removed = self.plan.choose(scores, result.kept)
+            self.pulls.cost.forward_tokens += self.allocation.cost.forward_tokens
+            self.pulls.cost.seconds += self.allocation.cost.seconds
+            result.stopped_because += f"; {self.allocation.summary()}"
         result.scores = np.where(result.kept, scores, result.scores)
         result.kept = kept
         result.order = np.concatenate([result.order, removed])

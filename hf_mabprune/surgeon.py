@@ -104,11 +104,20 @@ class Refitted(Interactions):
         self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float, steps: int = 1
     ) -> tuple[Bools, Ints, Floats]:
         """As that of `Interactions`, with rewards measured with stand-ins."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            correction = np.nan_to_num(-rewards / self.alone, nan=1.0)
-        scores = -self.along * correction.clip(1 / LIMIT, LIMIT)
+        scores = -self.along * self._correction(rewards)
         kept, gone = plan.choose(scores, kept, progress)
         return kept, gone, scores
+
+    def candidates(self, rewards: Floats) -> list[Floats]:
+        """[K] each: scores that trust the correction wholly, by half and not at all, by pulls and by effects."""
+        corrections = [self._correction(known) for known in (rewards, self.rewards())]
+        powers = [correction**trust for trust in (1.0, 0.5) for correction in corrections]
+        return [-self.along * power for power in (*powers, np.ones_like(self.along))]
+
+    def _correction(self, rewards: Floats) -> Floats:
+        """[K], measured over predicted cost."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.nan_to_num(-rewards / self.alone, nan=1.0).clip(1 / LIMIT, LIMIT)
 
 
 def in_outputs(model: PreTrainedModel, site: Site, curvature: Curvature) -> tuple[torch.Tensor, torch.Tensor]:

@@ -165,3 +165,20 @@ def test_refit_is_on_where_it_can_be(settings: dict, refit: bool, rounds: int) -
 def test_a_refit_that_cannot_be_is_refused(settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check(BASE | settings)
+
+
+def test_candidates_go_from_full_trust_in_what_was_measured_to_none() -> None:
+    effects = Interactions(*small_effects("bert").effects(1, 1))
+    arms = effects.slopes.shape[0]
+    along, alone = np.arange(1.0, arms + 1), np.full(arms, 2.0)
+    shared = {name: getattr(effects, name) for name in ("effects", "slopes", "batch", "examples")}
+    refitted = Refitted(**shared, along=along, alone=alone)
+    measured = np.full(arms, -8.0)
+    measured[0] = -1000.0  # beyond the limit
+    candidates = refitted.candidates(measured)
+    ratio = np.full(arms, 4.0)
+    ratio[0] = LIMIT
+    np.testing.assert_allclose(candidates[0], -along * ratio)
+    np.testing.assert_allclose(candidates[2], -along * np.sqrt(ratio))
+    np.testing.assert_allclose(candidates[1], -along * (-effects.rewards() / alone).clip(1 / LIMIT, LIMIT))
+    np.testing.assert_allclose(candidates[-1], -along)

@@ -27,7 +27,7 @@ from hf_mabprune.benchmarks.controls import CONTROLS
 from hf_mabprune.benchmarks.suite import KEY, Cell, Suite
 from hf_mabprune.checkpoint import load_config, write_atomically
 from hf_mabprune.comparison import Judge, Selection
-from hf_mabprune.compensation import CompensationFigures, Teacher, compensate
+from hf_mabprune.compensation import CompensationFigures, compensate
 from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.criteria.base import Evidence
 from hf_mabprune.evaluation import Evaluation, evaluate, forward_of
@@ -293,7 +293,7 @@ class Draw:
         arms = architecture_of(model).arm_table(model, prune.kinds(), prune.block_size, self.judge.tokens)
         judge = replace(self.judge, arms=arms)
         plans = {size.target.name(): layouts.make_plans(model, arms, totals, size).search for size in prune.sizes()}
-        found, cost = search(settings, judge, list(plans.values())[-1])
+        found, cost = search(settings, judge, list(plans.values())[-1], teacher=self.judge.teacher)
         backward = getattr(cost, "backward_tokens", 0)
         spent = cost.seconds, cost.forward_tokens, backward, cost.pulls
         cuts = {cell.target: Selection.along(plans[cell.target], found.order, *self._rules(prune)) for cell in cells}
@@ -312,14 +312,9 @@ class Draw:
         """On the test split."""
         judge, task = self.judge, self.judge.task
         method, small = self.suite.compensation(compensation), prune_copy(judge.model, keep, self.suite.layout)
-        figures = compensate(method, self.teacher, small, keep) if method else None
+        figures = compensate(method, judge.teacher, small, keep) if method else None
         forward, original = forward_of(small, task), judge.originals("test")
         return evaluate(forward, task, judge.batches["test"], judge.accelerator, original, intervals=False), figures
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        """For all compensations."""
-        return Teacher.on(self.judge.model, self.judge.task, self.judge.batches["calibration"])
 
     @cached_property
     def meter(self) -> "Meter":

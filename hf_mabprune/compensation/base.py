@@ -43,15 +43,17 @@ class Regression:
     yy: float
 
     @classmethod
-    def of_moments(cls, found: Moments, projection: nn.Linear, columns: torch.Tensor) -> "Regression":
-        """Where x is what the unpruned model itself has there: its inputs h at the columns that stay."""
+    def of_moments(cls, found: Moments, projection: nn.Linear) -> "Regression":
+        """Where x is all that the unpruned model itself has there, its inputs h."""
         weight, bias = float64_of(projection)
         wide = weight @ found.second  # [D, C]
         y = weight @ found.mean
         yy = float((wide * weight).sum() + 2 * bias @ y + bias @ bias)
-        x = found.mean[columns]
-        yx = wide[:, columns] + torch.outer(bias, x)
-        return cls(x, y + bias, found.second[columns][:, columns], yx, yy)
+        return cls(found.mean, y + bias, found.second, wide + torch.outer(bias, found.mean), yy)
+
+    def at(self, columns: torch.Tensor) -> "Regression":
+        """With x at some columns alone."""
+        return Regression(self.x[columns], self.y, self.xx[columns][:, columns], self.yx[:, columns], self.yy)
 
     @classmethod
     def of_pairs(cls, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> "Regression":
@@ -86,7 +88,7 @@ class Compensation(ABC):
             2308.03449) and not from the unpruned one: two more passes over part of the layers for each site.
     """
 
-    guard: bool = option(True, "leave sites alone where held-out KL divergence would grow")
+    guard: bool = option(True, "leave sites alone without whose refit held-out KL divergence is lower")
     bottom_up: bool = option(False, "refit to what the pruned model has at a site, with all refits below it")
 
     @abstractmethod

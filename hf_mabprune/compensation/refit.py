@@ -1,8 +1,8 @@
 """Refits the output projections of a pruned model to give what the unpruned one gave, site by site.
 
-The guard measures each refit on held-out calibration data, in the order of the forward pass, and takes it only where
-the KL divergence of the outputs from the unpruned model's does not grow: least squares at one site can harm the
-output, most of all where the choice of what stays was good.
+The guard begins with all refits and takes back, in the order of the forward pass, each without which the KL divergence
+of the outputs from the unpruned model's is lower on held-out calibration data: least squares at one site can harm the
+output, most of all where much has gone. Refits help each other, so that to add them one by one would refuse too many.
 Symbols: S inputs of a projection that stay; D outputs; N positions seen.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,6 +30,10 @@ from hf_mabprune.tasks.readout import Readout
 
 HELD_OUT = 4  # one batch in so many is held out for the guard
 CACHE_BYTES = 2**30  # of the unpruned model's logits
+LOWER = "held-out KL divergence is lower without"
+
+Values = tuple[torch.Tensor, torch.Tensor]  # weight [D, S] and bias [D], float64
+Known = dict[tuple[str, bytes], Values]  # by path of the projection and the columns that stay
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Teacher:
     held_out: Sequence[Batch]
     spent: list[float] = field(default_factory=list, repr=False)  # forward tokens
     found: dict[tuple[str, bool], dict[str, Moments]] = field(default_factory=dict, repr=False)  # see `moments`
+    regressions: dict[tuple[str, bool], Regression] = field(default_factory=dict, repr=False)  # see `regression`
     cache: dict[int, Readout] = field(default_factory=dict, repr=False)  # of the model, by number of a held-out batch
 
     @classmethod
@@ -111,6 +117,13 @@ class Teacher:
             self.spent.append(_tokens(batches))
         return self.found[kind, held_out]
 
+    def regression(self, site: Site, held_out: bool = False) -> Regression:
+        """Of a site's outputs on all its inputs, both the unpruned model's."""
+        if (site.output, held_out) not in self.regressions:
+            found = self.moments(site.kind, held_out)[site.output]
+            self.regressions[site.output, held_out] = Regression.of_moments(found, linear_at(self.model, site.output))
+        return self.regressions[site.output, held_out]
+
     def pairs(
         self, small: PreTrainedModel, site: Site, batches: Sequence[Batch]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -122,7 +135,6 @@ class Teacher:
             hidden, x = (_input_of(model, self.task, batch, site) for model in (self.model, small))
             yield x, nn.functional.linear(hidden, weight.float(), bias.float())
 
-    @torch.inference_mode()
     def divergence(
         self, small: PreTrainedModel, limit: float = float("inf"), finished: "FinishedLayers | None" = None
     ) -> float:
@@ -133,17 +145,29 @@ class Teacher:
             finished: Layers of the pruned model that need not be run again.
         """
         examples, total = sum(len(batch["input_ids"]) for batch in self.held_out), 0.0
-        for number, batch in enumerate(self.held_out):
-            batch = _moved(batch, small)
-            original = self._original(number, batch)
-            if not original.logits.isfinite().all():  # a broken batch tells nothing
-                continue
-            with finished.skipped(number) if finished else nullcontext():
-                total += float(self.task.readout(small, batch).divergence(original).sum())
-            self.spent.append(_tokens([batch]) * (1 - finished.share if finished else 1))
+        for found in self._divergences(small, finished):
+            total += float(found.sum())
             if total > limit * examples:
                 return float("inf")
         return total / examples
+
+    def divergences(self, small: PreTrainedModel) -> NDArray[np.float64]:
+        """KL divergence of each held-out example; those of broken batches are left out."""
+        return torch.cat(list(self._divergences(small))).double().cpu().numpy()
+
+    def _divergences(
+        self, small: PreTrainedModel, finished: "FinishedLayers | None" = None
+    ) -> Iterator[torch.Tensor]:
+        """[B] of each held-out batch, without those on which the unpruned model itself is not finite."""
+        for number, batch in enumerate(self.held_out):
+            with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
+                batch = _moved(batch, small)
+                original = self._original(number, batch)
+                if not original.logits.isfinite().all():
+                    continue
+                found = self.task.readout(small, batch).divergence(original)
+            self.spent.append(_tokens([batch]) * (1 - finished.share if finished else 1))
+            yield found
 
     def _original(self, number: int, batch: Batch) -> Readout:
         """What the unpruned model says, from the cache where it fits."""
@@ -216,21 +240,14 @@ def compensate(
     """
     started, spent = time.monotonic(), sum(teacher.spent)
     parameters = small.num_parameters()
-    kl_before = kl = teacher.divergence(small)
-    figures, given, finished = [], [], FinishedLayers(teacher, small)
-    for site in _cut_sites(teacher.model, keep):
-        refit = _Refit(method, teacher, small, site, keep)
-        if method.guard:
-            kl = refit.guarded(kl, finished)
-        elif not refit.reason:
-            refit.put(refit.after)
-        figures.append(refit.figures())
-        if refit.gave_bias():
-            given.append(site)
-    declare_biases(small, given)
-    kl = kl if method.guard else teacher.divergence(small)
+    kl_before = teacher.divergence(small)
+    refits = [_Refit(method, teacher, small, site, keep) for site in _cut_sites(teacher.model, keep)]
+    kl = teacher.divergence(small)
+    if method.guard:
+        kl = _guard(teacher, small, refits, kl_before, kl)
+    declare_biases(small, [refit.site for refit in refits if refit.gave_bias()])
     return CompensationFigures(
-        sites=figures,
+        sites=[refit.figures() for refit in refits],
         kl_before=kl_before,
         kl_after=kl,
         parameters=small.num_parameters() - parameters,
@@ -239,58 +256,95 @@ def compensate(
     )
 
 
+@torch.no_grad()
+def refit_all(
+    method: Compensation,
+    teacher: Teacher,
+    small: PreTrainedModel,
+    keep: KeepIndices,
+    known: Known,
+) -> None:
+    """The same without a guard, and without a config that says where biases came.
+
+    Args:
+        known: What earlier calls with this method and teacher came to; it is added to.
+    """
+    for site in _cut_sites(teacher.model, keep):
+        _Refit(method, teacher, small, site, keep, None if method.bottom_up else known)
+
+
+def _guard(
+    teacher: Teacher, small: PreTrainedModel, refits: Sequence["_Refit"], kl_before: float, kl: float
+) -> float:
+    """Takes back the refits without which the held-out divergence is lower; all, if it is lowest with none.
+
+    Returns:
+        The divergence now.
+    """
+    finished = FinishedLayers(teacher, small)
+    for refit in refits:
+        if refit.reason:
+            continue
+        finished.raise_to(refit.site.layer)
+        refit.put(refit.before)
+        found = teacher.divergence(small, kl, finished)
+        if found < kl or not np.isfinite(kl):
+            kl, refit.reason = found, LOWER
+        else:
+            refit.put(refit.after)
+    if kl <= kl_before:
+        return kl
+    for refit in refits:
+        refit.put(refit.before)
+        refit.reason = refit.reason or LOWER
+    return kl_before
+
+
 class _Refit:
     """One site under way: the weights it came with, and those it may get."""
 
     def __init__(
-        self, method: Compensation, teacher: Teacher, small: PreTrainedModel, site: Site, keep: KeepIndices
+        self,
+        method: Compensation,
+        teacher: Teacher,
+        small: PreTrainedModel,
+        site: Site,
+        keep: KeepIndices,
+        known: Known | None = None,
     ) -> None:
-        self.teacher, self.small, self.site = teacher, small, site
-        self.projection = linear_at(small, site.output)
+        self.method, self.teacher, self.small, self.site = method, teacher, small, site
+        self.projection, self.columns = linear_at(small, site.output), _columns(site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, site)
         self.before = self.after = float64_of(self.projection)
         self.reason = ""
-        found, self.held_out = self._regressions(method, keep)
-        xx, yx = found.centred() if self.biased else (found.xx, found.yx)
+        key = site.output, self.columns.numpy().tobytes()
         try:
-            if not (xx.isfinite().all() and yx.isfinite().all()):
-                raise Refused("what flows through it on calibration data is not finite")
-            weight = method.fit(self.before[0], xx, yx, site.unit_size)
-            self.after = weight, found.y - weight @ found.x if self.biased else self.before[1]
+            self.after = known[key] if known and key in known else self._fitted()
         except Refused as reason:
             self.reason = str(reason)
+        if known is not None:
+            known[key] = self.after
+        if not self.reason:
+            self.put(self.after)
 
-    def _regressions(self, method: Compensation, keep: KeepIndices) -> Iterator[Regression]:
-        """On the data that refits are made from, and on held-out data."""
+    def _fitted(self) -> Values:
+        """New weights and bias; raises Refused."""
+        found = self._regression(held_out=False)
+        xx, yx = found.centred() if self.biased else (found.xx, found.yx)
+        if not (xx.isfinite().all() and yx.isfinite().all()):
+            raise Refused("what flows through it on calibration data is not finite")
+        weight = self.method.fit(self.before[0], xx, yx, self.site.unit_size)
+        return weight, found.y - weight @ found.x if self.biased else self.before[1]
+
+    def _regression(self, held_out: bool) -> Regression:
+        """On the data that refits are made from, or on held-out data."""
         teacher, site = self.teacher, self.site
-        if method.bottom_up:
-            return (
-                Regression.of_pairs(teacher.pairs(self.small, site, batches))
-                for batches in (teacher.batches, teacher.held_out)
-            )
-        whole, columns = linear_at(teacher.model, site.output), _columns(site, keep)
-        return (
-            Regression.of_moments(teacher.moments(site.kind, held_out)[site.output], whole, columns)
-            for held_out in (False, True)
-        )
+        if self.method.bottom_up:
+            batches = teacher.held_out if held_out else teacher.batches
+            return Regression.of_pairs(teacher.pairs(self.small, site, batches))
+        return teacher.regression(site, held_out).at(self.columns)
 
-    def guarded(self, kl: float, finished: FinishedLayers) -> float:
-        """Puts the refitted weights in, and takes them out again if the held-out divergence rises above `kl`.
-
-        Returns:
-            The divergence now.
-        """
-        if self.reason:
-            return kl
-        finished.raise_to(self.site.layer)
-        self.put(self.after)
-        if (found := self.teacher.divergence(self.small, kl, finished)) <= kl:
-            return found
-        self.put(self.before)
-        self.reason = "held-out KL divergence would grow"
-        return kl
-
-    def put(self, values: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def put(self, values: Values) -> None:
         """Weight and bias into the pruned model; a bias that it may have and did not have comes and goes with them."""
         weight, bias = values
         self.projection.weight.copy_(weight)
@@ -307,8 +361,9 @@ class _Refit:
 
     def figures(self) -> SiteFigures:
         """For the report."""
-        before = self.held_out.error(*self.before)
-        after = before if self.reason else self.held_out.error(*self.after)
+        held_out = self._regression(held_out=True)
+        before = held_out.error(*self.before)
+        after = before if self.reason else held_out.error(*self.after)
         return SiteFigures(self.site.kind, self.site.layer, not self.reason, before, after, self.reason)
 
 

@@ -1,0 +1,88 @@
+"""Allocation: what it measures is the refitted model, what it takes is a gain, and it keeps to its trials."""
+
+import numpy as np
+import pytest
+
+from hf_mabprune.allocation import Allocation, _is_gain
+from hf_mabprune.compensation import Teacher, compensate, make_compensation, refit_all
+from hf_mabprune.config import TargetConfig
+from hf_mabprune.selection import Plan, make_plan
+from hf_mabprune.surgery import prune_copy
+from tests.pulls.test_pulls import problem
+
+METHOD = make_compensation("least_squares")
+
+
+def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan, np.ndarray]:
+    model, task, batches, arms = problem(model_type)
+    totals = {"parameters": 10**6, "macs": 10**6}
+    plan = make_plan(arms, TargetConfig(neurons=0.5, heads=0.5), totals, "per_layer", {"neuron": 1, "head": 1})
+    scores = -np.random.default_rng(5).random(len(arms))
+    return Allocation(METHOD, Teacher.on(model, task, batches), trials, seed), plan, scores
+
+
+def divergence(allocation: Allocation, plan: Plan, scores: np.ndarray) -> float:
+    """Of the cut model with every site refitted."""
+    teacher = allocation.teacher
+    keep = plan.arms.kept_units(plan.choose(scores, np.ones(len(plan.arms), dtype=bool))[0])
+    small = prune_copy(teacher.model, keep, "per_layer")
+    compensate(make_compensation({"name": "least_squares", "guard": False}), teacher, small, keep)
+    return teacher.divergence(small)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "mistral"])
+def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str) -> None:
+    allocation, plan, scores = make(model_type, trials=30)
+    for _ in allocation.run(plan, [scores]):
+        pass
+    assert allocation.before == pytest.approx(divergence(allocation, plan, scores), rel=1e-5)
+    assert allocation.after == pytest.approx(divergence(allocation, plan, allocation.scores), rel=1e-5)
+    assert allocation.after <= allocation.before
+    assert (allocation.taken > 0) == (allocation.after < allocation.before)
+    assert (2 if model_type == "bert" else 1) <= allocation.cost.pulls <= 30 and allocation.cost.forward_tokens > 0
+
+
+def test_it_begins_with_the_best_candidate() -> None:
+    allocation, plan, scores = make("bert", trials=4)
+    candidates = [scores, -1 - scores, np.roll(scores, 1)]
+    steps = sum(1 for _ in allocation.run(plan, candidates))
+    best = min(divergence(allocation, plan, candidate) for candidate in candidates)
+    assert allocation.before == pytest.approx(divergence(allocation, plan, scores), rel=1e-5)
+    assert allocation.after <= best * (1 + 1e-5)
+    assert steps == allocation.cost.pulls <= 4
+
+
+def test_the_same_seed_takes_the_same_moves() -> None:
+    found = []
+    for _ in range(2):
+        allocation, plan, scores = make("bert", trials=20, seed=1)
+        for _ in allocation.run(plan, [scores]):
+            pass
+        found.append(allocation)
+    assert np.array_equal(found[0].scores, found[1].scores)
+    assert found[0].taken == found[1].taken and found[0].summary() == found[1].summary()
+
+
+def test_refits_that_are_known_are_those_that_are_made() -> None:
+    allocation, plan, scores = make("bert", trials=1)
+    teacher, known = allocation.teacher, allocation.known
+    keep = plan.arms.kept_units(plan.choose(scores, np.ones(len(plan.arms), dtype=bool))[0])
+    first, second = (prune_copy(teacher.model, keep, "per_layer") for _ in range(2))
+    refit_all(METHOD, teacher, first, keep, known)
+    size = len(known)
+    refit_all(METHOD, teacher, second, keep, known)
+    assert len(known) == size > 0
+    for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert one.equal(other), name
+
+
+def test_a_gain_exceeds_its_standard_error() -> None:
+    before = np.array([1.0, 1.0, 1.0, 1.0])
+    assert _is_gain(before, np.array([0.9, 0.9, 0.9, 0.9]))
+    assert not _is_gain(before, before)
+    # Mean 0.1, standard deviation 0.2, standard error 0.1: not beyond it; a little more is.
+    after = np.array([0.7, 1.1, 0.9, 0.9])
+    difference = before - after
+    error = difference.std(ddof=1) / 2
+    assert _is_gain(before, after) == (difference.mean() > error)
+    assert not _is_gain(before, np.array([0.5, 1.4, 1.0, 0.9]))
