@@ -8,7 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune import layouts
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.comparison import Judge
+from hf_mabprune.compensation.refit import HELD_OUT
 from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.pipeline import check_settings, load_judge, make_accelerator
 from hf_mabprune.pulls.base import CACHE_BYTES
@@ -16,6 +18,7 @@ from hf_mabprune.search import round_budgets
 
 UNITS = {"neuron": "FFN neurons", "head": "query heads"}
 MEASURED = 3  # forward passes that the time is estimated from
+REFIT_PASSES = 10  # over the calibration data, backward passes counted twice
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class RunPlan:
         lines: In words, for a terminal.
         pulls: Of the whole search.
         seconds: Estimated, of search and report on one process; from a few forward passes, so only a rough guide.
-        memory_bytes: Estimated peak: weights, their smaller copy, caches and the activations of one forward pass.
+        memory_bytes: Estimated peak: weights, their smaller copy, caches, second moments and the
+            activations of one forward pass.
         reach: Layout -> quantity -> largest fraction that can be removed; a layout that is not possible is missing.
     """
 
@@ -62,7 +66,7 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     budgets = round_budgets(round(config.pulls_per_arm * len(judge.arms)), rounds, plans[-1].search, estimated)
     pulls = sum(budgets)
     seconds, search = _time(judge, settings, pulls)
-    memory, cache = _memory(judge)
+    memory, cache = _memory(judge, bool(config.refit))
     blind = 0 if estimated else sum(budget == 0 for budget in budgets)
     notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
     lines = [
@@ -148,14 +152,17 @@ def _time(judge: Judge, settings: PruneConfig, pulls: int) -> tuple[float, float
     seconds = (time.perf_counter() - start) / len(inputs)
     layers = judge.arms.layer.max() + 1
     share = float(np.mean((layers - judge.arms.layer) / layers))  # of a forward pass that a pull runs
-    contexts = settings.search.number_of_rounds * min(len(judge.batches["calibration"]), 4)
-    search = seconds * (pulls * share + contexts)
+    drawn = len(judge.batches["calibration"])
+    passes = settings.search.number_of_rounds * min(drawn, 4)
+    if settings.search.refit:
+        passes += REFIT_PASSES * drawn + settings.search.moves * drawn // HELD_OUT
+    search = seconds * (pulls * share + passes)
     sizes = len(settings.prune.sizes())
-    passes = len(judge.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))
-    return search + seconds * passes, search
+    tests = len(judge.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))
+    return search + seconds * tests, search
 
 
-def _memory(judge: Judge) -> tuple[int, int]:
+def _memory(judge: Judge, refit: bool) -> tuple[int, int]:
     """Bytes at the peak, and bytes of the caches in it."""
     model: PreTrainedModel = judge.model
     weights = model.get_memory_footprint()
@@ -164,7 +171,10 @@ def _memory(judge: Judge) -> tuple[int, int]:
     recordings = 2 * judge.arms.layer.max() * hidden * len(judge.batches["calibration"])
     cache = int(min(CACHE_BYTES, recordings))
     activations = 12 * hidden
-    return int(2 * weights + cache + activations), cache
+    sites = [site for site in architecture_of(model).sites(model) if site.kind in judge.arms.kind]
+    square = sum((site.units * site.unit_size) ** 2 for site in sites)  # second moments, float64, and stand-ins
+    moments = 8 * square * bool(judge.compensation) + (model.dtype.itemsize * square if refit else 0)
+    return int(2 * weights + cache + activations + moments), cache
 
 
 def _duration(seconds: float) -> str:
