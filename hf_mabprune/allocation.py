@@ -29,13 +29,14 @@ class Allocation:
     Args:
         method: How what stays is refitted.
         teacher: The unpruned model and its data.
-        trials: Sets that are measured at most.
+        trials: Sets that are measured at most for a size.
         seed: Of the order in which moves are tried.
 
     Attributes:
-        scores: [K], the best ones found, higher = remove first.
-        before, after: Mean held-out KL divergence with the first candidate and with the best scores, in nats.
-        taken: Moves.
+        scores: [K], the best ones found for the last size, higher = remove first.
+        before, after: Mean held-out KL divergence of the last size with the first candidate and with the best scores,
+            in nats.
+        taken: Moves, for all sizes.
         cost: Of all measurements; a set that was measured counts as a pull.
     """
 
@@ -51,11 +52,16 @@ class Allocation:
     known: Known = field(default_factory=dict, repr=False)  # refits of sites
     seen: dict[bytes, Floats] = field(default_factory=dict, repr=False)  # divergences of sets
 
-    def run(self, plan: Plan, candidates: Sequence[Floats]) -> Iterator[None]:
-        """Goes on from the best of some scores, [K] each; yields after every set that it measures."""
+    def run(self, plan: Plan, candidates: Sequence[Floats], start: Bools) -> Iterator[None]:
+        """Goes on from the best of some scores to better ones; yields after every set that it measures.
+
+        Args:
+            plan: Of one size.
+            candidates: [K] each.
+            start: [K], what a larger size has kept.
+        """
         started, spent = time.perf_counter(), sum(self.teacher.spent)
-        everything = np.ones(len(plan.arms), dtype=bool)
-        choices = [(scores, plan.choose(scores, everything)[0]) for scores in candidates]
+        choices = [(scores, plan.choose(scores, start)[0]) for scores in candidates]
         for _, kept in choices:
             yield from self._measure(plan, kept)
         self.before = float(self.seen[choices[0][1].tobytes()].mean())
@@ -63,14 +69,14 @@ class Allocation:
         for rows, factor in self._moves(plan):
             scores = self.scores.copy()
             scores[rows] *= factor
-            kept, _ = plan.choose(scores, everything)
+            kept, _ = plan.choose(scores, start)
             yield from self._measure(plan, kept)
             if _is_gain(self.seen[best.tobytes()], self.seen[kept.tobytes()]):
                 self.scores, best = scores, kept
                 self.taken += 1
         self.after = float(self.seen[best.tobytes()].mean())
-        self.cost.forward_tokens = round(sum(self.teacher.spent) - spent)
-        self.cost.seconds = time.perf_counter() - started
+        self.cost.forward_tokens += round(sum(self.teacher.spent) - spent)
+        self.cost.seconds += time.perf_counter() - started
 
     def summary(self) -> str:
         """What it did, in half a sentence."""
@@ -81,19 +87,19 @@ class Allocation:
 
     def _moves(self, plan: Plan) -> Iterator[tuple[Ints, float]]:
         """Rows of a site and what their scores are multiplied by, until there are no more trials or no move helps."""
-        rng = np.random.default_rng(self.seed)
+        rng, last = np.random.default_rng(self.seed), self.cost.pulls + self.trials
         sites = [rows for _, _, rows in plan.arms.groups()]
         for factor in FACTORS:
             moves = [(rows, each) for rows in sites for each in (factor, 1 / factor)]
             stale = 0
             while stale < len(moves):
                 for number in rng.permutation(len(moves)):
-                    if self.cost.pulls >= self.trials or stale >= len(moves):
+                    if self.cost.pulls >= last or stale >= len(moves):
                         break
                     taken = self.taken
                     yield moves[number]
                     stale = 0 if self.taken > taken else stale + 1
-                if self.cost.pulls >= self.trials:
+                if self.cost.pulls >= last:
                     return
 
     def _measure(self, plan: Plan, kept: Bools) -> Iterator[None]:

@@ -20,6 +20,7 @@ from hf_mabprune.evaluation import (
     masked_forward_of,
     measure_latency,
 )
+from hf_mabprune.intervals import upper_mean, upper_share
 from hf_mabprune.pulls.base import Cost
 from hf_mabprune.recovery import RecoveryFigures
 from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigures
@@ -171,6 +172,8 @@ class Judge:
 
     def _figures(self, evaluation: Evaluation, kept: Bools, biases: int = 0) -> ModelFigures:
         gone = {kind: int(self.arms.parameters[(self.arms.kind == kind) & ~kept].sum()) for kind in ("neuron", "head")}
+        pruned = evaluation is not self.baseline
+        changed = self._changed(evaluation) if pruned else None
         return ModelFigures(
             parameters=self.totals["parameters"] - sum(gone.values()) + biases,
             ffn_parameters=self.totals["ffn_parameters"] - gone["neuron"],
@@ -180,7 +183,16 @@ class Judge:
             kl=float(evaluation.kl.mean()),
             metrics=evaluation.metrics,
             intervals=evaluation.intervals,
+            kl_bound=upper_mean(np.nan_to_num(evaluation.kl, nan=1.0).clip(0, 1)) if pruned else None,
+            changed=None if changed is None else float(changed.mean()),
+            changed_bound=None if changed is None else upper_share(int(changed.sum()), len(changed)),
         )
+
+    def _changed(self, evaluation: Evaluation) -> Bools | None:
+        """[N], which answers are others than the unpruned model's; None where answers are no single classes."""
+        if not (self.task.predicts_classes and self.task.reads_one_position):
+            return None
+        return np.asarray(evaluation.scores.predicted != self.baseline.scores.predicted)
 
 
 def make_report(

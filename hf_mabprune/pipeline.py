@@ -3,7 +3,7 @@ cut from it (`result.py`: selection -> surgery -> comparison) -> checkpoints, re
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -148,7 +148,7 @@ def _run(
 
     if accelerator.log_with:
         accelerator.init_trackers("hf_mabprune", {"config": settings.to_yaml()})
-    found, cost = search(settings, judge, plans[-1].search, run)
+    found, cost = search(settings, judge, [plan.search for plan in plans], run)
     source = Source(settings, judge, tokenizer, save_dtype, found, cost)
     result = write(settings.output.dir, map(source.cut, sizes), settings, search_state=run.saved())
     for report in result.sizes:
@@ -382,11 +382,16 @@ def prepare(
 
 
 def search(
-    settings: PruneConfig, judge: Judge, plan: Plan, run: RunState | None = None, teacher: Teacher | None = None
+    settings: PruneConfig,
+    judge: Judge,
+    plans: Sequence[Plan],
+    run: RunState | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[SearchResult, Cost]:
     """Finds the arms that go, and says what that cost.
 
     Args:
+        plans: Of all sizes, least removed first; the search follows the last.
         run: Where the search is kept after every round, and taken up from; None keeps nothing.
         teacher: In the place of the judge's, where another one has the same model and data.
     """
@@ -403,7 +408,7 @@ def search(
     if surgeon and settings.search.moves and judge.compensation:
         allocation = Allocation(judge.compensation, teacher or judge.teacher, settings.search.moves, settings.seed)
     config, most = settings.search, settings.task.max_broken_batches
-    under_way = Search(pulls, policy, plan, config, most, surgeon, allocation)
+    under_way = Search(pulls, policy, plans[-1], config, most, surgeon, allocation, plans[:-1])
     identity = fingerprint(judge.model, batches) if run else ""
     if run and run.restore(under_way, identity):
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")

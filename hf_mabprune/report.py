@@ -26,6 +26,9 @@ class ModelFigures:
         intervals: name -> 95% bootstrap interval over test examples.
         latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
         checkpoint_bytes: Of the weights on disk; None where not written.
+        kl_bound: With 95% confidence, the mean of KL clipped at 1 nat is at most this on data like the test split.
+        changed: Part of the test examples whose answer is another class than the unpruned model's.
+        changed_bound: With 95% confidence, that part is at most this on data like the test split.
     """
 
     parameters: int
@@ -38,6 +41,9 @@ class ModelFigures:
     intervals: dict[str, tuple[float, float]]
     latency_ms: float | None = None
     checkpoint_bytes: int | None = None
+    kl_bound: float | None = None
+    changed: float | None = None
+    changed_bound: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,16 @@ class Report:
         """Part of the FFN and attention parameters that is gone."""
         before = self.before.ffn_parameters + self.before.attention_parameters
         return 1 - (self.after.ffn_parameters + self.after.attention_parameters) / before
+
+    def certificate(self) -> str:
+        """What holds with 95% confidence on data like the test split, in a sentence; empty where nothing is known."""
+        after = self.after
+        said = []
+        if after.kl_bound is not None:
+            said.append(f"mean KL (each example's clipped at 1 nat) at most {after.kl_bound:.3g}")
+        if after.changed_bound is not None:
+            said.append(f"at most {after.changed_bound:.1%} of answers changed ({after.changed:.1%} were)")
+        return "with 95% confidence on data like the test split: " + ", ".join(said) if said else ""
 
     def table(self) -> str:
         """before | after | random control, as text for a terminal."""

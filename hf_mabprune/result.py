@@ -160,6 +160,7 @@ class PruneResult:
         tables = "\n".join(f"{size.size_name}\n{size.table()}" for size in self.sizes) if several else self.table()
         read_back = report.reload.get("max_logit_difference")
         saved = "not saved yet" if read_back is None else f"reload difference {read_back:.1g}"
+        certificate = f"{held}\n" if (held := report.certificate()) and not several else ""
         warnings = "".join(f"warning: {warning}\n" for warning in report.warnings)
         return (
             f"{tables}\n"
@@ -167,6 +168,7 @@ class PruneResult:
             f"layout {report.layout}, {report.layout_reason}\n"
             f"stopped: {report.search.stopped_because} | {report.search.pulls:,} pulls "
             f"in {report.search.seconds:.0f} s | {saved}\n"
+            f"{certificate}"
             f"{warnings}"
             f'load it: {auto_class}.from_pretrained("{place}"){needs}\n'
         )

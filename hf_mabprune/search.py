@@ -106,8 +106,9 @@ class Allocator(Protocol):
     trials: int
     cost: Cost
 
-    def run(self, plan: Plan, candidates: Sequence[Floats]) -> Iterator[None]:
-        """From some scores, [K] each, to better ones, in `scores`; yields after every measurement."""
+    def run(self, plan: Plan, candidates: Sequence[Floats], start: Bools) -> Iterator[None]:
+        """From some scores, [K] each, to better ones, in `scores`, to go on from the arms `start`, [K]; yields after
+        every measurement."""
 
     def summary(self) -> str:
         """What it did, in half a sentence."""
@@ -125,6 +126,8 @@ class Search:
         surgeon: What is known of removals with refits, where the search counts on them; the stand-ins of `pulls` are
             its own then.
         allocation: Has the last word on sites, where there is a surgeon.
+        sizes: Plans of the larger sizes that will be cut from the same order, least removed first; each gets an
+            allocation of its own.
     """
 
     ARRAYS = ("kept", "order", "scores", "pulls", "removed_round")
@@ -138,6 +141,7 @@ class Search:
         max_broken: int = 0,
         surgeon: Surgeon | None = None,
         allocation: Allocator | None = None,
+        sizes: Sequence[Plan] = (),
     ) -> None:
         arms = len(plan.arms)
         self.pulls, self.policy, self.plan, self.config, self.max_broken = pulls, policy, plan, config, max_broken
@@ -148,7 +152,7 @@ class Search:
             pulls=np.zeros(arms, dtype=np.int64),
             removed_round=np.zeros(arms, dtype=np.int64),
         )
-        self.surgeon, self.allocation = surgeon, allocation
+        self.surgeon, self.allocation, self.sizes = surgeon, allocation, [*sizes, plan]
         self.estimated = config.interactions or surgeon is not None
         self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.number_of_rounds, plan, self.estimated)
         self.number = 1  # of the round under way
@@ -175,8 +179,35 @@ class Search:
             while self._left() > 0 and self._step():
                 yield None
             if self.allocation and isinstance(self.interactions, Refitted):
-                yield from self.allocation.run(self.plan, self.interactions.candidates(self._rewards()))
+                yield from self._allocate(self.allocation, self.interactions.candidates(self._rewards()))
+            else:
+                self._remove_next()
             yield self._end_round()
+
+    def _allocate(self, allocation: Allocator, candidates: list[Floats]) -> Iterator[None]:
+        """Every size in turn, from the largest on: what goes follows what was measured of the whole refitted model."""
+        result, kept, gone = self.result, self.result.kept, []
+        for plan in self.sizes:
+            yield from allocation.run(plan, candidates, kept)
+            kept, removed = plan.choose(allocation.scores, kept)
+            gone.append(removed)
+            candidates = [allocation.scores, *candidates]
+        self._remove(kept, np.concatenate(gone), allocation.scores)
+        self.pulls.cost.forward_tokens += allocation.cost.forward_tokens
+        self.pulls.cost.seconds += allocation.cost.seconds
+        result.stopped_because += f"; {allocation.summary()}"
+
+    def _remove_next(self) -> None:
+        """The safest arms go, as many as the plan asks for by now."""
+        self._remove(*self._choose(self._rewards(), self.result.kept))
+
+    def _remove(self, kept: Bools, removed: Ints, scores: Floats) -> None:
+        """Takes down what goes in this round."""
+        result = self.result
+        result.scores = np.where(result.kept, scores, result.scores)
+        result.kept = kept
+        result.order = np.concatenate([result.order, removed])
+        result.removed_round[removed] = self.number
 
     def _begin_round(self) -> None:
         """Measures how arms bear on each other, and tells the policy what the round is about."""
@@ -191,10 +222,10 @@ class Search:
                 self.interactions = self.surgeon.informed(self.interactions)
             known = self.interactions.rewards()
         kept = self.result.kept
-        choose = lambda scores: self._remove(scores, kept)[0]  # noqa: E731
+        choose = lambda scores: self._choose(scores, kept)[0]  # noqa: E731
         self.policy.begin(choose, len(self.pulls.batches), known, self.budgets[self.number - 1])
 
-    def _remove(self, scores: Floats, kept: Bools) -> tuple[Bools, Ints, Floats]:
+    def _choose(self, scores: Floats, kept: Bools) -> tuple[Bools, Ints, Floats]:
         """What stays after this round, what goes, and all scores, by those of single arms."""
         start, progress = (number / self.config.number_of_rounds for number in (self.number - 1, self.number))
         if self.interactions:
@@ -294,19 +325,8 @@ class Search:
         warnings.warn(f"the loss of calibration batch {batch} is not finite; it is skipped", stacklevel=2)
 
     def _end_round(self) -> Round:
-        """The safest arms go, as many as the plan asks for by now; the next round is made ready."""
-        result, number, rounds = self.result, self.number, self.config.number_of_rounds
-        kept, removed, scores = self._remove(self._rewards(), result.kept)
-        if self.allocation:
-            scores = self.allocation.scores
-            kept, removed = self.plan.choose(scores, result.kept)
-            self.pulls.cost.forward_tokens += self.allocation.cost.forward_tokens
-            self.pulls.cost.seconds += self.allocation.cost.seconds
-            result.stopped_because += f"; {self.allocation.summary()}"
-        result.scores = np.where(result.kept, scores, result.scores)
-        result.kept = kept
-        result.order = np.concatenate([result.order, removed])
-        result.removed_round[removed] = number
+        """Takes down what the round did, and makes the next one ready."""
+        result, rounds = self.result, self.config.number_of_rounds
         result.rounds.append(self._look())
         self.number += 1
         self.offset = int(result.pulls.max(initial=0))

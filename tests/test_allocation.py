@@ -21,10 +21,14 @@ def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan,
     return Allocation(METHOD, Teacher.on(model, task, batches), trials, seed), plan, scores
 
 
+def whole(plan: Plan) -> np.ndarray:
+    return np.ones(len(plan.arms), dtype=bool)
+
+
 def divergence(allocation: Allocation, plan: Plan, scores: np.ndarray) -> float:
     """Of the cut model with every site refitted."""
     teacher = allocation.teacher
-    keep = plan.arms.kept_units(plan.choose(scores, np.ones(len(plan.arms), dtype=bool))[0])
+    keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
     small = prune_copy(teacher.model, keep, "per_layer")
     compensate(make_compensation({"name": "least_squares", "guard": False}), teacher, small, keep)
     return teacher.divergence(small)
@@ -33,7 +37,7 @@ def divergence(allocation: Allocation, plan: Plan, scores: np.ndarray) -> float:
 @pytest.mark.parametrize("model_type", ["bert", "llama", "mistral"])
 def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str) -> None:
     allocation, plan, scores = make(model_type, trials=30)
-    for _ in allocation.run(plan, [scores]):
+    for _ in allocation.run(plan, [scores], whole(plan)):
         pass
     assert allocation.before == pytest.approx(divergence(allocation, plan, scores), rel=1e-5)
     assert allocation.after == pytest.approx(divergence(allocation, plan, allocation.scores), rel=1e-5)
@@ -45,7 +49,7 @@ def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str
 def test_it_begins_with_the_best_candidate() -> None:
     allocation, plan, scores = make("bert", trials=4)
     candidates = [scores, -1 - scores, np.roll(scores, 1)]
-    steps = sum(1 for _ in allocation.run(plan, candidates))
+    steps = sum(1 for _ in allocation.run(plan, candidates, whole(plan)))
     best = min(divergence(allocation, plan, candidate) for candidate in candidates)
     assert allocation.before == pytest.approx(divergence(allocation, plan, scores), rel=1e-5)
     assert allocation.after <= best * (1 + 1e-5)
@@ -56,7 +60,7 @@ def test_the_same_seed_takes_the_same_moves() -> None:
     found = []
     for _ in range(2):
         allocation, plan, scores = make("bert", trials=20, seed=1)
-        for _ in allocation.run(plan, [scores]):
+        for _ in allocation.run(plan, [scores], whole(plan)):
             pass
         found.append(allocation)
     assert np.array_equal(found[0].scores, found[1].scores)
@@ -66,7 +70,7 @@ def test_the_same_seed_takes_the_same_moves() -> None:
 def test_refits_that_are_known_are_those_that_are_made() -> None:
     allocation, plan, scores = make("bert", trials=1)
     teacher, known = allocation.teacher, allocation.known
-    keep = plan.arms.kept_units(plan.choose(scores, np.ones(len(plan.arms), dtype=bool))[0])
+    keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
     first, second = (prune_copy(teacher.model, keep, "per_layer") for _ in range(2))
     refit_all(METHOD, teacher, first, keep, known)
     size = len(known)

@@ -1,5 +1,7 @@
 """The feedback loop: budget, pairing, context and nesting, on arms whose effects are known."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ class KnownArms:
         return Observation(loss=value, kl=value, correct=value)
 
 
-def plan() -> Plan:
+def plan(goes: float = 0.25) -> Plan:
     rows = np.arange(ARMS)
     arms = ArmTable(
         kind=np.array(["neuron"] * ARMS),
@@ -57,7 +59,7 @@ def plan() -> Plan:
         macs=np.full(ARMS, 1000),
     )
     totals = {"parameters": 10_000, "macs": 100_000}
-    return make_plan(arms, TargetConfig(neurons=0.25), totals, "per_layer", {"neuron": 1, "head": 1})
+    return make_plan(arms, TargetConfig(neurons=goes), totals, "per_layer", {"neuron": 1, "head": 1})
 
 
 def make(policy: str, pulls: KnownArms, max_broken: int = 0, **settings: float) -> Search:
@@ -160,3 +162,39 @@ def test_a_search_goes_on_from_its_state_as_if_nothing_had_been(policy: str, ste
     again = second.finished()
     assert np.array_equal(again.order, whole.order) and np.array_equal(again.scores, whole.scores)
     assert np.array_equal(again.pulls, whole.pulls) and again.rounds == whole.rounds
+
+
+class Known:
+    """An allocation that knows the best scores of each size, and asks for nothing."""
+
+    trials = 1
+
+    def __init__(self, scores: dict[int, np.ndarray]) -> None:
+        self.by_size, self.cost, self.starts = scores, Cost(forward_tokens=7, seconds=1.0), []
+
+    def run(self, plan: Plan, candidates: Sequence[np.ndarray], start: np.ndarray) -> Iterator[None]:
+        self.scores = self.by_size[int(plan.budgets[0].amount)]
+        self.starts.append((len(candidates), int(start.sum())))
+        yield
+
+    def summary(self) -> str:
+        return "known"
+
+
+def test_every_size_gets_its_own_allocation_and_larger_sizes_hold_smaller_ones() -> None:
+    rng = np.random.default_rng(0)
+    small, large = plan(0.25), plan(0.5)
+    amounts = [int(each.budgets[0].amount) for each in (small, large)]
+    known = Known({amount: rng.normal(size=ARMS) for amount in amounts})
+    search = make("sweep", KnownArms(), rounds=1)
+    search.plan, search.sizes, search.allocation = large, [small, large], known  # type: ignore[assignment]
+    search.interactions = None
+    list(search._allocate(known, [np.zeros(ARMS)]))
+
+    result, everything = search.result, np.ones(ARMS, dtype=bool)
+    first, _ = small.choose(known.by_size[amounts[0]], everything)
+    second, _ = large.choose(known.by_size[amounts[1]], first)
+    assert np.array_equal(result.kept, second) and known.starts == [(1, ARMS), (2, int(first.sum()))]
+    assert set(result.order[: (~first).sum()]) == set(np.flatnonzero(~first)), "the smaller size comes first"
+    assert set(result.order) == set(np.flatnonzero(~second))
+    assert search.pulls.cost.forward_tokens == 7 and "known" in result.stopped_because

@@ -62,7 +62,7 @@ def _run(settings: PruneConfig, judge: Judge, plans: layouts.Plans, variant: str
         return _row(variant, seed, judge.masked(whole.random(seed).kept, "test", intervals=False))
     policy, _, reward = variant.partition(":")
     run = vary(settings, {"policy": {"name": policy}, **({"reward": reward} if reward else {})}, seed)
-    result, cost = search(run, judge, plans.search)
+    result, cost = search(run, judge, [plans.search])
     selection = choose_layout(judge, plans, result, run)
     return _row(variant, seed, judge.masked(selection.kept, "test", intervals=False)) | vars(cost)
 

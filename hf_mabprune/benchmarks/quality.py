@@ -293,7 +293,7 @@ class Draw:
         arms = architecture_of(model).arm_table(model, prune.kinds(), prune.block_size, self.judge.tokens)
         judge = replace(self.judge, arms=arms)
         plans = {size.target.name(): layouts.make_plans(model, arms, totals, size).search for size in prune.sizes()}
-        found, cost = search(settings, judge, list(plans.values())[-1], teacher=self.judge.teacher)
+        found, cost = search(settings, judge, list(plans.values()), teacher=self.judge.teacher)
         backward = getattr(cost, "backward_tokens", 0)
         spent = cost.seconds, cost.forward_tokens, backward, cost.pulls
         cuts = {cell.target: Selection.along(plans[cell.target], found.order, *self._rules(prune)) for cell in cells}
