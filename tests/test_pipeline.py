@@ -188,6 +188,10 @@ def test_random_rows_and_the_after_row_are_what_they_say(
     accuracy = float((logits.argmax(-1).numpy() == np.array(test["label"])).mean())
     assert result.report.after.metrics["accuracy"] == pytest.approx(accuracy)
     assert result.report.before.kl == 0.0 < result.report.after.kl
+    after = result.report.after
+    assert min(1.0, after.kl) < after.kl_bound <= 1 and 0 <= after.changed < after.changed_bound <= 1
+    assert result.report.before.kl_bound is None and f"{after.kl_bound:.3g}" in result.summary(folder)
+    assert "With 95% confidence on data like the test split" in (folder / "README.md").read_text()
 
 
 def test_a_second_run_gives_the_same_and_needs_leave_to_overwrite(tmp_path: Path, files: dict[str, str]) -> None:
