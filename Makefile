@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Modules of the API reference: what is called, then what is extended.
-REFERENCE := $(addprefix hf_mabprune., pipeline result config planning hub masking checkpoint report evaluation \
-	architectures.base tasks.base policies.base policies.epsilon_greedy policies.softmax policies.ucb1 \
-	policies.thompson policies.hedge policies.exp3 policies.race policies.sequential_halving policies.lucb policies.uniform \
-	policies.sweep rewards estimates \
-	interactions surgeon curvature elimination intervals activations criteria.base compensation.base compensation.refit recovery pulls.base arms \
-	selection layouts search surgery modeling_pruned registry)
+REFERENCE := $(addprefix hf_mabprune., pipeline result config planning hub masking checkpoint report \
+	evaluation architectures.base tasks.base policies.base policies.epsilon_greedy policies.softmax \
+	policies.ucb1 policies.thompson policies.hedge policies.exp3 policies.race policies.sequential_halving \
+	policies.lucb policies.uniform policies.sweep rewards estimates interactions surgeon allocation curvature \
+	elimination intervals activations criteria.base compensation.base compensation.refit recovery pulls.base \
+	arms selection layouts search surgery modeling_pruned registry)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: prune test lint slow docs clean
