@@ -6,8 +6,8 @@ REFERENCE := $(addprefix hf_mabprune., pipeline result config planning hub maski
 	evaluation architectures.base tasks.base policies.base policies.epsilon_greedy policies.softmax \
 	policies.ucb1 policies.thompson policies.hedge policies.exp3 policies.race policies.sequential_halving \
 	policies.lucb policies.uniform policies.sweep rewards estimates interactions surgeon allocation curvature \
-	elimination intervals activations criteria.base compensation.base compensation.refit recovery pulls.base \
-	arms selection layouts search surgery modeling_pruned registry)
+	elimination intervals activations criteria.base compensation.base compensation.refit compensation.teacher \
+	recovery pulls.base arms selection layouts search surgery modeling_pruned registry)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: prune test lint slow docs clean

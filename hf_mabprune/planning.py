@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_mabprune import layouts
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.comparison import Judge
-from hf_mabprune.compensation.refit import HELD_OUT
+from hf_mabprune.compensation.teacher import HELD_OUT
 from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.pipeline import check_settings, load_judge, make_accelerator
 from hf_mabprune.pulls.base import CACHE_BYTES

@@ -1,7 +1,8 @@
 """Compensation, one file each: what stays is refitted to give what the unpruned model gave. No training."""
 
 from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, make_compensation
-from hf_mabprune.compensation.refit import CompensationFigures, Known, SiteFigures, Teacher, compensate, refit_all
+from hf_mabprune.compensation.refit import CompensationFigures, Known, SiteFigures, compensate, refit_all
+from hf_mabprune.compensation.teacher import Teacher
 
 __all__ = [
     "COMPENSATIONS",
