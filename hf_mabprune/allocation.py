@@ -10,6 +10,7 @@ difference is a gain beyond its standard error.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 
 import numpy as np
 
@@ -91,16 +92,12 @@ class Allocation:
         sites = [rows for _, _, rows in plan.arms.groups()]
         for factor in FACTORS:
             moves = [(rows, each) for rows in sites for each in (factor, 1 / factor)]
+            turns = chain.from_iterable(rng.permutation(len(moves)) for _ in count())
             stale = 0
-            while stale < len(moves):
-                for number in rng.permutation(len(moves)):
-                    if self.cost.pulls >= last or stale >= len(moves):
-                        break
-                    taken = self.taken
-                    yield moves[number]
-                    stale = 0 if self.taken > taken else stale + 1
-                if self.cost.pulls >= last:
-                    return
+            while stale < len(moves) and self.cost.pulls < last:
+                taken = self.taken
+                yield moves[next(turns)]
+                stale = 0 if self.taken > taken else stale + 1
 
     def _measure(self, plan: Plan, kept: Bools) -> Iterator[None]:
         """Divergences of a set, refitted, on the held-out examples: into `seen`."""

@@ -86,7 +86,7 @@ class SearchProgress:
         last = f"KL {result.rounds[-1].kl:.4f}" if result.rounds else ""
         described = f"round {min(self.search.number, rounds)}/{rounds} {last}"
         if (allocation := self.search.allocation) and allocation.cost.pulls:
-            described = f"allocation {allocation.cost.pulls}/{allocation.trials}"
+            described = f"allocation {allocation.cost.pulls}/{allocation.trials * len(self.search.sizes)}"
         self.bar.update(self.task, completed=int(result.pulls.sum()), description=described)
         if self.visible and done:
             self.console.print(

@@ -181,7 +181,7 @@ class Search:
             if self.allocation and isinstance(self.interactions, Refitted):
                 yield from self._allocate(self.allocation, self.interactions.candidates(self._rewards()))
             else:
-                self._remove_next()
+                self._remove(*self._choose(self._rewards(), self.result.kept))
             yield self._end_round()
 
     def _allocate(self, allocation: Allocator, candidates: list[Floats]) -> Iterator[None]:
@@ -196,10 +196,6 @@ class Search:
         self.pulls.cost.forward_tokens += allocation.cost.forward_tokens
         self.pulls.cost.seconds += allocation.cost.seconds
         result.stopped_because += f"; {allocation.summary()}"
-
-    def _remove_next(self) -> None:
-        """The safest arms go, as many as the plan asks for by now."""
-        self._remove(*self._choose(self._rewards(), self.result.kept))
 
     def _remove(self, kept: Bools, removed: Ints, scores: Floats) -> None:
         """Takes down what goes in this round."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from hf_mabprune.allocation import Allocation, _is_gain
 from hf_mabprune.compensation import Teacher, compensate, make_compensation, refit_all
@@ -78,6 +79,17 @@ def test_refits_that_are_known_are_those_that_are_made() -> None:
     assert len(known) == size > 0
     for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert one.equal(other), name
+
+
+def test_held_out_data_that_are_all_broken_change_nothing() -> None:
+    allocation, plan, scores = make("bert", trials=3)
+    teacher = allocation.teacher
+    with torch.no_grad():
+        teacher.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+    assert teacher.divergences(teacher.model).tolist() == [0.0] == [teacher.divergence(teacher.model)]
+    for _ in allocation.run(plan, [scores], whole(plan)):
+        pass
+    assert allocation.taken == 0 and np.array_equal(allocation.scores, scores)
 
 
 def test_a_gain_exceeds_its_standard_error() -> None:

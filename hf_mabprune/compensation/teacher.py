@@ -103,8 +103,10 @@ class Teacher:
         return total / examples
 
     def divergences(self, small: PreTrainedModel) -> NDArray[np.float64]:
-        """KL divergence of each held-out example; those of broken batches are left out."""
-        return torch.cat(list(self._divergences(small))).double().cpu().numpy()
+        """KL divergence of each held-out example, without those of broken batches; a single 0 where there is no other,
+        as `divergence` has it."""
+        found = list(self._divergences(small)) or [torch.zeros(1)]
+        return torch.cat(found).double().cpu().numpy()
 
     def _divergences(
         self, small: PreTrainedModel, finished: "FinishedLayers | None" = None

@@ -73,6 +73,8 @@ class Policy(ABC):
         self.square_sums = np.zeros(self.arms)  # [K], discounted sum of their squares
         self.first_rewards = np.full(self.arms, np.nan)  # [K], first one in this context, NaN where there is none
         self.low, self.high, self.frozen = 0.0, 0.0, False  # the map to [0, 1]
+        self.choose: Choose | None = None  # of the round under way, as its `batches` and `budget`
+        self.batches = self.budget = 0
 
     @abstractmethod
     def select(self, k: int) -> Ints:
@@ -110,9 +112,7 @@ class Policy(ABC):
             raise ValueError(f"arms {arms[~self.alive[arms]][:5].tolist()} are already removed")
         self._take_in(arms, values[:, 0], controls)
 
-    def begin(  # noqa: B027
-        self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None
-    ) -> None:
+    def begin(self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None) -> None:
         """A round begins, in the context of the last `new_context`. Rules that aim at a set make use of it.
 
         Args:
@@ -121,6 +121,7 @@ class Policy(ABC):
             known: [K], mean over all of them of the controls that `update` will get; None where there are none.
             budget: Pulls that the round has at most.
         """
+        self.choose, self.batches, self.budget = choose, batches, budget or 0
 
     def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:
         """Adds checked rewards [n] to the statistics; rules with statistics of their own extend it."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.policies.base import POLICIES, Bools, Choose, Floats, Ints, Policy
+from hf_mabprune.policies.base import POLICIES, Bools, Floats, Ints, Policy
 from hf_mabprune.registry import option
 
 
@@ -35,8 +35,6 @@ class LUCB(Policy):
             raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
         if not 0.0 <= self.tolerance < 1.0:
             raise ValueError(f"tolerance must be in [0, 1), got {self.tolerance}")
-        self.choose: Choose | None = None
-        self.batches = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -44,10 +42,6 @@ class LUCB(Policy):
         self.seen = np.zeros(self.arms)  # [K], pulls in this context
         self.total = np.zeros(self.arms)  # [K], sum of their rewards
         self.turn = 0  # t
-
-    def begin(self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None) -> None:
-        super().begin(choose, batches, known, budget)
-        self.choose, self.batches = choose, batches
 
     def select(self, k: int) -> Ints:
         if k < 1:

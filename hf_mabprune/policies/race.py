@@ -47,8 +47,6 @@ class Race(Policy):
             raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
         if (self.lowest is None) != (self.highest is None) or (self.lowest or 0.0) > (self.highest or 0.0):
             raise ValueError(f"lowest and highest go together, in order, got {self.lowest} and {self.highest}")
-        self.choose: Choose | None = None
-        self.batches = 0
         self.informed = False
         self._restart()
 
@@ -63,7 +61,6 @@ class Race(Policy):
 
     def begin(self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None) -> None:
         super().begin(choose, batches, known, budget)
-        self.choose, self.batches = choose, batches
         self.informed = known is not None
         if known is not None:
             self.known = known.copy()

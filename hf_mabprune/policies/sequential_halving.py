@@ -29,8 +29,6 @@ class SequentialHalving(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choose: Choose | None = None
-        self.batches = self.budget = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -43,10 +41,6 @@ class SequentialHalving(Policy):
     def phases(self) -> int:
         """Of a round."""
         return max(1, int(np.ceil(np.log2(max(self.number_alive(), 2)))))
-
-    def begin(self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None) -> None:
-        super().begin(choose, batches, known, budget)
-        self.choose, self.batches, self.budget = choose, batches, budget or 0
 
     def select(self, k: int) -> Ints:
         if k < 1:
