@@ -114,4 +114,4 @@ class Allocation:
 def _is_gain(before: Floats, after: Floats) -> bool:
     """Whether divergences, an example each, fell by more than the standard error of the paired difference."""
     difference = before - after
-    return bool(difference.mean() > SURE * difference.std(ddof=1) / np.sqrt(len(difference)))
+    return len(difference) > 1 and bool(difference.mean() > SURE * difference.std(ddof=1) / np.sqrt(len(difference)))

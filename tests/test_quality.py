@@ -12,12 +12,14 @@ import yaml
 from scipy import stats
 
 from hf_mabprune.benchmarks import quality, quality_report, statistics
-from hf_mabprune.benchmarks.quality import Results, constant_answer, retained
+from hf_mabprune.benchmarks.quality import Meter, Results, constant_answer, retained
 from hf_mabprune.benchmarks.suite import Suite, read_suite
 from hf_mabprune.config import check
+from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.pipeline import load_model
 from hf_mabprune.tasks.base import build_task
 from hf_mabprune.tasks.readout import Scores
+from tests.criteria.by_hand import case
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = "configs/quickstart.yaml"
@@ -113,6 +115,18 @@ def test_rows_say_what_was_kept_and_what_it_cost(measured: tuple[Suite, Path, li
     assert (rows.xs("mask_tuning", level=3)["compensation_tokens"] > 0).all()
     one_search = rows.loc["second"].xs("sweep", level=1)["search_seconds"]
     assert one_search.nunique() == 1 and len(one_search) == 4  # two sizes, with and without a refit
+
+
+@pytest.mark.parametrize(
+    ("criterion", "passes"),
+    [("magnitude", (0, 0)), ("wanda_sp", (1, 0)), ("taylor", (1, 1)), ("kfac_obs", (1, 1))],  # of two classes
+)
+def test_a_criterion_is_charged_for_the_statistics_that_it_reads(criterion: str, passes: tuple[int, int]) -> None:
+    meter = Meter(case("bert", 16))
+    for _ in range(2):  # the second time all are there
+        meter.start()
+        CRITERIA.get(criterion)().scores(meter)
+        assert meter.passes() == passes and meter.stop() > 0
 
 
 def test_other_settings_are_refused_unless_redone(measured: tuple[Suite, Path, list[int]], tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.pipeline import load_judge, make_accelerator
 from hf_mabprune.pulls.base import Pulls
 from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
+from hf_mabprune.pulls.replay import ReplayPulls
+from hf_mabprune.tasks.splits import split_by_length
 
 
 @dataclass(frozen=True)

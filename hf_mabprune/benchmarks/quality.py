@@ -43,6 +43,7 @@ from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 RETAINED = (0.0, 1.5)  # bounds of the metric retained: no worse than knowing nothing; far above 1 there is no signal
 STATISTICS = {  # property of the evidence -> what is computed for it, and its passes over the data: forward, backward
     "moments": ("moments", 1, 0),
+    "curvatures": ("curvatures", 1, 0),  # and as many backward passes as the outputs need
     "magnitudes": ("magnitudes", 1, 0),
     "gradients": ("gradients", 1, 1),
     "example_gradients": ("gradients", 1, 1),
@@ -356,6 +357,7 @@ class Meter:
     def passes(self) -> tuple[int, int]:
         """Forward and backward passes over the calibration data."""
         costs = {statistic: passes for statistic, *passes in STATISTICS.values()}
+        costs["curvatures"][1] = self.evidence.curvature_passes if "curvatures" in self.read else 0
         return sum(costs[name][0] for name in self.read), sum(costs[name][1] for name in self.read)
 
 

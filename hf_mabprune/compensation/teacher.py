@@ -3,10 +3,11 @@
 Symbols: S inputs of a projection that stay; D outputs; N positions seen; B examples in a batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hf_mabprune.compensation.base import Regression, float64_of
 from hf_mabprune.stubs import answer, replaced
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.splits import split_by_length
 
 HELD_OUT = 4  # one batch in so many is held out for the guard
 CACHE_BYTES = 2**30  # of the unpruned model's logits
@@ -46,7 +48,7 @@ class Teacher:
 
     @classmethod
     def on(cls, model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> "Teacher":
-        """Holds out every fourth calibration batch.
+        """Holds out every fourth calibration batch; batches run in parts of like lengths.
 
         Raises:
             ValueError: If there are fewer than two batches.
@@ -57,7 +59,7 @@ class Teacher:
                 "calibration_examples or lower batch_size"
             )
         fitting = [batch for number, batch in enumerate(batches) if number % HELD_OUT != 1]
-        return cls(model, task, fitting, batches[1::HELD_OUT])
+        return cls(model, task, _in_parts(fitting), _in_parts(batches[1::HELD_OUT]))
 
     def moments(self, kind: str, held_out: bool = False) -> dict[str, Moments]:
         """Of the inputs of all sites of a kind, by the path of the projection; one pass when first asked for."""
@@ -201,6 +203,11 @@ def _input_of(model: PreTrainedModel, task: Task, batch: Batch, site: Site) -> t
 
 def _moved(batch: Batch, model: PreTrainedModel) -> Batch:
     return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def _in_parts(batches: Iterable[Batch]) -> list[Batch]:
+    """The same examples with less padding."""
+    return list(chain.from_iterable(map(split_by_length, batches)))
 
 
 def _tokens(batches: Sequence[Batch]) -> int:

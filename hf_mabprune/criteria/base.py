@@ -64,10 +64,19 @@ class Evidence:
         """Moments of each site's input, by the path of its output projection; one forward pass a batch."""
         return moments(self.model, self.task, self.batches, [site for site, _ in self.sites])
 
-    @cached_property
+    @property
     def curvatures(self) -> dict[str, Curvature]:
-        """Curvature of the KL divergence at each site's output projection, by its path."""
-        return curvatures(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)[0]
+        """Curvature of the KL divergence at each site's output projection, by its path; one forward pass a batch."""
+        return self._curved[0]
+
+    @property
+    def curvature_passes(self) -> int:
+        """Backward passes a batch that the curvatures took."""
+        return self._curved[1]
+
+    @cached_property
+    def _curved(self) -> tuple[dict[str, Curvature], int]:
+        return curvatures(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)
 
     @cached_property
     def magnitudes(self) -> dict[str, Floats]:

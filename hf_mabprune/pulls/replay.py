@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -35,9 +34,9 @@ from hf_mabprune.rewards import Observation
 from hf_mabprune.stubs import answer, replaced
 from hf_mabprune.tasks.base import Batch
 from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.splits import split_by_length
 
 TOKENS_A_FORWARD = {"cpu": 2048, "cuda": 65536}  # a matrix product of this many rows fills the device
-MOST_PARTS = 4  # that a batch is split into
 AGREE = 1e-3  # of the largest logit: how far a pass that reads one position may be from the whole one
 
 
@@ -204,30 +203,6 @@ class ReplayPulls(Pulls):
             yield
         finally:
             handle.remove()
-
-
-def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
-    """The examples of a batch sorted by length and split into equal parts, each cut to its longest sequence.
-
-    A batch that is padded on the left, or hardly at all, stays as it is.
-    """
-    attention = batch.get("attention_mask")
-    if attention is None or not bool(attention[..., 0].all()):
-        return [batch]
-    lengths = attention.sum(-1).reshape(len(attention), -1).amax(1).cpu()
-    order = torch.argsort(lengths, stable=True)
-    chunks = [chunk for chunk in np.array_split(order.numpy(), min(parts, len(order))) if len(chunk)]
-    padded = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
-    width = batch["input_ids"].shape[-1]
-    if padded > 0.9 * len(order) * width:
-        return [batch]
-
-    def cut(name: str, tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
-        picked = tensor[torch.as_tensor(rows, device=tensor.device)]
-        along = tensor.ndim > 1 and tensor.shape[-1] == width and not tensor.is_floating_point()
-        return picked[..., : int(lengths[rows].max())] if along else picked
-
-    return [{name: cut(name, tensor, rows) for name, tensor in batch.items()} for rows in chunks]
 
 
 def _by_difference(

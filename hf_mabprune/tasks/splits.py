@@ -8,8 +8,10 @@ from textwrap import shorten
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetBuilder, ReadInstruction, load_dataset_builder
 from datasets.exceptions import DatasetsError
+from numpy.typing import NDArray
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.registry import nearest
@@ -17,6 +19,7 @@ from hf_mabprune.tasks.base import Batch, Task
 
 FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow")
 UNKNOWN_SIZE = 10**9
+MOST_PARTS = 4  # that a batch is split into
 
 
 def load_splits(config: TaskConfig) -> dict[str, Dataset]:
@@ -186,6 +189,30 @@ def batches_of(
         task.collate([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
         for columns in encoded.iter(batch_size, drop_last_batch=drop)
     ]
+
+
+def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
+    """The examples of a batch sorted by length and split into equal parts, each cut to its longest sequence.
+
+    A batch that is padded on the left, or hardly at all, stays as it is.
+    """
+    attention = batch.get("attention_mask")
+    if attention is None or not bool(attention[..., 0].all()):
+        return [batch]
+    lengths = attention.sum(-1).reshape(len(attention), -1).amax(1).cpu()
+    order = torch.argsort(lengths, stable=True)
+    chunks = [chunk for chunk in np.array_split(order.numpy(), min(parts, len(order))) if len(chunk)]
+    padded = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
+    width = batch["input_ids"].shape[-1]
+    if padded > 0.9 * len(order) * width:
+        return [batch]
+
+    def cut(name: str, tensor: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+        picked = tensor[torch.as_tensor(rows, device=tensor.device)]
+        along = tensor.ndim > 1 and tensor.shape[-1] == width and not tensor.is_floating_point()
+        return picked[..., : int(lengths[rows].max())] if along else picked
+
+    return [{name: cut(name, tensor, rows) for name, tensor in batch.items()} for rows in chunks]
 
 
 def _length(ids: list[Any]) -> int:

@@ -14,11 +14,12 @@ from hf_mabprune.pipeline import load_judge, make_accelerator, make_policy
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.pulls import Pulls
 from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
+from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.rewards import REWARDS
 from hf_mabprune.search import Search
 from hf_mabprune.selection import make_plan
 from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.splits import split_by_length
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
 from tests.tiny_models import tiny_model
 

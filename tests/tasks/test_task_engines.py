@@ -16,10 +16,10 @@ from hf_mabprune.arms import ArmTable
 from hf_mabprune.estimates import estimate
 from hf_mabprune.evaluation import count_macs, evaluate, forward_of, masked_forward_of
 from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls, split_by_length
+from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.rewards import REWARDS
 from hf_mabprune.tasks.base import TASKS, Batch, Task, sequences_of
-from hf_mabprune.tasks.splits import batches_of
+from hf_mabprune.tasks.splits import batches_of, split_by_length
 from tests.pulls.test_pulls import pull_all, some_context
 from tests.tasks.tiny_tasks import CASES, make_tokenizer
 
