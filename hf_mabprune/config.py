@@ -174,8 +174,10 @@ class SearchConfig(Strict):
         gt=0,
         description="removals in steps; each round pulls in the context of what is gone; null: 1 with refit, else 8",
     )
-    interactions: bool = Field(
-        False, description="whether removals take into account which arms stand in for each other, from gradients"
+    interactions: bool | None = Field(
+        None,
+        description="whether removals take into account which arms stand in for each other, from gradients; null: "
+        "where the reward is kl and there is no refit",
     )
     label_draws: int = Field(
         4, gt=0, description="backward passes a batch for interactions, where outputs are more than 8 classes"
@@ -223,9 +225,13 @@ class SearchConfig(Strict):
         one = (self.rounds or 1) == 1
         may = compensation == "least_squares" and self.reward == "kl" and one and not self.interactions
         refit = may if self.refit is None else self.refit
-        if self.pulls_per_arm == 0 and not self.interactions and not refit:
+        interactions = self.interactions
+        if interactions is None and not refit:
+            interactions = self.reward == "kl"
+        if self.pulls_per_arm == 0 and not interactions and not refit:
             raise ValueError("search.pulls_per_arm must be a number > 0, unless interactions or refit are on")
-        return self.model_copy(update={"refit": refit, "rounds": 1 if refit else self.number_of_rounds})
+        rounds = 1 if refit else self.number_of_rounds
+        return self.model_copy(update={"refit": refit, "interactions": interactions, "rounds": rounds})
 
     @property
     def number_of_rounds(self) -> int:

@@ -238,9 +238,8 @@ def test_broken_batches_are_skipped_counted_and_limited(tmp_path: Path, files: d
     Dataset.from_dict(train).to_parquet(files["train"])
     report = prune_from_config(settings).report
     assert len(report.search.broken_batches) == 1
-    assert report.warnings == [
-        f"calibration batches without a finite loss were skipped: {report.search.broken_batches[0]}"
-    ]
+    skipped = f"calibration batches without a finite loss were skipped: {report.search.broken_batches[0]}"
+    assert skipped in report.warnings
     assert "were skipped" in (tmp_path / "out" / "README.md").read_text()
 
     strict = settings.model_copy(update={"output": settings.output.model_copy(update={"overwrite": True})})

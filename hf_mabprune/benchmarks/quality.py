@@ -160,9 +160,11 @@ class Bench:
         """Measures cells of this run; one choice serves all its compensations, one search all its sizes."""
         for seed, drawn in groupby(cells, key=lambda cell: cell.seed):
             draw = self.draw(seed)
-            for (method, _), group in groupby(drawn, key=lambda cell: (cell.method, cell.entry)):
-                mine = list(group)
-                choices = draw.choose(method, mine)
+            shared: dict[str, list[Cell]] = {}
+            for cell in drawn:
+                shared.setdefault(cell.choice(self.suite), []).append(cell)
+            for mine in shared.values():
+                choices = draw.choose(mine)
                 for cell in mine:
                     yield cell, self.row(cell, draw, choices[cell.target])
 
@@ -258,11 +260,12 @@ class Draw:
     judge: Judge
     seed: int
 
-    def choose(self, method: str, cells: Sequence[Cell]) -> dict[str, Choice]:
-        """Target -> what a method keeps; the cells are of one entry of the suite's targets."""
+    def choose(self, cells: Sequence[Cell]) -> dict[str, Choice]:
+        """Target -> what is kept; the cells share the choice."""
+        method = cells[0].method
         spec = self.suite.methods[method]
         if spec.policy is not None:
-            return self._by_search(method, cells)
+            return self._by_search(cells)
         choose = self._by_control if spec.control else self._by_criterion
         return {cell.target: choose(method, cell.size) for cell in _one_a_size(cells)}
 
@@ -288,11 +291,11 @@ class Draw:
         selection = Selection(plan, kept, *self._rules(prune))
         return self._choice(selection, order, time.monotonic() - started, pulls.cost.forward_tokens, 0)
 
-    def _by_search(self, method: str, cells: Sequence[Cell]) -> dict[str, Choice]:
-        settings = self.suite.settings(self.name, method, cells[0].entry).model_copy(update={"seed": self.seed})
+    def _by_search(self, cells: Sequence[Cell]) -> dict[str, Choice]:
+        settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
         model, totals, prune = self.judge.model, self.judge.totals, settings.prune
         arms = architecture_of(model).arm_table(model, prune.kinds(), prune.block_size, self.judge.tokens)
-        judge = replace(self.judge, arms=arms)
+        judge = replace(self.judge, arms=arms, compensation=self.suite.compensation(cells[0].compensation))
         plans = {size.target.name(): layouts.make_plans(model, arms, totals, size).search for size in prune.sizes()}
         found, cost = search(settings, judge, list(plans.values()), teacher=self.judge.teacher)
         backward = getattr(cost, "backward_tokens", 0)

@@ -110,8 +110,11 @@ class Suite(Strict):
 
     def compensation(self, label: str) -> Compensation | None:
         """The method of that label, with its options checked; None for none."""
-        found = {label_of(given): given for given in self.compensations}[label]
+        found = self._given(label)
         return None if found is None else make_compensation(found)
+
+    def _given(self, label: str) -> Component | None:
+        return {label_of(given): given for given in self.compensations}[label]
 
     def criterion(self, method: str) -> Criterion:
         """The method's criterion, with its options checked.
@@ -124,12 +127,19 @@ class Suite(Strict):
         kind = CRITERIA.get(name)
         return kind(**check_options("criterion", name, kind, options))
 
-    def settings(self, run: str, method: str | None = None, target: TargetConfig | None = None) -> PruneConfig:
+    def settings(
+        self,
+        run: str,
+        method: str | None = None,
+        target: TargetConfig | None = None,
+        compensation: str | None = None,
+    ) -> PruneConfig:
         """The config of one run.
 
         Args:
             method: Whose policy and search settings are taken; None for what all methods share.
             target: None for one that has arms of both kinds.
+            compensation: Label of the one that the search may count on; None for that of the run's file.
 
         Raises:
             ValueError: One line a fault.
@@ -142,6 +152,8 @@ class Suite(Strict):
         given["search"] = merged(given.get("search") or {}, self.search)
         if method and (policy := self.methods[method].policy):
             given["search"] = merged(given["search"], {**self.methods[method].search, "policy": _named(policy)})
+        if compensation is not None:
+            given["compensation"] = self._given(compensation)
         goes = target.fractions() if target else {"neurons": 0.5, "heads": 0.5}
         prune = {"arms": ["neuron", "head"], "block_size": self.block_size, "layout": self.layout, "target": goes}
         return check(given | {"prune": (given.get("prune") or {}) | prune})
@@ -184,11 +196,11 @@ class Suite(Strict):
         """
         for label in dict.fromkeys(cell.compensation for cell in cells):
             self.compensation(label)
-        for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
+        for task, method, label in dict.fromkeys((cell.task, cell.method, cell.compensation) for cell in cells):
             try:
                 if self.methods[method].criterion is not None:
                     self.criterion(method)
-                settings = self.settings(task, method)
+                settings = self.settings(task, method, compensation=label)
                 if self.methods[method].policy is not None:
                     make_policy(settings, 1)
             except (ValueError, OSError) as error:
@@ -240,14 +252,23 @@ class Cell:
 
     def fingerprint(self, suite: Suite) -> str:
         """Digest of all settings that the cell's numbers depend on."""
-        settings = suite.settings(self.task, self.method, self.entry if self.searches(suite) else self.size)
-        dumped = settings.model_dump(exclude_defaults=True, exclude={"output"})
+        dumped = self.settings(suite).model_dump(exclude_defaults=True, exclude={"output", "compensation"})
         if not self.searches(suite):
             dumped.pop("search", None)
-        named = {label_of(given): given for given in suite.compensations}[self.compensation]
         spec = suite.methods[self.method]
         method = {"control": spec.control, "sweeps": spec.sweeps} if spec.control else spec.criterion
-        return digest([dumped, method, named, suite.runs[self.task].chance])
+        return digest([dumped, method, self.compensation, suite.runs[self.task].chance])
+
+    def settings(self, suite: Suite) -> PruneConfig:
+        """Of what chooses what stays: a search knows all sizes that are cut from it, and what it can count on."""
+        entry = self.entry if self.searches(suite) else self.size
+        return suite.settings(self.task, self.method, entry, self.compensation)
+
+    def choice(self, suite: Suite) -> str:
+        """The same for cells that share one choice of what stays."""
+        search = self.settings(suite).search
+        counted = self.compensation if self.searches(suite) and search.refit else None
+        return digest([self.method, self.entry.model_dump(), search.model_dump(), counted])
 
     def searches(self, suite: Suite) -> bool:
         """Whether the method makes pulls."""
