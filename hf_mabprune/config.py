@@ -277,6 +277,12 @@ class RecoveryConfig(Strict):
         0.0, ge=0.0, allow_inf_nan=False, description="weight of the distance between hidden states after each layer"
     )
     lora_rank: int = Field(16, gt=0, description="rank of the updates of method lora")
+    stages: int = Field(
+        1,
+        gt=0,
+        description="above 1: the target is reached in so many steps, each cut, refitted and trained before the next "
+        "search; they share epochs and max_steps",
+    )
 
 
 class PruneConfig(Strict):
@@ -303,6 +309,20 @@ class PruneConfig(Strict):
         name = given.get("name") if isinstance(given, dict) else given
         self.__dict__["search"] = self.search.resolved(name)
         return self
+
+    @model_validator(mode="after")
+    def _stages_make_one_size(self) -> "PruneConfig":
+        if self.stages > 1 and len(self.prune.sizes()) > 1:
+            raise ValueError(
+                f"recovery.stages {self.stages} trains one model on the way to one size, got "
+                f"{len(self.prune.sizes())} sizes: give one, or set recovery.stages to 1"
+            )
+        return self
+
+    @property
+    def stages(self) -> int:
+        """In which the target is reached."""
+        return self.recovery.stages if self.recovery else 1
 
     def to_yaml(self) -> str:
         """The exact, resolved config."""

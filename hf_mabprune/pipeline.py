@@ -35,7 +35,8 @@ from hf_mabprune.report import ModelFigures, Report
 from hf_mabprune.result import PruneResult, Source, write
 from hf_mabprune.search import Search, SearchResult
 from hf_mabprune.selection import Plan
-from hf_mabprune.state import RunState, check_free, fingerprint, open_run
+from hf_mabprune.stages import Stage
+from hf_mabprune.state import RunState, check_free, open_run
 from hf_mabprune.surgeon import Surgeon
 from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, check_reward, task_for_model
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
@@ -148,8 +149,14 @@ def _run(
 
     if accelerator.log_with:
         accelerator.init_trackers("hf_mabprune", {"config": settings.to_yaml()})
-    found, cost = search(settings, judge, [plan.search for plan in plans], run)
-    source = Source(settings, judge, tokenizer, save_dtype, found, cost)
+    run.identify(model, judge.batches["calibration"])
+    stage = None
+    if settings.stages > 1:
+        stage = in_stages(settings, Stage.first(judge, plans[0].search), run)
+        found, cost = stage.found, stage.cost
+    else:
+        found, cost = search(settings, judge, [plan.search for plan in plans], run)
+    source = Source(settings, judge, tokenizer, save_dtype, found, cost, stage)
     result = write(settings.output.dir, map(source.cut, sizes), settings, search_state=run.saved())
     for report in result.sizes:
         accelerator.log(report.numbers())
@@ -176,6 +183,8 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         FileExistsError: If the output folder exists.
     """
     arms, report = read_run(folder)
+    if settings.stages > 1:
+        raise ValueError("cut trains no model on the way to a size: set recovery.stages to 1, or make a new run")
     check_settings(settings)
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator) as run:
@@ -381,6 +390,15 @@ def prepare(
     return judge
 
 
+def in_stages(settings: PruneConfig, stage: Stage, run: RunState) -> Stage:
+    """Search, surgery, refit and training in turns, until the whole target is reached."""
+    for number in range(1, settings.stages + 1):
+        run.accelerator.print(f"stage {number} of {settings.stages}")
+        plan = stage.next_plan(number / settings.stages)
+        stage = stage.cut(settings, plan, *search(settings, stage.judge, [plan], run))
+    return stage
+
+
 def search(
     settings: PruneConfig,
     judge: Judge,
@@ -409,8 +427,7 @@ def search(
         allocation = Allocation(judge.compensation, teacher or judge.teacher, settings.search.moves, settings.seed)
     config, most = settings.search, settings.task.max_broken_batches
     under_way = Search(pulls, policy, plans[-1], config, most, surgeon, allocation, plans[:-1])
-    identity = fingerprint(judge.model, batches) if run else ""
-    if run and run.restore(under_way, identity):
+    if run and run.restore(under_way):
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")
     bar = console.SearchProgress(under_way, accelerator.is_main_process)
     with bar, run.deferred_signals() if run else nullcontext():
@@ -419,7 +436,9 @@ def search(
             if done:
                 accelerator.log({f"search/{name}": value for name, value in asdict(done).items()}, step=done.number)
             if run:
-                run.keep(under_way, identity, round_ended=done is not None)
+                run.keep(under_way, round_ended=done is not None)
+    if run:
+        run.ended(under_way)
     return under_way.finished(), pulls.cost
 
 

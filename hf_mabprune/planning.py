@@ -69,6 +69,11 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     memory, cache = _memory(judge, bool(config.refit))
     blind = 0 if estimated else sum(budget == 0 for budget in budgets)
     notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
+    if settings.stages > 1:
+        notes.append(
+            f"note: that is the first of {settings.stages} searches, the others are of smaller models; training comes "
+            "on top of it"
+        )
     lines = [
         *_describe_arms(judge),
         *_describe_layouts(judge, reach, refused),

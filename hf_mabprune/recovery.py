@@ -72,6 +72,19 @@ class RecoveryFigures:
     seconds: float
     loss: float
 
+    def after(self, earlier: "RecoveryFigures | None") -> "RecoveryFigures":
+        """With what an earlier training of the same model cost."""
+        if earlier is None:
+            return self
+        return replace(
+            self,
+            epochs=earlier.epochs + self.epochs,
+            steps=earlier.steps + self.steps,
+            forward_tokens=earlier.forward_tokens + self.forward_tokens,
+            backward_tokens=earlier.backward_tokens + self.backward_tokens,
+            seconds=earlier.seconds + self.seconds,
+        )
+
 
 def check_recovery(settings: RecoveryConfig, processes: int) -> None:
     """Everything that can be refused before any compute.

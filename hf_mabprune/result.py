@@ -22,6 +22,7 @@ from hf_mabprune.pulls.base import Cost
 from hf_mabprune.recovery import recover
 from hf_mabprune.report import Report, SizeFigures
 from hf_mabprune.search import SearchResult
+from hf_mabprune.stages import Stage
 from hf_mabprune.state import FILE
 from hf_mabprune.tasks.base import TASKS
 
@@ -35,6 +36,7 @@ class Source:
         save_dtype: Precision of saved weights.
         found: The nested order of removal.
         cost: Of the search.
+        stage: The last one of a run in stages, which made the only size there is.
     """
 
     settings: PruneConfig
@@ -43,14 +45,17 @@ class Source:
     save_dtype: torch.dtype
     found: SearchResult
     cost: Cost
+    stage: Stage | None = None
 
     def cut(self, prune: PruningConfig) -> "PruneResult":
         """One size, measured beside the unpruned model and random draws. Runs on every process of a launch.
 
         Raises:
-            ValueError: If the target is out of reach.
+            ValueError: If the target is out of reach, or another one than that of a run in stages.
         """
         judge = self.judge
+        if self.stage:
+            return self._end_of(self.stage, prune)
         settings = self.settings.model_copy(update={"prune": prune})
         plans = layouts.make_plans(judge.model, judge.arms, judge.totals, prune)
         selection = choose_layout(judge, plans, self.found, settings)
@@ -61,6 +66,18 @@ class Source:
             trained = recover(model, *arguments)
         checkpoint.round_weights(model, self.save_dtype)
         report = make_report(settings, judge, selection, model, done, trained, self.found, self.cost)
+        return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
+
+    def _end_of(self, stage: Stage, prune: PruningConfig) -> "PruneResult":
+        judge, settings, model = self.judge, self.settings, stage.judge.model
+        if prune.target != settings.prune.target:
+            raise ValueError(
+                "a run in stages trained its model for one size; for others make new runs, or set recovery.stages to 1"
+            )
+        reason = "asked for" if prune.layout == stage.plan.layout else "auto: after stages there is no other to try"
+        selection = Selection(stage.plan, self.found.kept, 1, prune.min_neurons, reason)
+        checkpoint.round_weights(model, self.save_dtype)
+        report = make_report(settings, judge, selection, model, stage.done, stage.trained, self.found, self.cost)
         return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
 
 

@@ -67,6 +67,17 @@ class SearchResult:
     stopped_because: str = "target reached"
 
     @classmethod
+    def of_all(cls, arms: int) -> "SearchResult":
+        """Where a search of so many arms begins."""
+        return cls(
+            kept=np.ones(arms, dtype=bool),
+            order=np.empty(0, dtype=np.int64),
+            scores=np.full(arms, -np.inf),
+            pulls=np.zeros(arms, dtype=np.int64),
+            removed_round=np.zeros(arms, dtype=np.int64),
+        )
+
+    @classmethod
     def from_table(cls, table: pd.DataFrame, arms: ArmTable, rounds: list[dict[str, Any]]) -> "SearchResult":
         """Reads `table` back.
 
@@ -145,13 +156,7 @@ class Search:
     ) -> None:
         arms = len(plan.arms)
         self.pulls, self.policy, self.plan, self.config, self.max_broken = pulls, policy, plan, config, max_broken
-        self.result = SearchResult(
-            kept=np.ones(arms, dtype=bool),
-            order=np.empty(0, dtype=np.int64),
-            scores=np.full(arms, -np.inf),
-            pulls=np.zeros(arms, dtype=np.int64),
-            removed_round=np.zeros(arms, dtype=np.int64),
-        )
+        self.result = SearchResult.of_all(arms)
         self.surgeon, self.allocation, self.sizes = surgeon, allocation, [*sizes, plan]
         self.estimated = config.interactions or surgeon is not None
         self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.number_of_rounds, plan, self.estimated)

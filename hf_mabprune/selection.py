@@ -8,7 +8,7 @@ every layer under `uniform`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -81,6 +81,23 @@ class Plan:
             kept[taken] = False
             removed.append(taken)
         return kept, np.concatenate(removed)
+
+    def restricted(self, arms: ArmTable, rows: Ints, progress: float) -> "Plan":
+        """What is left to do once other arms are gone for good, until `progress` of every budget is spent.
+
+        Args:
+            arms: [k], those that are left, as a model has them that was cut.
+            rows: [k], which of this plan's arms they are.
+            progress: Part of this plan's target, in (0, 1].
+        """
+        left = np.isin(np.arange(len(self.arms)), rows)
+        budgets = []
+        for budget in self.budgets:
+            candidates = np.flatnonzero(np.isin(rows, budget.candidates))
+            gone = float(budget.cost[budget.candidates[~left[budget.candidates]]].sum())
+            amount = budget.amount * progress - gone
+            budgets.append(replace(budget, candidates=candidates, cost=budget.cost[rows], amount=amount))
+        return replace(self, arms=arms, budgets=tuple(budgets))
 
     def cost(self) -> Floats:
         """[K], what scores are divided by before arms are compared; ones where they are compared as they are."""

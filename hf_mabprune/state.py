@@ -29,7 +29,7 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.processes import on_main
 from hf_mabprune.search import Search
 
-FORMAT = "2"
+FORMAT = "3"
 FILE = "search_state.safetensors"
 SAVE_EVERY = 60.0  # seconds between saves within a round
 SAMPLE = 256  # numbers of each tensor that the fingerprint of a model reads
@@ -57,6 +57,8 @@ class RunState:
         self.folder = state_folder(settings)
         self.path = self.folder / FILE
         self.settings = settings
+        self.fingerprint = ""
+        self.earlier: list[dict[str, Any]] = []  # searches that have ended, of a run in stages
         self._signal: int | None = None
         self._deferred = False
         self._saved = time.monotonic()
@@ -66,8 +68,12 @@ class RunState:
         """What goes on with the run, once something was saved."""
         return f"mabprune prune --config {self.folder / 'config.yaml'} --resume" if self.path.exists() else None
 
-    def restore(self, search: Search, fingerprint: str) -> bool:
-        """Takes a saved search up, if there is one.
+    def identify(self, model: nn.Module, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """What the run is about: searches of other models or data are not taken up."""
+        self.fingerprint = fingerprint(model, batches)
+
+    def restore(self, search: Search) -> bool:
+        """Takes a saved search up, if there is one; after `ended`, the one that followed.
 
         Raises:
             ValueError: If the state is of another version, or of another model or other data.
@@ -76,15 +82,22 @@ class RunState:
         if saved is None:
             return False
         state = unpack(saved, self.path)
-        if state["fingerprint"] != fingerprint:
+        if state["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"{self.path} was saved with another model or other data; put those back, or start anew with "
                 "output.overwrite: true and without --resume"
             )
-        search.load_state_dict(state["search"])
+        searches = [*state["earlier"], state["search"]]
+        if len(self.earlier) >= len(searches):
+            return False
+        search.load_state_dict(searches[len(self.earlier)])
         return True
 
-    def keep(self, search: Search, fingerprint: str, round_ended: bool) -> None:
+    def ended(self, search: Search) -> None:
+        """What is kept from here on is of the next search."""
+        self.earlier.append(search.state_dict())
+
+    def keep(self, search: Search, round_ended: bool) -> None:
         """Called after every step of a search: saves it when due, and leaves if a signal came.
 
         Raises:
@@ -92,7 +105,7 @@ class RunState:
         """
         left = self._agreed_signal()
         if round_ended or left or time.monotonic() - self._saved > SAVE_EVERY:
-            state = {"fingerprint": fingerprint, "search": search.state_dict()}
+            state = {"fingerprint": self.fingerprint, "earlier": self.earlier, "search": search.state_dict()}
             on_main(self.accelerator, lambda: write_atomically(self.path, pack(state)))
             self._saved = time.monotonic()
         if left:

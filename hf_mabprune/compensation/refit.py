@@ -8,7 +8,7 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,6 +64,13 @@ class CompensationFigures:
     parameters: int
     seconds: float
     forward_tokens: int
+
+    def after(self, earlier: "CompensationFigures | None") -> "CompensationFigures":
+        """With what an earlier one of the same model cost."""
+        if earlier is None:
+            return self
+        tokens = earlier.forward_tokens + self.forward_tokens
+        return replace(self, seconds=earlier.seconds + self.seconds, forward_tokens=tokens)
 
 
 @torch.no_grad()
