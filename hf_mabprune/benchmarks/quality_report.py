@@ -183,8 +183,8 @@ def _planned(suite: Suite, rows: pd.DataFrame, measure: str, tables: dict[str, p
     skipped = len(suite.planned) - len(planned)
     note = f" {skipped} planned pairs have no rows yet." if skipped else ""
     return (
-        f"### Planned comparisons by {TITLES[measure]}\n\nWilcoxon over data sets, Holm over the pairs below; won, "
-        f"tied and lost cells (data set x target x compensation, seeds averaged); worse: lost by more than the "
+        f"### Planned comparisons by {TITLES[measure]}\n\nWilcoxon over data sets, Holm over the claims of better; "
+        f"won, tied and lost cells (data set x target x compensation, seeds averaged); worse: lost by more than the "
         f"margin of {suite.margin:g} retained.{note}\n\n" + found.to_markdown(index=False, floatfmt=".3g")
     )
 

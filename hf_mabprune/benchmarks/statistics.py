@@ -94,7 +94,8 @@ def compare_planned(rows: pd.DataFrame, planned: Sequence[PlannedSpec], measure:
     """The planned comparisons: one line each.
 
     The test is Wilcoxon's signed-rank test over data sets, two-sided, zero differences split between the signs, with
-    Holm's correction over the planned pairs. Each pair is compared on the points that both methods have.
+    Holm's correction over the pairs of which better is claimed, for the other claim is not decided by it. Each pair is
+    compared on the points that both methods have.
     A cell is a data set, a target and a compensation, averaged over seeds.
 
     Args:
@@ -132,7 +133,10 @@ def compare_planned(rows: pd.DataFrame, planned: Sequence[PlannedSpec], measure:
     table = pd.DataFrame(lines)
     if not (tested := table["data_sets"] > 0).any():
         return table.assign(holds=None)
-    table.loc[tested, "holm"] = multipletests(table.loc[tested, "p"].astype(float), method="holm")[1]
+    corrected = tested & (table["claim"] == "better")
+    table["holm"] = np.nan
+    if corrected.any():
+        table.loc[corrected, "holm"] = multipletests(table.loc[corrected, "p"].astype(float), method="holm")[1]
     better = (table["difference"] > 0) & (table["holm"] < 0.05)
     not_worse = (table["difference"] >= 0) & (table["worst"] >= -margin)
     table["holds"] = np.where(table["claim"] == "better", better, not_worse).astype(object)
