@@ -28,9 +28,7 @@ from hf_mabprune.search import SearchResult
 from hf_mabprune.selection import Plan, round_widths
 from hf_mabprune.surgery import prune_copy
 from hf_mabprune.tasks.base import Batch, Task, task_for_model
-from hf_mabprune.tasks.readout import Readout
-
-CACHE_BYTES = 2**30  # of the unpruned model's logits
+from hf_mabprune.tasks.readout import Readout, ReadoutCache
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Judge:
         tokens: T, length of the sequence that MACs are counted for.
         training: Encoded examples of the calibration split for recovery, where the run asks for it.
         compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
-        cache: (split, number of the batch) -> what the unpruned model says.
+        cache: What the unpruned model says, by split and number of the batch.
     """
 
     model: PreTrainedModel
@@ -92,7 +90,7 @@ class Judge:
     accelerator: Accelerator
     compensation: Compensation | None = None
     training: Dataset | None = None
-    cache: dict[tuple[str, int], Readout] = field(default_factory=dict, repr=False)
+    cache: ReadoutCache = field(default_factory=ReadoutCache, repr=False)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -116,12 +114,7 @@ class Judge:
         """The unpruned model, from the cache where its logits fit."""
 
         def forward(number: int, batch: Batch) -> Readout:
-            if (split, number) not in self.cache:
-                found = self.task.readout(self.model, batch)
-                if sum(kept.logits.nbytes for kept in self.cache.values()) + found.logits.nbytes > CACHE_BYTES:
-                    return found
-                self.cache[split, number] = found
-            return self.cache[split, number]
+            return self.cache.get((split, number), lambda: self.task.readout(self.model, batch))
 
         return forward
 

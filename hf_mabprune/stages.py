@@ -19,6 +19,7 @@ from hf_mabprune.pulls.base import Cost
 from hf_mabprune.recovery import RecoveryFigures, recover
 from hf_mabprune.search import Bools, Ints, SearchResult
 from hf_mabprune.selection import Plan
+from hf_mabprune.tasks.readout import ReadoutCache
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Stage:
         arms = architecture_of(small).arm_table(small, prune.kinds(), prune.block_size, whole.tokens)
         return replace(
             self,
-            judge=replace(self.judge, model=small, arms=arms, cache={}),
+            judge=replace(self.judge, model=small, arms=arms, cache=ReadoutCache()),
             rows=self.rows[kept],
             found=together,
             cost=Cost(**{name: value + getattr(cost, name) for name, value in asdict(self.cost).items()}),

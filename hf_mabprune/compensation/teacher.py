@@ -21,11 +21,10 @@ from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.compensation.base import Regression, float64_of
 from hf_mabprune.stubs import answer, replaced
 from hf_mabprune.tasks.base import Batch, Task
-from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.readout import Readout, ReadoutCache
 from hf_mabprune.tasks.splits import split_by_length
 
 HELD_OUT = 4  # one batch in so many is held out for the guard
-CACHE_BYTES = 2**30  # of the unpruned model's logits
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Teacher:
     spent: list[float] = field(default_factory=list, repr=False)  # forward tokens
     found: dict[tuple[str, bool], dict[str, Moments]] = field(default_factory=dict, repr=False)  # see `moments`
     regressions: dict[tuple[str, bool], Regression] = field(default_factory=dict, repr=False)  # see `regression`
-    cache: dict[int, Readout] = field(default_factory=dict, repr=False)  # of the model, by number of a held-out batch
+    cache: ReadoutCache = field(default_factory=ReadoutCache, repr=False)  # of the model, by held-out batch
 
     @classmethod
     def on(cls, model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> "Teacher":
@@ -126,13 +125,12 @@ class Teacher:
 
     def _original(self, number: int, batch: Batch) -> Readout:
         """What the unpruned model says, from the cache where it fits."""
-        if number in self.cache:
-            return self.cache[number]
-        self.spent.append(_tokens([batch]))
-        found = self.task.readout(self.model, batch)
-        if sum(kept.logits.nbytes for kept in self.cache.values()) + found.logits.nbytes <= CACHE_BYTES:
-            self.cache[number] = found
-        return found
+
+        def made() -> Readout:
+            self.spent.append(_tokens([batch]))
+            return self.task.readout(self.model, batch)
+
+        return self.cache.get(number, made)
 
 
 class FinishedLayers:

@@ -4,8 +4,8 @@ Symbols: B examples in a batch, N in a split; P positions of an example whose lo
 vocabulary; A, K arms.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -174,3 +174,24 @@ class Scores:
     def take(self, rows: NDArray[np.int64]) -> "Scores":
         """Those of some examples, [n]; a row may be taken more than once, as a bootstrap does."""
         return Scores(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+@dataclass
+class ReadoutCache:
+    """What a model said on batches, as long as the logits of all fit.
+
+    Attributes:
+        limit: Bytes.
+    """
+
+    limit: int = 2**30
+    found: dict[Hashable, Readout] = field(default_factory=dict)
+
+    def get(self, key: Hashable, make: Callable[[], Readout]) -> Readout:
+        """What is there under a key, else what `make` gives."""
+        if key in self.found:
+            return self.found[key]
+        made = make()
+        if sum(kept.logits.nbytes for kept in self.found.values()) + made.logits.nbytes <= self.limit:
+            self.found[key] = made
+        return made
