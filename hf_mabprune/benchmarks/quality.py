@@ -24,6 +24,7 @@ from hf_mabprune import layouts
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.benchmarks.controls import CONTROLS
+from hf_mabprune.benchmarks.peers import Peer
 from hf_mabprune.benchmarks.suite import KEY, Cell, Suite
 from hf_mabprune.checkpoint import load_config, write_atomically
 from hf_mabprune.comparison import Judge, Selection
@@ -266,7 +267,7 @@ class Draw:
         spec = self.suite.methods[method]
         if spec.policy is not None:
             return self._by_search(cells)
-        choose = self._by_control if spec.control else self._by_criterion
+        choose = self._by_control if spec.control else self._by_peer if spec.peer else self._by_criterion
         return {cell.target: choose(method, cell.size) for cell in _one_a_size(cells)}
 
     def _by_criterion(self, method: str, size: TargetConfig) -> Choice:
@@ -290,6 +291,15 @@ class Draw:
         order = np.argsort(kept, kind="stable")  # what goes comes first
         selection = Selection(plan, kept, *self._rules(prune))
         return self._choice(selection, order, time.monotonic() - started, pulls.cost.forward_tokens, 0)
+
+    def _by_peer(self, method: str, size: TargetConfig) -> Choice:
+        peer, judge = cast(Peer, self.suite.methods[method].made_peer()), self.judge
+        batches, started = judge.batches["calibration"], time.monotonic()
+        keep = peer.keep(judge.model, judge.task, batches, size.fractions())
+        seconds = time.monotonic() - started
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        parameters = prune_copy(judge.model, keep, "per_layer").num_parameters()
+        return Choice(keep, parameters, seconds, *(tokens * passes for passes in peer.passes()))
 
     def _by_search(self, cells: Sequence[Cell]) -> dict[str, Choice]:
         settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})

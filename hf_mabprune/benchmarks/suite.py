@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hf_mabprune.benchmarks.controls import CONTROLS
+from hf_mabprune.benchmarks.peers import PEERS, Peer
 from hf_mabprune.cli import read_yaml
 from hf_mabprune.compensation import Compensation, make_compensation
 from hf_mabprune.config import PruneConfig, Strict, TargetConfig, check
@@ -36,7 +37,7 @@ class RunSpec(Strict):
 
 
 class MethodSpec(Strict):
-    """Something that chooses what stays: a criterion, a search with a policy, or a control that measures sets."""
+    """Something that chooses what stays: a criterion, a search with a policy, a control that measures sets, a peer."""
 
     criterion: Component | None = Field(None, description="criterion and its options, e.g. {name: taylor}")
     policy: Component | None = Field(None, description="policy and its options, e.g. {name: ucb1, c: 1.0}")
@@ -46,15 +47,34 @@ class MethodSpec(Strict):
         1.0, gt=0, description="forward tokens of a control, in passes of the whole model over one batch for each arm"
     )
 
+    peer: Component | None = Field(
+        None, description="another tool and its options, e.g. {name: torch_pruning, importance: taylor}"
+    )
+
     @model_validator(mode="after")
     def _one_kind(self) -> "MethodSpec":
-        if sum(given is not None for given in (self.criterion, self.policy, self.control)) != 1:
-            raise ValueError("a method needs a criterion, a policy or a control, one of them")
+        if sum(given is not None for given in (self.criterion, self.policy, self.control, self.peer)) != 1:
+            raise ValueError("a method needs a criterion, a policy, a control or a peer, one of them")
         if self.policy is None and self.search:
             raise ValueError("search belongs beside a policy; nothing else makes pulls")
         if self.control is not None and self.control not in CONTROLS:
             raise ValueError(f"no control '{self.control}'.{nearest(self.control, CONTROLS)}")
+        self.made_peer()
         return self
+
+    def made_peer(self) -> Peer | None:
+        """The peer with its options checked.
+
+        Raises:
+            ValueError: If there is no such peer, or an option is unknown or wrong.
+        """
+        if self.peer is None:
+            return None
+        options = _named(self.peer)
+        name = str(options.pop("name", ""))
+        if name not in PEERS:
+            raise ValueError(f"no peer '{name}'.{nearest(name, PEERS)}")
+        return PEERS[name](**check_options("peer", name, PEERS[name], options))
 
 
 class PlannedSpec(Strict):
@@ -203,6 +223,10 @@ class Suite(Strict):
                 settings = self.settings(task, method, compensation=label)
                 if self.methods[method].policy is not None:
                     make_policy(settings, 1)
+                if peer := self.methods[method].made_peer():
+                    for cell in cells:
+                        if (cell.task, cell.method) == (task, method):
+                            peer.check(cell.size.fractions())
             except (ValueError, OSError) as error:
                 raise ValueError(f"run '{task}', method '{method}': {error}") from None
 
@@ -256,7 +280,7 @@ class Cell:
         if not self.searches(suite):
             dumped.pop("search", None)
         spec = suite.methods[self.method]
-        method = {"control": spec.control, "sweeps": spec.sweeps} if spec.control else spec.criterion
+        method = {"control": spec.control, "sweeps": spec.sweeps} if spec.control else spec.criterion or spec.peer
         return digest([dumped, method, self.compensation, suite.runs[self.task].chance])
 
     def settings(self, suite: Suite) -> PruneConfig:
