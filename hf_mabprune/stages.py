@@ -112,7 +112,7 @@ class Stage:
                 for each in found.rounds
             )],
             broken=sorted({*earlier.broken, *found.broken}),
-            stopped_because=f"target reached in stage {number}; {found.stopped_because}",
+            stopped_because=f"stage {number}: {found.stopped_because}",
         )  # fmt: skip
         result.scores[rows], result.removed_round[gone] = found.scores, number
         result.pulls[rows] += found.pulls

@@ -57,7 +57,7 @@ def test_stages_end_at_the_target(tmp_path: Path, files: dict[str, str], model_t
     assert [each["number"] for each in report.search.rounds] == [1, 2]
     assert report.search.rounds[-1]["removed"] == (~arms["kept"]).sum()
     assert report.search.pulls == arms["pulls"].sum() == report.search.rounds[-1]["pulls"]
-    assert "target reached in stage 2" in report.search.stopped_because
+    assert "stage 2: target reached" in report.search.stopped_because
 
 
 def test_each_stage_starts_from_the_trained_model_and_learns_from_the_unpruned_one(
