@@ -9,6 +9,7 @@ import torch
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.benchmarks import quality
 from hf_mabprune.benchmarks.peers import PEERS, OptiPFair, TorchPruning
+from hf_mabprune.benchmarks.results import Results
 from hf_mabprune.benchmarks.suite import read_suite
 from hf_mabprune.surgery import prune_copy
 from tests.criteria.by_hand import case
@@ -90,7 +91,7 @@ def test_a_peer_is_a_method_of_the_suite(tmp_path) -> None:
     suite = read_suite(write(tmp_path, {**SUITE, "methods": methods, "planned": [], "compensations": [None]}))
     cells = suite.cells(["method=peer", "task=first"])
     quality.run(suite, cells, tmp_path / "rows.parquet")
-    rows = quality.Results(tmp_path / "rows.parquet").read()
+    rows = Results(tmp_path / "rows.parquet").read()
     assert list(rows["target"]) == ["heads-0.25", "heads-0.5"]
     assert (rows["forward_tokens"] == rows["backward_tokens"]).all() and (rows["forward_tokens"] > 0).all()
     assert (rows["parameters"] < rows["unpruned_parameters"]).all() and rows["mean_kl"].gt(0).all()

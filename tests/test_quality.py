@@ -12,7 +12,9 @@ import yaml
 from scipy import stats
 
 from hf_mabprune.benchmarks import quality, quality_report, statistics
-from hf_mabprune.benchmarks.quality import Meter, Results, constant_answer, retained
+from hf_mabprune.benchmarks.meter import Meter
+from hf_mabprune.benchmarks.quality import constant_answer, retained
+from hf_mabprune.benchmarks.results import Results
 from hf_mabprune.benchmarks.suite import Suite, read_suite
 from hf_mabprune.config import check
 from hf_mabprune.criteria import CRITERIA

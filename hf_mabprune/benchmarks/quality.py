@@ -4,29 +4,28 @@ A run's model and test data are loaded once; each seed draws calibration data on
 all searches' pulls and all compensations come. Test data never change with the seed.
 """
 
-import io
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 from accelerate import Accelerator
 from datasets import Dataset
-from filelock import FileLock
 
 from hf_mabprune import layouts
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.benchmarks.controls import CONTROLS
+from hf_mabprune.benchmarks.meter import Meter
 from hf_mabprune.benchmarks.peers import Peer
+from hf_mabprune.benchmarks.results import Results
 from hf_mabprune.benchmarks.suite import KEY, Cell, Suite
-from hf_mabprune.checkpoint import load_config, write_atomically
+from hf_mabprune.checkpoint import load_config
 from hf_mabprune.comparison import Judge, Selection
 from hf_mabprune.compensation import CompensationFigures, compensate
 from hf_mabprune.config import PruningConfig, TargetConfig
@@ -42,58 +41,6 @@ from hf_mabprune.tasks.readout import NO_TARGET, Scores
 from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
 
 RETAINED = (0.0, 1.5)  # bounds of the metric retained: no worse than knowing nothing; far above 1 there is no signal
-STATISTICS = {  # property of the evidence -> what is computed for it, and its passes over the data: forward, backward
-    "moments": ("moments", 1, 0),
-    "curvatures": ("curvatures", 1, 0),  # and as many backward passes as the outputs need
-    "magnitudes": ("magnitudes", 1, 0),
-    "gradients": ("gradients", 1, 1),
-    "example_gradients": ("gradients", 1, 1),
-}
-
-
-class Results:
-    """The rows on disk. Several launches may write to one file, for each row is added under a lock.
-
-    Args:
-        path: Of a parquet file; its folder is made.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def read(self) -> pd.DataFrame:
-        """All rows, none if there is no file."""
-        if not self.path.exists():
-            return pd.DataFrame(columns=[*KEY, "settings"])
-        rows = pd.read_parquet(self.path)
-        if missing := [name for name in (*KEY, "settings", "retained") if name not in rows]:
-            raise ValueError(f"{self.path} holds no rows of this benchmark: no column {missing[0]}; use another --out")
-        return rows
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Adds a row, in the place of one of the same cell."""
-        with FileLock(f"{self.path}.lock"):
-            rows = pd.concat([self.read(), pd.DataFrame([row])]) if self.path.exists() else pd.DataFrame([row])
-            content = io.BytesIO()
-            rows.drop_duplicates(KEY, keep="last").to_parquet(content, index=False)
-            write_atomically(self.path, content.getvalue())
-
-    def missing(self, suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
-        """The cells that have no row.
-
-        Raises:
-            ValueError: If a cell has one that was made with other settings.
-        """
-        rows = self.read()
-        there = dict(zip(rows[KEY].itertuples(index=False, name=None), rows["settings"], strict=True))
-        for cell in cells:
-            if there.get(cell.key, fingerprint := cell.fingerprint(suite)) != fingerprint:
-                raise ValueError(
-                    f"{self.path} has cell {' / '.join(map(str, cell.key))} with other settings; give --redo to "
-                    "measure it again, or another --out"
-                )
-        return [cell for cell in cells if cell.key not in there]
 
 
 def run(suite: Suite, cells: Sequence[Cell], out: str | Path, redo: bool = False) -> None:
@@ -335,43 +282,6 @@ class Draw:
         """For all criteria."""
         judge = self.judge
         return Meter(Evidence(judge.model, judge.arms, judge.task, judge.batches["calibration"], self.seed))
-
-
-@dataclass
-class Meter:
-    """Evidence that notes which statistics a criterion reads, so that each is charged for what all share."""
-
-    evidence: Evidence
-    seconds: dict[str, float] = field(default_factory=dict)  # statistic -> of its computation
-    read: set[str] = field(default_factory=set)
-    started: float = 0.0
-    computed: float = 0.0  # seconds of statistics since the start
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in STATISTICS:
-            return getattr(self.evidence, name)
-        started, statistic = time.monotonic(), STATISTICS[name][0]
-        value = getattr(self.evidence, name)
-        taken = time.monotonic() - started
-        self.seconds.setdefault(statistic, taken)
-        self.computed += taken
-        self.read.add(statistic)
-        return value
-
-    def start(self) -> None:
-        """A criterion begins."""
-        self.read, self.computed, self.started = set(), 0.0, time.monotonic()
-
-    def stop(self) -> float:
-        """Seconds of the criterion: its own, and those of the statistics that it read, whoever computed them."""
-        own = time.monotonic() - self.started - self.computed
-        return own + sum(self.seconds[statistic] for statistic in self.read)
-
-    def passes(self) -> tuple[int, int]:
-        """Forward and backward passes over the calibration data."""
-        costs = {statistic: passes for statistic, *passes in STATISTICS.values()}
-        costs["curvatures"][1] = self.evidence.curvature_passes if "curvatures" in self.read else 0
-        return sum(costs[name][0] for name in self.read), sum(costs[name][1] for name in self.read)
 
 
 def retained(value: float, unpruned: float, chance: float, metric: str) -> float:

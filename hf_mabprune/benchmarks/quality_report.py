@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hf_mabprune.benchmarks import statistics
-from hf_mabprune.benchmarks.quality import Results
+from hf_mabprune.benchmarks.results import Results
 from hf_mabprune.benchmarks.suite import KEY, NONE, Cell, Suite
 
 DPI = 150
