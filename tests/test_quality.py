@@ -289,7 +289,7 @@ def test_chance_is_the_best_constant_answer() -> None:
         ({"seeds": [0, 0]}, r"seeds must not repeat, got 0, 0"),
         ({"planned": [{"method": "race", "against": "magnitude"}]}, r"planned: no method 'race'"),
         ({"operating_points": ["heads-0.9"]}, "operating_points: no target 'heads-0.9'. Known: heads-0.25, heads-0.5"),
-        ({"methods": {"magnitude": {}, "sweep": {"policy": "sweep"}}}, "a method needs a criterion, a policy or a"),
+        ({"methods": {"magnitude": {}, "sweep": {"policy": "sweep"}}}, "a method needs a criterion, a policy, a"),
         ({"methods": {"sweep": {"control": "evolve"}}, "planned": []}, "no control 'evolve'. Did you mean"),
         ({"targets": [{"heads": 1.5}]}, r"targets.0.heads.*less than 1"),
     ],
