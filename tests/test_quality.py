@@ -251,14 +251,17 @@ def test_the_area_is_the_mean_height() -> None:
 def test_data_sets_near_chance_are_marked_and_left_out(tmp_path: Path) -> None:
     rows = rows_of(SCORES)
     rows.loc[rows["task"] == "t4", "chance"] = 0.96
-    rows.loc[rows["task"] == "t5", ["metric", "unpruned", "chance"]] = ["perplexity", 60.0, 62.0]
+    language = ["metric", "greater_is_better", "unpruned", "chance"]
+    rows.loc[rows["task"] == "t5", language] = ["perplexity", False, 60.0, 62.0]
+    rows.loc[rows["task"] == "t6", language] = ["perplexity", False, 4000.0, 200.0]  # worse than knowing nothing
+    rows.loc[rows["task"] == "t7", language] = ["perplexity", False, 60.0, 600.0]
     weak = statistics.near_chance(rows, 0.05)
-    assert list(weak[weak].index) == ["t4", "t5"]
+    assert list(weak[weak].index) == ["t4", "t5", "t6"]
     methods = {name: {"criterion": "random"} for name in SCORES}
     suite = Suite.model_validate({**SUITE, "methods": methods, "planned": []})
     report = quality_report.make_report(suite, rows, len(rows))
     assert "t4: accuracy, unpruned 1 (near chance)" in report.text
-    assert list(report.tables["ranks_retained_none"].index) == [f"t{task}" for task in (0, 1, 2, 3, 6, 7, 8)]
+    assert list(report.tables["ranks_retained_none"].index) == [f"t{task}" for task in (0, 1, 2, 3, 7, 8)]
     report.save(tmp_path)
     assert (tmp_path / "ranks_retained_none.png").stat().st_size > 0
 

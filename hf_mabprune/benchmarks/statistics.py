@@ -22,12 +22,14 @@ GREATER_IS_BETTER = {"retained": True, "mean_kl": False}  # what methods are ran
 
 
 def near_chance(rows: pd.DataFrame, distance: float) -> pd.Series:
-    """[N] bool by data set: whether the unpruned main metric is within a distance of chance, perplexities by logs."""
-    tasks = rows.groupby("task", sort=False)[["unpruned", "chance", "metric"]].first()
+    """[N] bool by data set: whether the unpruned main metric is better than chance by no more than a distance,
+    perplexities by their logs."""
+    tasks = rows.groupby("task", sort=False)[["unpruned", "chance", "metric", "greater_is_better"]].first()
     numbers = tasks[["unpruned", "chance"]].astype(float)
     perplexity = tasks["metric"] == "perplexity"
     numbers[perplexity] = np.log(numbers[perplexity])
-    return (numbers["unpruned"] - numbers["chance"]).abs() <= distance
+    better = numbers["unpruned"] - numbers["chance"]
+    return better.where(tasks["greater_is_better"].astype(bool), -better) <= distance
 
 
 def shared_points(rows: pd.DataFrame) -> pd.DataFrame:
