@@ -165,7 +165,8 @@ def rows_of(scores: dict[str, list[float]], **columns: Any) -> pd.DataFrame:
                     line |= {"method": method, "compensation": "none", "seed": seed, "metric": "accuracy"}
                     score = value + step + noise
                     line |= {"retained": score, "mean_kl": 1 - score, "value": score, "unpruned": 1.0, "chance": 0.5}
-                    line |= {"model": "m", "greater_is_better": True, "unpruned_loss": 0.1, "parameters": 100 * (1 - at), "plan": ""}
+                    line |= {"model": "m", "unpruned_loss": 0.1, "parameters": 100 * (1 - at), "plan": ""}
+                    line |= {"greater_is_better": True}
                     line |= {"search_seconds": 1.0, "pulls": 1, "forward_tokens": 1, "backward_tokens": 1}
                     lines.append(line | columns)
     return pd.DataFrame(lines)
