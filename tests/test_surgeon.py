@@ -148,6 +148,8 @@ BASE = {
 def test_refit_is_on_where_it_can_be(settings: dict, refit: bool, rounds: int) -> None:
     search = check(BASE | settings).search
     assert (search.refit, search.rounds) == (refit, rounds)
+    given = settings.get("search", {}).get("interactions")
+    assert search.interactions == (given if refit or given is not None else search.reward == "kl")
     again = check(check(BASE | settings).model_dump())
     assert again.search == search
 
@@ -159,7 +161,7 @@ def test_refit_is_on_where_it_can_be(settings: dict, refit: bool, rounds: int) -
         ({"search": {"refit": True, "rounds": 4}}, "refit takes one round, got rounds 4"),
         ({"search": {"refit": True, "reward": "loss"}}, "refit is for the reward kl, got reward loss"),
         ({"search": {"refit": True, "interactions": True}}, "refit has interactions of its own"),
-        ({"compensation": None, "search": {"pulls_per_arm": 0}}, "search.pulls_per_arm must be a number > 0"),
+        ({"search": {"pulls_per_arm": 0, "reward": "loss"}}, "search.pulls_per_arm must be a number > 0"),
     ],
 )
 def test_a_refit_that_cannot_be_is_refused(settings: dict, said: str) -> None:
