@@ -131,25 +131,27 @@ BASE = {
 
 
 @pytest.mark.parametrize(
-    ("settings", "refit", "rounds"),
+    ("settings", "refit", "interactions", "rounds"),
     [
-        ({}, True, 1),
-        ({"search": {"rounds": 1}}, True, 1),
-        ({"search": {"rounds": 4}}, False, 4),
-        ({"search": {"reward": "loss"}}, False, 8),
-        ({"search": {"interactions": True}}, False, 8),
-        ({"search": {"refit": False}}, False, 8),
-        ({"compensation": None}, False, 8),
-        ({"compensation": "mask_tuning"}, False, 8),
-        ({"compensation": "mask_tuning", "search": {"refit": True}}, True, 1),
-        ({"compensation": {"name": "least_squares", "damping": 0.1}, "search": {"pulls_per_arm": 0}}, True, 1),
+        ({}, True, None, 1),
+        ({"search": {"rounds": 1}}, True, None, 1),
+        ({"search": {"rounds": 4}}, False, True, 4),
+        ({"search": {"reward": "loss"}}, False, False, 8),
+        ({"search": {"interactions": True}}, False, True, 8),
+        ({"search": {"refit": False}}, False, True, 8),
+        ({"compensation": None}, False, True, 8),
+        ({"compensation": None, "search": {"interactions": False}}, False, False, 8),
+        ({"compensation": None, "search": {"pulls_per_arm": 0}}, False, True, 8),
+        ({"compensation": "mask_tuning"}, False, True, 8),
+        ({"compensation": "mask_tuning", "search": {"refit": True}}, True, None, 1),
+        ({"compensation": {"name": "least_squares", "damping": 0.1}, "search": {"pulls_per_arm": 0}}, True, None, 1),
     ],
 )
-def test_refit_is_on_where_it_can_be(settings: dict, refit: bool, rounds: int) -> None:
+def test_refit_and_interactions_are_on_where_they_can_be(
+    settings: dict, refit: bool, interactions: bool | None, rounds: int
+) -> None:
     search = check(BASE | settings).search
-    assert (search.refit, search.rounds) == (refit, rounds)
-    given = settings.get("search", {}).get("interactions")
-    assert search.interactions == (given if refit or given is not None else search.reward == "kl")
+    assert (search.refit, search.interactions, search.rounds) == (refit, interactions, rounds)
     again = check(check(BASE | settings).model_dump())
     assert again.search == search
 
@@ -162,6 +164,7 @@ def test_refit_is_on_where_it_can_be(settings: dict, refit: bool, rounds: int) -
         ({"search": {"refit": True, "reward": "loss"}}, "refit is for the reward kl, got reward loss"),
         ({"search": {"refit": True, "interactions": True}}, "refit has interactions of its own"),
         ({"search": {"pulls_per_arm": 0, "reward": "loss"}}, "search.pulls_per_arm must be a number > 0"),
+        ({"compensation": None, "search": {"pulls_per_arm": 0, "interactions": False}}, "pulls_per_arm must be a"),
     ],
 )
 def test_a_refit_that_cannot_be_is_refused(settings: dict, said: str) -> None:
