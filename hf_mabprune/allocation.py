@@ -50,7 +50,7 @@ class Allocation:
     after: float = field(init=False)
     taken: int = 0
     cost: Cost = field(default_factory=Cost)
-    known: Known = field(default_factory=dict, repr=False)  # refits of sites
+    known: Known = field(default_factory=Known, repr=False)  # refits of sites
     seen: dict[bytes, Floats] = field(default_factory=dict, repr=False)  # divergences of sets
 
     def run(self, plan: Plan, candidates: Sequence[Floats], start: Bools) -> Iterator[None]:

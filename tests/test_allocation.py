@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_mabprune.allocation import Allocation, _is_gain
-from hf_mabprune.compensation import Teacher, compensate, make_compensation, refit_all
+from hf_mabprune.compensation import Known, Teacher, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.selection import Plan, make_plan
 from hf_mabprune.surgery import prune_copy
@@ -74,11 +74,37 @@ def test_refits_that_are_known_are_those_that_are_made() -> None:
     keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
     first, second = (prune_copy(teacher.model, keep, "per_layer") for _ in range(2))
     refit_all(METHOD, teacher, first, keep, known)
-    size = len(known)
+    size = len(known.found)
     refit_all(METHOD, teacher, second, keep, known)
-    assert len(known) == size > 0
+    assert len(known.found) == size > 0
     for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert one.equal(other), name
+
+
+def test_known_refits_keep_to_their_limit_and_the_last_asked_for_stay() -> None:
+    values = torch.zeros(4, 8, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)  # 288 bytes
+    known = Known(limit=2 * 288)
+    for path in ("a", "b"):
+        known.put((path, b""), values)
+    known.put(("a", b""), values)
+    assert known.get(("a", b"")) is values
+    known.put(("c", b""), values)
+    assert [path for path, _ in known.found] == ["a", "c"] and known.size == 2 * 288
+    known.limit = 100
+    known.put(("d", b""), values)
+    assert not known.found and known.size == 0
+
+
+def test_with_no_room_for_refits_the_same_moves_are_taken() -> None:
+    found = []
+    for limit in (2**30, 0):
+        allocation, plan, scores = make("bert", trials=20, seed=1)
+        allocation.known.limit = limit
+        for _ in allocation.run(plan, [scores], whole(plan)):
+            pass
+        found.append(allocation)
+    assert found[0].known.found and not found[1].known.found
+    assert np.array_equal(found[0].scores, found[1].scores) and found[0].summary() == found[1].summary()
 
 
 def test_held_out_data_that_are_all_broken_change_nothing() -> None:

@@ -7,8 +7,9 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen.
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,9 +23,36 @@ from hf_mabprune.compensation.teacher import FinishedLayers, Teacher
 from hf_mabprune.surgery import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
+KNOWN_BYTES = 2**30
 
 Values = tuple[torch.Tensor, torch.Tensor]  # weight [D, S] and bias [D], float64
-Known = dict[tuple[str, bytes], Values]  # by path of the projection and the columns that stay
+
+@dataclass
+class Known:
+    """Refits that were made, for sets that agree at a site.
+
+    Attributes:
+        limit: Bytes of them that are kept; those that were not asked for the longest go first.
+        found: By the path of the projection and the columns that stay.
+    """
+
+    limit: int = KNOWN_BYTES
+    found: OrderedDict[tuple[str, bytes], Values] = field(default_factory=OrderedDict)
+    size: int = 0
+
+    def get(self, key: tuple[str, bytes]) -> Values | None:
+        """What was put there, if it is still there."""
+        if key in self.found:
+            self.found.move_to_end(key)
+        return self.found.get(key)
+
+    def put(self, key: tuple[str, bytes], values: Values) -> None:
+        """Makes room for it."""
+        if key not in self.found:
+            self.size += _bytes(values)
+        self.found[key] = values
+        while self.size > self.limit:
+            self.size -= _bytes(self.found.popitem(last=False)[1])
 
 
 @dataclass(frozen=True)
@@ -169,11 +197,11 @@ class _Refit:
         self.reason = ""
         key = site.output, self.columns.numpy().tobytes()
         try:
-            self.after = known[key] if known and key in known else self._fitted()
+            self.after = (known.get(key) if known else None) or self._fitted()
         except Refused as reason:
             self.reason = str(reason)
-        if known is not None:
-            known[key] = self.after
+        if known:
+            known.put(key, self.after)
         if not self.reason:
             self.put(self.after)
 
@@ -215,6 +243,10 @@ class _Refit:
         before = held_out.error(*self.before)
         after = before if self.reason else held_out.error(*self.after)
         return SiteFigures(self.site.kind, self.site.layer, not self.reason, before, after, self.reason)
+
+
+def _bytes(values: Values) -> int:
+    return sum(tensor.nbytes for tensor in values)
 
 
 def _cut_sites(model: PreTrainedModel, keep: KeepIndices) -> list[Site]:

@@ -280,7 +280,8 @@ class Pulls(ABC):
         """What the unpruned model says on a part of a batch, from the cache where it fits."""
         if place in self._originals:
             return self._originals[place]
-        original = Original.of(self._forward(self._inputs(place), np.ones(len(self.arms), dtype=bool)))
+        with torch.inference_mode():  # what is kept must not hold on to the pass that made it
+            original = Original.of(self._forward(self._inputs(place), np.ones(len(self.arms), dtype=bool)))
         self._cache_bytes -= original.size
         if self._cache_bytes >= 0:
             self._originals[place] = original
