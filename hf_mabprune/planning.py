@@ -5,19 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from hf_mabprune import layouts
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.comparison import Judge
+from hf_mabprune.compensation.refit import KNOWN_BYTES
 from hf_mabprune.compensation.teacher import HELD_OUT
-from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.config import PruneConfig, PruningConfig, SearchConfig
 from hf_mabprune.pipeline import check_settings, load_judge, make_accelerator
 from hf_mabprune.pulls.base import CACHE_BYTES
 from hf_mabprune.search import round_budgets
+from hf_mabprune.surgeon import MEMORY, MOMENTS
 
 UNITS = {"neuron": "FFN neurons", "head": "query heads"}
 MEASURED = 3  # forward passes that the time is estimated from
+WIDTHS = 16  # hidden states of a layer that a pass with gradients keeps
 REFIT_PASSES = 10  # over the calibration data, backward passes counted twice
 
 
@@ -29,8 +31,8 @@ class RunPlan:
         lines: In words, for a terminal.
         pulls: Of the whole search.
         seconds: Estimated, of search and report on one process; from a few forward passes, so only a rough guide.
-        memory_bytes: Estimated peak: weights, their smaller copy, caches, second moments and the
-            activations of one forward pass.
+        memory_bytes: Estimated peak, beside what the libraries take: weights and their smaller copy, caches, second
+            moments, and the activations of a pass with gradients.
         reach: Layout -> quantity -> largest fraction that can be removed; a layout that is not possible is missing.
     """
 
@@ -66,7 +68,7 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     budgets = round_budgets(round(config.pulls_per_arm * len(judge.arms)), rounds, plans[-1].search, estimated)
     pulls = sum(budgets)
     seconds, search = _time(judge, settings, pulls)
-    memory, cache = _memory(judge, bool(config.refit))
+    memory, cache = _memory(judge, config)
     blind = 0 if estimated else sum(budget == 0 for budget in budgets)
     notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
     if settings.stages > 1:
@@ -80,8 +82,8 @@ def plan_run(settings: PruneConfig) -> RunPlan:
         *(_describe_target(size, found) for size, found in zip(settings.prune.sizes(), plans, strict=True)),
         f"search: {pulls:,} pulls in {rounds} round{'s' if rounds > 1 else ''}, about {_duration(search)} on one "
         f"process; with evaluation and {settings.output.random_seeds} random draws about {_duration(seconds)}",
-        f"memory: about {memory / 2**20:,.0f} MiB ({model.get_memory_footprint() / 2**20:,.0f} weights, "
-        f"at most {cache / 2**20:,.0f} caches)",
+        f"memory: about {memory / 2**20:,.0f} MiB beside the libraries ({model.get_memory_footprint() / 2**20:,.0f} "
+        f"weights, at most {cache / 2**20:,.0f} caches)",
         *notes,
     ]
     return RunPlan(lines, pulls, seconds, memory, reach)
@@ -167,19 +169,25 @@ def _time(judge: Judge, settings: PruneConfig, pulls: int) -> tuple[float, float
     return search + seconds * tests, search
 
 
-def _memory(judge: Judge, refit: bool) -> tuple[int, int]:
-    """Bytes at the peak, and bytes of the caches in it."""
-    model: PreTrainedModel = judge.model
-    weights = model.get_memory_footprint()
-    batch = judge.batches["calibration"][0]["input_ids"].numel()
-    hidden = model.config.hidden_size * model.dtype.itemsize * batch
-    recordings = 2 * judge.arms.layer.max() * hidden * len(judge.batches["calibration"])
-    cache = int(min(CACHE_BYTES, recordings))
-    activations = 12 * hidden
+def _memory(judge: Judge, search: SearchConfig) -> tuple[int, int]:
+    """Bytes at the peak beside the libraries' own, and bytes of the caches in it."""
+    model, refit, size = judge.model, bool(search.refit), judge.model.dtype.itemsize
+    lengths = [batch["input_ids"].numel() for batch in judge.batches["calibration"]]
+    tokens = max(lengths)
+    hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
     sites = [site for site in architecture_of(model).sites(model) if site.kind in judge.arms.kind]
-    square = sum((site.units * site.unit_size) ** 2 for site in sites)  # second moments, float64, and stand-ins
-    moments = 8 * square * bool(judge.compensation) + (model.dtype.itemsize * square if refit else 0)
-    return int(2 * weights + cache + activations + moments), cache
+    columns = [site.units * site.unit_size for site in sites]
+    classes = model.config.vocab_size if model.get_output_embeddings() else 0
+    outputs = 8 * size * tokens * classes
+    gradients = size * tokens * layers * (WIDTHS * hidden + 3 * max(columns)) * bool(refit or search.interactions)
+    cache = int(min(CACHE_BYTES, 2 * layers * size * hidden * sum(lengths)))
+    square, widest = 8 * sum(width**2 for width in columns), 8 * max(columns) ** 2  # second moments, float64
+    surgeon = max(min(MEMORY, MOMENTS * square), MOMENTS * widest) if refit else 0
+    stand_ins = size * square // 8 if refit else 0
+    teacher = 2 * square if judge.compensation else 0  # of the data for refits, and of those held out
+    known = min(KNOWN_BYTES, 8 * hidden * sum(columns) * search.moves) if refit else 0
+    peak = max(surgeon + gradients, cache + gradients, cache + teacher + known)
+    return int(2 * model.get_memory_footprint() + stand_ins + outputs + peak), cache
 
 
 def _duration(seconds: float) -> str:

@@ -22,6 +22,7 @@ from hf_mabprune.report import Report
 from hf_mabprune.selection import make_plan
 from tests.test_pipeline import sentences, settings_for
 from tests.test_selection import table
+from tests.tiny_models import tiny_model
 
 SIZES = {"neurons": [0.25, 0.5], "heads": [0.25, 0.5]}
 
@@ -152,6 +153,16 @@ def test_plan_names_arms_layouts_targets_time_and_memory(
     assert "target neurons 0.5, heads 0.5: within reach, removes 48 of 96 neurons, 4 of 8 heads" in said
     assert not (place / "none").exists() and not (place / "none.state").exists()
 
+
+def test_plan_counts_the_memory_of_refits(place: Path, data: dict[str, str]) -> None:
+    def memory(compensation: str | None, **search: bool | None) -> int:
+        changes = {"search": search, "compensation": compensation}
+        return plan_run(settings_for(place / "memory", data, "bert", **changes)).memory_bytes
+
+    weights = tiny_model("bert", "AutoModelForSequenceClassification").get_memory_footprint()
+    alone = memory(None, refit=False, interactions=False)
+    with_gradients = memory(None, refit=False, interactions=True)
+    assert 2 * weights < alone < with_gradients < memory("least_squares", refit=True, rounds=None)
 
 
 def test_targets_are_within_reach_exactly_as_far_as_plan_says(place: Path, data: dict[str, str]) -> None:
