@@ -179,13 +179,15 @@ def _memory(judge: Judge, search: SearchConfig) -> tuple[int, int]:
     columns = [site.units * site.unit_size for site in sites]
     classes = model.config.vocab_size if model.get_output_embeddings() else 0
     outputs = 8 * size * tokens * classes
-    gradients = size * tokens * layers * (WIDTHS * hidden + 3 * max(columns)) * bool(refit or search.interactions)
+    gradients = size * tokens * layers * (WIDTHS * hidden + 3 * max(columns)) if refit or search.interactions else 0
     cache = int(min(CACHE_BYTES, 2 * layers * size * hidden * sum(lengths)))
-    square, widest = 8 * sum(width**2 for width in columns), 8 * max(columns) ** 2  # second moments, float64
-    surgeon = max(min(MEMORY, MOMENTS * square), MOMENTS * widest) if refit else 0
-    stand_ins = size * square // 8 if refit else 0
-    teacher = 2 * square if judge.compensation else 0  # of the data for refits, and of those held out
-    known = min(KNOWN_BYTES, 8 * hidden * sum(columns) * search.moves) if refit else 0
+    squares = [8 * width**2 for width in columns]  # second moments of each site, float64
+    teacher = 2 * sum(squares) if judge.compensation else 0  # of the data for refits, and of those held out
+    surgeon = stand_ins = known = 0
+    if refit:
+        surgeon = MOMENTS * max(min(MEMORY // MOMENTS, sum(squares)), max(squares))
+        stand_ins = size * sum(squares) // 8
+        known = min(KNOWN_BYTES, 8 * hidden * sum(columns) * search.moves)
     peak = max(surgeon + gradients, cache + gradients, cache + teacher + known)
     return int(2 * model.get_memory_footprint() + stand_ins + outputs + peak), cache
 
