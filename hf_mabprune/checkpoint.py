@@ -1,12 +1,6 @@
-"""Save, load and verify: the folder that a run leaves behind, whole or not at all."""
+"""Save, load and verify checkpoints."""
 
-import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,104 +13,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from hf_mabprune import modeling_pruned
 from hf_mabprune.architectures import ARCHITECTURES
 
-PARTIAL, OLD = ".partial", ".old"  # endings of folders that are not, or no longer, the output
-
 
 def register_auto_classes() -> None:
     """Lets AutoConfig and AutoModel* read per-layer checkpoints of every supported family."""
     modeling_pruned.register(ARCHITECTURES.names())
-
-
-def check_output_dir(folder: str | Path, overwrite: bool) -> None:
-    """Refuses to write over what is there, or where nothing can be written.
-
-    Raises:
-        FileExistsError: If the folder exists and `overwrite` is not set.
-        NotADirectoryError, PermissionError: If it cannot be made where it shall be.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        raise FileExistsError(f"{folder} is a file. Choose another output.dir")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} exists. Choose another output.dir, or set output.overwrite: true")
-    place = _nearest_parent(folder)
-    if not place.is_dir():
-        raise NotADirectoryError(f"{folder} cannot be made, for {place} is no folder. Choose another output.dir")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be made, for {place} is not writable. Choose another output.dir")
-
-
-def _nearest_parent(folder: Path) -> Path:
-    """What is there already of the way to a folder."""
-    return next(parent for parent in folder.absolute().parents if parent.exists())
-
-
-@contextmanager
-def atomic_folder(target: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
-
-    Raises:
-        OSError: If the disk is full, whoever noticed it.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
-    try:
-        yield work
-        work.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=OLD, dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(work, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(work, target)
-    except SafetensorError as error:  # how the library that writes weights says that the disk is full
-        raise OSError(f"{target} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def clear_leftovers(target: str | Path) -> None:
-    """Mends what a killed run left beside its output folder: an old folder comes back, unfinished ones go."""
-    target = Path(target)
-    for old in target.parent.glob(f".{escape(target.name)}.*{OLD}"):
-        if (old / target.name).exists() and not target.exists():
-            os.replace(old / target.name, target)
-        shutil.rmtree(old)
-    for work in target.parent.glob(f".{escape(target.name)}.*{PARTIAL}"):
-        shutil.rmtree(work)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut."""
-    work = path.with_name(f"{path.name}{PARTIAL}")
-    try:
-        with work.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(work, path)
-    finally:
-        work.unlink(missing_ok=True)
-
-
-def check_space(folder: str | Path, needed: int) -> None:
-    """Refuses to start what the disk cannot hold.
-
-    Args:
-        needed: Bytes.
-
-    Raises:
-        OSError: If less is free.
-    """
-    existing = _nearest_parent(Path(folder))
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OSError(
-            f"the checkpoint needs {needed / 1e6:,.0f} MB on the disk of {existing}, {free / 1e6:,.0f} MB are free: "
-            "make room, or choose another output.dir"
-        )
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -81,7 +81,7 @@ def prune(arguments: Arguments) -> str:
     settings = read_settings(arguments)
     if resume and is_finished(settings):
         return f"finished already: {settings.output.dir}\n"
-    return prune_from_config(settings, resume).summary(settings.output.dir)
+    return prune_from_config(settings, resume, config_files(arguments)).summary(settings.output.dir)
 
 
 def plan(arguments: Arguments) -> str:
@@ -94,11 +94,7 @@ def cut(arguments: Arguments) -> str:
     parser = _parser_with("cut", "run", "folder that a run left behind", "--target.parameters 0.5 --output.dir DIR")
     known, rest = parser.parse_known_args(list(arguments))
     rest = [re.sub("^--target", "--prune.target", word) for word in rest]
-    config = read_run_config(known.run)
-    if not isinstance(config.get("output"), dict):
-        raise ValueError(f"{known.run}/{DETAILS}/config.yaml must have a part 'output': it is not of a run")
-    overwritten = {"dir": "", "overwrite": False, "push_to_hub": None}
-    with _as_file({**config, "output": {**config["output"], **overwritten}}) as base:
+    with _as_file(read_run_config(known.run)) as base:
         settings = read_settings(["--config", base, *rest])
     if not settings.output.dir:
         smallest = settings.prune.target.sizes()[-1]
@@ -175,11 +171,27 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_run_config(folder: str) -> dict[str, Any]:
-    """The config that a run saved with its checkpoint."""
+    """The config that a run saved with its checkpoint, as data: its maker decides nothing that is run or written.
+
+    Whether code is run, metrics from elsewhere are loaded, or anything is written beside the output, is only for the
+    command line to say; what the folder says of it is left out, with a warning where it says something.
+
+    Raises:
+        ValueError: If the folder holds no such config.
+    """
     path = Path(folder) / DETAILS / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{folder} holds no {DETAILS}/config.yaml, so it is no run's output: name data with --config")
-    return read_yaml(path)
+    config = read_yaml(path)
+    for part in ("model", "task", "output"):
+        if not isinstance(config.get(part), dict):
+            raise ValueError(f"{path} must have a part '{part}': it is not of a run")
+    if config["model"].pop("trust_remote_code", False):
+        warnings.warn(f"{path} asks for remote code, which only --model.trust_remote_code can allow", stacklevel=2)
+    if config["task"].pop("metrics", None):
+        warnings.warn(f"{path} names metrics, which only --task.metrics can choose", stacklevel=2)
+    draws = {name: value for name, value in config["output"].items() if name == "random_seeds"}
+    return {**config, "output": {"dir": "", **draws}}
 
 
 @contextmanager
@@ -218,6 +230,12 @@ def _parse(arguments: Arguments, kind: type[Strict] = PruneConfig) -> dict[str, 
     except jsonargparse.ArgumentError as error:
         raise ValueError(_explain(str(error))) from None
     return {name: part for name, part in given.items() if name not in ("config", "resume")}
+
+
+def config_files(arguments: Arguments) -> list[str]:
+    """The files that --config names on a command line."""
+    given = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [word.partition("=")[2] or after for word, after in given if re.match("--config(=|$)", word)]
 
 
 def _split(arguments: Arguments, prefix: str) -> tuple[list[str], list[str]]:

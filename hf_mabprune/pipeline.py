@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, set_seed
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts
 from hf_mabprune.allocation import Allocation
@@ -24,6 +24,7 @@ from hf_mabprune.architectures import architecture_of, family_of
 from hf_mabprune.comparison import Judge
 from hf_mabprune.compensation import Teacher, make_compensation
 from hf_mabprune.config import EvaluateConfig, ModelConfig, PruneConfig, TaskConfig
+from hf_mabprune.files import Protected, check_space
 from hf_mabprune.output import DETAILS
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.processes import main_first, on_main
@@ -109,12 +110,15 @@ def prune(
         model.train(training).to(device)
 
 
-def prune_from_config(settings: PruneConfig, resume: bool = False) -> PruneResult:
+def prune_from_config(
+    settings: PruneConfig, resume: bool = False, configs: Sequence[str | Path] = ()
+) -> PruneResult:
     """Prunes the model that a config names on the data that it names: what `scripts/prune.py` calls.
 
     Args:
         settings: Of the run, checked, e.g. from `PruneConfig.from_yaml`.
         resume: Go on with the run that was interrupted; one that has saved nothing yet starts from the beginning.
+        configs: Files that the settings were read from; the output never takes their place.
 
     Returns:
         The smallest size, ready to use; `result.cut` makes others without new pulls.
@@ -125,7 +129,7 @@ def prune_from_config(settings: PruneConfig, resume: bool = False) -> PruneResul
             `output.overwrite` is not set.
         Interrupted: A KeyboardInterrupt, on SIGINT and SIGTERM, once the search is saved.
     """
-    check_settings(settings, resume)
+    check_settings(settings, resume, [Protected("the config", Path(file)) for file in configs])
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator, resume) as run:
         judge, tokenizer = load_judge(settings, accelerator)
@@ -143,7 +147,7 @@ def _run(
     accelerator, model = run.accelerator, judge.model
     sizes = settings.prune.sizes()
     plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in sizes]
-    checkpoint.check_space(settings.output.dir, len(sizes) * judge.totals["parameters"] * save_dtype.itemsize)
+    check_space(settings.output.dir, len(sizes) * judge.totals["parameters"] * save_dtype.itemsize)
     accelerator.print(console.header(model, judge.arms, accelerator))
     accelerator.print(console.baseline(judge.task, judge.baseline))
 
@@ -185,7 +189,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
     arms, report = read_run(folder)
     if settings.stages > 1:
         raise ValueError("cut trains no model on the way to a size: set recovery.stages to 1, or make a new run")
-    check_settings(settings)
+    check_settings(settings, protected=[Protected("the run to cut from", Path(folder), whole=True)])
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator) as run:
         judge, tokenizer = load_judge(settings, accelerator)
@@ -265,8 +269,11 @@ def publish(settings: PruneConfig) -> None:
         hub.push_checkpoint(place, repo_id if place == folder else f"{repo_id}-{place.name}")
 
 
-def check_settings(settings: PruneConfig, resume: bool = False) -> None:
+def check_settings(settings: PruneConfig, resume: bool = False, protected: Sequence[Protected] = ()) -> None:
     """Everything that can be refused before a model or data set is loaded.
+
+    Args:
+        protected: What the output must not take the place of, beside what the settings name.
 
     Raises:
         ValueError, FileExistsError: With the rule, the value and the remedy.
@@ -274,7 +281,7 @@ def check_settings(settings: PruneConfig, resume: bool = False) -> None:
     make_policy(settings, 1)
     if settings.compensation:
         make_compensation(settings.compensation)
-    check_free(settings, resume)
+    check_free(settings, resume, protected)
     check_trackers(settings.output.log_with)
     if settings.output.push_to_hub:
         hub.check_name("output.push_to_hub", settings.output.push_to_hub)
@@ -347,8 +354,9 @@ def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype
     """Precision of the saved weights: that of the source checkpoint, unless the settings name one."""
     if settings.save_dtype != "auto":
         return getattr(torch, settings.save_dtype)
-    stored = AutoConfig.from_pretrained(settings.name, revision=settings.revision).dtype
-    return stored or searched
+    origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    stored = checkpoint.load_config(settings.name, **origin).dtype
+    return stored if isinstance(stored, torch.dtype) else searched
 
 
 def load_judge(settings: PruneConfig, accelerator: Accelerator) -> tuple[Judge, PreTrainedTokenizerBase]:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mabprune import checkpoint, config, hub, layouts
+from hf_mabprune import checkpoint, config, files, hub, layouts
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.comparison import Judge, Selection, make_report
 from hf_mabprune.config import PruneConfig, PruningConfig
@@ -143,7 +143,7 @@ class PruneResult:
         Raises:
             FileExistsError: If the folder is not empty and `overwrite` is not set.
         """
-        checkpoint.check_output_dir(folder, overwrite)
+        files.check_output_dir(folder, overwrite, files.protected_by(self.settings))
         write(folder, [self], self.settings)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -233,7 +233,7 @@ def write(
         for result in cuts:
             accelerator = result.source.judge.accelerator
             if not reports and accelerator.is_main_process:
-                work = stack.enter_context(checkpoint.atomic_folder(folder))
+                work = stack.enter_context(files.atomic_folder(folder))
             reports.append(on_main(accelerator, partial(_save, result, work, several)))
             details.append((result.arms_table(), result.settings.to_yaml()))
         sizes = [*earlier, *(report.in_short() for report in reports)]

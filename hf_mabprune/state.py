@@ -6,7 +6,6 @@ the state of the search. It is written anew after every round, and goes when the
 
 import hashlib
 import json
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -24,13 +23,24 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from hf_mabprune.checkpoint import check_output_dir, clear_leftovers, write_atomically
 from hf_mabprune.config import PruneConfig
+from hf_mabprune.files import (
+    PARTIAL,
+    Protected,
+    check_output_dir,
+    clear_leftovers,
+    protected_by,
+    refuse_other_files,
+    remove_files,
+    write_atomically,
+)
 from hf_mabprune.processes import on_main
 from hf_mabprune.search import Search
 
 FORMAT = "3"
 FILE = "search_state.safetensors"
+LOCK, CONFIG = "lock", "config.yaml"
+NAMES = (FILE, f"{FILE}{PARTIAL}", CONFIG, f"{CONFIG}{PARTIAL}", LOCK)  # of everything in the folder of a state
 SAVE_EVERY = 60.0  # seconds between saves within a round
 SAMPLE = 256  # numbers of each tensor that the fingerprint of a model reads
 
@@ -66,7 +76,7 @@ class RunState:
     @property
     def resume_command(self) -> str | None:
         """What goes on with the run, once something was saved."""
-        return f"mabprune prune --config {self.folder / 'config.yaml'} --resume" if self.path.exists() else None
+        return f"mabprune prune --config {self.folder / CONFIG} --resume" if self.path.exists() else None
 
     def identify(self, model: nn.Module, batches: Sequence[dict[str, torch.Tensor]]) -> None:
         """What the run is about: searches of other models or data are not taken up."""
@@ -127,7 +137,11 @@ class RunState:
     def finish(self) -> None:
         """The output is in place: nothing is left to resume."""
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.discard()
+
+    def discard(self) -> None:
+        """Removes what this run has put into its folder, and the folder where nothing else is in it."""
+        remove_files(self.folder, NAMES)
 
     def _agreed_signal(self) -> int:
         """The number of a signal that any process got, 0 if none did."""
@@ -156,7 +170,7 @@ def open_run(settings: PruneConfig, accelerator: Accelerator, resume: bool = Fal
         ValueError: If the interrupted run has other settings.
     """
     run = RunState(settings, accelerator)
-    lock = FileLock(run.folder / "lock", timeout=0)
+    lock = FileLock(run.folder / LOCK, timeout=0)
     on_main(accelerator, lambda: _enter(run, lock, resume))
     previous = _listen(run)
     try:
@@ -166,17 +180,23 @@ def open_run(settings: PruneConfig, accelerator: Accelerator, resume: bool = Fal
             signal.signal(number, handler)
         if accelerator.is_main_process:
             if not run.path.exists():
-                shutil.rmtree(run.folder, ignore_errors=True)
+                run.discard()
             lock.release()
 
 
-def check_free(settings: PruneConfig, resume: bool = False) -> None:
+def check_free(settings: PruneConfig, resume: bool = False, protected: Sequence[Protected] = ()) -> None:
     """Refuses an output folder that is taken, without touching it.
 
+    Args:
+        settings: Run settings.
+        resume: Whether an interrupted run goes on.
+        protected: What must survive, beside what the settings name.
+
     Raises:
-        FileExistsError: If the output is there already, or an interrupted run is, and nothing says to go over it.
+        FileExistsError: If the output is there already, or an interrupted run is, and nothing says to go over it; or
+            if something else would be lost.
     """
-    check_output_dir(settings.output.dir, settings.output.overwrite)
+    check_output_dir(settings.output.dir, settings.output.overwrite, [*protected_by(settings), *protected])
     folder = state_folder(settings)
     if (folder / FILE).exists() and not resume and not settings.output.overwrite:
         raise FileExistsError(
@@ -263,18 +283,19 @@ def unpack(saved: bytes, path: Path) -> dict[str, Any]:
 
 def _enter(run: RunState, lock: FileLock, resume: bool) -> None:
     """On the main process: lock, check, clear up, write the config down."""
+    refuse_other_files(run.folder, NAMES)
     run.folder.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire()
     except Timeout:
         raise FileExistsError(
-            f"another run is writing to {run.settings.output.dir} (it holds {run.folder / 'lock'}): wait for it, or "
+            f"another run is writing to {run.settings.output.dir} (it holds {run.folder / LOCK}): wait for it, or "
             "choose another output.dir"
         ) from None
     try:
         clear_leftovers(run.settings.output.dir)
         check_free(run.settings, resume)
-        written = run.folder / "config.yaml"
+        written = run.folder / CONFIG
         if not resume:
             run.path.unlink(missing_ok=True)
         elif run.path.exists() and written.exists():
@@ -287,7 +308,7 @@ def _enter(run: RunState, lock: FileLock, resume: bool) -> None:
         write_atomically(written, run.settings.to_yaml().encode())
     except BaseException:
         if not run.path.exists():
-            shutil.rmtree(run.folder, ignore_errors=True)
+            run.discard()
         lock.release()
         raise
 

@@ -574,7 +574,16 @@ DATA = {
 }
 
 OUTPUT = {
-    "taken": case("taken exists. Choose another output.dir, or set output.overwrite: true", output__dir="taken"),
+    "taken": case(
+        "taken exists and holds thesis.txt, which no run of hf_mabprune wrote: nothing was touched. Choose another",
+        output__dir="taken",
+        output__overwrite=True,
+    ),
+    "earlier_output": case(
+        "run exists. Choose another output.dir, or set output.overwrite: true", output__dir="run"
+    ),
+    "the_model": case("models/bert is the model. Choose", output__dir="models/bert", output__overwrite=True),
+    "around_the_data": case("data holds the data, ", output__dir="data", output__overwrite=True),
     "file": case("data/words.json is a file. Choose another output.dir", output__dir="data/words.json"),
     "below_a_file": case(
         "data/words.json/out cannot be made, for ", "words.json is no folder", output__dir="data/words.json/out"
@@ -641,7 +650,7 @@ def test_a_file_that_is_no_config_is_refused(
         pytest.param("cut run --target.macs 2", "must be a number > 0 and < 1, ", False, id="cut_out_of_range"),
         pytest.param("cut run --target.size 0.3", "unknown key 'prune.target.size'", False, id="cut_unknown_target"),
         pytest.param(
-            "cut run --target.macs 0.3 --output.dir run", "run exists. Choose another output.dir", False, id="cut_over"
+            "cut run --target.macs 0.3 --output.dir run", "run is the run to cut from", False, id="cut_over"
         ),
         pytest.param(
             "cut run --target.macs 0.3 --model.name models/four_layers",
@@ -661,7 +670,7 @@ def test_a_file_that_is_no_config_is_refused(
             False,
             id="cut_newer_report",
         ),
-        pytest.param("cut other_settings --target.macs 0.3", "part 'output'", False, id="cut_other_settings"),
+        pytest.param("cut other_settings --target.macs 0.3", "part 'model'", False, id="cut_other_settings"),
         pytest.param(
             "evaluate run --config other_settings/mabprune/config.yaml",
             "model must be a mapping",

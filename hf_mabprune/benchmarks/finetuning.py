@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from hf_mabprune import checkpoint
+from hf_mabprune import checkpoint, files
 from hf_mabprune.architectures import family_of
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.evaluation import Evaluation, evaluate, forward_of
@@ -83,7 +83,7 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
         ValueError: For a setting, a model or data that cannot work.
         OSError: If model or data cannot be read, or `out` exists.
     """
-    checkpoint.check_output_dir(out, overwrite=False)
+    files.check_output_dir(out, overwrite=False)
     if settings.task.type is None:
         raise ValueError(f"task.type must be set, for a base model has no head yet: {', '.join(TASKS.names())}")
     set_seed(settings.seed)
@@ -107,7 +107,7 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
         found[purpose] = evaluate(forward_of(model, task), task, batches, accelerator)
 
     def save() -> None:
-        with checkpoint.atomic_folder(out) as folder:
+        with files.atomic_folder(out) as folder:
             checkpoint.save_checkpoint(model, folder, tokenizer, dtype)
 
     on_main(accelerator, save)

@@ -9,7 +9,7 @@ import pandas as pd
 from filelock import FileLock
 
 from hf_mabprune.benchmarks.suite import KEY, Cell, Suite
-from hf_mabprune.checkpoint import write_atomically
+from hf_mabprune.files import write_atomically
 
 
 class Results:
