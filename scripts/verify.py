@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import load_pruned
 from hf_mabprune.arms import KINDS, KeepIndices
-from hf_mabprune.config import PruneConfig
+from hf_mabprune.cli import read_run_config
+from hf_mabprune.config import check
 from hf_mabprune.masking import keep_masks, masked
 from hf_mabprune.pipeline import load_model
 from hf_mabprune.report import Report
@@ -45,7 +46,7 @@ def main() -> int:
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
 
-    settings = PruneConfig.from_yaml(options.checkpoint / "mabprune" / "config.yaml")
+    settings = check(read_run_config(str(options.checkpoint)))
     layout = Report.from_json(options.checkpoint / "mabprune" / "report.json").layout
     name = options.original or settings.model.name
     original, tokenizer = load_model(settings.model.model_copy(update={"name": name}), settings.task)
