@@ -17,6 +17,7 @@ from scipy.stats import bootstrap
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_mabprune import threads
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.masking import keep_masks, masked
@@ -187,13 +188,14 @@ def count_macs(model: PreTrainedModel, tokens: int, one_sequence: tuple[int, ...
 def measure_latency(models: Sequence[PreTrainedModel], task: Task, batch: Batch, repeats: int = 15) -> list[float]:
     """Median milliseconds of one forward pass over a batch, the models taking turns so that noise hits them alike."""
     times: list[list[float]] = [[] for _ in models]
-    for repeat in range(repeats + 2):
-        for model, taken in zip(models, times, strict=True):
-            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            start = time.perf_counter()
-            task.readout(model, inputs)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat >= 2:  # the first two warm up
-                taken.append(1000 * (time.perf_counter() - start))
+    with threads.fixed():
+        for repeat in range(repeats + 2):
+            for model, taken in zip(models, times, strict=True):
+                inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                start = time.perf_counter()
+                task.readout(model, inputs)
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize()
+                if repeat >= 2:  # the first two warm up
+                    taken.append(1000 * (time.perf_counter() - start))
     return [statistics.median(taken) for taken in times]

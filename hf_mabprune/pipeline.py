@@ -18,7 +18,7 @@ from accelerate.utils import LoggerType, set_seed
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts
+from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts, threads
 from hf_mabprune.allocation import Allocation
 from hf_mabprune.architectures import architecture_of, family_of
 from hf_mabprune.comparison import Judge
@@ -103,7 +103,7 @@ def prune(
     training, device = model.training, model.device
     accelerator = make_accelerator(settings)
     try:
-        with open_run(settings, accelerator, resume) as run:
+        with open_run(settings, accelerator, resume) as run, threads.chosen(accelerator):
             judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
             return _run(settings, judge, tokenizer, run, model.dtype)
     finally:
@@ -131,7 +131,7 @@ def prune_from_config(
     """
     check_settings(settings, resume, [Protected("the config", Path(file)) for file in configs])
     accelerator = make_accelerator(settings)
-    with open_run(settings, accelerator, resume) as run:
+    with open_run(settings, accelerator, resume) as run, threads.chosen(accelerator):
         judge, tokenizer = load_judge(settings, accelerator)
         return _run(settings, judge, tokenizer, run, saved_precision(settings.model, judge.model.dtype))
 
@@ -191,7 +191,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         raise ValueError("cut trains no model on the way to a size: set recovery.stages to 1, or make a new run")
     check_settings(settings, protected=[Protected("the run to cut from", Path(folder), whole=True)])
     accelerator = make_accelerator(settings)
-    with open_run(settings, accelerator) as run:
+    with open_run(settings, accelerator) as run, threads.chosen(accelerator):
         judge, tokenizer = load_judge(settings, accelerator)
         save_dtype = saved_precision(settings.model, judge.model.dtype)
         found = SearchResult.from_table(arms, judge.arms, report.search.rounds)
