@@ -10,6 +10,7 @@ from hf_mabprune.config import TargetConfig
 from hf_mabprune.selection import Plan, make_plan
 from hf_mabprune.surgery import prune_copy
 from tests.pulls.test_pulls import problem
+from tests.seeds import moved
 
 METHOD = make_compensation("least_squares")
 
@@ -18,7 +19,7 @@ def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan,
     model, task, batches, arms = problem(model_type)
     totals = {"parameters": 10**6, "macs": 10**6}
     plan = make_plan(arms, TargetConfig(neurons=0.5, heads=0.5), totals, "per_layer", {"neuron": 1, "head": 1})
-    scores = -np.random.default_rng(5).random(len(arms))
+    scores = -np.random.default_rng(moved(5)).random(len(arms))
     return Allocation(METHOD, Teacher.on(model, task, batches), trials, seed), plan, scores
 
 

@@ -7,6 +7,7 @@ import torch
 from hf_mabprune.benchmarks.controls import CONTROLS, Control
 from hf_mabprune.pulls.base import Cost
 from hf_mabprune.rewards import Observation
+from tests.seeds import moved
 from tests.test_search import ARMS, plan
 
 
@@ -14,7 +15,7 @@ class Additive:
     """Arms whose removal costs what is known; an observation costs ten tokens."""
 
     def __init__(self) -> None:
-        self.harm = np.random.default_rng(0).permutation(ARMS).astype(float)
+        self.harm = np.random.default_rng(moved(0)).permutation(ARMS).astype(float)
         self.batches = [{"input_ids": torch.zeros(2, 5)}] * 7
         self.cost = Cost()
         self.seen: list[tuple[int, np.ndarray]] = []

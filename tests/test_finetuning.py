@@ -22,6 +22,7 @@ from hf_mabprune.config import EvaluateConfig, PruneConfig, check
 from hf_mabprune.pipeline import evaluate_checkpoint
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.sequence_classification import SequenceClassification
+from tests.seeds import moved
 from tests.tasks.tiny_tasks import bert_config, llama_config, make_tokenizer
 
 CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs/benchmark/tasks").glob("*.yaml"))
@@ -55,7 +56,7 @@ HEADS = {
 
 def base_model(folder: Path, task: str) -> str:
     """A model without a head for the task (decoders keep theirs), with its tokenizer."""
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     decoder = HEADS[task] is LlamaForCausalLM
     model: PreTrainedModel = LlamaForCausalLM(llama_config()) if decoder else BertModel(bert_config())
     model.save_pretrained(folder)

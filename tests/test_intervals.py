@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hf_mabprune.intervals import ConfidenceSequence, upper_mean, upper_share
+from tests.seeds import moved
 
 
 def by_hand(values: list[float], alpha: float) -> tuple[float, float]:
@@ -25,7 +26,7 @@ def by_hand(values: list[float], alpha: float) -> tuple[float, float]:
 
 
 def test_the_bounds_are_those_of_the_formula() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     values = rng.beta(2, 5, size=(60, 3))
     sequence = ConfidenceSequence(3, 0.01)
     for row in values:
@@ -48,7 +49,7 @@ def test_nothing_is_known_before_the_first_value_and_values_are_bounded() -> Non
 def test_the_means_of_all_arms_are_inside_at_all_times() -> None:
     """200 runs of 20 arms and 200 values: a run fails if any arm leaves its interval once."""
     runs, arms, length, delta = 200, 20, 200, 0.05
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(moved(1))
     means = rng.uniform(0.05, 0.95, size=(runs, arms))
     sequence = ConfidenceSequence(runs * arms, delta / (2 * arms))
     truth, everyone = means.ravel(), np.arange(runs * arms)
@@ -66,7 +67,7 @@ def test_the_means_of_all_arms_are_inside_at_all_times() -> None:
 
 def test_bounds_of_one_look_hold_as_often_as_they_say() -> None:
     """2000 looks at 300 examples each."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(moved(2))
     shares, means = rng.uniform(0.01, 0.3, 2000), rng.uniform(0.02, 0.3, 2000)
     above = [upper_share(int(rng.binomial(300, share)), 300) >= share for share in shares]
     held = [upper_mean(rng.beta(2 * mean, 2 * (1 - mean), 300)) >= mean for mean in means]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_mabprune import masked
+from tests.seeds import moved
 from tests.tiny_models import inputs_for, tiny_model
 
 HEAD = "AutoModelForSequenceClassification"
@@ -12,7 +13,7 @@ HEAD = "AutoModelForSequenceClassification"
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_one_mask_an_example_equals_one_forward_an_example(model_type: str) -> None:
     model, inputs = tiny_model(model_type, HEAD), inputs_for(HEAD)
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(moved(5))
     heads = torch.randint(0, 2, (2, 2, 4), generator=generator).float()  # [L, B, H]
     neurons = torch.randint(0, 2, (2, 48), generator=generator).float()  # [B, F]
     with torch.no_grad():

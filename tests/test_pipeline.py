@@ -18,6 +18,7 @@ from hf_mabprune import PruneResult, load_pruned, prune
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.report import Report
+from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -25,7 +26,7 @@ LETTERS = "abcdefghij"
 
 
 def sentences(count: int, seed: int) -> dict[str, list[Any]]:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(moved(seed))
     texts = [" ".join(rng.choice(list(LETTERS), int(rng.integers(2, 8)))) for _ in range(count)]
     return {"sentence": texts, "label": [text.count("a") % 2 for text in texts]}
 

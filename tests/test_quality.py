@@ -22,6 +22,7 @@ from hf_mabprune.pipeline import load_model
 from hf_mabprune.tasks.base import build_task
 from hf_mabprune.tasks.readout import Scores
 from tests.criteria.by_hand import case
+from tests.seeds import moved
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = "configs/quickstart.yaml"
@@ -172,7 +173,7 @@ def rows_of(scores: dict[str, list[float]], **columns: Any) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(moved(0))
 SCORES = {name: list(RNG.normal(mean, 0.05, 9)) for name, mean in (("a", 0.8), ("b", 0.75), ("c", 0.7), ("d", 0.6))}
 
 

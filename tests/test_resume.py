@@ -18,6 +18,7 @@ import yaml
 from datasets import Dataset
 
 from hf_mabprune.state import FILE, FORMAT, pack, unpack
+from tests.seeds import moved
 from tests.test_pipeline import sentences, settings_for
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +118,7 @@ def left_behind(folder: Path) -> list[str]:
 
 def kill_and_resume(runs: Runs, config: Path, whole: tuple[dict[str, Any], float], kills: int, seed: int) -> None:
     """Kills runs at random moments, some more than once, and lets each end."""
-    rng, (expected, seconds) = np.random.default_rng(seed), whole
+    rng, (expected, seconds) = np.random.default_rng(moved(seed)), whole
     killed = number = 0
     while killed < kills:
         number += 1
@@ -244,7 +245,7 @@ def test_a_state_of_another_version_or_a_broken_one_is_refused(
 
 
 def test_states_are_packed_without_loss(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     state = {
         "a": rng.random(5),
         "b": {"c": np.arange(3), "d": [1, 2.5, None, "x"], "rng": rng.bit_generator.state},

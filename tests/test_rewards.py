@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation, accuracy, kl, kl_divergence, loss, squared
+from tests.seeds import moved
 
 
 def observation(losses: list[float], divergences: list[float], correct: list[float]) -> Observation:
@@ -64,7 +65,7 @@ def reference(original: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("classes", [2, 7, 1024, 1025, 5000])
 @pytest.mark.parametrize("size", [0.01, 1.0, 20.0])
 def test_kl_is_torchs(classes: int, size: float) -> None:
-    generator = torch.Generator().manual_seed(classes)
+    generator = torch.Generator().manual_seed(moved(classes))
     original = 3 * torch.randn(4, 3, classes, generator=generator)
     logits = original + size * torch.randn(4, 3, classes, generator=generator)
     found = kl_divergence(original, logits)
@@ -77,7 +78,7 @@ def test_kl_is_torchs(classes: int, size: float) -> None:
 @pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-6])
 def test_tiny_differences_keep_their_digits(classes: int, size: float) -> None:
     """KL = Var_p(z - z0) / 2 + third cumulant / 6 + O(size^4); the difference of the given logits is exact."""
-    generator = torch.Generator().manual_seed(classes)
+    generator = torch.Generator().manual_seed(moved(classes))
     original = torch.randn(5, classes, generator=generator)
     logits = original + size * torch.randn(5, classes, generator=generator)
     p = original.double().softmax(-1)
@@ -90,13 +91,13 @@ def test_tiny_differences_keep_their_digits(classes: int, size: float) -> None:
 
 @pytest.mark.parametrize("classes", [3, 2048])
 def test_equal_logits_have_no_divergence(classes: int) -> None:
-    logits = torch.randn(6, classes, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(6, classes, generator=torch.Generator().manual_seed(moved(0)))
     assert kl_divergence(logits, logits.clone()).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("classes", [3, 2048])
 def test_a_shift_of_all_logits_is_no_change(classes: int) -> None:
-    logits = torch.randn(6, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = torch.randn(6, classes, generator=torch.Generator().manual_seed(moved(0)), dtype=torch.float64)
     assert kl_divergence(logits, logits + 4.0).abs().max() < 1e-6
 
 
@@ -119,7 +120,7 @@ def test_logits_that_are_not_finite_are_not_hidden() -> None:
 
 
 def test_it_is_never_negative() -> None:
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(moved(5))
     original = torch.randn(200, 30000, generator=generator)
     logits = original + 1e-4 * torch.randn(200, 30000, generator=generator)
     found = kl_divergence(original, logits)

@@ -13,6 +13,7 @@ from hf_mabprune.pulls.base import Cost
 from hf_mabprune.rewards import Observation
 from hf_mabprune.search import Search, SearchResult, round_budgets
 from hf_mabprune.selection import Plan, make_plan
+from tests.seeds import moved
 
 ARMS, LAYERS = 40, 2
 
@@ -182,7 +183,7 @@ class Known:
 
 
 def test_every_size_gets_its_own_allocation_and_larger_sizes_hold_smaller_ones() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     small, large = plan(0.25), plan(0.5)
     amounts = [int(each.budgets[0].amount) for each in (small, large)]
     known = Known({amount: rng.normal(size=ARMS) for amount in amounts})

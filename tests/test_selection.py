@@ -9,6 +9,7 @@ import pytest
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.selection import Plan, make_plan, round_widths
+from tests.seeds import moved
 
 ONE = {"neuron": 1, "head": 1}
 TOTALS = {"parameters": 100, "macs": 200}
@@ -158,7 +159,7 @@ def test_under_uniform_kinds_compete_step_by_step(fraction: float, expected: lis
 
 
 def random_problem(seed: int) -> tuple[ArmTable, np.random.Generator]:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(moved(seed))
     return table(neurons=[[4] * 10] * 3, heads=[[2] * 4] * 3, parameters=(3, 11), macs=(3, 17)), rng
 
 
@@ -298,7 +299,7 @@ def test_uniform_needs_equal_layers_and_equal_blocks() -> None:
 def test_many_single_neurons() -> None:
     layers, width = 10, 10_000
     arms = table(neurons=[[1] * width] * layers)
-    scores = np.random.default_rng(0).normal(size=len(arms))
+    scores = np.random.default_rng(moved(0)).normal(size=len(arms))
     plan = make_plan(arms, TargetConfig(neurons=0.3), TOTALS, "per_layer", ONE)
     kept, order = plan.choose(scores, whole(arms))
     assert np.array_equal(order, np.argsort(-scores)[:30_000])
@@ -361,7 +362,7 @@ def test_heads_are_not_rounded() -> None:
 
 @pytest.mark.parametrize("multiple", [4, 8, 12, 40])
 def test_rounding_holds_for_any_selection(multiple: int) -> None:
-    rng = np.random.default_rng(multiple)
+    rng = np.random.default_rng(moved(multiple))
     arms = table(neurons=[[4] * 30] * 12)
     for _ in range(20):
         order = rng.permutation(len(arms))

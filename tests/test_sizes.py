@@ -20,6 +20,7 @@ from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.planning import plan_run
 from hf_mabprune.report import Report
 from hf_mabprune.selection import make_plan
+from tests.seeds import moved
 from tests.test_pipeline import sentences, settings_for
 from tests.test_selection import table
 from tests.tiny_models import tiny_model
@@ -133,7 +134,7 @@ def test_cutting_along_the_order_gives_what_the_search_removed(target: dict[str,
     arms = table(neurons=[[8] * 6] * 2, heads=[[1] * 4] * 2, parameters=(3, 5), macs=(7, 2))
     totals = {"parameters": 2 * int(arms.parameters.sum()), "macs": 2 * int(arms.macs.sum())}
     plan = make_plan(arms, TargetConfig(**target), totals, layout, {"neuron": 1, "head": 1})
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     kept, order = np.ones(len(arms), dtype=bool), []
     for progress in (0.3, 0.7, 1.0):
         kept, removed = plan.choose(rng.normal(size=len(arms)) - 1, kept, progress)

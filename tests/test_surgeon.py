@@ -15,6 +15,7 @@ from hf_mabprune.pulls.reference import ReferencePulls
 from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.selection import make_plan
 from hf_mabprune.surgeon import LIMIT, Refitted, Surgeon
+from tests.seeds import moved
 from tests.pulls.test_pulls import problem, pull_all
 from tests.test_interactions import small_effects
 
@@ -104,7 +105,7 @@ def test_one_of_two_equal_arms_goes_at_no_cost_and_the_other_does_not() -> None:
 def test_removals_go_by_the_cost_along_corrected_by_what_pulls_saw() -> None:
     _, _, _, arms = problem("bert")
     count = len(arms)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     along, alone = rng.exponential(size=count), rng.exponential(size=count)
     effects, one = np.zeros((count, 1), dtype=np.float32), np.ones(1, dtype=int)
     known = Refitted(effects, np.zeros((count, 1)), np.zeros(1, dtype=int), one, along=along, alone=alone)

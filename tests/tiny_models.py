@@ -7,6 +7,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from hf_mabprune import modeling_pruned
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.arms import KeepIndices
+from tests.seeds import moved
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 2, 48, 4, 64
 
@@ -34,7 +35,7 @@ def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
 
 def tiny_model(model_type: str, auto_class: str, **changes: object) -> PreTrainedModel:
     """A random model, in evaluation mode, whose biases are not zero (a cut bias must be seen)."""
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     config = tiny_config(model_type, **changes)
     model = modeling_pruned.auto_classes(type(config))[auto_class](config)
     with torch.no_grad():
@@ -55,7 +56,7 @@ def every_type_and_head() -> list[tuple[str, str]]:
 
 def inputs_for(auto_class: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """Two sequences of 9 tokens, the second padded; [B, choices, T] for multiple choice."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(moved(seed))
     ids = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
     attention = torch.ones_like(ids)
     ids[1, 6:], attention[1, 6:] = 0, 0
@@ -74,7 +75,7 @@ def outputs_of(model: PreTrainedModel, auto_class: str) -> torch.Tensor:
 
 def keep_for(model: PreTrainedModel, layout: str, seed: int = 0) -> KeepIndices:
     """A random selection: half of neurons and of heads, the same counts in each layer only under `uniform`."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(moved(seed))
     keep: dict[str, dict[int, np.ndarray]] = {"neuron": {}, "head": {}}
     for site in architecture_of(model).sites(model):
         groups = site.units // site.group

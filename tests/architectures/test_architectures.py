@@ -10,6 +10,7 @@ from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
 from hf_mabprune.evaluation import count_macs, count_parameters
 from hf_mabprune.masking import masked
 from hf_mabprune.surgery import prune_copy
+from tests.seeds import moved
 from tests.tiny_models import HEADS, LAYERS, WIDTH, keep_for, tiny_model
 
 TOKENS = 7
@@ -80,7 +81,7 @@ def test_an_arm_costs_what_surgery_removes(model_type: str, changes: dict[str, o
 def test_costs_add_up(model_type: str) -> None:
     model = model_of(model_type)
     arms = architecture_of(model).arm_table(model, ["neuron", "head"], 16, TOKENS)
-    kept = np.random.default_rng(3).random(len(arms)) < 0.5
+    kept = np.random.default_rng(moved(3)).random(len(arms)) < 0.5
     kept[[rows[0] for _, _, rows in arms.groups()]] = True
     assert 0 < kept.sum() < len(arms)
     small = prune_copy(model, arms.kept_units(kept), "per_layer")

@@ -14,6 +14,7 @@ from hf_mabprune.checkpoint import load_pruned, save_checkpoint
 from hf_mabprune.compensation import COMPENSATIONS, Teacher, compensate, make_compensation
 from hf_mabprune.surgery import Layout, prune_copy
 from tests.pulls.test_pulls import DECODERS, problem
+from tests.seeds import moved
 from tests.test_equivalence import selection
 from tests.tiny_models import inputs_for, outputs_of
 
@@ -149,7 +150,7 @@ def test_a_llama_with_new_biases_generates_the_same_from_plain_automodel(tmp_pat
     compensate(make_compensation({"name": "least_squares", "guard": False}), teacher, small, keep)
     save_checkpoint(small, tmp_path, None, torch.float32)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    prompt = torch.randint(3, 16, (2, 5), generator=torch.Generator().manual_seed(1))
+    prompt = torch.randint(3, 16, (2, 5), generator=torch.Generator().manual_seed(moved(1)))
     settings = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
 
     assert type(again) is transformers.LlamaForCausalLM

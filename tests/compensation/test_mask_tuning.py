@@ -10,12 +10,13 @@ from hf_mabprune.compensation.base import Refused
 from hf_mabprune.compensation.mask_tuning import MaskTuning
 from hf_mabprune.surgery import prune_copy
 from tests.pulls.test_pulls import problem
+from tests.seeds import moved
 from tests.tiny_models import outputs_of
 
 
 def random_site(seed: int, unit_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x [N, S], weight [D, S] and a target y [N, D] near weight x."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(moved(seed))
     x, weight = rng.normal(size=(60, 4 * unit_size)), rng.normal(size=(5, 4 * unit_size))
     return x, weight, x @ weight.T * 1.3 + rng.normal(size=(60, 5))
 

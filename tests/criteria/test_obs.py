@@ -7,6 +7,7 @@ from hf_mabprune import elimination
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.elimination import remove_blocks
 from tests.criteria.by_hand import case, columns, inputs_of, weight
+from tests.seeds import moved
 
 
 def error_without(weight: np.ndarray, rows: np.ndarray, ridge: float, gone: list[int]) -> float:
@@ -40,7 +41,7 @@ def greedy(weight: np.ndarray, rows: np.ndarray, ridge: float, size: int) -> tup
 
 def layer(size: int, blocks: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
     """Weight [5, C], correlated inputs [60, C], ridge."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(moved(seed))
     mixing = rng.normal(size=(size * blocks, size * blocks)) * rng.exponential(size=(size * blocks, 1))
     return rng.normal(size=(5, size * blocks)), rng.normal(size=(60, size * blocks)) @ mixing + 0.5, 0.3
 
@@ -60,7 +61,7 @@ def test_updates_that_are_put_off_change_nothing(size: int, monkeypatch: pytest.
     """More columns than are put off at a time; along the order found, the whole error is that of least squares."""
     monkeypatch.setattr(elimination, "PENDING", 16)
     blocks = 32 // size + 7
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(moved(1))
     weight, rows = rng.normal(size=(3, size * blocks)), rng.normal(size=(400, size * blocks))
     rows[:, 1:] += 0.7 * rows[:, :-1]
     order, increases = remove_blocks(weight, rows.T @ rows / 400 + 0.1 * np.eye(size * blocks), size)

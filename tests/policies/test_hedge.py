@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hf_mabprune.policies.hedge import Hedge
+from tests.seeds import moved
 
 
 def test_weights_are_exponential_in_the_sum_of_rewards(pull, unmapped) -> None:
@@ -15,7 +16,7 @@ def test_weights_are_exponential_in_the_sum_of_rewards(pull, unmapped) -> None:
 
 
 def test_several_rounds_multiply(pull, unmapped) -> None:
-    rewards = np.random.default_rng(0).uniform(size=(30, 4))
+    rewards = np.random.default_rng(moved(0)).uniform(size=(30, 4))
     policy = unmapped(Hedge(arms=4, eta=0.3))
     weights = np.ones(4)
     for row in rewards:

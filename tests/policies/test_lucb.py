@@ -6,6 +6,7 @@ import pytest
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.policies.lucb import LUCB
 from tests.policies.rounds import play, top
+from tests.seeds import moved
 
 
 def make(arms: int, **options: object) -> LUCB:
@@ -33,7 +34,7 @@ def test_it_finds_the_right_set_and_stops() -> None:
     """100 runs, 12 arms in [0, 1], 5 to remove, a gap of 0.3 between the sides."""
     wrong = early = 0
     for run in range(100):
-        rng = np.random.default_rng(run)
+        rng = np.random.default_rng(moved(run))
         means = np.concatenate([rng.uniform(0.7, 0.9, 5), rng.uniform(0.1, 0.4, 7)])
         table = (rng.uniform(size=(12, 2000)) < means[:, None]).astype(float)
         policy = make(12, seed=run)
@@ -44,7 +45,7 @@ def test_it_finds_the_right_set_and_stops() -> None:
 
 
 def test_a_tolerance_lets_it_stop_earlier() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     table = (rng.uniform(size=(10, 3000)) < np.linspace(0.2, 0.8, 10)[:, None]).astype(float)
     exact, coarse = (
         play(make(10, tolerance=tolerance), table, top(5, np.ones(10, dtype=bool)), 4).sum()

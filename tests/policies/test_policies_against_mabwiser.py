@@ -15,18 +15,19 @@ from hf_mabprune.policies.epsilon_greedy import EpsilonGreedy
 from hf_mabprune.policies.softmax import Softmax
 from hf_mabprune.policies.thompson import Thompson
 from hf_mabprune.policies.ucb1 import UCB1
+from tests.seeds import moved
 
 ARMS = 8
 
 
 @pytest.fixture
 def decisions() -> np.ndarray:
-    return np.concatenate([np.arange(ARMS), np.random.default_rng(0).integers(0, ARMS, size=92)])
+    return np.concatenate([np.arange(ARMS), np.random.default_rng(moved(0)).integers(0, ARMS, size=92)])
 
 
 @pytest.fixture
 def rewards() -> np.ndarray:
-    return np.random.default_rng(1).uniform(size=100)
+    return np.random.default_rng(moved(1)).uniform(size=100)
 
 
 def fitted(rule: LearningPolicy, decisions: np.ndarray, rewards: np.ndarray) -> MAB:
@@ -53,7 +54,7 @@ def test_ucb1_bounds_and_choice(c: float, decisions, rewards, pull, unmapped) ->
 
 def test_ucb1_run_of_a_hundred_plays(rewards, pull, unmapped) -> None:
     """Both choose for themselves; the table holds the reward of each arm at each play."""
-    table = np.random.default_rng(2).uniform(size=(100, ARMS)) * np.linspace(0.5, 1.0, ARMS)
+    table = np.random.default_rng(moved(2)).uniform(size=(100, ARMS)) * np.linspace(0.5, 1.0, ARMS)
     policy = unmapped(UCB1(arms=ARMS))
     theirs = MAB(list(range(ARMS)), LearningPolicy.UCB1(alpha=1.0), seed=0)
     theirs.fit(np.arange(ARMS), table[0])

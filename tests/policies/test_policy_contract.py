@@ -8,6 +8,7 @@ import pytest
 
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.registry import check_options
+from tests.seeds import moved
 
 NAMES = POLICIES.names()
 PAPER = {"epsilon_greedy", "softmax", "ucb1", "thompson", "hedge", "exp3"}
@@ -34,7 +35,7 @@ def run(policy: Policy, table: np.ndarray, k: int) -> list[list[int]]:
 
 @pytest.fixture
 def table() -> np.ndarray:
-    return np.random.default_rng(1).normal(size=(12, 30))
+    return np.random.default_rng(moved(1)).normal(size=(12, 30))
 
 
 def test_the_policies_of_the_paper_and_the_controls_are_registered() -> None:
@@ -115,7 +116,7 @@ def test_cumulative_ranking_adds_up(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("size", "k"), [(30, 4), (400, 130)])  # the larger freezes its map before all arms are seen
 def test_saved_state_goes_on_as_if_never_interrupted(name: str, size: int, k: int, tmp_path: Path) -> None:
-    table = np.random.default_rng(1).normal(size=(12, size)) * np.linspace(1, 9, 12)[:, None]
+    table = np.random.default_rng(moved(1)).normal(size=(12, size)) * np.linspace(1, 9, 12)[:, None]
     policy = build(name, size, seed=5)
     run(policy, table[:5], k)
     policy.new_context(np.arange(size) % 7 > 0)
@@ -161,7 +162,7 @@ def test_finds_the_good_arms_better_than_chance(name: str) -> None:
     """20 good arms among 200, one noise standard deviation above the rest, 5 pulls an arm; chance finds 2 of 20."""
     found = []
     for seed in range(3):
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(moved(seed))
         good = np.zeros(200, dtype=bool)
         good[rng.choice(200, 20, replace=False)] = True
         policy = build(name, 200, seed=seed)
@@ -172,7 +173,7 @@ def test_finds_the_good_arms_better_than_chance(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - REWEIGHTS_BETWEEN_PLAYS))
 def test_one_call_with_all_pulls_equals_one_call_a_pull(name: str) -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     arms = np.concatenate([np.arange(12), rng.integers(0, 12, size=20)])
     values = with_moments(rng.normal(size=32))
     at_once, one_by_one = build(name, 12), build(name, 12)

@@ -6,6 +6,7 @@ import pytest
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.policies.base import Policy
 from tests.policies.rounds import play, top
+from tests.seeds import moved
 
 
 def race(table: np.ndarray, number: int, k: int, controls: np.ndarray | None = None, **options: object) -> Policy:
@@ -17,7 +18,7 @@ def race(table: np.ndarray, number: int, k: int, controls: np.ndarray | None = N
 
 def test_it_finds_the_right_set_before_the_sweep_is_over() -> None:
     """200 runs, 20 arms, 400 batches, 8 to remove, a gap of 0.2 between the sides."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(moved(0))
     wrong, early = 0, 0
     for _ in range(200):
         means = np.concatenate([rng.uniform(0.6, 0.8, 8), rng.uniform(0.1, 0.4, 12)])
@@ -31,7 +32,7 @@ def test_it_finds_the_right_set_before_the_sweep_is_over() -> None:
 
 
 def test_a_close_race_ends_with_the_exact_means() -> None:
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(moved(1))
     table = rng.uniform(size=(6, 30))
     policy = race(table, 3, 6)
     contested = policy.seen >= 30
@@ -40,7 +41,7 @@ def test_a_close_race_ends_with_the_exact_means() -> None:
 
 
 def test_controls_with_known_means_save_pulls() -> None:
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(moved(2))
     means = np.linspace(0.3, 0.7, 20)
     controls = means[:, None] + rng.normal(0, 0.2, size=(20, 200))
     table = controls + rng.normal(0, 0.01, size=controls.shape)

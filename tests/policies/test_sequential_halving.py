@@ -4,6 +4,7 @@ import numpy as np
 
 from hf_mabprune.policies import POLICIES
 from tests.policies.rounds import play, top
+from tests.seeds import moved
 
 
 def test_pulls_of_each_phase_by_hand() -> None:
@@ -38,7 +39,7 @@ def test_it_errs_less_than_equal_shares() -> None:
     """100 runs at equal budget: one arm in two of 32 goes, gaps are small beside the noise."""
     wrong = {"sequential_halving": 0, "uniform": 0}
     for run in range(100):
-        rng = np.random.default_rng(run)
+        rng = np.random.default_rng(moved(run))
         means = np.linspace(0, 1, 32)
         table = means[:, None] + rng.normal(0, 0.5, size=(32, 400))
         for name in wrong:
@@ -49,7 +50,7 @@ def test_it_errs_less_than_equal_shares() -> None:
 
 
 def test_a_round_ends_where_all_batches_are_met() -> None:
-    table = np.random.default_rng(0).normal(size=(6, 5))
+    table = np.random.default_rng(moved(0)).normal(size=(6, 5))
     policy = POLICIES.get("sequential_halving")(arms=6)
     seen = play(policy, table, top(3, np.ones(6, dtype=bool)), 6, budget=1000)
     assert seen.max() == 5

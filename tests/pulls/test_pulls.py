@@ -20,6 +20,7 @@ from hf_mabprune.search import Search
 from hf_mabprune.selection import make_plan
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.splits import split_by_length
+from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
 from tests.tiny_models import tiny_model
 
@@ -31,7 +32,7 @@ def problem(model_type: str) -> tuple[PreTrainedModel, Task, list[Batch], ArmTab
     decoder = model_type in DECODERS
     model = tiny_model(model_type, "AutoModelForCausalLM" if decoder else "AutoModelForSequenceClassification")
     task = task_of(model, make_tokenizer("plain" if decoder else "pair"))
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(moved(3))
     batches = []
     for _ in range(3):
         ids = torch.randint(3, 16, (4, 7), generator=generator)
@@ -148,7 +149,7 @@ def test_out_of_memory_means_fewer_arms_a_forward_not_the_end(monkeypatch: pytes
 
 
 def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(moved(0))
     lengths = torch.tensor([3, 12, 5, 4, 11, 2, 6, 5])
     attention = (torch.arange(12) < lengths[:, None]).long()
     ids = torch.randint(3, 16, (8, 12), generator=generator) * attention

@@ -20,6 +20,7 @@ from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.rewards import REWARDS
 from hf_mabprune.tasks.base import TASKS, Batch, Task, sequences_of
 from hf_mabprune.tasks.splits import batches_of, split_by_length
+from tests.seeds import moved
 from tests.pulls.test_pulls import pull_all, some_context
 from tests.tasks.tiny_tasks import CASES, make_tokenizer
 
@@ -32,7 +33,7 @@ every_task = pytest.mark.parametrize("case", TASKS.names(), indirect=True)
 def problem(case: Bound) -> Problem:
     """Task, model with sizeable weights, three batches and all arms."""
     task, model, dataset = case
-    torch.manual_seed(1)
+    torch.manual_seed(moved(1))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -20,6 +20,7 @@ from transformers import (
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import Task, build_task
+from tests.seeds import moved
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghij"]
 
@@ -54,7 +55,7 @@ def bert_config(**options: Any) -> BertConfig:
 
 def bert(**options: Any) -> BertForSequenceClassification:
     """A random classifier in eval mode."""
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     return BertForSequenceClassification(bert_config(**options)).eval()
 
 
@@ -65,7 +66,7 @@ def regressor(**options: Any) -> BertForSequenceClassification:
 
 def chooser(**options: Any) -> BertForMultipleChoice:
     """A random model that chooses among texts, in eval mode."""
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     return BertForMultipleChoice(bert_config(**options)).eval()
 
 
@@ -78,7 +79,7 @@ def llama_config(**options: Any) -> LlamaConfig:
 
 def llama(**options: Any) -> LlamaForCausalLM:
     """A random language model in eval mode."""
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     return LlamaForCausalLM(llama_config(**options)).eval()
 
 
