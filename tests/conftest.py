@@ -1,5 +1,10 @@
+"""One thread a test process, and a process that it starts, unless the environment says otherwise; and quiet."""
+
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are imported: they read it then
+os.environ.setdefault("OPENBLAS_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -10,7 +15,7 @@ import transformers
 
 @pytest.fixture(autouse=True, scope="session")
 def quiet_and_small() -> None:
-    """One thread a worker, and no progress bars among the dots."""
-    torch.set_num_threads(1)
+    """As many threads as were asked for, whoever imported torch first, and no progress bars among the dots."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

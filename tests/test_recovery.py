@@ -335,7 +335,7 @@ def test_two_processes_end_with_the_same_weights_and_the_same_error(tmp_path: Pa
     script.write_text(ON_TWO)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(ROOT / "configs/accelerate/cpu_2.yaml"), "--main_process_port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*command, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=300
     )

@@ -28,7 +28,7 @@ class Runs:
     """Runs of the command line in processes of their own."""
 
     def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.fork_server"],
             cwd=ROOT,
