@@ -30,7 +30,7 @@ class Allocation:
     Args:
         method: How what stays is refitted.
         teacher: The unpruned model and its data.
-        trials: Sets that are measured at most for a size.
+        trials: Sets that moves are measured on at most for a size, beside the candidates.
         seed: Of the order in which moves are tried.
 
     Attributes:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hf_mabprune.allocation import Allocation, _is_gain
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.compensation import Known, Teacher, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.selection import Plan, make_plan
@@ -16,7 +17,8 @@ METHOD = make_compensation("least_squares")
 
 
 def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan, np.ndarray]:
-    model, task, batches, arms = problem(model_type)
+    model, task, batches, _ = problem(model_type)
+    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 4, 7)  # small enough for moves to tell
     totals = {"parameters": 10**6, "macs": 10**6}
     plan = make_plan(arms, TargetConfig(neurons=0.5, heads=0.5), totals, "per_layer", {"neuron": 1, "head": 1})
     scores = -np.random.default_rng(moved(5)).random(len(arms))
@@ -45,7 +47,7 @@ def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str
     assert allocation.after == pytest.approx(divergence(allocation, plan, allocation.scores), rel=1e-5)
     assert allocation.after <= allocation.before
     assert (allocation.taken > 0) == (allocation.after < allocation.before)
-    assert (2 if model_type == "bert" else 1) <= allocation.cost.pulls <= 30 and allocation.cost.forward_tokens > 0
+    assert 2 <= allocation.cost.pulls <= 30 + 1 and allocation.cost.forward_tokens > 0
 
 
 def test_it_begins_with_the_best_candidate() -> None:
@@ -55,7 +57,7 @@ def test_it_begins_with_the_best_candidate() -> None:
     best = min(divergence(allocation, plan, candidate) for candidate in candidates)
     assert allocation.before == pytest.approx(divergence(allocation, plan, scores), rel=1e-5)
     assert allocation.after <= best * (1 + 1e-5)
-    assert steps == allocation.cost.pulls <= 4
+    assert len(candidates) <= steps == allocation.cost.pulls <= 4 + len(candidates)
 
 
 def test_the_same_seed_takes_the_same_moves() -> None:

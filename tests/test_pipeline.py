@@ -232,7 +232,8 @@ def test_a_push_without_a_token_is_refused_before_the_run(
 
 @pytest.mark.filterwarnings("ignore:the loss of calibration batch")
 def test_broken_batches_are_skipped_counted_and_limited(tmp_path: Path, files: dict[str, str]) -> None:
-    settings = settings_for(tmp_path, files, "bert", search={"rounds": 2, "pulls_per_arm": 8})
+    search = {"rounds": 2, "pulls_per_arm": 8, "policy": {"name": "sweep"}}  # which meets every batch
+    settings = settings_for(tmp_path, files, "bert", search=search)
     tokenizer, model = make_tokenizer("pair"), tiny_model("bert", "AutoModelForSequenceClassification")
     with torch.no_grad():  # a word of the calibration data alone, whose embedding is broken
         model.bert.embeddings.word_embeddings.weight[tokenizer.unk_token_id] = float("nan")
@@ -293,7 +294,8 @@ def test_parameters_and_macs_as_targets_are_reached(tmp_path: Path, files: dict[
             settings_for(tmp_path, files, "llama", prune=changes, output={"overwrite": True})
         ).report
         before, after = getattr(report.before, name), getattr(report.after, name)
-        assert 0.3 <= 1 - after / before < 0.36, name
+        largest = pd.read_parquet(tmp_path / "out" / "mabprune" / "arms.parquet")[name].max()
+        assert 0.3 <= 1 - after / before < 0.3 + largest / before, name
 
 
 def test_the_python_call_leaves_the_model_alone(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_tiny_differences_keep_their_digits(classes: int, size: float) -> None:
     change = logits.double() - original.double()
     change = change - (p * change).sum(-1, keepdim=True)
     expected = (p * change**2).sum(-1) / 2 + (p * change**3).sum(-1) / 6
-    assert 0 < expected.max() < 2 * size**2
+    assert 0 < expected.max() < 10 * size**2
     torch.testing.assert_close(kl_divergence(original, logits).double(), expected, rtol=1e-5, atol=0)
 
 

@@ -15,8 +15,8 @@ from hf_mabprune.pulls.reference import ReferencePulls
 from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.selection import make_plan
 from hf_mabprune.surgeon import LIMIT, Refitted, Surgeon
+from tests.pulls.test_pulls import problem, pull_all, rounding
 from tests.seeds import moved
-from tests.pulls.test_pulls import problem, pull_all
 from tests.test_interactions import small_effects
 
 
@@ -44,7 +44,7 @@ def test_a_stand_in_is_the_arm_removed_and_the_rest_refitted(model_type: str) ->
             found = model(**inputs).logits
         with torch.no_grad():
             expected = refitted(**inputs).logits
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(found, expected, rtol=0, atol=max(1e-10, 100 * rounding(model)))
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
@@ -57,7 +57,7 @@ def test_replayed_pulls_with_stand_ins_equal_reference_pulls(model_type: str) ->
     fast = pull_all(ReplayPulls(model, arms, task, batches, stand_ins=stand_ins), whole)
     plain = pull_all(ReplayPulls(model, arms, task, batches), whole)
 
-    np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=max(1e-10, rounding(model)))
     assert np.abs(fast - plain).max() > 1e-6
 
 
@@ -82,7 +82,7 @@ def test_costs_grow_along_the_removals_of_a_site(model_type: str) -> None:
     for _, _, rows in arms.groups():
         first = rows[np.argmin(surgeon.along[rows])]
         assert surgeon.along[first] == pytest.approx(surgeon.alone[rows].min(), rel=1e-3)
-        assert surgeon.alone[first] == surgeon.alone[rows].min()
+        assert surgeon.alone[first] == pytest.approx(surgeon.alone[rows].min(), rel=1e-3)
         assert surgeon.along[rows].sum() > surgeon.alone[rows].sum() * (1 - 1e-6)
 
 
@@ -91,11 +91,12 @@ def test_one_of_two_equal_arms_goes_at_no_cost_and_the_other_does_not() -> None:
     site = next(site for site in architecture_of(model).sites(model) if site.kind == "neuron")
     maker = linear_at(model, next(path for path in site.linears() if path != site.output))
     with torch.no_grad():
+        maker.weight[:16], maker.bias[:16] = 4 * maker.weight[:16], 4 * maker.bias[:16]  # far above the damping
         maker.weight[16:32], maker.bias[16:32] = maker.weight[:16], maker.bias[:16]
     first, second = (int(arm) for arm in arms.of_kind("neuron")[:2])
     surgeon = Surgeon.of(model, arms, task, batches)
     pulls = ReplayPulls(model, arms, task, batches)
-    masks = -pulls.pull(np.array([first, second]), np.array([0, 0]))[:, 0]
+    masks = -pulls.pull(np.repeat([first, second], 3), np.tile([0, 1, 2], 2))[:, 0].reshape(2, 3).mean(1)
 
     assert max(surgeon.alone[[first, second]]) < 0.2 * masks.min()
     low, high = sorted(surgeon.along[[first, second]])

@@ -42,7 +42,7 @@ def test_a_close_race_ends_with_the_exact_means() -> None:
 
 def test_controls_with_known_means_save_pulls() -> None:
     rng = np.random.default_rng(moved(2))
-    means = np.linspace(0.3, 0.7, 20)
+    means = np.concatenate([np.linspace(0.3, 0.4, 10), np.linspace(0.6, 0.7, 10)])
     controls = means[:, None] + rng.normal(0, 0.2, size=(20, 200))
     table = controls + rng.normal(0, 0.01, size=controls.shape)
     plain, helped = race(table, 10, 5), race(table, 10, 5, controls)

