@@ -106,9 +106,10 @@ def test_cut_takes_targets_of_other_kinds_and_warns_beyond_the_search(
     little, much = (Report.from_json(place / "macs" / name / "mabprune" / "report.json") for name in names)
     for report, fraction in ((little, 0.2), (much, 0.6)):
         assert fraction <= 1 - report.after.macs / report.before.macs < fraction + 0.1
-    assert not little.warnings
-    assert "were removed by their last scores, not in context" in much.warnings[0]
-    assert f"warning: {much.warnings[0]}" in said
+    beyond = "were removed by their last scores, not in context"
+    assert not [warning for warning in little.warnings if beyond in warning]
+    (warning,) = (warning for warning in much.warnings if beyond in warning)
+    assert f"warning: {warning}" in said
 
 
 def test_results_in_memory_are_cut_and_saved(place: Path, data: dict[str, str]) -> None:
