@@ -2,12 +2,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Modules of the API reference: what is called, then what is extended.
-REFERENCE := $(addprefix hf_mabprune., pipeline result config planning hub masking checkpoint report \
-	evaluation architectures.base tasks.base policies.base policies.epsilon_greedy policies.softmax \
-	policies.ucb1 policies.thompson policies.hedge policies.exp3 policies.race policies.sequential_halving \
-	policies.lucb policies.uniform policies.sweep rewards estimates interactions surgeon allocation curvature \
-	elimination intervals activations criteria.base compensation.base compensation.refit compensation.teacher \
-	recovery pulls.base arms selection layouts search surgery modeling_pruned registry)
+REFERENCE := $(addprefix hf_mabprune., pipeline result config.run preview artifacts.publish effects.masking checkpoints.load \
+	evaluation.report evaluation.quality architectures.base tasks.base policies.base policies.epsilon_greedy \
+	policies.softmax policies.ucb1 policies.thompson policies.hedge policies.exp3 policies.race \
+	policies.sequential_halving policies.lucb policies.uniform policies.sweep policies.confidence_sequence \
+	effects.rewards effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
+	effects.activations effects.pulls.base search.allocation search.loop criteria.base compensation.base \
+	compensation.refit compensation.teacher recovery.recover arms selection.plan selection.layouts surgery.cut \
+	checkpoints.modeling_pruned registry)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: prune test lint slow docs clean

@@ -7,14 +7,14 @@ all it does at once; what is needed to prune is imported on first use, so that a
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hf_mabprune.checkpoint import load_pruned, register_auto_classes
+from hf_mabprune.checkpoints.load import load_pruned, register_auto_classes
 
 if TYPE_CHECKING:
+    from hf_mabprune.artifacts.publish import push_checkpoint
     from hf_mabprune.config import PruneConfig
-    from hf_mabprune.hub import push_checkpoint
-    from hf_mabprune.masking import masked
+    from hf_mabprune.effects.masking import masked
     from hf_mabprune.pipeline import cut_run, evaluate_checkpoint, prune, prune_from_config
-    from hf_mabprune.planning import plan_run
+    from hf_mabprune.preview import plan_run
     from hf_mabprune.result import PruneResult
 
 _HOMES = {
@@ -22,11 +22,11 @@ _HOMES = {
     "PruneResult": "result",
     "cut_run": "pipeline",
     "evaluate_checkpoint": "pipeline",
-    "masked": "masking",
-    "plan_run": "planning",
+    "masked": "effects.masking",
+    "plan_run": "preview",
     "prune": "pipeline",
     "prune_from_config": "pipeline",
-    "push_checkpoint": "hub",
+    "push_checkpoint": "artifacts.publish",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from hf_mabprune.cli import main
+from hf_mabprune.cli.commands import main
 
 sys.exit(main())

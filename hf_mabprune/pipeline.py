@@ -18,29 +18,36 @@ from accelerate.utils import LoggerType, set_seed
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mabprune import checkpoint, config, console, evaluation, hub, layouts, threads
-from hf_mabprune.allocation import Allocation
+from hf_mabprune import config
 from hf_mabprune.architectures import architecture_of, family_of
-from hf_mabprune.comparison import Judge
+from hf_mabprune.artifacts import publish as hub
+from hf_mabprune.artifacts.run_folder import DETAILS
+from hf_mabprune.checkpoints.load import load_config, load_tokenizer, load_weights
 from hf_mabprune.compensation import Teacher, make_compensation
 from hf_mabprune.config import EvaluateConfig, ModelConfig, PruneConfig, TaskConfig
-from hf_mabprune.files import Protected, check_space
-from hf_mabprune.output import DETAILS
+from hf_mabprune.data.splits import load_splits
+from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.effects.refit_costs import Surgeon
+from hf_mabprune.evaluation import quality as evaluation
+from hf_mabprune.evaluation.comparison import Judge
+from hf_mabprune.evaluation.report import ModelFigures, Report
+from hf_mabprune.iterative import Stage
 from hf_mabprune.policies import POLICIES, Policy
-from hf_mabprune.processes import main_first, on_main
-from hf_mabprune.pulls.base import Cost
-from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.recovery import check_recovery
+from hf_mabprune.recovery.recover import check_recovery
 from hf_mabprune.registry import check_options, nearest
-from hf_mabprune.report import ModelFigures, Report
 from hf_mabprune.result import PruneResult, Source, write
-from hf_mabprune.search import Search, SearchResult
-from hf_mabprune.selection import Plan
-from hf_mabprune.stages import Stage
-from hf_mabprune.state import RunState, check_free, open_run
-from hf_mabprune.surgeon import Surgeon
+from hf_mabprune.runtime import threads
+from hf_mabprune.runtime.files import Protected, check_space
+from hf_mabprune.runtime.processes import main_first, on_main
+from hf_mabprune.runtime.resume import RunState, check_free, open_run
+from hf_mabprune.search import progress as console
+from hf_mabprune.search.allocation import Allocation
+from hf_mabprune.search.loop import Search, SearchResult
+from hf_mabprune.selection import layouts
+from hf_mabprune.selection.plan import Plan
 from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task, check_head, check_reward, task_for_model
-from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
 
 SPLITS = ("calibration", "validation", "test")
 ARMS_COLUMNS = {"kind", "layer", "start", "stop", "pulls", "mean", "removed_round", "order"}
@@ -337,17 +344,17 @@ def load_model(
         OSError: If it does not exist.
     """
     origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    stored = checkpoint.load_config(settings.name, **origin)
+    stored = load_config(settings.name, **origin)
     family_of(stored)
     head = (stored.architectures or ["a model of unknown head"])[0]
     kind = task.type or task_for_model(head, stored)
     check_head(kind, head)
-    tokenizer = checkpoint.load_tokenizer(settings.name, **origin)
+    tokenizer = load_tokenizer(settings.name, **origin)
     suited = build_task(task, tokenizer, stored, head)
     for purpose, dataset in (splits or {}).items():
         suited.check(dataset, purpose)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    return checkpoint.load_weights(TASKS.get(kind).auto_class, settings.name, dtype=dtype, **origin), tokenizer
+    return load_weights(TASKS.get(kind).auto_class, settings.name, dtype=dtype, **origin), tokenizer
 
 
 def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype:
@@ -355,7 +362,7 @@ def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype
     if settings.save_dtype != "auto":
         return getattr(torch, settings.save_dtype)
     origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    stored = checkpoint.load_config(settings.name, **origin).dtype
+    stored = load_config(settings.name, **origin).dtype
     return stored if isinstance(stored, torch.dtype) else searched
 
 

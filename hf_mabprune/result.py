@@ -12,18 +12,22 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mabprune import checkpoint, config, files, hub, layouts
+from hf_mabprune import config
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.comparison import Judge, Selection, make_report
+from hf_mabprune.artifacts import publish as hub
+from hf_mabprune.artifacts.run_folder import DETAILS, save_weights, write_overview, write_views
+from hf_mabprune.checkpoints.save import round_weights
 from hf_mabprune.config import PruneConfig, PruningConfig
-from hf_mabprune.output import DETAILS, save_weights, write_overview, write_views
-from hf_mabprune.processes import on_main
-from hf_mabprune.pulls.base import Cost
-from hf_mabprune.recovery import recover
-from hf_mabprune.report import Report, SizeFigures
-from hf_mabprune.search import SearchResult
-from hf_mabprune.stages import Stage
-from hf_mabprune.state import FILE
+from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.evaluation.comparison import Judge, Selection, make_report
+from hf_mabprune.evaluation.report import Report, SizeFigures
+from hf_mabprune.iterative import Stage
+from hf_mabprune.recovery.recover import recover
+from hf_mabprune.runtime import files
+from hf_mabprune.runtime.processes import on_main
+from hf_mabprune.runtime.resume import FILE
+from hf_mabprune.search.loop import SearchResult
+from hf_mabprune.selection import layouts
 from hf_mabprune.tasks.base import TASKS
 
 
@@ -64,7 +68,7 @@ class Source:
         if settings.recovery and judge.training is not None:
             arguments = judge.model, judge.task, judge.training, settings.recovery, judge.accelerator, settings.seed
             trained = recover(model, *arguments)
-        checkpoint.round_weights(model, self.save_dtype)
+        round_weights(model, self.save_dtype)
         report = make_report(settings, judge, selection, model, done, trained, self.found, self.cost)
         return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
 
@@ -76,7 +80,7 @@ class Source:
             )
         reason = "asked for" if prune.layout == stage.plan.layout else "auto: after stages there is no other to try"
         selection = Selection(stage.plan, self.found.kept, 1, prune.min_neurons, reason)
-        checkpoint.round_weights(model, self.save_dtype)
+        round_weights(model, self.save_dtype)
         report = make_report(settings, judge, selection, model, stage.done, stage.trained, self.found, self.cost)
         return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
 

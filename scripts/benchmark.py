@@ -11,13 +11,16 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import transformers
 from datasets.utils import disable_progress_bars
 
-from hf_mabprune.benchmarks import estimates, policies, precision, pulls, quality, quality_report
-from hf_mabprune.benchmarks.suite import read_suite
-from hf_mabprune.cli import read_settings
+sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
+
+from hf_mabprune.cli.commands import read_settings
+from research.benchmarks import estimates, policies, precision, pulls, quality, quality_report
+from research.benchmarks.suite import read_suite
 
 DEFAULT_VARIANTS = [
     *("epsilon_greedy", "softmax", "ucb1", "thompson", "hedge", "exp3", "uniform", "sweep"),

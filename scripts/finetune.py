@@ -11,12 +11,15 @@ of `mabprune prune --help`.
 
 import argparse
 import sys
+from pathlib import Path
 
 import transformers
 from datasets.utils import disable_progress_bars
 
-from hf_mabprune.benchmarks.finetuning import Training, finetune
-from hf_mabprune.cli import USER_ERRORS, read_settings
+sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
+
+from hf_mabprune.cli.commands import USER_ERRORS, read_settings
+from research.benchmarks.finetuning import Training, finetune
 
 
 def main() -> int:

@@ -9,7 +9,7 @@
 
 import sys
 
-from hf_mabprune.cli import main
+from hf_mabprune.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main(["prune", *sys.argv[1:]]))

@@ -21,14 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import load_pruned
 from hf_mabprune.arms import KINDS, KeepIndices
-from hf_mabprune.cli import read_run_config
+from hf_mabprune.cli.commands import read_run_config
 from hf_mabprune.config import check
-from hf_mabprune.masking import keep_masks, masked
+from hf_mabprune.data.splits import load_splits
+from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import load_model
-from hf_mabprune.report import Report
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.surgery.cut import prune_copy
 from hf_mabprune.tasks.base import build_task
-from hf_mabprune.tasks.splits import batches_of, encode_sample, load_splits
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
 
 TOLERANCE = 1e-4
 

@@ -10,9 +10,8 @@ import resource
 import signal
 import sys
 
-from hf_mabprune import plots  # noqa: F401
-from hf_mabprune.cli import main
-from hf_mabprune.modeling_pruned import auto_classes
+from hf_mabprune.checkpoints.modeling_pruned import auto_classes
+from hf_mabprune.cli.commands import main
 from tests.tiny_models import tiny_config
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.activations import moments
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.curvature import curvatures
-from hf_mabprune.masking import keep_masks, masked
+from hf_mabprune.effects.activations import moments
+from hf_mabprune.effects.kfac import curvatures
+from hf_mabprune.effects.masking import keep_masks, masked
 from tests.pulls.test_pulls import problem, some_context
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.allocation import Allocation, _is_gain
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.compensation import Known, Teacher, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
-from hf_mabprune.selection import Plan, make_plan
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.search.allocation import Allocation, _is_gain
+from hf_mabprune.selection.plan import Plan, make_plan
+from hf_mabprune.surgery.cut import prune_copy
 from tests.pulls.test_pulls import problem
 from tests.seeds import moved
 

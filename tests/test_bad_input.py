@@ -20,8 +20,8 @@ import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from hf_mabprune.cli import main
-from hf_mabprune.state import FILE
+from hf_mabprune.cli.commands import main
+from hf_mabprune.runtime.resume import FILE
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.test_pipeline import sentences
 from tests.tiny_models import tiny_model

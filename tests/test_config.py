@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hf_mabprune.config import PruneConfig, check, known_types
-from hf_mabprune.rewards import REWARDS
+from hf_mabprune.effects.rewards import REWARDS
 
 
 def settings(path: str | None = None, value: Any = None) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.benchmarks.controls import CONTROLS, Control
-from hf_mabprune.pulls.base import Cost
-from hf_mabprune.rewards import Observation
+from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.effects.rewards import Observation
+from research.benchmarks.controls import CONTROLS, Control
 from tests.seeds import moved
 from tests.test_search import ARMS, plan
 

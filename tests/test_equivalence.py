@@ -10,9 +10,10 @@ import transformers
 
 from hf_mabprune.architectures import architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.checkpoint import load_pruned, save_checkpoint
-from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.surgery import Layout, prune_copy
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.save import save_checkpoint
+from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.surgery.cut import Layout, prune_copy
 from tests.seeds import moved
 from tests.tiny_models import every_type_and_head, keep_for, outputs_of, tiny_model
 

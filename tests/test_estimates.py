@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.estimates import estimate
-from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.pulls.reference import ReferencePulls
+from hf_mabprune.effects.gradients import estimate
+from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.effects.pulls.reference import ReferencePulls
 from tests.pulls.test_pulls import problem, some_context
 
 TYPES = ("bert", "llama")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_mabprune.config import PruneConfig, check
-from hf_mabprune.files import (
+from hf_mabprune.runtime.files import (
     MARK,
     Protected,
     atomic_folder,

@@ -17,11 +17,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_mabprune.benchmarks.finetuning import Training, finetune
 from hf_mabprune.config import EvaluateConfig, PruneConfig, check
 from hf_mabprune.pipeline import evaluate_checkpoint
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.sequence_classification import SequenceClassification
+from research.benchmarks.finetuning import Training, finetune
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import bert_config, llama_config, make_tokenizer
 

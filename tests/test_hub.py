@@ -17,10 +17,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hf_mabprune import hub
-from hf_mabprune.checkpoint import save_checkpoint
-from hf_mabprune.report import Report
-from hf_mabprune.surgery import Layout, prune_copy
+from hf_mabprune.artifacts import publish as hub
+from hf_mabprune.checkpoints.save import save_checkpoint
+from hf_mabprune.evaluation.report import Report
+from hf_mabprune.surgery.cut import Layout, prune_copy
 from tests.hub_server import HubServer
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.test_model_card import config, make_report
@@ -31,7 +31,7 @@ AUTO = "AutoModelForSequenceClassification"
 BASE = "textattack/bert-base-uncased-SST-2"
 CLIENT = """
 import json, os, sys
-from hf_mabprune.hub import push_checkpoint
+from hf_mabprune.artifacts.publish import push_checkpoint
 token = os.environ["HF_TOKEN"]
 for line in sys.stdin:
     call = json.loads(line)

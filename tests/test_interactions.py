@@ -6,11 +6,11 @@ import torch
 from accelerate import Accelerator
 
 from hf_mabprune.config import SearchConfig, TargetConfig
-from hf_mabprune.interactions import RIDGE, Interactions
+from hf_mabprune.effects.interactions import RIDGE, Interactions
+from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.policies import POLICIES
-from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.search import Search
-from hf_mabprune.selection import Plan, make_plan
+from hf_mabprune.search.loop import Search
+from hf_mabprune.selection.plan import Plan, make_plan
 from tests.pulls.test_pulls import problem, some_context
 from tests.seeds import moved
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_mabprune.intervals import ConfidenceSequence, upper_mean, upper_share
+from hf_mabprune.evaluation.bounds import upper_mean, upper_share
+from hf_mabprune.policies.confidence_sequence import ConfidenceSequence
 from tests.seeds import moved
 
 

@@ -5,9 +5,9 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.config import PruningConfig
-from hf_mabprune.evaluation import count_macs, count_parameters
-from hf_mabprune.layouts import Plans, make_plans, uniform_head_counts, width_multiple
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.evaluation.quality import count_macs, count_parameters
+from hf_mabprune.selection.layouts import Plans, make_plans, uniform_head_counts, width_multiple
+from hf_mabprune.surgery.cut import prune_copy
 from tests.tiny_models import keep_for, tiny_config, tiny_model
 
 EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}

@@ -13,10 +13,10 @@ import torch
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.criteria.base import Evidence
-from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.selection import make_plan
-from hf_mabprune.surgeon import Surgeon
+from hf_mabprune.effects.pulls.reference import ReferencePulls
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.effects.refit_costs import Surgeon
+from hf_mabprune.selection.plan import make_plan
 from tests.pulls.test_pulls import problem
 
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_mabprune.artifacts.card import write_card
 from hf_mabprune.config import check
-from hf_mabprune.model_card import write_card
-from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
 
 HUB = {"path": "nyu-mll/glue", "name": "sst2", "revision": "abc123"}
 LOCAL = {

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.benchmarks import quality
-from hf_mabprune.benchmarks.peers import PEERS, OptiPFair, TorchPruning
-from hf_mabprune.benchmarks.results import Results
-from hf_mabprune.benchmarks.suite import read_suite
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.surgery.cut import prune_copy
+from research.benchmarks import quality
+from research.benchmarks.peers import PEERS, OptiPFair, TorchPruning
+from research.benchmarks.results import Results
+from research.benchmarks.suite import read_suite
 from tests.criteria.by_hand import case
 from tests.test_quality import SUITE, in_root, write
 
@@ -79,7 +79,7 @@ def test_what_a_peer_cannot_do_is_said_before_any_compute(tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=message.replace("?", r"\?")):
             suite = read_suite(write(tmp_path, {**SUITE, "methods": methods}))
             quality.run(suite, suite.cells(["method=peer"]), tmp_path / "rows.parquet")
-    monkeypatch.setattr("hf_mabprune.benchmarks.peers.find_spec", lambda _: None)
+    monkeypatch.setattr("research.benchmarks.peers.find_spec", lambda _: None)
     for name, peer in PEERS.items():
         with pytest.raises(ValueError, match=f"peer {name} is not installed: pip install"):
             peer().check({"neurons": 0.5})

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_mabprune import PruneResult, load_pruned, prune
 from hf_mabprune.config import PruneConfig, check
+from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
-from hf_mabprune.report import Report
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import tiny_model
@@ -214,7 +214,7 @@ def test_nothing_is_left_behind_when_writing_fails(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_mabprune.plots.save_figures", full)
+    monkeypatch.setattr("hf_mabprune.artifacts.plots.save_figures", full)
     with pytest.raises(OSError, match="No space left"):
         prune_from_config(settings_for(tmp_path, files, "bert"))
     assert not (tmp_path / "out").exists()
@@ -224,7 +224,7 @@ def test_nothing_is_left_behind_when_writing_fails(
 def test_a_push_without_a_token_is_refused_before_the_run(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_mabprune.hub.get_token", lambda: None)
+    monkeypatch.setattr("hf_mabprune.artifacts.publish.get_token", lambda: None)
     with pytest.raises(PermissionError, match="pushing needs a token, and it is missing: run `hf auth login`"):
         prune_from_config(settings_for(tmp_path, files, "bert", output={"push_to_hub": "me/small"}))
     assert not (tmp_path / "out.state").exists()

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from hf_mabprune import plots
-from hf_mabprune.report import ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.artifacts import plots
+from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
 
 BLOCK = 8
 KINDS = {"neuron": 6, "head": 4}  # arms in a layer

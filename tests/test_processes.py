@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hf_mabprune.state import FILE
+from hf_mabprune.runtime.resume import FILE
 from tests.test_pipeline import files, settings_for  # noqa: F401
 from tests.test_resume import outcome
 

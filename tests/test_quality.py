@@ -11,16 +11,16 @@ import scikit_posthocs
 import yaml
 from scipy import stats
 
-from hf_mabprune.benchmarks import quality, quality_report, statistics
-from hf_mabprune.benchmarks.meter import Meter
-from hf_mabprune.benchmarks.quality import constant_answer, retained
-from hf_mabprune.benchmarks.results import Results
-from hf_mabprune.benchmarks.suite import Suite, read_suite
 from hf_mabprune.config import check
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.pipeline import load_model
 from hf_mabprune.tasks.base import build_task
 from hf_mabprune.tasks.readout import Scores
+from research.benchmarks import quality, quality_report, statistics
+from research.benchmarks.meter import Meter
+from research.benchmarks.quality import constant_answer, retained
+from research.benchmarks.results import Results
+from research.benchmarks.suite import Suite, read_suite
 from tests.criteria.by_hand import case
 from tests.seeds import moved
 

@@ -14,15 +14,16 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from hf_mabprune import recovery
-from hf_mabprune.checkpoint import load_pruned, save_checkpoint
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import RecoveryConfig
-from hf_mabprune.evaluation import Evaluation, evaluate, forward_of
-from hf_mabprune.recovery import RecoveryFigures, batch_order, distillation_loss, hidden_distance, recover
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
+from hf_mabprune.recovery import recover as recovery
+from hf_mabprune.recovery.recover import RecoveryFigures, batch_order, distillation_loss, hidden_distance, recover
+from hf_mabprune.surgery.cut import prune_copy
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
-from hf_mabprune.tasks.splits import batches_of
+from hf_mabprune.tasks.sampling import batches_of
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import CASES, make_tokenizer, task_of
 from tests.test_pipeline import sentences

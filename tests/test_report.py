@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_mabprune.report import PACKAGES, ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.evaluation.report import PACKAGES, ModelFigures, RandomFigures, Report, SearchFigures
 
 
 def figures(parameters: int, accuracy: float, loss: float) -> ModelFigures:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from hf_mabprune.state import FILE, FORMAT, pack, unpack
+from hf_mabprune.runtime.resume import FILE, FORMAT, pack, unpack
 from tests.seeds import moved
 from tests.test_pipeline import sentences, settings_for
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hf_mabprune.rewards import NEEDS, QUANTITIES, REWARDS, Observation, accuracy, kl, kl_divergence, loss, squared
+from hf_mabprune.effects.rewards import NEEDS, QUANTITIES, REWARDS, Observation, accuracy, kl, loss, squared
+from hf_mabprune.tasks.divergence import kl_divergence
 from tests.seeds import moved
 
 

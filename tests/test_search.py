@@ -8,11 +8,11 @@ import torch
 
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import SearchConfig, TargetConfig
+from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.effects.rewards import Observation
 from hf_mabprune.policies import POLICIES
-from hf_mabprune.pulls.base import Cost
-from hf_mabprune.rewards import Observation
-from hf_mabprune.search import Search, SearchResult, round_budgets
-from hf_mabprune.selection import Plan, make_plan
+from hf_mabprune.search.loop import Search, SearchResult, round_budgets
+from hf_mabprune.selection.plan import Plan, make_plan
 from tests.seeds import moved
 
 ARMS, LAYERS = 40, 2

@@ -13,13 +13,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from hf_mabprune import load_pruned
-from hf_mabprune.cli import main
-from hf_mabprune.comparison import Selection
+from hf_mabprune.cli.commands import main
 from hf_mabprune.config import PruneConfig, TargetConfig, check
+from hf_mabprune.evaluation.comparison import Selection
+from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
-from hf_mabprune.planning import plan_run
-from hf_mabprune.report import Report
-from hf_mabprune.selection import make_plan
+from hf_mabprune.preview import plan_run
+from hf_mabprune.selection.plan import make_plan
 from tests.seeds import moved
 from tests.test_pipeline import sentences, settings_for
 from tests.test_selection import table

@@ -10,9 +10,9 @@ import torch
 
 from hf_mabprune import load_pruned, pipeline
 from hf_mabprune.config import PruneConfig, RecoveryConfig
+from hf_mabprune.evaluation.report import Report
+from hf_mabprune.iterative import Stage, share
 from hf_mabprune.pipeline import cut_run, prune_from_config
-from hf_mabprune.report import Report
-from hf_mabprune.stages import Stage, share
 from tests.test_pipeline import files, settings_for
 
 __all__ = ["files"]

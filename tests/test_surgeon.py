@@ -9,12 +9,12 @@ from torch import nn
 
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
 from hf_mabprune.config import TargetConfig, check
-from hf_mabprune.interactions import Interactions
-from hf_mabprune.masking import keep_masks, masked
-from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.selection import make_plan
-from hf_mabprune.surgeon import LIMIT, Refitted, Surgeon
+from hf_mabprune.effects.interactions import Interactions
+from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.effects.pulls.reference import ReferencePulls
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.effects.refit_costs import LIMIT, Refitted, Surgeon
+from hf_mabprune.selection.plan import make_plan
 from tests.pulls.test_pulls import problem, pull_all, rounding
 from tests.seeds import moved
 from tests.test_interactions import small_effects

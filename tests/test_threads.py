@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from transformers import BertConfig, BertModel, LlamaConfig
 
-from hf_mabprune import threads
-from hf_mabprune.evaluation import measure_latency
-from hf_mabprune.threads import EVERY, SHARE, ThreadChoice
+from hf_mabprune.evaluation.quality import measure_latency
+from hf_mabprune.runtime import threads
+from hf_mabprune.runtime.threads import EVERY, SHARE, ThreadChoice
 
 
 class Machine:

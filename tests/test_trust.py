@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_mabprune.cli import main
+from hf_mabprune.cli.commands import main
 from hf_mabprune.pipeline import prune_from_config
 from tests.test_pipeline import files, settings_for
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from hf_mabprune import modeling_pruned
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.arms import KeepIndices
+from hf_mabprune.checkpoints import modeling_pruned
 from tests.seeds import moved
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 2, 48, 4, 64

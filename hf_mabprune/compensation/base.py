@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_mabprune.activations import Moments
+from hf_mabprune.effects.activations import Moments
 from hf_mabprune.registry import Registry, check_options, option
 
 COMPENSATIONS: Registry[type["Compensation"]] = Registry("compensation", "hf_mabprune.compensation")

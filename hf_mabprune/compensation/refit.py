@@ -20,7 +20,7 @@ from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression, float64_of
 from hf_mabprune.compensation.teacher import FinishedLayers, Teacher
-from hf_mabprune.surgery import declare_biases, may_have_bias
+from hf_mabprune.surgery.cut import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
 KNOWN_BYTES = 2**30

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.activations import Moments, moments, watch_inputs
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.compensation.base import Regression, float64_of
-from hf_mabprune.stubs import answer, replaced
+from hf_mabprune.effects.activations import Moments, moments, watch_inputs
+from hf_mabprune.effects.patching import answer, replaced
 from hf_mabprune.tasks.base import Batch, Task
 from hf_mabprune.tasks.readout import Readout, ReadoutCache
-from hf_mabprune.tasks.splits import split_by_length
+from hf_mabprune.tasks.sampling import split_by_length
 
 HELD_OUT = 4  # one batch in so many is held out for the guard
 

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hf_mabprune.activations import Moments, moments, watch_inputs
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.curvature import Curvature, curvatures
-from hf_mabprune.estimates import estimate
+from hf_mabprune.effects.activations import Moments, moments, watch_inputs
+from hf_mabprune.effects.gradients import estimate
+from hf_mabprune.effects.kfac import Curvature, curvatures
 from hf_mabprune.registry import Registry
-from hf_mabprune.selection import Plan
+from hf_mabprune.selection.plan import Plan
 from hf_mabprune.tasks.base import Batch, Task
 
 CRITERIA: Registry[type["Criterion"]] = Registry("criterion", "hf_mabprune.criteria")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_mabprune.criteria.base import CRITERIA, Bools, Criterion, Evidence, Floats, Ints
-from hf_mabprune.selection import Plan
+from hf_mabprune.selection.plan import Plan
 
 
 @CRITERIA.register("fisher_rearranged")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
-from hf_mabprune.elimination import increases
+from hf_mabprune.effects.obs import increases
+from hf_mabprune.effects.refit_costs import in_outputs
 from hf_mabprune.registry import option
-from hf_mabprune.surgeon import in_outputs
 
 
 @CRITERIA.register("kfac_obs")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
-from hf_mabprune.elimination import increases
+from hf_mabprune.effects.obs import increases
 from hf_mabprune.registry import option
 
 

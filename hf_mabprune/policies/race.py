@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.intervals import ConfidenceSequence
 from hf_mabprune.policies.base import POLICIES, Bools, Choose, Floats, Ints, Policy
+from hf_mabprune.policies.confidence_sequence import ConfidenceSequence
 from hf_mabprune.registry import option
 
 

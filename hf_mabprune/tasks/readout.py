@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from hf_mabprune.rewards import kl_divergence, probabilities_of
+from hf_mabprune.tasks.divergence import kl_divergence, probabilities_of
 
 NO_TARGET = -100
 CHUNK = 2**22  # logits that are widened to double precision at a time, 32 MiB

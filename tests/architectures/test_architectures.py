@@ -7,9 +7,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
-from hf_mabprune.evaluation import count_macs, count_parameters
-from hf_mabprune.masking import masked
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.effects.masking import masked
+from hf_mabprune.evaluation.quality import count_macs, count_parameters
+from hf_mabprune.surgery.cut import prune_copy
 from tests.seeds import moved
 from tests.tiny_models import HEADS, LAYERS, WIDTH, keep_for, tiny_model
 

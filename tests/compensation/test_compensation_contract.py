@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.checkpoint import load_pruned, save_checkpoint
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.compensation import COMPENSATIONS, Teacher, compensate, make_compensation
-from hf_mabprune.surgery import Layout, prune_copy
+from hf_mabprune.surgery.cut import Layout, prune_copy
 from tests.pulls.test_pulls import DECODERS, problem
 from tests.seeds import moved
 from tests.test_equivalence import selection

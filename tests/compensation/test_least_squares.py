@@ -10,7 +10,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import Compensation, Teacher, compensate, make_compensation
 from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.compensation.refit import LOWER
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.surgery.cut import prune_copy
 from hf_mabprune.tasks.base import Batch, Task
 from tests.pulls.test_pulls import problem
 from tests.seeds import moved

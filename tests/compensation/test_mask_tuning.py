@@ -8,7 +8,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import Teacher, compensate, make_compensation
 from hf_mabprune.compensation.base import Refused
 from hf_mabprune.compensation.mask_tuning import MaskTuning
-from hf_mabprune.surgery import prune_copy
+from hf_mabprune.surgery.cut import prune_copy
 from tests.pulls.test_pulls import problem
 from tests.seeds import moved
 from tests.tiny_models import outputs_of

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.comparison import Selection
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CRITERIA, Evidence
+from hf_mabprune.evaluation.comparison import Selection
 from hf_mabprune.registry import check_options
-from hf_mabprune.selection import Plan, make_plan
+from hf_mabprune.selection.plan import Plan, make_plan
 from tests.criteria.by_hand import case, fresh
 
 NAMES = CRITERIA.names()

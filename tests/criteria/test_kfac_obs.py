@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_mabprune.criteria import CRITERIA
-from hf_mabprune.curvature import READ
+from hf_mabprune.effects.kfac import READ
 from tests.criteria.by_hand import case, columns, examples, inputs_of, projection, weight
 from tests.criteria.test_obs import greedy
 

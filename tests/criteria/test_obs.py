@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hf_mabprune import elimination
 from hf_mabprune.criteria import CRITERIA
-from hf_mabprune.elimination import remove_blocks
+from hf_mabprune.effects import obs as elimination
+from hf_mabprune.effects.obs import remove_blocks
 from tests.criteria.by_hand import case, columns, inputs_of, weight
 from tests.seeds import moved
 

@@ -8,18 +8,18 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruneConfig, SearchConfig, TargetConfig
-from hf_mabprune.layouts import make_plans
-from hf_mabprune.masking import masked
+from hf_mabprune.effects.masking import masked
+from hf_mabprune.effects.pulls import Pulls
+from hf_mabprune.effects.pulls.reference import ReferencePulls
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.pipeline import load_judge, make_accelerator, make_policy
 from hf_mabprune.policies import POLICIES
-from hf_mabprune.pulls import Pulls
-from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.rewards import REWARDS
-from hf_mabprune.search import Search
-from hf_mabprune.selection import make_plan
+from hf_mabprune.search.loop import Search
+from hf_mabprune.selection.layouts import make_plans
+from hf_mabprune.selection.plan import make_plan
 from hf_mabprune.tasks.base import Batch, Task
-from hf_mabprune.tasks.splits import split_by_length
+from hf_mabprune.tasks.sampling import split_by_length
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
 from tests.tiny_models import tiny_model

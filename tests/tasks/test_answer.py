@@ -7,7 +7,7 @@ from transformers import BertLMHeadModel
 
 from hf_mabprune.tasks import answer
 from hf_mabprune.tasks.base import Task, task_for_model
-from hf_mabprune.tasks.splits import batches_of
+from hf_mabprune.tasks.sampling import batches_of
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import bert_config, llama, make_tokenizer, task_of
 

@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertLMHeadModel
 
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.splits import batches_of, encode_sample
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
 from tests.tasks.tiny_tasks import llama, make_tokenizer, task_of
 
 A, B, C, D, E, F, G, END = 6, 7, 8, 9, 10, 11, 12, 5

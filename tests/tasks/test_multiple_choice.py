@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from hf_mabprune.tasks.base import Task, sequences_of
-from hf_mabprune.tasks.splits import batches_of, split_by_length
+from hf_mabprune.tasks.sampling import batches_of, split_by_length
 from tests.tasks.tiny_tasks import bert, chooser, make_tokenizer, task_of
 
 CLS, SEP, PAD, A, B, C, D = 2, 3, 0, 6, 7, 8, 9

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hf_mabprune.tasks.base import Task, task_for_model
 from hf_mabprune.tasks.readout import Scores
 from hf_mabprune.tasks.regression import NumbersReadout, Regression
-from hf_mabprune.tasks.splits import batches_of
+from hf_mabprune.tasks.sampling import batches_of
 from tests.tasks.tiny_tasks import bert, make_tokenizer, regressor, task_of
 
 NAME = "BertForSequenceClassification"

@@ -9,7 +9,7 @@ from transformers import LlamaForSequenceClassification, RobertaConfig
 
 from hf_mabprune.tasks.base import Task, max_positions
 from hf_mabprune.tasks.readout import Scores
-from hf_mabprune.tasks.splits import batches_of
+from hf_mabprune.tasks.sampling import batches_of
 from tests.tasks.tiny_tasks import bert, llama_config, make_tokenizer, task_of
 
 SENTENCES = ["a b c d e", "a", "c d"]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import TASKS, Task, build_task, task_for_model
 from hf_mabprune.tasks.readout import Scores
-from hf_mabprune.tasks.splits import batches_of, encode_sample
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
 from tests.tasks.tiny_tasks import CASES, make_tokenizer
 
 Bound = tuple[Task, PreTrainedModel, Dataset]

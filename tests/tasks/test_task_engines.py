@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from hf_mabprune import prune
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.estimates import estimate
-from hf_mabprune.evaluation import count_macs, evaluate, forward_of, masked_forward_of
-from hf_mabprune.pulls.reference import ReferencePulls
-from hf_mabprune.pulls.replay import ReplayPulls
-from hf_mabprune.rewards import REWARDS
+from hf_mabprune.effects.gradients import estimate
+from hf_mabprune.effects.pulls.reference import ReferencePulls
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.effects.rewards import REWARDS
+from hf_mabprune.evaluation.quality import count_macs, evaluate, forward_of, masked_forward_of
 from hf_mabprune.tasks.base import TASKS, Batch, Task, sequences_of
-from hf_mabprune.tasks.splits import batches_of, split_by_length
+from hf_mabprune.tasks.sampling import batches_of, split_by_length
 from tests.pulls.test_pulls import pull_all, rounding, some_context
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import CASES, make_tokenizer

@@ -1,0 +1,1 @@
+"""Checkpoints: written, read back, and the one file that travels with per-layer sizes."""

@@ -1,0 +1,136 @@
+"""Loads stored models, configs and tokenizers, whole or not at all; per-layer checkpoints too."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.checkpoints import modeling_pruned
+
+
+def register_auto_classes() -> None:
+    """Lets AutoConfig and AutoModel* read per-layer checkpoints of every supported family."""
+    modeling_pruned.register(ARCHITECTURES.names())
+
+
+def load_config(name: str, **origin: Any) -> PreTrainedConfig:
+    """The config of a stored model, per-layer ones included.
+
+    Args:
+        name: A folder or a Hub name.
+        origin: For `from_pretrained`: `revision`, `trust_remote_code`.
+
+    Raises:
+        OSError: If there is no such folder, and no such model on the Hub.
+        ValueError: If the folder holds an adapter, or a config that cannot be read.
+    """
+    register_auto_classes()
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").exists():
+            raise ValueError(f"{name} is an adapter: merge it first (PeftModel.merge_and_unload) and save that")
+        raise FileNotFoundError(
+            f"{name} holds no config.json: give {sizes_in(folder) or 'the folder that a model was saved to'}"
+        )
+    try:
+        return AutoConfig.from_pretrained(name, **origin)
+    except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
+        if folder.exists():
+            raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        raise OSError(f"model '{name}' is no folder in {Path.cwd()}, and the Hub does not give it: {error}") from error
+
+
+def load_tokenizer(name: str, **origin: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a stored model; arguments as those of `load_config`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **origin)
+    except Exception as error:  # the library behind raises bare Exceptions for files that it cannot read
+        raise ValueError(f"the tokenizer of {name} cannot be read ({error}): save it beside the model") from error
+    # Where there are no files, transformers makes a tokenizer from the config that knows no word.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(f"{name} holds no tokenizer: save it beside the model (tokenizer.save_pretrained)")
+    return tokenizer
+
+
+def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:
+    """A model none of whose weights is random.
+
+    Args:
+        auto_class: Name of the AutoModel class.
+        name: A folder or a Hub name.
+        options: For `from_pretrained`.
+
+    Raises:
+        OSError: If there are no weights.
+        ValueError: If they cannot be read, or are not all there or of another size: transformers would fill them up
+            at random.
+    """
+    load = getattr(transformers, auto_class).from_pretrained
+    try:
+        model, found = load(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, LookupError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be loaded ({error}): fetch or save the model again") from error
+    # Without what the architecture declares harmless, and without tied weights.
+    for weight, stored, expected in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"the weights of {name} do not fit its config: {weight} must have shape {list(expected)}, got "
+            f"{list(stored)}; save both together again"
+        )
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"the weights of {name} lack {missing[0]}{more}, which {type(model).__name__} needs and would have at "
+            "random: fine-tune the model for the task first, or save it again"
+        )
+    whole: PreTrainedModel = model
+    return whole
+
+
+def sizes_in(folder: Path) -> str:
+    """The checkpoints below the output folder of a run with several sizes, in words; empty where there are none."""
+    return " or ".join(str(path.parent) for path in sorted(folder.glob("*/config.json")))
+
+
+def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Loads a checkpoint with the class that its config names, whichever layout it has.
+
+    Args:
+        folder: A folder or a Hub name.
+        kwargs: For `from_pretrained`, e.g. `dtype` or `device_map`.
+
+    Returns:
+        The model, of the class that config.json names.
+
+    Raises:
+        ValueError: If config.json names no class.
+        OSError: If there is no such checkpoint.
+    """
+    register_auto_classes()
+    name = (AutoConfig.from_pretrained(folder).architectures or [None])[0]
+    if name is None:
+        raise ValueError(f"{folder}: config.json names no architecture")
+    home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
+    model: PreTrainedModel = getattr(home, name).from_pretrained(folder, **kwargs)
+    return model
+
+
+@torch.inference_mode()
+def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inputs: dict[str, torch.Tensor]) -> float:
+    """Reads a checkpoint back through its AutoModel class and compares logits with the model in memory.
+
+    Returns:
+        The largest absolute difference.
+    """
+    register_auto_classes()
+    again = getattr(transformers, auto_class).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
+    return float((model(**inputs).logits - again(**inputs).logits).abs().max())

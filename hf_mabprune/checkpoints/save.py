@@ -1,0 +1,42 @@
+"""Writes checkpoints: weights, config, tokenizer and, for per-layer sizes, their model file."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mabprune.checkpoints import modeling_pruned
+
+
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Rounds the parameters to the precision they are saved in, in place, so that what is measured is what is saved.
+
+    Buffers keep their precision: rotary frequencies must not be rounded.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
+) -> int:
+    """Writes weights (safetensors), config, generation config, tokenizer and, for per-layer sizes, their model file.
+
+    Args:
+        dtype: Precision of the weights on disk.
+
+    Returns:
+        Bytes of the weights.
+    """
+    kept_dtype = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    try:
+        # The stock key conversion would not know the class of a per-layer model.
+        model.save_pretrained(folder, save_original_format=not isinstance(model, modeling_pruned.PerLayerModel))
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(kept_dtype[name])
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

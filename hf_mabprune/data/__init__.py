@@ -1,0 +1,1 @@
+"""Data sets: splits that share no rows, and their columns."""

@@ -1,0 +1,1 @@
+"""What a removal does: masks, gradients, second-order factors and pulls."""

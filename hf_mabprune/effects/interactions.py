@@ -1,0 +1,85 @@
+"""Sets of arms: what removing one does to the worth of the others. Pure: arrays in, arrays out.
+
+To first order the effects of arms on the outputs add up, and to second order the KL divergence is half a squared
+distance. So with E_a the change of the outputs' coordinates with the removal of arm a, in the context S and over N
+examples,
+
+    KL(S + A) - KL(S) ~ sum_{a in A} c_a + 1/N sum_{a < b in A} E_a . E_b,   c_a = -dKL/dm_a + 1/(2N) |E_a|^2,
+
+m_a the gate of the arm. Pulls measure the c_a exactly, one arm at a time; the products know which arms stand in for
+each other, and which cancel. Kwon et al. 2022 (arXiv 2204.09656) rearrange a mask by such products of the loss, within
+a layer; here they are of the KL divergence from the unpruned model, over all layers, and steer every removal.
+Symbols: K arms; D coordinates of the outputs of N examples; n pulls.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_mabprune.selection.plan import Bools, Floats, Ints, Plan
+
+STEPS = 128  # in which the arms of a round go, each with the interactions of those before it
+RIDGE = 0.25  # of each arm's own square, against products that cancel on the calibration data alone
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Effects of all arms in one context.
+
+    Attributes:
+        effects: [K, D] float32, E.
+        slopes: [K, batches], dKL/dm, mean over the examples of each batch.
+        batch: [D], number of the batch that each coordinate belongs to.
+        examples: [batches], their numbers; N is the sum.
+    """
+
+    effects: NDArray[np.float32]
+    slopes: Floats
+    batch: Ints
+    examples: Ints
+
+    def rewards(self) -> Floats:
+        """[K], -c_a: the reward of each arm alone, as far as second order knows it."""
+        return self.slopes @ self.examples / self.examples.sum() - self._squares / 2
+
+    def controls(self, arms: Ints, batches: Ints) -> Floats:
+        """[n], the same of `arms[i]` on batch `batches[i]` alone."""
+        found = self.slopes[arms, batches]
+        for batch in np.unique(batches):
+            rows = batches == batch
+            effects = self.effects[np.ix_(arms[rows], self.batch == batch)]
+            found[rows] -= np.square(effects).sum(1) / max(int(self.examples[batch]), 1) / 2
+        return found
+
+    def remove(
+        self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float, steps: int = STEPS
+    ) -> tuple[Bools, Ints, Floats]:
+        """Removes arms, safest first, each in the light of those that went before it.
+
+        Args:
+            plan: What has to go, from which arms.
+            rewards: [K], of each arm alone, higher = safer to remove.
+            kept: [K], arms that are still there.
+            start, progress: Part of the target that is reached, and that is to be reached.
+            steps: Removals between which rewards are brought up to date.
+
+        Returns:
+            kept, [K]; the arms removed in this call, safest first; and [K] the rewards of all arms as they were last
+            seen: of the removed when they went, of the others after it.
+        """
+        moved = np.zeros(self.effects.shape[1], dtype=np.float32)  # sum of the effects of what has gone
+        own = rewards - RIDGE * self._squares
+        now, removed = own.copy(), []
+        for reached in np.linspace(start, progress, steps + 1)[1:]:
+            now = np.where(kept, own - self.effects @ moved / self.examples.sum(), now)
+            kept, gone = plan.choose(now, kept, float(reached))
+            moved += self.effects[gone].sum(0)
+            removed.append(gone)
+        return kept, np.concatenate(removed), now
+
+    @cached_property
+    def _squares(self) -> Floats:
+        """[K], |E_a|^2 / N."""
+        return np.einsum("kd,kd->k", self.effects, self.effects).astype(float) / self.examples.sum()

@@ -1,5 +1,0 @@
-"""Pulls: what it costs to remove an arm, measured by masking it on a mini-batch."""
-
-from hf_mabprune.pulls.base import Pulls
-
-__all__ = ["Pulls"]

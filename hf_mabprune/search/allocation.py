@@ -1,0 +1,117 @@
+"""How much goes from which site, decided on the refitted model itself.
+
+Costs of arms compare well within a site; between sites they do not, for the layers above make up for what a site
+loses, or make it worse. So after a search with refits the costs of whole sites are scaled: a move multiplies those of
+one site, and so some of its arms stay in the place of arms elsewhere, or go in their place. A pull of a move makes the
+smaller model, refits it and measures its KL divergence on held-out examples; the move is taken where the paired
+difference is a gain beyond its standard error.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count
+
+import numpy as np
+
+from hf_mabprune.compensation import Compensation, Known, Teacher, refit_all
+from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.selection.plan import Bools, Floats, Ints, Plan
+from hf_mabprune.surgery.cut import prune_copy
+
+FACTORS = (2.0, 1.5, 1.2)  # of a move, from coarse to fine
+SURE = 1.0  # standard errors that a paired gain must exceed
+
+
+@dataclass
+class Allocation:
+    """Moves under way. Every process of a launch does the same.
+
+    Args:
+        method: How what stays is refitted.
+        teacher: The unpruned model and its data.
+        trials: Sets that moves are measured on at most for a size, beside the candidates.
+        seed: Of the order in which moves are tried.
+
+    Attributes:
+        scores: [K], the best ones found for the last size, higher = remove first.
+        before, after: Mean held-out KL divergence of the last size with the first candidate and with the best scores,
+            in nats.
+        taken: Moves, for all sizes.
+        cost: Of all measurements; a set that was measured counts as a pull.
+    """
+
+    method: Compensation
+    teacher: Teacher
+    trials: int
+    seed: int = 0
+    scores: Floats = field(init=False)
+    before: float = field(init=False)
+    after: float = field(init=False)
+    taken: int = 0
+    cost: Cost = field(default_factory=Cost)
+    known: Known = field(default_factory=Known, repr=False)  # refits of sites
+    seen: dict[bytes, Floats] = field(default_factory=dict, repr=False)  # divergences of sets
+
+    def run(self, plan: Plan, candidates: Sequence[Floats], start: Bools) -> Iterator[None]:
+        """Goes on from the best of some scores to better ones; yields after every set that it measures.
+
+        Args:
+            plan: Of one size.
+            candidates: [K] each.
+            start: [K], what a larger size has kept.
+        """
+        started, spent = time.perf_counter(), sum(self.teacher.spent)
+        choices = [(scores, plan.choose(scores, start)[0]) for scores in candidates]
+        for _, kept in choices:
+            yield from self._measure(plan, kept)
+        self.before = float(self.seen[choices[0][1].tobytes()].mean())
+        self.scores, best = min(choices, key=lambda choice: self.seen[choice[1].tobytes()].mean())
+        for rows, factor in self._moves(plan):
+            scores = self.scores.copy()
+            scores[rows] *= factor
+            kept, _ = plan.choose(scores, start)
+            yield from self._measure(plan, kept)
+            if _is_gain(self.seen[best.tobytes()], self.seen[kept.tobytes()]):
+                self.scores, best = scores, kept
+                self.taken += 1
+        self.after = float(self.seen[best.tobytes()].mean())
+        self.cost.forward_tokens += round(sum(self.teacher.spent) - spent)
+        self.cost.seconds += time.perf_counter() - started
+
+    def summary(self) -> str:
+        """What it did, in half a sentence."""
+        return (
+            f"{self.cost.pulls} allocations measured, {self.taken} moves taken: held-out KL {self.before:.4g} -> "
+            f"{self.after:.4g}"
+        )
+
+    def _moves(self, plan: Plan) -> Iterator[tuple[Ints, float]]:
+        """Rows of a site and what their scores are multiplied by, until there are no more trials or no move helps."""
+        rng, last = np.random.default_rng(self.seed), self.cost.pulls + self.trials
+        sites = [rows for _, _, rows in plan.arms.groups()]
+        for factor in FACTORS:
+            moves = [(rows, each) for rows in sites for each in (factor, 1 / factor)]
+            turns = chain.from_iterable(rng.permutation(len(moves)) for _ in count())
+            stale = 0
+            while stale < len(moves) and self.cost.pulls < last:
+                taken = self.taken
+                yield moves[next(turns)]
+                stale = 0 if self.taken > taken else stale + 1
+
+    def _measure(self, plan: Plan, kept: Bools) -> Iterator[None]:
+        """Divergences of a set, refitted, on the held-out examples: into `seen`."""
+        if (key := kept.tobytes()) in self.seen:
+            return
+        keep = plan.arms.kept_units(kept)
+        small = prune_copy(self.teacher.model, keep, plan.layout)
+        refit_all(self.method, self.teacher, small, keep, self.known)
+        self.seen[key] = self.teacher.divergences(small)
+        self.cost.pulls += 1
+        yield
+
+
+def _is_gain(before: Floats, after: Floats) -> bool:
+    """Whether divergences, an example each, fell by more than the standard error of the paired difference."""
+    difference = before - after
+    return len(difference) > 1 and bool(difference.mean() > SURE * difference.std(ddof=1) / np.sqrt(len(difference)))

@@ -1,0 +1,1 @@
+"""From scores and a target to the arms that stay. Pure: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""Cuts what goes out of the weights, with attributes and config."""

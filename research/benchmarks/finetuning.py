@@ -1,0 +1,159 @@
+"""Fine-tuned models to prune: a base model with a new head, trained with transformers.Trainer on a task of ours."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.utils import set_seed
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hf_mabprune.architectures import family_of
+from hf_mabprune.checkpoints.load import load_config, load_tokenizer
+from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.data.splits import load_splits
+from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
+from hf_mabprune.pipeline import make_accelerator
+from hf_mabprune.runtime import files
+from hf_mabprune.runtime.processes import main_first, on_main
+from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is fine-tuned: AdamW, linear decay after a warm-up of 6% of the steps, like lengths together.
+
+    Attributes:
+        epochs: Passes over the training data.
+        learning_rate: At its peak.
+        batch_size: Examples a step and process.
+        max_train_examples: Cap on training rows (windows, for running text), drawn at random; None takes all.
+        save_dtype: Precision of the saved weights; metrics are measured on weights rounded to it.
+    """
+
+    epochs: float = 2.0
+    learning_rate: float = 6e-5
+    batch_size: int = 64
+    max_train_examples: int | None = None
+    save_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What came of it.
+
+    Attributes:
+        examples: That it was trained on.
+        seconds: Of training alone.
+        found: Purpose -> what the saved weights are worth, for validation and test.
+    """
+
+    task: Task
+    examples: int
+    seconds: float
+    found: dict[str, Evaluation]
+
+    def __str__(self) -> str:
+        lines = [f"trained on {self.examples:,} examples in {self.seconds:.0f} s"]
+        for purpose, found in self.found.items():
+            metrics = ", ".join(
+                f"{name} {value:.4f} ({found.intervals[name][0]:.4f} to {found.intervals[name][1]:.4f})"
+                for name, value in found.metrics.items()
+            )
+            lines.append(f"{purpose}: {metrics}; loss {found.loss:.4f}; {len(found.scores.losses):,} examples")
+        return "\n".join(lines)
+
+
+def finetune(base: str, out: str | Path, settings: PruneConfig, training: Training) -> FineTuned:
+    """Trains on the calibration slice of a config, and saves a plain checkpoint with its tokenizer.
+
+    Args:
+        base: Hub name or folder of a model of a supported family, with or without a head.
+        out: Folder of the checkpoint; it must not exist.
+        settings: Only the task and the seed are read. The validation and the test slice are measured, nothing else.
+        training: How.
+
+    Returns:
+        Time, and quality of the saved weights, measured as every model of this package is.
+
+    Raises:
+        ValueError: For a setting, a model or data that cannot work.
+        OSError: If model or data cannot be read, or `out` exists.
+    """
+    files.check_output_dir(out, overwrite=False)
+    if settings.task.type is None:
+        raise ValueError(f"task.type must be set, for a base model has no head yet: {', '.join(TASKS.names())}")
+    set_seed(settings.seed)
+    accelerator = make_accelerator()
+    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    model = load_base(base, settings, splits["calibration"])
+    tokenizer = load_tokenizer(base)
+    task = build_task(settings.task, load_tokenizer(base), model.config, type(model).__name__)
+    for purpose, dataset in splits.items():
+        task.check(dataset, purpose)
+    examples = encode_sample(task, splits["calibration"], training.max_train_examples, settings.seed)
+    start = time.perf_counter()
+    train(model, task, examples, training, settings.seed)
+    seconds = time.perf_counter() - start
+    dtype = getattr(torch, training.save_dtype)
+    round_weights(model.to(accelerator.device).eval(), dtype)
+    found = {}
+    for purpose in ("validation", "test"):
+        rows = encode_sample(task, splits[purpose], settings.task.evaluation_examples, settings.seed)
+        batches = batches_of(task, rows, settings.task.batch_size)
+        found[purpose] = evaluate(forward_of(model, task), task, batches, accelerator)
+
+    def save() -> None:
+        with files.atomic_folder(out) as folder:
+            save_checkpoint(model, folder, tokenizer, dtype)
+
+    on_main(accelerator, save)
+    return FineTuned(task, len(examples), seconds, found)
+
+
+def load_base(base: str, settings: PruneConfig, data: Dataset) -> PreTrainedModel:
+    """A model with the head that the task needs; its weights are new where the checkpoint has none that fit."""
+    stored = load_config(base)
+    family_of(stored)
+    kind = TASKS.get(str(settings.task.type))
+    head = kind.new_head(data, dict(settings.task.columns))
+    load = getattr(transformers, kind.auto_class).from_pretrained
+    model: PreTrainedModel = load(base, dtype=torch.float32, ignore_mismatched_sizes=True, **head)
+    return model
+
+
+def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Training, seed: int) -> None:
+    """Trains in place, with the model's own loss, which is that of the task.
+
+    Args:
+        examples: Encoded by the task.
+    """
+    lengths = [len(ids) if isinstance(ids[0], int) else max(map(len, ids)) for ids in examples["input_ids"]]
+
+    def collate(rows: list[dict[str, Any]]) -> Batch:
+        return task.collate([{name: value for name, value in row.items() if name != "length"} for row in rows])
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=training.epochs,
+            learning_rate=training.learning_rate,
+            per_device_train_batch_size=training.batch_size,
+            warmup_steps=0.06,
+            lr_scheduler_type="linear",
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            logging_steps=0.05,
+            report_to="none",
+            disable_tqdm=True,
+            seed=seed,
+        )
+        Trainer(model, arguments, collate, examples.add_column("length", lengths)).train()

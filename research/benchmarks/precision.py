@@ -1,0 +1,89 @@
+"""How exact pulls are: the engine in the search's precision against the same engine in float64, arm by arm.
+
+For each layer: the largest error of an arm's mean reward beside the spread of the arms' means, and their rank
+correlation. What is asked of a precision: errors of at most 1% of the spread, correlations of at least 0.999.
+"""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import architecture_of
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.evaluation.comparison import Judge
+from hf_mabprune.pipeline import half_of, load_judge, make_accelerator
+
+ALLOWED_ERROR, ALLOWED_CORRELATION = 0.01, 0.999
+
+
+def measure(
+    settings: PruneConfig, arms_each: int = 16, batches: int = 2, block_sizes: tuple[int, ...] = (1, 32)
+) -> pd.DataFrame:
+    """One row a reward, kind of arm and layer.
+
+    Args:
+        settings: Of a run; its reward and block size are varied, its `products` are what is tested.
+        arms_each: Arms drawn from each layer, for each kind.
+        batches: Calibration batches that means are taken over.
+        block_sizes: Of neuron arms.
+    """
+    judge, _ = load_judge(settings, make_accelerator())
+    model = judge.model
+    exact = copy.deepcopy(model).double()
+    rows = []
+    for reward in ("kl", "loss"):
+        for kind, size in [*(("neuron", size) for size in block_sizes), ("head", 1)]:
+            arms = architecture_of(model).arm_table(model, [kind], size, judge.tokens)
+            picked = draw(arms, arms_each, settings.seed)
+            means = [
+                _means(judge, version, arms, picked, reward, batches, products)
+                for version, products in ((model, half_of(settings)), (exact, None))
+            ]
+            rows += [
+                {"reward": reward, "arm": kind if size == 1 else f"block of {size}", "layer": layer, **found}
+                for layer, found in by_layer(arms.layer[picked], *means).items()
+            ]
+    return pd.DataFrame(rows)
+
+
+def draw(arms: ArmTable, count: int, seed: int) -> NDArray[np.int64]:
+    """At most `count` arms of each layer."""
+    rng = np.random.default_rng(seed)
+    layers = [np.flatnonzero(arms.layer == layer) for layer in np.unique(arms.layer)]
+    return np.concatenate([np.sort(rng.choice(rows, min(count, len(rows)), replace=False)) for rows in layers])
+
+
+def by_layer(
+    layers: NDArray[np.int64], found: NDArray[np.float64], exact: NDArray[np.float64]
+) -> dict[int, dict[str, float]]:
+    """layer -> error over spread, rank correlation, and whether both are what is asked for."""
+    results = {}
+    for layer in np.unique(layers):
+        one, other = found[layers == layer], exact[layers == layer]
+        error, correlation = float(np.abs(one - other).max() / other.std()), float(spearmanr(one, other).statistic)
+        holds = error <= ALLOWED_ERROR and correlation >= ALLOWED_CORRELATION
+        results[int(layer)] = {"spread": float(other.std()), "error": error, "spearman": correlation, "holds": holds}
+    return results
+
+
+def _means(
+    judge: Judge,
+    model: PreTrainedModel,
+    arms: ArmTable,
+    picked: NDArray[np.int64],
+    reward: str,
+    batches: int,
+    products: torch.dtype | None,
+) -> NDArray[np.float64]:
+    """[n], the mean reward of each picked arm over some batches."""
+    calibration = judge.batches["calibration"][:batches]
+    pulls = ReplayPulls(model, arms, judge.task, calibration, reward, judge.accelerator, products=products)
+    values = pulls.pull(np.repeat(picked, len(calibration)), np.tile(np.arange(len(calibration)), len(picked)))
+    return values[:, 0].reshape(len(picked), -1).mean(1)

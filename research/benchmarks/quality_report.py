@@ -1,0 +1,241 @@
+"""What the rows of the quality benchmark say: tables, ranks, tests, figures. No model is loaded.
+
+A variant is a method with a compensation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scikit_posthocs
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from research.benchmarks import statistics
+from research.benchmarks.results import Results
+from research.benchmarks.suite import KEY, NONE, Cell, Suite
+
+DPI = 150
+ALL = "all"  # compensations, averaged
+TITLES = {"retained": "metric retained", "mean_kl": "KL divergence from the unpruned model"}
+MARKERS = "os^vDP*X<>ph8d"
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """Text, tables and figures.
+
+    Attributes:
+        tables: Name -> table as numbers, for CSV.
+        figures: Name -> figure, for PNG.
+    """
+
+    text: str
+    tables: dict[str, pd.DataFrame]
+    figures: dict[str, Figure]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes report.md, a CSV for each table and a PNG for each figure; the folder is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.md").write_text(self.text)
+        for name, table in self.tables.items():
+            table.to_csv(folder / f"{name}.csv")
+        for name, figure in self.figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
+
+
+def read_report(suite: Suite, cells: Sequence[Cell], out: str | Path) -> QualityReport:
+    """Makes the report of the cells that the file holds.
+
+    Args:
+        suite: Says what was planned.
+        cells: Those that may count, from `suite.cells`.
+        out: Parquet file of the rows.
+
+    Raises:
+        ValueError: If the file holds none of them.
+    """
+    order = pd.DataFrame([cell.key for cell in cells], columns=KEY)
+    rows = order.merge(Results(out).read(), on=KEY)
+    if not len(rows):
+        raise ValueError(f"{out} holds none of the {len(cells):,} cells; run the benchmark without --report first")
+    return make_report(suite, rows, len(cells))
+
+
+def make_report(suite: Suite, rows: pd.DataFrame, expected: int) -> QualityReport:
+    """Makes the report.
+
+    Args:
+        rows: One a cell, in the order of the suite.
+        expected: Cells that the whole comparison has.
+    """
+    tables, figures = {"rows": rows.set_index("task")}, {}
+    weak = statistics.near_chance(rows, suite.near_chance)
+    text = [_head(suite, rows, expected), _tasks(rows, weak)]
+    for task, mine in rows.groupby("task", sort=False):
+        text.append(_task_tables(str(task), mine, bool(weak[task])))
+        figures[f"pareto_{task}"] = pareto(mine, str(task))
+    counted = rows[~rows["task"].map(weak)]
+    if len(counted):
+        tables["area"] = statistics.area_under_curve(counted)
+        text.append(_areas(tables["area"]))
+        points = counted[counted["target"].isin(suite.operating_points or counted["target"].unique())]
+        for measure in TITLES:
+            said, found, diagrams = _ranks(points, measure)
+            text += [said, _planned(suite, points, measure, tables)]
+            tables |= found
+            figures |= diagrams
+    text.append(_costs(rows))
+    return QualityReport("\n\n".join(part for part in text if part) + "\n", tables, figures)
+
+
+def _head(suite: Suite, rows: pd.DataFrame, expected: int) -> str:
+    before = int((rows["plan"] == suite.plan()).sum())
+    note = f"all {len(rows):,} cells" if before == len(rows) else f"{before:,} of {len(rows):,} cells only"
+    return (
+        f"# Quality at equal size\n\n{len(rows):,} of {expected:,} cells. Planned comparisons, margin, operating "
+        f"points and the distance from chance stood in the suite file before {note}.\nMetric retained is "
+        "(metric - chance) / (unpruned - chance), of perplexities by their logs, from 0 up; ± is the standard "
+        "deviation over seeds."
+    )
+
+
+def _tasks(rows: pd.DataFrame, weak: pd.Series) -> str:
+    found = rows.groupby("task", sort=False)[["model", "metric", "unpruned", "chance", "unpruned_loss"]].first()
+    found["near chance"] = np.where(weak.loc[found.index], "yes: left out of ranks and tests", "")
+    return "## Data sets\n\n" + found.to_markdown(floatfmt=".4g")
+
+
+def _task_tables(task: str, rows: pd.DataFrame, weak: bool) -> str:
+    metric, whole = rows["metric"].iloc[0], rows["unpruned"].iloc[0]
+    parts = [f"## {task}: {metric}, unpruned {whole:.4g}{' (near chance)' if weak else ''}"]
+    for title, column in ((str(metric), "value"), ("KL divergence, nats", "mean_kl")):
+        cells = rows.groupby(["method", "compensation", "target"], sort=False)[column]
+        shown = cells.agg(lambda values: _mean_and_spread(values)).unstack()[list(rows["target"].unique())]
+        parts.append(f"{title}:\n\n{_by_variant(shown, rows).to_markdown(disable_numparse=True)}")
+    return "\n\n".join(parts)
+
+
+def _mean_and_spread(values: pd.Series) -> str:
+    spread = f" ± {values.std():.2g}" if len(values) > 1 else ""
+    return f"{values.mean():.4g}{spread}"
+
+
+def _by_variant(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows (method, compensation) -> variants, in the order of the suite."""
+    order = list(rows[["method", "compensation"]].drop_duplicates().itertuples(index=False, name=None))
+    ordered = table.loc[sorted(order, key=lambda pair: [one for _, one in order].index(pair[1]))]
+    names = [method if refit == NONE else f"{method} + {refit}" for method, refit in ordered.index]
+    return ordered.set_axis(pd.Index(names, name="method"), axis=0).fillna("")
+
+
+def _areas(areas: pd.DataFrame) -> str:
+    shown = areas.groupby(["method", "compensation", "family"], sort=False)["area"].mean().unstack(sort=False)
+    return (
+        "## Area under the curve of metric retained over sparsity\n\nMean over data sets; 1 is all.\n\n"
+        + _by_variant(shown, areas).to_markdown(floatfmt=".3f")
+    )
+
+
+def _ranks(rows: pd.DataFrame, measure: str) -> tuple[str, dict[str, pd.DataFrame], dict[str, Figure]]:
+    """Text, tables and diagrams of one measure: for each compensation, and for all of them averaged."""
+    groups = {str(name): mine for name, mine in rows.groupby("compensation", sort=False)}
+    groups |= {ALL: rows} if len(groups) > 1 else {}
+    tables, figures, means, tests = {}, {}, {}, []
+    for name, mine in groups.items():
+        scores = statistics.score_table(mine, measure)
+        if scores.shape[1] < 2:
+            continue
+        ranks = statistics.rank_table(scores, statistics.GREATER_IS_BETTER[measure])
+        means[name] = ranks.mean()
+        label = f"{measure}_{_file_name(name)}"
+        tables[f"scores_{label}"] = scores
+        tables[f"ranks_{label}"] = ranks
+        try:
+            found = statistics.friedman(scores)
+        except ValueError as reason:
+            tests.append(f"- {name}: no test: {reason}")
+            continue
+        pairs = tables[f"nemenyi_{label}"] = statistics.nemenyi(scores)
+        tests.append(
+            f"- {name}: Friedman (Iman-Davenport) F = {found.f:.3g}, p = {found.p:.3g}; {found.data_sets} data sets, "
+            f"{found.methods} methods; Nemenyi critical difference {found.difference:.2f} at 5%"
+        )
+        figures[f"ranks_{label}"] = critical_difference(ranks.mean(), pairs, f"{TITLES[measure]}: {name}")
+    if not means:
+        return "", {}, {}
+    shown = pd.DataFrame(means).sort_values(ALL if ALL in means else next(iter(means)))
+    dropped = len(rows) - sum(len(statistics.shared_points(mine)) for name, mine in groups.items() if name != ALL)
+    note = f" {dropped:,} cells that not all methods have are left out." if dropped else ""
+    text = f"## Mean ranks by {TITLES[measure]}\n\nOver data sets, seeds and operating points averaged first.{note}"
+    return text + "\n\n" + shown.to_markdown(floatfmt=".2f") + "\n\n" + "\n".join(tests), tables, figures
+
+
+def _planned(suite: Suite, rows: pd.DataFrame, measure: str, tables: dict[str, pd.DataFrame]) -> str:
+    planned = [pair for pair in suite.planned if {pair.method, pair.against} <= set(rows["method"])]
+    if not planned:
+        return ""
+    found = statistics.compare_planned(rows, planned, measure, suite.margin)
+    tables[f"planned_{measure}"] = found
+    skipped = len(suite.planned) - len(planned)
+    note = f" {skipped} planned pairs have no rows yet." if skipped else ""
+    return (
+        f"### Planned comparisons by {TITLES[measure]}\n\nWilcoxon over data sets, Holm over the claims of better; "
+        f"won, tied and lost cells (data set x target x compensation, seeds averaged); worse: lost by more than the "
+        f"margin of {suite.margin:g} retained.{note}\n\n" + found.to_markdown(index=False, floatfmt=".3g")
+    )
+
+
+def _costs(rows: pd.DataFrame) -> str:
+    names = ["search_seconds", "pulls", "forward_tokens", "backward_tokens"]
+    found = rows[rows["compensation"] == rows["compensation"].iloc[0]].groupby("method", sort=False)[names].mean()
+    refits = rows[rows["compensation"] != NONE].groupby("compensation", sort=False)
+    said = "## Cost of a choice\n\nMeans over cells; what several sizes or methods share counts for each in full.\n\n"
+    said += found.to_markdown(floatfmt=",.0f")
+    if len(refits):
+        costs = ["compensation_seconds", "compensation_tokens", "sites_refitted", "sites_cut"]
+        said += "\n\n" + refits[costs].mean().to_markdown(floatfmt=",.1f")
+    return said
+
+
+def critical_difference(ranks: pd.Series, pairs: pd.DataFrame, title: str) -> Figure:
+    """Methods on a line by mean rank, [k]; bars join those that Nemenyi's p-values, [k, k], do not tell apart."""
+    figure = Figure(figsize=(8, 1.6 + 0.22 * len(ranks)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    scikit_posthocs.critical_difference_diagram(ranks, pairs, ax=axes)
+    axes.set_title(f"Mean rank, {title}", fontsize=10)
+    return figure
+
+
+def pareto(rows: pd.DataFrame, task: str) -> Figure:
+    """Metric over parameters kept, of one data set: a panel a compensation, a line a method, a point a target."""
+    panels = list(rows["compensation"].unique())
+    figure = Figure(figsize=(1 + 4.2 * len(panels), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    methods = list(rows["method"].unique())
+    for axes, compensation in zip(grid, panels, strict=True):
+        mine = rows[rows["compensation"] == compensation]
+        for number, method in enumerate(methods):
+            points = mine[mine["method"] == method].groupby("target")[["parameters", "value"]].mean()
+            points = points.sort_values("parameters")
+            axes.plot(
+                points["parameters"] / 1e6, points["value"], label=method, color=f"C{number % 10}", lw=0.8, ms=5,
+                marker=MARKERS[number % len(MARKERS)],
+            )  # fmt: skip
+        axes.axhline(rows["unpruned"].iloc[0], color="#767676", ls="--", lw=0.8)
+        axes.axhline(rows["chance"].iloc[0], color="#767676", ls=":", lw=0.8)
+        axes.set(xlabel="parameters kept, millions", title=compensation)
+    grid[0].set_ylabel(f"{task}: {rows['metric'].iloc[0]}")
+    if rows["metric"].iloc[0] == "perplexity":
+        grid[0].set_yscale("log")
+    grid[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _file_name(label: str) -> str:
+    return "".join(letter if letter.isalnum() or letter == "_" else "-" for letter in label)

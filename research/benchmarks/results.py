@@ -1,0 +1,57 @@
+"""The rows of the quality benchmark on disk."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from hf_mabprune.runtime.files import write_atomically
+from research.benchmarks.suite import KEY, Cell, Suite
+
+
+class Results:
+    """The rows on disk. Several launches may write to one file, for each row is added under a lock.
+
+    Args:
+        path: Of a parquet file; its folder is made.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def read(self) -> pd.DataFrame:
+        """All rows, none if there is no file."""
+        if not self.path.exists():
+            return pd.DataFrame(columns=[*KEY, "settings"])
+        rows = pd.read_parquet(self.path)
+        if missing := [name for name in (*KEY, "settings", "retained") if name not in rows]:
+            raise ValueError(f"{self.path} holds no rows of this benchmark: no column {missing[0]}; use another --out")
+        return rows
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a row, in the place of one of the same cell."""
+        with FileLock(f"{self.path}.lock"):
+            rows = pd.concat([self.read(), pd.DataFrame([row])]) if self.path.exists() else pd.DataFrame([row])
+            content = io.BytesIO()
+            rows.drop_duplicates(KEY, keep="last").to_parquet(content, index=False)
+            write_atomically(self.path, content.getvalue())
+
+    def missing(self, suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells that have no row.
+
+        Raises:
+            ValueError: If a cell has one that was made with other settings.
+        """
+        rows = self.read()
+        there = dict(zip(rows[KEY].itertuples(index=False, name=None), rows["settings"], strict=True))
+        for cell in cells:
+            if there.get(cell.key, fingerprint := cell.fingerprint(suite)) != fingerprint:
+                raise ValueError(
+                    f"{self.path} has cell {' / '.join(map(str, cell.key))} with other settings; give --redo to "
+                    "measure it again, or another --out"
+                )
+        return [cell for cell in cells if cell.key not in there]

@@ -1,0 +1,166 @@
+"""Rankings and tests over data sets, from rows of the quality benchmark. Pure: frames in, frames out.
+
+A point is one operating point of one data set: a target, a compensation and a seed. Seeds and operating points are no
+data sets: they are averaged before anything is ranked or tested (Demsar 2006, JMLR 7).
+Symbols: N data sets (the column `task`), k methods.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scikit_posthocs
+from scipy import stats
+from scipy.integrate import trapezoid
+from statsmodels.stats.multitest import multipletests
+
+from research.benchmarks.suite import PlannedSpec
+
+POINT = ["task", "target", "compensation", "seed"]
+GREATER_IS_BETTER = {"retained": True, "mean_kl": False}  # what methods are ranked by
+
+
+def near_chance(rows: pd.DataFrame, distance: float) -> pd.Series:
+    """[N] bool by data set: whether the unpruned main metric is better than chance by no more than a distance,
+    perplexities by their logs."""
+    tasks = rows.groupby("task", sort=False)[["unpruned", "chance", "metric", "greater_is_better"]].first()
+    numbers = tasks[["unpruned", "chance"]].astype(float)
+    perplexity = tasks["metric"] == "perplexity"
+    numbers[perplexity] = np.log(numbers[perplexity])
+    better = numbers["unpruned"] - numbers["chance"]
+    return better.where(tasks["greater_is_better"].astype(bool), -better) <= distance
+
+
+def shared_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of points that all methods have, for averages over different points cannot be compared."""
+    counts = rows.groupby(POINT)["method"].transform("nunique")
+    return rows[counts == rows["method"].nunique()]
+
+
+def score_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """[N, k] mean of a measure over the points of each data set that all methods have."""
+    shared = shared_points(rows)
+    table = shared.pivot_table(index="task", columns="method", values=measure, sort=False)
+    return table[[method for method in rows["method"].unique() if method in table]]
+
+
+def rank_table(scores: pd.DataFrame, greater_is_better: bool) -> pd.DataFrame:
+    """[N, k] ranks within each data set, 1 the best; ties share their mean rank."""
+    return scores.rank(axis=1, ascending=not greater_is_better)
+
+
+@dataclass(frozen=True)
+class Friedman:
+    """Whether the methods differ at all.
+
+    Attributes:
+        chi_square: Friedman's statistic, corrected for ties.
+        f: In the form of Iman and Davenport (1980), F with k - 1 and (k - 1)(N - 1) degrees of freedom.
+        p: Of `f`.
+        difference: Critical difference of mean ranks by Nemenyi at 5%.
+    """
+
+    data_sets: int
+    methods: int
+    chi_square: float
+    f: float
+    p: float
+    difference: float
+
+
+def friedman(scores: pd.DataFrame) -> Friedman:
+    """Friedman's test of [N, k] scores.
+
+    Raises:
+        ValueError: For fewer than 3 methods or 2 data sets.
+    """
+    n, k = scores.shape
+    if k < 3 or n < 2:
+        raise ValueError(f"Friedman's test takes at least 3 methods and 2 data sets, got {k} and {n}")
+    chi_square = float(stats.friedmanchisquare(*scores.to_numpy().T).statistic)
+    rest = n * (k - 1) - chi_square
+    f = (n - 1) * chi_square / rest if rest > 1e-9 else np.inf
+    q = stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
+    difference = float(q * np.sqrt(k * (k + 1) / (6 * n)))
+    return Friedman(n, k, chi_square, float(f), float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))), difference)
+
+
+def nemenyi(scores: pd.DataFrame) -> pd.DataFrame:
+    """[k, k] p-values of all pairs, from [N, k] scores (scikit-posthocs)."""
+    found: pd.DataFrame = scikit_posthocs.posthoc_nemenyi_friedman(scores.to_numpy())
+    return found.set_axis(scores.columns, axis=0).set_axis(scores.columns, axis=1)
+
+
+def compare_planned(rows: pd.DataFrame, planned: Sequence[PlannedSpec], measure: str, margin: float) -> pd.DataFrame:
+    """The planned comparisons: one line each.
+
+    The test is Wilcoxon's signed-rank test over data sets, two-sided, zero differences split between the signs, with
+    Holm's correction over the pairs of which better is claimed, for the other claim is not decided by it. Each pair is
+    compared on the points that both methods have.
+    A cell is a data set, a target and a compensation, averaged over seeds.
+
+    Args:
+        rows: Of the data sets and targets that count.
+        measure: Of `GREATER_IS_BETTER`.
+        margin: Smallest loss of a cell that counts as worse; only for `retained`.
+
+    Returns:
+        Columns method, against, claim, data_sets, difference (mean over data sets, positive where the method is
+        better), p, holm, won, tied, lost, worse (cells lost by more than the margin), worst (the least difference of
+        a cell) and holds: for better, a positive difference with a corrected p below 5%; for not_worse, no cell lost
+        by more than the margin and a mean difference that is not negative. None where that cannot be said.
+    """
+    sign = 1 if GREATER_IS_BETTER[measure] else -1
+    lines = []
+    for pair in planned:
+        both = rows[rows["method"].isin([pair.method, pair.against])]
+        shared = shared_points(both) if both["method"].nunique() == 2 else both[:0]
+        cells = shared.pivot_table(index=POINT[:3], columns="method", values=measure, sort=False)
+        line = {"method": pair.method, "against": pair.against, "claim": pair.claim, "data_sets": 0}
+        if len(cells):
+            gains = sign * (cells[pair.method] - cells[pair.against])
+            by_set = gains.groupby("task").mean()
+            line |= {
+                "data_sets": len(by_set),
+                "difference": by_set.mean(),
+                "p": float(stats.wilcoxon(by_set, zero_method="zsplit").pvalue) if by_set.any() else 1.0,
+                "won": int((gains > 0).sum()),
+                "tied": int((gains == 0).sum()),
+                "lost": int((gains < 0).sum()),
+                "worse": int((gains < -margin).sum()) if measure == "retained" else None,
+                "worst": gains.min(),
+            }
+        lines.append(line)
+    table = pd.DataFrame(lines)
+    if not (tested := table["data_sets"] > 0).any():
+        return table.assign(holds=None)
+    corrected = tested & (table["claim"] == "better")
+    table["holm"] = np.nan
+    if corrected.any():
+        table.loc[corrected, "holm"] = multipletests(table.loc[corrected, "p"].astype(float), method="holm")[1]
+    better = (table["difference"] > 0) & (table["holm"] < 0.05)
+    not_worse = (table["difference"] >= 0) & (table["worst"] >= -margin)
+    table["holds"] = np.where(table["claim"] == "better", better, not_worse).astype(object)
+    unknown = ~tested | ((table["claim"] == "not_worse") & (measure != "retained"))
+    table.loc[unknown, "holds"] = None
+    return table
+
+
+def area_under_curve(rows: pd.DataFrame, measure: str = "retained") -> pd.DataFrame:
+    """Mean height of a measure over the sparsities of each family of targets, by the trapezoid rule.
+
+    Returns:
+        Columns task, family, method, compensation, area; only for families with the sparsities that all methods have
+        there, averaged over seeds. A single sparsity gives its value.
+    """
+    keys = ["task", "family", "method", "compensation"]
+    means = shared_points(rows).groupby([*keys, "sparsity"], sort=False)[measure].mean().reset_index()
+
+    def area(curve: pd.DataFrame) -> float:
+        curve = curve.sort_values("sparsity")
+        x, y = curve["sparsity"].to_numpy(), curve[measure].to_numpy()
+        return float(y[0]) if len(x) == 1 else float(trapezoid(y, x) / (x[-1] - x[0]))
+
+    found = [(*name, area(curve)) for name, curve in means.groupby(keys, sort=False)]
+    return pd.DataFrame(found, columns=[*keys, "area"])
