@@ -8,7 +8,7 @@ REFERENCE := $(addprefix hf_mabprune., pipeline result config.run preview artifa
 	policies.sequential_halving policies.lucb policies.uniform policies.sweep policies.confidence_sequence \
 	effects.rewards effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
 	effects.activations effects.pulls.base search.allocation search.loop criteria.base compensation.base \
-	compensation.refit compensation.teacher recovery.recover arms selection.plan selection.layouts surgery.cut \
+	compensation.refit compensation.dense_reference recovery.recover arms selection.plan selection.layouts surgery.cut \
 	checkpoints.modeling_pruned registry)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -1,9 +1,9 @@
 """Pruning with training between rounds: each stage cuts a part of the target out for good, refits and trains what is
 left, and the next one searches the smaller model.
 
-What a stage finds is about its own arms, those that the stages before it have left; `rows` says which of the unpruned
-model's they are, and so all stages together read as one search of the unpruned model.
-Symbols: K arms of the unpruned model, k of a stage.
+What a stage finds is about its own arms, those that the stages before it have left; `rows` says which of the dense
+model's they are, and so all stages together read as one search of the dense model.
+Symbols: K arms of the dense model, k of a stage.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +14,7 @@ from hf_mabprune.architectures import architecture_of
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PruneConfig, RecoveryConfig
 from hf_mabprune.effects.pulls.base import Cost
-from hf_mabprune.evaluation.comparison import Judge, Selection
+from hf_mabprune.evaluation.comparison import Selection, Session
 from hf_mabprune.recovery.recover import RecoveryFigures, recover
 from hf_mabprune.search.loop import Bools, Ints, SearchResult
 from hf_mabprune.selection.layouts import width_multiple
@@ -27,18 +27,18 @@ class Stage:
     """Where a pruning in stages is.
 
     Attributes:
-        whole: Of the unpruned model, which teaches every training.
-        judge: Of the model as it is now, which the next search and refit start from.
-        plan: Of the whole target, over the arms of the unpruned model.
+        whole: Of the dense model, which teaches every training.
+        session: Of the model as it is now, which the next search and refit start from.
+        plan: Of the whole target, over the arms of the dense model.
         rows: [k], which of those arms are left.
-        found: Of the unpruned model's arms; the order has the removed ones alone.
+        found: Of the dense model's arms; the order has the removed ones alone.
         cost: Of all searches.
         number: Stages behind it.
         done, trained: What the last compensation and training did, and what all of them cost.
     """
 
-    whole: Judge
-    judge: Judge
+    whole: Session
+    session: Session
     plan: Plan
     rows: Ints
     found: SearchResult
@@ -48,14 +48,14 @@ class Stage:
     trained: RecoveryFigures | None = None
 
     @classmethod
-    def first(cls, judge: Judge, plan: Plan) -> "Stage":
+    def first(cls, session: Session, plan: Plan) -> "Stage":
         """With the whole model."""
-        count = len(judge.arms)
-        return cls(judge, judge, plan, np.arange(count), SearchResult.of_all(count))
+        count = len(session.arms)
+        return cls(session, session, plan, np.arange(count), SearchResult.of_all(count))
 
     def next_plan(self, progress: float) -> Plan:
         """What has to go from the model as it is now, until `progress` of the whole target is reached."""
-        return self.plan.restricted(self.judge.arms, self.rows, progress)
+        return self.plan.restricted(self.session.arms, self.rows, progress)
 
     def cut(self, settings: PruneConfig, plan: Plan, found: SearchResult, cost: Cost) -> "Stage":
         """The model without what a search found, refitted and trained.
@@ -69,7 +69,7 @@ class Stage:
         number, prune, whole = self.number + 1, settings.prune, self.whole
         multiple = width_multiple(prune, whole.model.config.hidden_size) if number == settings.stages else 1
         kept = Selection(plan, found.kept, multiple, prune.min_neurons).rounded(found.order).kept
-        small, done = self.judge.cut(Selection(plan, kept, multiple, prune.min_neurons))
+        small, done = self.session.cut(Selection(plan, kept, multiple, prune.min_neurons))
         trained = recover(
             small, whole.model, whole.task, whole.training, share(settings.recovery), whole.accelerator,
             settings.seed + number - 1,
@@ -81,7 +81,7 @@ class Stage:
         arms = architecture_of(small).arm_table(small, prune.kinds(), prune.block_size, whole.tokens)
         return replace(
             self,
-            judge=replace(self.judge, model=small, arms=arms, cache=ReadoutCache()),
+            session=replace(self.session, model=small, arms=arms, cache=ReadoutCache()),
             rows=self.rows[kept],
             found=together,
             cost=Cost(**{name: value + getattr(cost, name) for name, value in asdict(self.cost).items()}),

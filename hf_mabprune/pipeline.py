@@ -23,14 +23,14 @@ from hf_mabprune.architectures import architecture_of, family_of
 from hf_mabprune.artifacts import publish as hub
 from hf_mabprune.artifacts.run_folder import DETAILS
 from hf_mabprune.checkpoints.load import load_config, load_tokenizer, load_weights
-from hf_mabprune.compensation import Teacher, make_compensation
+from hf_mabprune.compensation import DenseReference, make_compensation
 from hf_mabprune.config import EvaluateConfig, ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.pulls.base import Cost
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.effects.refit_costs import Surgeon
+from hf_mabprune.effects.refit_costs import RefitCosts
 from hf_mabprune.evaluation import quality as evaluation
-from hf_mabprune.evaluation.comparison import Judge
+from hf_mabprune.evaluation.comparison import Session
 from hf_mabprune.evaluation.report import ModelFigures, Report
 from hf_mabprune.iterative import Stage
 from hf_mabprune.policies import POLICIES, Policy
@@ -111,15 +111,13 @@ def prune(
     accelerator = make_accelerator(settings)
     try:
         with open_run(settings, accelerator, resume) as run, threads.chosen(accelerator):
-            judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
-            return _run(settings, judge, tokenizer, run, model.dtype)
+            session = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+            return _run(settings, session, tokenizer, run, model.dtype)
     finally:
         model.train(training).to(device)
 
 
-def prune_from_config(
-    settings: PruneConfig, resume: bool = False, configs: Sequence[str | Path] = ()
-) -> PruneResult:
+def prune_from_config(settings: PruneConfig, resume: bool = False, configs: Sequence[str | Path] = ()) -> PruneResult:
     """Prunes the model that a config names on the data that it names: what `scripts/prune.py` calls.
 
     Args:
@@ -139,35 +137,35 @@ def prune_from_config(
     check_settings(settings, resume, [Protected("the config", Path(file)) for file in configs])
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator, resume) as run, threads.chosen(accelerator):
-        judge, tokenizer = load_judge(settings, accelerator)
-        return _run(settings, judge, tokenizer, run, saved_precision(settings.model, judge.model.dtype))
+        session, tokenizer = load_session(settings, accelerator)
+        return _run(settings, session, tokenizer, run, saved_precision(settings.model, session.model.dtype))
 
 
 def _run(
     settings: PruneConfig,
-    judge: Judge,
+    session: Session,
     tokenizer: PreTrainedTokenizerBase,
     run: RunState,
     save_dtype: torch.dtype,
 ) -> PruneResult:
     """Everything after model and data are there."""
-    accelerator, model = run.accelerator, judge.model
+    accelerator, model = run.accelerator, session.model
     sizes = settings.prune.sizes()
-    plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in sizes]
-    check_space(settings.output.dir, len(sizes) * judge.totals["parameters"] * save_dtype.itemsize)
-    accelerator.print(console.header(model, judge.arms, accelerator))
-    accelerator.print(console.baseline(judge.task, judge.baseline))
+    plans = [layouts.make_plans(model, session.arms, session.totals, size) for size in sizes]
+    check_space(settings.output.dir, len(sizes) * session.totals["parameters"] * save_dtype.itemsize)
+    accelerator.print(console.header(model, session.arms, accelerator))
+    accelerator.print(console.baseline(session.task, session.baseline))
 
     if accelerator.log_with:
         accelerator.init_trackers("hf_mabprune", {"config": settings.to_yaml()})
-    run.identify(model, judge.batches["calibration"])
+    run.identify(model, session.batches["calibration"])
     stage = None
     if settings.stages > 1:
-        stage = in_stages(settings, Stage.first(judge, plans[0].search), run)
+        stage = in_stages(settings, Stage.first(session, plans[0].search), run)
         found, cost = stage.found, stage.cost
     else:
-        found, cost = search(settings, judge, [plan.search for plan in plans], run)
-    source = Source(settings, judge, tokenizer, save_dtype, found, cost, stage)
+        found, cost = search(settings, session, [plan.search for plan in plans], run)
+    source = Source(settings, session, tokenizer, save_dtype, found, cost, stage)
     result = write(settings.output.dir, map(source.cut, sizes), settings, search_state=run.saved())
     for report in result.sizes:
         accelerator.log(report.numbers())
@@ -199,14 +197,14 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
     check_settings(settings, protected=[Protected("the run to cut from", Path(folder), whole=True)])
     accelerator = make_accelerator(settings)
     with open_run(settings, accelerator) as run, threads.chosen(accelerator):
-        judge, tokenizer = load_judge(settings, accelerator)
-        save_dtype = saved_precision(settings.model, judge.model.dtype)
-        found = SearchResult.from_table(arms, judge.arms, report.search.rounds)
+        session, tokenizer = load_session(settings, accelerator)
+        save_dtype = saved_precision(settings.model, session.model.dtype)
+        found = SearchResult.from_table(arms, session.arms, report.search.rounds)
         paid = Cost(**{name: getattr(report.search, name) for name in Cost.__dataclass_fields__})
-        source = Source(settings, judge, tokenizer, save_dtype, found, paid)
+        source = Source(settings, session, tokenizer, save_dtype, found, paid)
         sizes = settings.prune.sizes()
         for size in sizes:
-            layouts.make_plans(judge.model, judge.arms, judge.totals, size)
+            layouts.make_plans(session.model, session.arms, session.totals, size)
         result = write(settings.output.dir, map(source.cut, sizes), settings, earlier=report.sizes)
         run.finish()
         return result
@@ -220,7 +218,7 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
 
     Returns:
         The task, which says what the metrics are, and the figures; the KL divergence is None, for there is no
-        unpruned model to compare with.
+        dense model to compare with.
 
     Raises:
         ValueError: For a setting, a model or data that cannot work.
@@ -366,7 +364,7 @@ def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype
     return stored if isinstance(stored, torch.dtype) else searched
 
 
-def load_judge(settings: PruneConfig, accelerator: Accelerator) -> tuple[Judge, PreTrainedTokenizerBase]:
+def load_session(settings: PruneConfig, accelerator: Accelerator) -> tuple[Session, PreTrainedTokenizerBase]:
     """The model and the data that a config names, made ready, and the tokenizer as it came.
 
     Raises:
@@ -383,7 +381,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     splits: dict[str, Dataset],
     accelerator: Accelerator,
-) -> Judge:
+) -> Session:
     """Model, data and arms, made ready to be pulled and judged."""
     set_seed(settings.seed)
     model.eval()
@@ -399,10 +397,10 @@ def prepare(
     training = None
     if settings.recovery:
         training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
-    judge = Judge(model, task, arms, batches, tokens, totals, accelerator, compensation, training)
+    session = Session(model, task, arms, batches, tokens, totals, accelerator, compensation, training)
     if compensation:
-        _ = judge.teacher  # too few batches for it are refused before any pull
-    return judge
+        _ = session.reference  # too few batches for it are refused before any pull
+    return session
 
 
 def in_stages(settings: PruneConfig, stage: Stage, run: RunState) -> Stage:
@@ -410,38 +408,40 @@ def in_stages(settings: PruneConfig, stage: Stage, run: RunState) -> Stage:
     for number in range(1, settings.stages + 1):
         run.accelerator.print(f"stage {number} of {settings.stages}")
         plan = stage.next_plan(number / settings.stages)
-        stage = stage.cut(settings, plan, *search(settings, stage.judge, [plan], run))
+        stage = stage.cut(settings, plan, *search(settings, stage.session, [plan], run))
     return stage
 
 
 def search(
     settings: PruneConfig,
-    judge: Judge,
+    session: Session,
     plans: Sequence[Plan],
     run: RunState | None = None,
-    teacher: Teacher | None = None,
+    reference: DenseReference | None = None,
 ) -> tuple[SearchResult, Cost]:
     """Finds the arms that go, and says what that cost.
 
     Args:
         plans: Of all sizes, least removed first; the search follows the last.
         run: Where the search is kept after every round, and taken up from; None keeps nothing.
-        teacher: In the place of the judge's, where another one has the same model and data.
+        reference: In the place of the session's, where another one has the same model and data.
     """
-    accelerator, batches = judge.accelerator, judge.batches["calibration"]
+    accelerator, batches = session.accelerator, session.batches["calibration"]
     reward, products = settings.search.reward, half_of(settings)
-    parts = judge.model, judge.arms, judge.task, batches
-    surgeon = Surgeon.of(*parts, settings.seed) if settings.search.refit else None
-    stand_ins = surgeon.stand_ins if surgeon else None
+    parts = session.model, session.arms, session.task, batches
+    refit_costs = RefitCosts.of(*parts, settings.seed) if settings.search.refit else None
+    stand_ins = refit_costs.stand_ins if refit_costs else None
     pulls = ReplayPulls(*parts, reward, accelerator, products=products, stand_ins=stand_ins)
-    if surgeon:
-        pulls.cost = replace(surgeon.cost)
-    policy = make_policy(settings, len(judge.arms))
+    if refit_costs:
+        pulls.cost = replace(refit_costs.cost)
+    policy = make_policy(settings, len(session.arms))
     allocation = None
-    if surgeon and settings.search.moves and judge.compensation:
-        allocation = Allocation(judge.compensation, teacher or judge.teacher, settings.search.moves, settings.seed)
+    if refit_costs and settings.search.moves and session.compensation:
+        allocation = Allocation(
+            session.compensation, reference or session.reference, settings.search.moves, settings.seed
+        )
     config, most = settings.search, settings.task.max_broken_batches
-    under_way = Search(pulls, policy, plans[-1], config, most, surgeon, allocation, plans[:-1])
+    under_way = Search(pulls, policy, plans[-1], config, most, refit_costs, allocation, plans[:-1])
     if run and run.restore(under_way):
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")
     bar = console.SearchProgress(under_way, accelerator.is_main_process)

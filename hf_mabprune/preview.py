@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.compensation.dense_reference import HELD_OUT
 from hf_mabprune.compensation.refit import KNOWN_BYTES
-from hf_mabprune.compensation.teacher import HELD_OUT
 from hf_mabprune.config import PruneConfig, PruningConfig, SearchConfig
 from hf_mabprune.effects.pulls.base import CACHE_BYTES
 from hf_mabprune.effects.refit_costs import MEMORY, MOMENTS
-from hf_mabprune.evaluation.comparison import Judge
-from hf_mabprune.pipeline import check_settings, load_judge, make_accelerator
+from hf_mabprune.evaluation.comparison import Session
+from hf_mabprune.pipeline import check_settings, load_session, make_accelerator
 from hf_mabprune.search.loop import round_budgets
 from hf_mabprune.selection import layouts
 
@@ -59,16 +59,16 @@ def plan_run(settings: PruneConfig) -> RunPlan:
         ValueError, OSError: For what would stop the run itself, targets out of reach included.
     """
     check_settings(settings.model_copy(update={"output": settings.output.model_copy(update={"overwrite": True})}))
-    judge, _ = load_judge(settings, make_accelerator())
-    model = judge.model
-    reach, refused = _reach(judge, settings.prune)
-    plans = [layouts.make_plans(model, judge.arms, judge.totals, size) for size in settings.prune.sizes()]
+    session, _ = load_session(settings, make_accelerator())
+    model = session.model
+    reach, refused = _reach(session, settings.prune)
+    plans = [layouts.make_plans(model, session.arms, session.totals, size) for size in settings.prune.sizes()]
     config = settings.search
     rounds, estimated = config.number_of_rounds, bool(config.interactions or config.refit)
-    budgets = round_budgets(round(config.pulls_per_arm * len(judge.arms)), rounds, plans[-1].search, estimated)
+    budgets = round_budgets(round(config.pulls_per_arm * len(session.arms)), rounds, plans[-1].search, estimated)
     pulls = sum(budgets)
-    seconds, search = _time(judge, settings, pulls)
-    memory, cache = _memory(judge, config)
+    seconds, search = _time(session, settings, pulls)
+    memory, cache = _memory(session, config)
     blind = 0 if estimated else sum(budget == 0 for budget in budgets)
     notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
     if settings.stages > 1:
@@ -77,8 +77,8 @@ def plan_run(settings: PruneConfig) -> RunPlan:
             "on top of it"
         )
     lines = [
-        *_describe_arms(judge),
-        *_describe_layouts(judge, reach, refused),
+        *_describe_arms(session),
+        *_describe_layouts(session, reach, refused),
         *(_describe_target(size, found) for size, found in zip(settings.prune.sizes(), plans, strict=True)),
         f"search: {pulls:,} pulls in {rounds} round{'s' if rounds > 1 else ''}, about {_duration(search)} on one "
         f"process; with evaluation and {settings.output.random_seeds} random draws about {_duration(seconds)}",
@@ -89,16 +89,16 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     return RunPlan(lines, pulls, seconds, memory, reach)
 
 
-def _describe_arms(judge: Judge) -> list[str]:
-    arms, config = judge.arms, judge.model.config
+def _describe_arms(session: Session) -> list[str]:
+    arms, config = session.arms, session.model.config
     lines = [
-        f"{config.model_type} | {config.num_hidden_layers} layers | {judge.totals['parameters']:,} parameters | "
-        f"{judge.totals['macs'] / 1e6:,.1f}M MACs for {judge.tokens} tokens | {judge.accelerator.device}"
+        f"{config.model_type} | {config.num_hidden_layers} layers | {session.totals['parameters']:,} parameters | "
+        f"{session.totals['macs'] / 1e6:,.1f}M MACs for {session.tokens} tokens | {session.accelerator.device}"
     ]
     for kind, name in UNITS.items():
         rows = arms.of_kind(kind)
         if len(rows):
-            share = arms.parameters[rows].sum() / judge.totals["parameters"]
+            share = arms.parameters[rows].sum() / session.totals["parameters"]
             lines.append(
                 f"arms: {len(rows):,} of kind {kind}, up to {arms.units[rows].max()} {name} each, "
                 f"{arms.parameters[rows].max():,} parameters; together {share:.0%} of the model"
@@ -106,7 +106,7 @@ def _describe_arms(judge: Judge) -> list[str]:
     return lines
 
 
-def _describe_layouts(judge: Judge, reach: dict[str, dict[str, float]], refused: dict[str, str]) -> list[str]:
+def _describe_layouts(session: Session, reach: dict[str, dict[str, float]], refused: dict[str, str]) -> list[str]:
     loads = {
         "uniform": "loads with plain AutoModel",
         "per_layer": "loads after import hf_mabprune, or with trust_remote_code=True",
@@ -132,63 +132,63 @@ def _describe_target(size: PruningConfig, plans: layouts.Plans) -> str:
     return f"target {asked}: within reach, removes {removed}; {choice}"
 
 
-def _reach(judge: Judge, prune: PruningConfig) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+def _reach(session: Session, prune: PruningConfig) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Largest feasible fractions of each layout, and why a layout is not possible."""
     reach: dict[str, dict[str, float]] = {}
     refused = {}
     for layout in ("uniform", "per_layer"):
         asked = prune.model_copy(update={"layout": layout})
         try:
-            reach[layout] = layouts.largest_targets(judge.model, judge.arms, judge.totals, asked)
+            reach[layout] = layouts.largest_targets(session.model, session.arms, session.totals, asked)
         except ValueError as reason:
             refused[layout] = str(reason)
     return reach, refused
 
 
 @torch.inference_mode()
-def _time(judge: Judge, settings: PruneConfig, pulls: int) -> tuple[float, float]:
+def _time(session: Session, settings: PruneConfig, pulls: int) -> tuple[float, float]:
     """Seconds of the whole run and of the search alone, from a few forward passes."""
-    batches = judge.batches["calibration"][:MEASURED]
-    inputs = [{name: tensor.to(judge.model.device) for name, tensor in batch.items()} for batch in batches]
-    judge.task.readout(judge.model, inputs[0])  # warms up
+    batches = session.batches["calibration"][:MEASURED]
+    inputs = [{name: tensor.to(session.model.device) for name, tensor in batch.items()} for batch in batches]
+    session.task.readout(session.model, inputs[0])  # warms up
     start = time.perf_counter()
     for batch in inputs:
-        judge.task.readout(judge.model, batch)
-    if judge.model.device.type == "cuda":
+        session.task.readout(session.model, batch)
+    if session.model.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / len(inputs)
-    layers = judge.arms.layer.max() + 1
-    share = float(np.mean((layers - judge.arms.layer) / layers))  # of a forward pass that a pull runs
-    drawn = len(judge.batches["calibration"])
+    layers = session.arms.layer.max() + 1
+    share = float(np.mean((layers - session.arms.layer) / layers))  # of a forward pass that a pull runs
+    drawn = len(session.batches["calibration"])
     passes = settings.search.number_of_rounds * min(drawn, 4)
     if settings.search.refit:
         passes += REFIT_PASSES * drawn + settings.search.moves * drawn // HELD_OUT
     search = seconds * (pulls * share + passes)
     sizes = len(settings.prune.sizes())
-    tests = len(judge.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))
+    tests = len(session.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))
     return search + seconds * tests, search
 
 
-def _memory(judge: Judge, search: SearchConfig) -> tuple[int, int]:
+def _memory(session: Session, search: SearchConfig) -> tuple[int, int]:
     """Bytes at the peak beside the libraries' own, and bytes of the caches in it."""
-    model, refit, size = judge.model, bool(search.refit), judge.model.dtype.itemsize
-    lengths = [batch["input_ids"].numel() for batch in judge.batches["calibration"]]
+    model, refit, size = session.model, bool(search.refit), session.model.dtype.itemsize
+    lengths = [batch["input_ids"].numel() for batch in session.batches["calibration"]]
     tokens = max(lengths)
     hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
-    sites = [site for site in architecture_of(model).sites(model) if site.kind in judge.arms.kind]
+    sites = [site for site in architecture_of(model).sites(model) if site.kind in session.arms.kind]
     columns = [site.units * site.unit_size for site in sites]
     classes = model.config.vocab_size if model.get_output_embeddings() else 0
     outputs = 8 * size * tokens * classes
     gradients = size * tokens * layers * (WIDTHS * hidden + 3 * max(columns)) if refit or search.interactions else 0
     cache = int(min(CACHE_BYTES, 2 * layers * size * hidden * sum(lengths)))
     squares = [8 * width**2 for width in columns]  # second moments of each site, float64
-    teacher = 2 * sum(squares) if judge.compensation else 0  # of the data for refits, and of those held out
-    surgeon = stand_ins = known = 0
+    reference = 2 * sum(squares) if session.compensation else 0  # of the data for refits, and of those held out
+    refit_costs = stand_ins = known = 0
     if refit:
-        surgeon = MOMENTS * max(min(MEMORY // MOMENTS, sum(squares)), max(squares))
+        refit_costs = MOMENTS * max(min(MEMORY // MOMENTS, sum(squares)), max(squares))
         stand_ins = size * sum(squares) // 8
         known = min(KNOWN_BYTES, 8 * hidden * sum(columns) * search.moves)
-    peak = max(surgeon + gradients, cache + gradients, cache + teacher + known)
+    peak = max(refit_costs + gradients, cache + gradients, cache + reference + known)
     return int(2 * model.get_memory_footprint() + stand_ins + outputs + peak), cache
 
 

@@ -19,7 +19,7 @@ from hf_mabprune.artifacts.run_folder import DETAILS, save_weights, write_overvi
 from hf_mabprune.checkpoints.save import round_weights
 from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.effects.pulls.base import Cost
-from hf_mabprune.evaluation.comparison import Judge, Selection, make_report
+from hf_mabprune.evaluation.comparison import Selection, Session, make_report
 from hf_mabprune.evaluation.report import Report, SizeFigures
 from hf_mabprune.iterative import Stage
 from hf_mabprune.recovery.recover import recover
@@ -44,7 +44,7 @@ class Source:
     """
 
     settings: PruneConfig
-    judge: Judge
+    session: Session
     tokenizer: PreTrainedTokenizerBase
     save_dtype: torch.dtype
     found: SearchResult
@@ -52,28 +52,35 @@ class Source:
     stage: Stage | None = None
 
     def cut(self, prune: PruningConfig) -> "PruneResult":
-        """One size, measured beside the unpruned model and random draws. Runs on every process of a launch.
+        """One size, measured beside the dense model and random draws. Runs on every process of a launch.
 
         Raises:
             ValueError: If the target is out of reach, or another one than that of a run in stages.
         """
-        judge = self.judge
+        session = self.session
         if self.stage:
             return self._end_of(self.stage, prune)
         settings = self.settings.model_copy(update={"prune": prune})
-        plans = layouts.make_plans(judge.model, judge.arms, judge.totals, prune)
-        selection = choose_layout(judge, plans, self.found, settings)
-        model, done = judge.cut(selection)
+        plans = layouts.make_plans(session.model, session.arms, session.totals, prune)
+        selection = choose_layout(session, plans, self.found, settings)
+        model, done = session.cut(selection)
         trained = None
-        if settings.recovery and judge.training is not None:
-            arguments = judge.model, judge.task, judge.training, settings.recovery, judge.accelerator, settings.seed
+        if settings.recovery and session.training is not None:
+            arguments = (
+                session.model,
+                session.task,
+                session.training,
+                settings.recovery,
+                session.accelerator,
+                settings.seed,
+            )
             trained = recover(model, *arguments)
         round_weights(model, self.save_dtype)
-        report = make_report(settings, judge, selection, model, done, trained, self.found, self.cost)
-        return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
+        report = make_report(settings, session, selection, model, done, trained, self.found, self.cost)
+        return PruneResult(model, report, session.arms, self.found, selection, settings, self)
 
     def _end_of(self, stage: Stage, prune: PruningConfig) -> "PruneResult":
-        judge, settings, model = self.judge, self.settings, stage.judge.model
+        session, settings, model = self.session, self.settings, stage.session.model
         if prune.target != settings.prune.target:
             raise ValueError(
                 "a run in stages trained its model for one size; for others make new runs, or set recovery.stages to 1"
@@ -81,8 +88,8 @@ class Source:
         reason = "asked for" if prune.layout == stage.plan.layout else "auto: after stages there is no other to try"
         selection = Selection(stage.plan, self.found.kept, 1, prune.min_neurons, reason)
         round_weights(model, self.save_dtype)
-        report = make_report(settings, judge, selection, model, stage.done, stage.trained, self.found, self.cost)
-        return PruneResult(model, report, judge.arms, self.found, selection, settings, self)
+        report = make_report(settings, session, selection, model, stage.done, stage.trained, self.found, self.cost)
+        return PruneResult(model, report, session.arms, self.found, selection, settings, self)
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class PruneResult:
         """Another size from the same search, without new pulls.
 
         Args:
-            target: What to remove of the unpruned model, e.g. `{"parameters": 0.5}`.
+            target: What to remove of the dense model, e.g. `{"parameters": 0.5}`.
             prune: Other settings of the YAML's `prune` part that concern the choice: layout, round_to, floors.
 
         Returns:
@@ -195,14 +202,14 @@ class PruneResult:
         )
 
 
-def choose_layout(judge: Judge, plans: layouts.Plans, found: SearchResult, settings: PruneConfig) -> Selection:
+def choose_layout(session: Session, plans: layouts.Plans, found: SearchResult, settings: PruneConfig) -> Selection:
     """The arms that stay; where `auto` has a choice, validation decides between the layouts."""
-    rules = layouts.width_multiple(settings.prune, judge.model.config.hidden_size), settings.prune.min_neurons
+    rules = layouts.width_multiple(settings.prune, session.model.config.hidden_size), settings.prune.min_neurons
     best = Selection.along(plans.search, found.order, *rules, plans.reason)
     if plans.uniform is None:
         return best
     even = Selection.along(plans.uniform, found.order, *rules)
-    loss, even_loss = (judge.masked(s.kept, "validation", intervals=False).loss for s in (best, even))
+    loss, even_loss = (session.masked(s.kept, "validation", intervals=False).loss for s in (best, even))
     cost = f"validation loss {even_loss:.4f} uniform, {loss:.4f} per_layer"
     if even_loss <= loss * (1 + settings.prune.auto_tolerance):
         return replace(even, reason=f"auto: loads with plain AutoModel and costs little: {cost}")
@@ -235,7 +242,7 @@ def write(
     work = Path()  # only the main process has one
     with ExitStack() as stack:
         for result in cuts:
-            accelerator = result.source.judge.accelerator
+            accelerator = result.source.session.accelerator
             if not reports and accelerator.is_main_process:
                 work = stack.enter_context(files.atomic_folder(folder))
             reports.append(on_main(accelerator, partial(_save, result, work, several)))
@@ -260,4 +267,4 @@ def write(
 def _save(result: PruneResult, work: Path, several: bool) -> Report:
     source = result.source
     place = work / result.report.size_name if several else work
-    return save_weights(result.report, result.model, source.tokenizer, source.save_dtype, source.judge, place)
+    return save_weights(result.report, result.model, source.tokenizer, source.save_dtype, source.session, place)

@@ -38,7 +38,7 @@ def main() -> int:
     """Parses, compares, prints; exit code 1 where something differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--original", help="the unpruned model; the one in config.yaml when left out")
+    parser.add_argument("--original", help="the dense model; the one in config.yaml when left out")
     parser.add_argument("--prompts", type=int, default=8, help="examples of the test split")
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=64, help="greedy tokens, language models only")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.compensation import Known, Teacher, compensate, make_compensation, refit_all
+from hf_mabprune.compensation import DenseReference, Known, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.search.allocation import Allocation, _is_gain
 from hf_mabprune.selection.plan import Plan, make_plan
@@ -22,7 +22,7 @@ def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan,
     totals = {"parameters": 10**6, "macs": 10**6}
     plan = make_plan(arms, TargetConfig(neurons=0.5, heads=0.5), totals, "per_layer", {"neuron": 1, "head": 1})
     scores = -np.random.default_rng(moved(5)).random(len(arms))
-    return Allocation(METHOD, Teacher.on(model, task, batches), trials, seed), plan, scores
+    return Allocation(METHOD, DenseReference.on(model, task, batches), trials, seed), plan, scores
 
 
 def whole(plan: Plan) -> np.ndarray:
@@ -31,11 +31,11 @@ def whole(plan: Plan) -> np.ndarray:
 
 def divergence(allocation: Allocation, plan: Plan, scores: np.ndarray) -> float:
     """Of the cut model with every site refitted."""
-    teacher = allocation.teacher
+    reference = allocation.reference
     keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
-    small = prune_copy(teacher.model, keep, "per_layer")
-    compensate(make_compensation({"name": "least_squares", "guard": False}), teacher, small, keep)
-    return teacher.divergence(small)
+    small = prune_copy(reference.model, keep, "per_layer")
+    compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
+    return reference.divergence(small)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama", "mistral"])
@@ -73,12 +73,12 @@ def test_the_same_seed_takes_the_same_moves() -> None:
 
 def test_refits_that_are_known_are_those_that_are_made() -> None:
     allocation, plan, scores = make("bert", trials=1)
-    teacher, known = allocation.teacher, allocation.known
+    reference, known = allocation.reference, allocation.known
     keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
-    first, second = (prune_copy(teacher.model, keep, "per_layer") for _ in range(2))
-    refit_all(METHOD, teacher, first, keep, known)
+    first, second = (prune_copy(reference.model, keep, "per_layer") for _ in range(2))
+    refit_all(METHOD, reference, first, keep, known)
     size = len(known.found)
-    refit_all(METHOD, teacher, second, keep, known)
+    refit_all(METHOD, reference, second, keep, known)
     assert len(known.found) == size > 0
     for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert one.equal(other), name
@@ -112,10 +112,10 @@ def test_with_no_room_for_refits_the_same_moves_are_taken() -> None:
 
 def test_held_out_data_that_are_all_broken_change_nothing() -> None:
     allocation, plan, scores = make("bert", trials=3)
-    teacher = allocation.teacher
+    reference = allocation.reference
     with torch.no_grad():
-        teacher.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
-    assert teacher.divergences(teacher.model).tolist() == [0.0] == [teacher.divergence(teacher.model)]
+        reference.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+    assert reference.divergences(reference.model).tolist() == [0.0] == [reference.divergence(reference.model)]
     for _ in allocation.run(plan, [scores], whole(plan)):
         pass
     assert allocation.taken == 0 and np.array_equal(allocation.scores, scores)

@@ -12,10 +12,10 @@ import torch
 
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CRITERIA
-from hf_mabprune.criteria.base import Evidence
+from hf_mabprune.criteria.base import CalibrationStatistics
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.effects.refit_costs import Surgeon
+from hf_mabprune.effects.refit_costs import RefitCosts
 from hf_mabprune.selection.plan import make_plan
 from tests.pulls.test_pulls import problem
 
@@ -60,8 +60,8 @@ def test_surgeon(model_type: str) -> None:
     model, task, batches, arms = problem(model_type)
     model.requires_grad_(True)
     with nothing_left_behind():
-        surgeon = Surgeon.of(model, arms, task, batches)
-    assert np.isfinite(surgeon.along).all()
+        refit_costs = RefitCosts.of(model, arms, task, batches)
+    assert np.isfinite(refit_costs.along).all()
 
 
 @pytest.mark.parametrize("name", ["taylor", "fisher", "fisher_rearranged", "kfac_obs"])
@@ -70,6 +70,6 @@ def test_criteria(model_type: str, name: str) -> None:
     model, task, batches, arms = problem(model_type)
     model.requires_grad_(True)
     plan = make_plan(arms, TargetConfig(neurons=0.5), {}, "per_layer", {"neuron": 1, "head": 1})
-    evidence = Evidence(model, arms, task, batches, 0)
+    statistics = CalibrationStatistics(model, arms, task, batches, 0)
     with nothing_left_behind():
-        CRITERIA.get(name)().choose(evidence, plan)
+        CRITERIA.get(name)().choose(statistics, plan)

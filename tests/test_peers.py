@@ -21,30 +21,30 @@ __all__ = ["in_root"]
 @pytest.mark.parametrize("options", [{"importance": "magnitude"}, {"importance": "taylor"}, {"everywhere": True}])
 def test_torch_pruning_keeps_what_it_says(options) -> None:
     pytest.importorskip("torch_pruning")
-    evidence = case("bert", 16)
-    before = {name: weight.clone() for name, weight in evidence.model.state_dict().items()}
+    statistics = case("bert", 16)
+    before = {name: weight.clone() for name, weight in statistics.model.state_dict().items()}
     keep = TorchPruning(**options).keep(
-        evidence.model, evidence.task, evidence.batches, {"neurons": 0.5, "heads": 0.5}
+        statistics.model, statistics.task, statistics.batches, {"neurons": 0.5, "heads": 0.5}
     )
-    sites = architecture_of(evidence.model).sites(evidence.model)
+    sites = architecture_of(statistics.model).sites(statistics.model)
     for kind in ("neuron", "head"):
         units = sum(site.units for site in sites if site.kind == kind)
         assert sum(keep.sizes(kind).values()) == pytest.approx(units / 2, abs=len(sites))
-    small = prune_copy(evidence.model, keep, "per_layer")
-    batch = evidence.batches[0]
-    assert evidence.task.readout(small, batch).logits.isfinite().all()
-    assert all(torch.equal(before[name], weight) for name, weight in evidence.model.state_dict().items())
+    small = prune_copy(statistics.model, keep, "per_layer")
+    batch = statistics.batches[0]
+    assert statistics.task.readout(small, batch).logits.isfinite().all()
+    assert all(torch.equal(before[name], weight) for name, weight in statistics.model.state_dict().items())
 
 
 def test_magnitudes_of_torch_pruning_are_those_of_the_weights() -> None:
     pytest.importorskip("torch_pruning")
-    evidence = case("bert", 16)
-    model = copy.deepcopy(evidence.model)
+    statistics = case("bert", 16)
+    model = copy.deepcopy(statistics.model)
     layer = model.bert.encoder.layer[0]
     with torch.no_grad():  # every other neuron is next to nothing
         layer.intermediate.dense.weight[::2] *= 1e-3
         layer.output.dense.weight[:, ::2] *= 1e-3
-    keep = TorchPruning(importance="magnitude").keep(model, evidence.task, evidence.batches, {"neurons": 0.5})
+    keep = TorchPruning(importance="magnitude").keep(model, statistics.task, statistics.batches, {"neurons": 0.5})
     width = layer.intermediate.dense.out_features
     np.testing.assert_array_equal(keep.of("neuron")[0], np.arange(1, width, 2))
     assert all(len(units) == model.config.num_attention_heads for units in keep.of("head").values())
@@ -53,19 +53,19 @@ def test_magnitudes_of_torch_pruning_are_those_of_the_weights() -> None:
 @pytest.mark.parametrize("method", ["MAW", "L2"])
 def test_optipfair_keeps_what_it_says(method) -> None:
     pytest.importorskip("optipfair")
-    evidence = case("llama", 16)
-    keep = OptiPFair(method=method).keep(evidence.model, evidence.task, evidence.batches, {"neurons": 0.5})
-    width = evidence.model.config.intermediate_size
+    statistics = case("llama", 16)
+    keep = OptiPFair(method=method).keep(statistics.model, statistics.task, statistics.batches, {"neurons": 0.5})
+    width = statistics.model.config.intermediate_size
     assert set(keep.sizes("neuron").values()) == {width // 2}
-    small = prune_copy(evidence.model, keep, "uniform")
-    assert evidence.task.readout(small, evidence.batches[0]).logits.isfinite().all()
+    small = prune_copy(statistics.model, keep, "uniform")
+    assert statistics.task.readout(small, statistics.batches[0]).logits.isfinite().all()
 
 
 def test_heads_that_share_keys_are_refused_by_name() -> None:
     pytest.importorskip("torch_pruning")
-    evidence = case("llama", 16)
+    statistics = case("llama", 16)
     with pytest.raises(ValueError, match="no heads that share keys and values"):
-        TorchPruning().keep(evidence.model, evidence.task, evidence.batches, {"neurons": 0.5})
+        TorchPruning().keep(statistics.model, statistics.task, statistics.batches, {"neurons": 0.5})
 
 
 def test_what_a_peer_cannot_do_is_said_before_any_compute(tmp_path, monkeypatch) -> None:
@@ -94,4 +94,4 @@ def test_a_peer_is_a_method_of_the_suite(tmp_path) -> None:
     rows = Results(tmp_path / "rows.parquet").read()
     assert list(rows["target"]) == ["heads-0.25", "heads-0.5"]
     assert (rows["forward_tokens"] == rows["backward_tokens"]).all() and (rows["forward_tokens"] > 0).all()
-    assert (rows["parameters"] < rows["unpruned_parameters"]).all() and rows["mean_kl"].gt(0).all()
+    assert (rows["parameters"] < rows["dense_parameters"]).all() and rows["mean_kl"].gt(0).all()

@@ -90,7 +90,7 @@ def test_too_few_batches_for_the_refit_are_refused_before_any_pull(
     settings = settings_for(tmp_path, files, "bert", task={"calibration_examples": 8})
     with pytest.raises(ValueError, match="compensation takes at least 2 calibration batches"):
         prune_from_config(settings)
-    assert "unpruned" not in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert "dense" not in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
@@ -254,7 +254,7 @@ def test_broken_batches_are_skipped_counted_and_limited(tmp_path: Path, files: d
     assert (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out.state").exists()
 
     Dataset.from_dict(train).to_parquet(files["test"])
-    with pytest.raises(ValueError, match="the unpruned model's loss on 1 of 48 test examples is not finite"):
+    with pytest.raises(ValueError, match="the dense model's loss on 1 of 48 test examples is not finite"):
         prune_from_config(strict)
 
 

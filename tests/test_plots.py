@@ -179,9 +179,9 @@ def test_search_shows_the_rounds() -> None:
     assert upper.lines[0].get_xdata() == pytest.approx([100 / 3, 200 / 3, 100])
     assert upper.lines[0].get_ydata() == pytest.approx([1e-3, 1e-2, 1e-1])
     assert upper.get_yscale() == "log"
-    pruned, unpruned = lower.lines
+    pruned, dense = lower.lines
     assert pruned.get_ydata() == pytest.approx([0.31, 0.32, 0.33])
-    assert unpruned.get_ydata() == pytest.approx([0.3, 0.3, 0.3])
+    assert dense.get_ydata() == pytest.approx([0.3, 0.3, 0.3])
     expected = "After 3 rounds and 4,500 pulls, 12 of 30 arms are removed: KL 0.1, loss +0.03"
     assert upper.get_title("left") == expected
 

@@ -111,8 +111,8 @@ def test_rows_say_what_was_kept_and_what_it_cost(measured: tuple[Suite, Path, li
     for row in (magnitude, sweep):
         kept = yaml.safe_load(row["kept"])
         assert sum(kept["head"].values()) == 16  # of 4 layers of 8
-        assert row["retained"] == retained(row["value"], row["unpruned"], row["chance"], "accuracy")
-    assert magnitude["parameters"] == sweep["parameters"] < magnitude["unpruned_parameters"]
+        assert row["retained"] == retained(row["value"], row["dense"], row["chance"], "accuracy")
+    assert magnitude["parameters"] == sweep["parameters"] < magnitude["dense_parameters"]
     assert magnitude["forward_tokens"] == magnitude["backward_tokens"] == magnitude["pulls"] == 0  # weights alone
     assert sweep["pulls"] == 32 and sweep["forward_tokens"] > 0
     assert (rows.xs("mask_tuning", level=3)["compensation_tokens"] > 0).all()
@@ -165,8 +165,8 @@ def rows_of(scores: dict[str, list[float]], **columns: Any) -> pd.DataFrame:
                     line = {"task": f"t{task}", "target": f"heads-{at}", "family": "heads", "sparsity": at}
                     line |= {"method": method, "compensation": "none", "seed": seed, "metric": "accuracy"}
                     score = value + step + noise
-                    line |= {"retained": score, "mean_kl": 1 - score, "value": score, "unpruned": 1.0, "chance": 0.5}
-                    line |= {"model": "m", "unpruned_loss": 0.1, "parameters": 100 * (1 - at), "plan": ""}
+                    line |= {"retained": score, "mean_kl": 1 - score, "value": score, "dense": 1.0, "chance": 0.5}
+                    line |= {"model": "m", "dense_loss": 0.1, "parameters": 100 * (1 - at), "plan": ""}
                     line |= {"greater_is_better": True}
                     line |= {"search_seconds": 1.0, "pulls": 1, "forward_tokens": 1, "backward_tokens": 1}
                     lines.append(line | columns)
@@ -253,7 +253,7 @@ def test_the_area_is_the_mean_height() -> None:
 def test_data_sets_near_chance_are_marked_and_left_out(tmp_path: Path) -> None:
     rows = rows_of(SCORES)
     rows.loc[rows["task"] == "t4", "chance"] = 0.96
-    language = ["metric", "greater_is_better", "unpruned", "chance"]
+    language = ["metric", "greater_is_better", "dense", "chance"]
     rows.loc[rows["task"] == "t5", language] = ["perplexity", False, 60.0, 62.0]
     rows.loc[rows["task"] == "t6", language] = ["perplexity", False, 4000.0, 200.0]  # worse than knowing nothing
     rows.loc[rows["task"] == "t7", language] = ["perplexity", False, 60.0, 600.0]
@@ -262,13 +262,13 @@ def test_data_sets_near_chance_are_marked_and_left_out(tmp_path: Path) -> None:
     methods = {name: {"criterion": "random"} for name in SCORES}
     suite = Suite.model_validate({**SUITE, "methods": methods, "planned": []})
     report = quality_report.make_report(suite, rows, len(rows))
-    assert "t4: accuracy, unpruned 1 (near chance)" in report.text
+    assert "t4: accuracy, dense 1 (near chance)" in report.text
     assert list(report.tables["ranks_retained_none"].index) == [f"t{task}" for task in (0, 1, 2, 3, 7, 8)]
     report.save(tmp_path)
     assert (tmp_path / "ranks_retained_none.png").stat().st_size > 0
 
 
-def test_the_metric_retained_goes_from_chance_to_the_unpruned_model() -> None:
+def test_the_metric_retained_goes_from_chance_to_the_dense_model() -> None:
     assert retained(0.75, 1.0, 0.5, "accuracy") == 0.5
     assert retained(0.4, 1.0, 0.5, "accuracy") == 0.0
     assert retained(3.0, 1.0, 5.0, "mse") == 0.5

@@ -35,27 +35,27 @@ HEADS = {"bert": "AutoModelForSequenceClassification", "llama": "AutoModelForCau
 
 
 class Case:
-    """A tiny teacher, a pruned copy of it, and encoded examples."""
+    """A tiny dense, a pruned copy of it, and encoded examples."""
 
     def __init__(self, model_type: str = "bert", layout: str = "per_layer", count: int = 48, **changes: Any) -> None:
         text = {} if model_type == "bert" else {"columns": {"text": "sentence"}, "max_length": 8}
-        self.teacher: PreTrainedModel = tiny_model(model_type, HEADS[model_type], **changes)
+        self.dense: PreTrainedModel = tiny_model(model_type, HEADS[model_type], **changes)
         if model_type == "bert":  # whose outputs hardly depend on what is cut, else
             with torch.no_grad():
-                for parameter in self.teacher.parameters():
+                for parameter in self.dense.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
-        self.task: Task = task_of(self.teacher, make_tokenizer("pair" if model_type == "bert" else "plain"), **text)
+        self.task: Task = task_of(self.dense, make_tokenizer("pair" if model_type == "bert" else "plain"), **text)
         self.examples = self.task.encode(Dataset.from_dict(sentences(count, 0)))
-        self.small = prune_copy(self.teacher, keep_for(self.teacher, layout), layout)  # type: ignore[arg-type]
+        self.small = prune_copy(self.dense, keep_for(self.dense, layout), layout)  # type: ignore[arg-type]
 
     def recover(self, settings: RecoveryConfig = SETTINGS, seed: int = 0, **changes: Any) -> RecoveryFigures:
         settings = RecoveryConfig(**{**settings.model_dump(), **changes})
         accelerator = Accelerator(cpu=True)
-        return recover(self.small, self.teacher, self.task, self.examples, settings, accelerator, seed)
+        return recover(self.small, self.dense, self.task, self.examples, settings, accelerator, seed)
 
     def measure(self) -> Evaluation:
         batches, accelerator = batches_of(self.task, self.examples, 16), Accelerator(cpu=True)
-        models = [forward_of(model, self.task) for model in (self.small, self.teacher)]
+        models = [forward_of(model, self.task) for model in (self.small, self.dense)]
         return evaluate(models[0], self.task, batches, accelerator, models[1], intervals=False)
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -78,7 +78,7 @@ def test_distillation_brings_the_outputs_back_to_the_teachers(
     model_type: str, layout: str, changes: dict[str, Any]
 ) -> None:
     case = Case(model_type, layout, **changes)
-    teacher = {name: weight.clone() for name, weight in case.teacher.state_dict().items()}
+    dense = {name: weight.clone() for name, weight in case.dense.state_dict().items()}
     config, kind, before = case.small.config.to_dict(), type(case.small), case.measure()
     figures = case.recover(alpha=1.0, epochs=8)
     after = case.measure()
@@ -88,7 +88,7 @@ def test_distillation_brings_the_outputs_back_to_the_teachers(
     assert figures.forward_tokens == 2 * figures.backward_tokens > 0
     assert (type(case.small), case.small.training) == (kind, False) and case.small.config.to_dict() == config
     assert all(parameter.requires_grad and parameter.grad is None for parameter in case.small.parameters())
-    assert same(case.teacher.state_dict(), teacher)
+    assert same(case.dense.state_dict(), dense)
     tied = case.small.get_input_embeddings().weight is getattr(case.small.get_output_embeddings(), "weight", None)
     assert tied == bool(changes)
 
@@ -96,9 +96,9 @@ def test_distillation_brings_the_outputs_back_to_the_teachers(
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_task_can_be_recovered(name: str) -> None:
     case = Case()
-    case.task, case.teacher, data = CASES[name].build()
+    case.task, case.dense, data = CASES[name].build()
     case.examples = case.task.encode(data)
-    case.small = prune_copy(case.teacher, keep_for(case.teacher, "per_layer"), "per_layer")
+    case.small = prune_copy(case.dense, keep_for(case.dense, "per_layer"), "per_layer")
     before = case.measure().loss
     case.recover(batch_size=5, epochs=15, alpha=0.0, learning_rate=1e-2)
     assert case.measure().loss < before
@@ -123,7 +123,7 @@ def test_hidden_states_come_back_too() -> None:
         with torch.no_grad():
             states = [
                 model(**case.task.inputs(batch), output_hidden_states=True).hidden_states[1:]
-                for model in (case.small, case.teacher)
+                for model in (case.small, case.dense)
             ]
         found[weight] = float(hidden_distance(*states, batch["attention_mask"]))
     assert found[10.0] < 0.7 * found[0.0]
@@ -159,10 +159,10 @@ def test_working_in_parts_changes_neither_loss_nor_gradient(monkeypatch: pytest.
 
 
 def test_the_distance_of_hidden_states_is_relative_and_leaves_padding_out() -> None:
-    teacher = [torch.full((1, 3, 4), 2.0), torch.full((1, 3, 4), 100.0)]
-    student = [state * torch.tensor([1.5, 1.0, 7.0]).view(1, 3, 1) for state in teacher]
-    assert float(hidden_distance(student, teacher, torch.tensor([[1, 1, 0]]))) == pytest.approx(0.125)
-    assert float(hidden_distance(student, teacher)) == pytest.approx((0.25 + 0 + 36) / 3)
+    dense = [torch.full((1, 3, 4), 2.0), torch.full((1, 3, 4), 100.0)]
+    student = [state * torch.tensor([1.5, 1.0, 7.0]).view(1, 3, 1) for state in dense]
+    assert float(hidden_distance(student, dense, torch.tensor([[1, 1, 0]]))) == pytest.approx(0.125)
+    assert float(hidden_distance(student, dense)) == pytest.approx((0.25 + 0 + 36) / 3)
 
 
 def test_every_epoch_sees_every_example_once_in_batches_of_like_length() -> None:
@@ -286,7 +286,7 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="must be a multiple of the 3 processes that share a step, got 32"):
         recovery.check_recovery(RecoveryConfig(), 3)
     with pytest.raises(ValueError, match="takes at least one example, got none"):
-        recover(case.small, case.teacher, case.task, case.examples.select([]), SETTINGS, Accelerator(cpu=True))
+        recover(case.small, case.dense, case.task, case.examples.select([]), SETTINGS, Accelerator(cpu=True))
     monkeypatch.setattr(recovery, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"method lora needs the package peft: pip install 'hf_mabprune\[lora\]'"):
         recovery.check_recovery(RecoveryConfig(method="lora"), 1)
@@ -294,10 +294,10 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_quickstart_model_gets_its_accuracy_back() -> None:
     folder = ROOT / "examples/quickstart"
-    teacher = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    dense = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32).eval()
     case = Case()
-    case.teacher, case.task = teacher, task_of(teacher, AutoTokenizer.from_pretrained(folder / "model"))
-    case.small = prune_copy(teacher, keep_for(teacher, "uniform", seed=3), "per_layer")  # half of every layer
+    case.dense, case.task = dense, task_of(dense, AutoTokenizer.from_pretrained(folder / "model"))
+    case.small = prune_copy(dense, keep_for(dense, "uniform", seed=3), "per_layer")  # half of every layer
     data = {split: Dataset.from_parquet(str(folder / f"data/{split}.parquet")) for split in ("train", "test")}
     train = case.task.encode(data["train"].select(range(640)))
     case.examples = case.task.encode(data["test"].select(range(256)))
@@ -324,7 +324,7 @@ found["weights"] = hashlib.sha256(weights).hexdigest()
 before = case.weights()
 if accelerator.process_index == 1:
     with torch.no_grad():
-        case.teacher.bert.embeddings.word_embeddings.weight[7] = float("nan")
+        case.dense.bert.embeddings.word_embeddings.weight[7] = float("nan")
 try:
     case.recover()
 except ValueError as error:

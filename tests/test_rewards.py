@@ -26,7 +26,7 @@ def test_kl_is_how_much_nearer_the_output_comes() -> None:
     assert kl(ORIGINAL, CONTEXT, PULLED).tolist() == [-0.5, 0.25, 0.0]
 
 
-def test_squared_compares_with_the_unpruned_model() -> None:
+def test_squared_compares_with_the_dense_model() -> None:
     # (1.5 - 1)^2 - (1.25 - 1)^2, (1 - 2)^2 - (3 - 2)^2, (0.5 - 0.5)^2 - (0.75 - 0.5)^2
     assert squared(ORIGINAL, CONTEXT, PULLED).tolist() == [0.1875, 0.0, -0.0625]
 

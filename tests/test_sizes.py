@@ -193,4 +193,4 @@ def test_evaluate_gives_the_figures_of_the_report(run: Path, place: Path, capsys
     assert found["checkpoint_bytes"] == after.checkpoint_bytes
     assert main(["evaluate", str(place / "model"), "--config", str(place / "run.yaml")]) == 0
     before = Report.from_json(checkpoint / "mabprune" / "report.json").before
-    assert f"{100 * before.metrics['accuracy']:.1f} (" in capsys.readouterr().out, "the unpruned model, too"
+    assert f"{100 * before.metrics['accuracy']:.1f} (" in capsys.readouterr().out, "the dense model, too"

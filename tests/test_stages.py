@@ -60,20 +60,20 @@ def test_stages_end_at_the_target(tmp_path: Path, files: dict[str, str], model_t
     assert "stage 2: target reached" in report.search.stopped_because
 
 
-def test_each_stage_starts_from_the_trained_model_and_learns_from_the_unpruned_one(
+def test_each_stage_starts_from_the_trained_model_and_learns_from_the_dense_one(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched, taught, left = [], [], []
     search, cut = pipeline.search, Stage.cut
 
-    def watched_search(settings, judge, plans, run):
-        searched.append({name: weight.clone() for name, weight in judge.model.state_dict().items()})
-        return search(settings, judge, plans, run)
+    def watched_search(settings, session, plans, run):
+        searched.append({name: weight.clone() for name, weight in session.model.state_dict().items()})
+        return search(settings, session, plans, run)
 
     def watched_cut(self, *arguments):
         taught.append(self.whole.model)
         after = cut(self, *arguments)
-        left.append({name: weight.clone() for name, weight in after.judge.model.state_dict().items()})
+        left.append({name: weight.clone() for name, weight in after.session.model.state_dict().items()})
         return after
 
     monkeypatch.setattr(pipeline, "search", watched_search)

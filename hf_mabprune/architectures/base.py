@@ -185,7 +185,7 @@ class Architecture(ABC):
         """A stock config that describes the same sizes in every layer.
 
         Args:
-            config: Of the unpruned model; it is not changed.
+            config: Of the dense model; it is not changed.
             width: F in every layer.
             heads: H in every layer.
 

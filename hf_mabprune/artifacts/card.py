@@ -57,8 +57,8 @@ def write_card(
         report: Of the run.
         config_yaml: The resolved config.
         folder: Of the checkpoint; figures in `folder/figures` are shown.
-        base_model: Hub name of the unpruned model; None takes the report's where that looks like one.
-        license: Identifier of the unpruned model's license, e.g. "apache-2.0"; None leaves it out.
+        base_model: Hub name of the dense model; None takes the report's where that looks like one.
+        license: Identifier of the dense model's license, e.g. "apache-2.0"; None leaves it out.
         repo_id: Hub name that the checkpoint gets, where it is known.
 
     Raises:
@@ -108,7 +108,7 @@ def write_overview(reports: Sequence[Report], folder: Path) -> Path:
     first = reports[0]
     metric = first.main_metric
     headings = ["size", "layout", "parameters (M)", "MACs (M)", metric, "random, mean", "speed-up", "load"]
-    whole = ["unpruned", "", f"{first.before.parameters / 1e6:,.2f}", f"{first.before.macs / 1e6:,.2f}"]
+    whole = ["dense", "", f"{first.before.parameters / 1e6:,.2f}", f"{first.before.macs / 1e6:,.2f}"]
     rows = [[*whole, _metric(first.before, metric), "", "", ""]]
     for size, report in zip((report.in_short() for report in reports), reports, strict=True):
         rows.append(

@@ -88,10 +88,10 @@ def search(report: Report) -> Figure:
     figure, (upper, lower) = _figure(2, 1, height=5.4, sharex=True)
     x = 100 * rounds["removed_fraction"]
     upper.plot(x, rounds["kl"], color=REMOVED, marker="o", zorder=3)
-    upper.set_ylabel("KL divergence from\nthe unpruned model (nats)")
+    upper.set_ylabel("KL divergence from\nthe dense model (nats)")
     _scale(upper, rounds["kl"].to_numpy())
     lower.plot(x, rounds["loss"], color=REMOVED, marker="o", label="pruned so far", zorder=3)
-    lower.plot(x, rounds["loss_before"], color=KEPT, marker="s", linestyle="--", label="unpruned, same batch")
+    lower.plot(x, rounds["loss_before"], color=KEPT, marker="s", linestyle="--", label="dense, same batch")
     lower.set_ylabel("loss (nats)")
     lower.set_xlabel("progress of the removal (% of the target)")
     lower.set_xlim(0, 104)
@@ -116,14 +116,14 @@ def pareto(report: Report) -> Figure:
     costs = [
         ("parameters (M)", [size.parameters / 1e6 for size in sizes], before.parameters / 1e6),
         ("MACs of one sequence (M)", [size.macs / 1e6 for size in sizes], before.macs / 1e6),
-        ("latency, share of the unpruned", [1 / size.speedup for size in sizes if size.speedup], 1.0),
+        ("latency, share of the dense", [1 / size.speedup for size in sizes if size.speedup], 1.0),
     ]
     figure, panels = _figure(1, len(costs), height=3.6, sharey=True)
     low, high = np.array([size.interval for size in sizes]).T
     whole_low, whole_high = before.intervals[report.main_metric]
     for panel, (label, cost, whole) in zip(panels, costs, strict=True):
         panel.set_xlabel(label)
-        panel.scatter([whole], [before.metrics[report.main_metric]], color=GREY, marker="s", label="unpruned")
+        panel.scatter([whole], [before.metrics[report.main_metric]], color=GREY, marker="s", label="dense")
         panel.axhspan(whole_low, whole_high, color=WHOLE, alpha=0.6, linewidth=0)
         if len(cost) == len(sizes):
             metric = np.array([size.metric for size in sizes])

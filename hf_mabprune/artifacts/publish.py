@@ -47,8 +47,8 @@ def push_checkpoint(
         private: For a repository that is made; None takes the owner's default.
         revision: Branch, made where it does not exist; None is main.
         message: Of the commit.
-        license: Of the unpruned model; None takes what its own card says, if that can be read.
-        base_model: Hub name of the unpruned model; None takes the report's where that looks like one.
+        license: Of the dense model; None takes what its own card says, if that can be read.
+        base_model: Hub name of the dense model; None takes the report's where that looks like one.
         token: With write permission; None takes the one of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -185,7 +185,7 @@ def _for_publication(
 
 
 def _license(report: Report, base_model: str | None, token: str) -> str | None:
-    """What the unpruned model's own card says: in its folder, else on the Hub; None where no card can be read."""
+    """What the dense model's own card says: in its folder, else on the Hub; None where no card can be read."""
     local, name = Path(report.model) / "README.md", base_model or model_card.hub_model(report.model)
     cards: list[str | Path] = [local] if local.is_file() else []
     for card in cards + ([name] if name else []):

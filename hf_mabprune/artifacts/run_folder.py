@@ -12,7 +12,7 @@ from hf_mabprune.artifacts import card as model_card
 from hf_mabprune.artifacts import plots
 from hf_mabprune.checkpoints.load import reload_difference
 from hf_mabprune.checkpoints.save import save_checkpoint
-from hf_mabprune.evaluation.comparison import Judge
+from hf_mabprune.evaluation.comparison import Session
 from hf_mabprune.evaluation.report import Report
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
@@ -25,7 +25,7 @@ def save_weights(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     save_dtype: torch.dtype,
-    judge: Judge,
+    session: Session,
     folder: Path,
 ) -> Report:
     """Writes a checkpoint and reads it back.
@@ -42,7 +42,7 @@ def save_weights(
         report,
         before=replace(report.before, checkpoint_bytes=report.before.parameters * save_dtype.itemsize),
         after=replace(report.after, checkpoint_bytes=size),
-        reload={"max_logit_difference": _reload(model, folder, judge)},
+        reload={"max_logit_difference": _reload(model, folder, session)},
     )
 
 
@@ -66,9 +66,9 @@ def write_overview(reports: Sequence[Report], config_yaml: str, folder: Path) ->
     model_card.write_overview(reports, folder)
 
 
-def _reload(model: PreTrainedModel, folder: Path, judge: Judge) -> float:
-    batch = {name: tensor.to(model.device) for name, tensor in judge.batches["test"][-1].items()}
-    difference = reload_difference(model, folder, judge.task.auto_class, judge.task.inputs(batch))
+def _reload(model: PreTrainedModel, folder: Path, session: Session) -> float:
+    batch = {name: tensor.to(model.device) for name, tensor in session.batches["test"][-1].items()}
+    difference = reload_difference(model, folder, session.task.auto_class, session.task.inputs(batch))
     if difference > TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise RuntimeError(
             f"the saved checkpoint differs from the model in memory by {difference:.2g} on logits; nothing was written"

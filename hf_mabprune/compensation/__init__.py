@@ -1,16 +1,16 @@
-"""Compensation, one file each: what stays is refitted to give what the unpruned model gave. No training."""
+"""Compensation, one file each: what stays is refitted to give what the dense model gave. No training."""
 
 from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, make_compensation
+from hf_mabprune.compensation.dense_reference import DenseReference
 from hf_mabprune.compensation.refit import CompensationFigures, Known, SiteFigures, compensate, refit_all
-from hf_mabprune.compensation.teacher import Teacher
 
 __all__ = [
     "COMPENSATIONS",
     "Compensation",
     "CompensationFigures",
+    "DenseReference",
     "Known",
     "SiteFigures",
-    "Teacher",
     "compensate",
     "make_compensation",
     "refit_all",

@@ -1,6 +1,6 @@
 """The contract of a compensation: second moments in, new weights of one cut output projection out.
 
-A site's projection gave y = W h + b in the unpruned model; the cut one sees x, the S inputs that stay. A method turns
+A site's projection gave y = W h + b in the dense model; the cut one sees x, the S inputs that stay. A method turns
 second moments of x and y into new weights W'; the bias, where there may be one, takes up the means. Everything comes
 from calibration data; no labels are read.
 Symbols: C inputs of a whole projection, S that stay; D outputs; N positions seen.
@@ -26,7 +26,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Regression:
-    """What a refit is made from: moments of the inputs x that stay and of the unpruned model's outputs y.
+    """What a refit is made from: moments of the inputs x that stay and of the dense model's outputs y.
 
     Attributes:
         x: [S] float64, E[x].
@@ -44,7 +44,7 @@ class Regression:
 
     @classmethod
     def of_moments(cls, found: Moments, projection: nn.Linear) -> "Regression":
-        """Where x is all that the unpruned model itself has there, its inputs h."""
+        """Where x is all that the dense model itself has there, its inputs h."""
         weight, bias = float64_of(projection)
         wide = weight @ found.second  # [D, C]
         y = weight @ found.mean
@@ -85,7 +85,7 @@ class Compensation(ABC):
     Args:
         guard: Whether refits are taken only where the held-out divergence does not grow.
         bottom_up: Takes x from the model that is already pruned and refitted below (K-prune, Park et al. 2023, arXiv
-            2308.03449) and not from the unpruned one: two more passes over part of the layers for each site.
+            2308.03449) and not from the dense one: two more passes over part of the layers for each site.
     """
 
     guard: bool = option(True, "leave sites alone without whose refit held-out KL divergence is lower")

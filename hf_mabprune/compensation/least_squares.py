@@ -13,7 +13,7 @@ from hf_mabprune.registry import option
 class LeastSquares(Compensation):
     """min over W' of E|W' x - y|^2 + lambda |W' - W_S|^2, W_S being the weights as surgery left them.
 
-    W' = W_S + (E[y x'] - W_S E[x x']) (E[x x'] + lambda I)^-1. With x and y from the unpruned model that is
+    W' = W_S + (E[y x'] - W_S E[x x']) (E[x x'] + lambda I)^-1. With x and y from the dense model that is
     W_S + W_R B, where B predicts the inputs that went from those that stay by ridge regression. So what the data does
     not determine stays as surgery left it.
 

@@ -1,7 +1,7 @@
-"""Refits the output projections of a pruned model to give what the unpruned one gave, site by site.
+"""Refits the output projections of a pruned model to give what the dense one gave, site by site.
 
 The guard begins with all refits and takes back, in the order of the forward pass, each without which the KL divergence
-of the outputs from the unpruned model's is lower on held-out calibration data: least squares at one site can harm the
+of the outputs from the dense model's is lower on held-out calibration data: least squares at one site can harm the
 output, most of all where much has gone. Refits help each other, so that to add them one by one would refuse too many.
 Symbols: S inputs of a projection that stay; D outputs; N positions seen.
 """
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression, float64_of
-from hf_mabprune.compensation.teacher import FinishedLayers, Teacher
+from hf_mabprune.compensation.dense_reference import DenseReference, FinishedLayers
 from hf_mabprune.surgery.cut import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
@@ -61,7 +61,7 @@ class SiteFigures:
 
     Attributes:
         refitted: Whether it has new weights.
-        error_before, error_after: Mean squared distance of the site's output from the unpruned model's, on held-out
+        error_before, error_after: Mean squared distance of the site's output from the dense model's, on held-out
             data, over that output's variance; after is that of the weights it ended with.
         reason: Why the site was left alone; empty where it was not.
     """
@@ -79,10 +79,10 @@ class CompensationFigures:
     """What a compensation did, and what it cost.
 
     Attributes:
-        kl_before, kl_after: Mean KL divergence of the outputs from the unpruned model's, on held-out data, in nats.
+        kl_before, kl_after: Mean KL divergence of the outputs from the dense model's, on held-out data, in nats.
         parameters: Added by biases that were not there before.
         seconds: Of the whole compensation; what several selections share counts where it was made.
-        forward_tokens: Tokens, padding included, that passed through the unpruned or the pruned model; a part of its
+        forward_tokens: Tokens, padding included, that passed through the dense or the pruned model; a part of its
             layers counts as that part.
     """
 
@@ -103,26 +103,26 @@ class CompensationFigures:
 
 @torch.no_grad()
 def compensate(
-    method: Compensation, teacher: Teacher, small: PreTrainedModel, keep: KeepIndices
+    method: Compensation, reference: DenseReference, small: PreTrainedModel, keep: KeepIndices
 ) -> CompensationFigures:
     """Refits the cut output projections of a pruned model, in place, its config with them where a bias appears.
 
     Args:
         method: From `make_compensation`.
-        teacher: The unpruned model and its data.
-        small: From `surgery.prune_copy(teacher.model, keep, ...)`.
+        reference: The dense model and its data.
+        small: From `surgery.prune_copy(reference.model, keep, ...)`.
         keep: Unit indices that stayed.
 
     Returns:
         What was done at each site that was cut, in the order of the forward pass.
     """
-    started, spent = time.monotonic(), sum(teacher.spent)
+    started, spent = time.monotonic(), sum(reference.spent)
     parameters = small.num_parameters()
-    kl_before = teacher.divergence(small)
-    refits = [_Refit(method, teacher, small, site, keep) for site in _cut_sites(teacher.model, keep)]
-    kl = teacher.divergence(small)
+    kl_before = reference.divergence(small)
+    refits = [_Refit(method, reference, small, site, keep) for site in _cut_sites(reference.model, keep)]
+    kl = reference.divergence(small)
     if method.guard:
-        kl = _guard(teacher, small, refits, kl_before, kl)
+        kl = _guard(reference, small, refits, kl_before, kl)
     declare_biases(small, [refit.site for refit in refits if refit.gave_bias()])
     return CompensationFigures(
         sites=[refit.figures() for refit in refits],
@@ -130,14 +130,14 @@ def compensate(
         kl_after=kl,
         parameters=small.num_parameters() - parameters,
         seconds=time.monotonic() - started,
-        forward_tokens=round(sum(teacher.spent) - spent),
+        forward_tokens=round(sum(reference.spent) - spent),
     )
 
 
 @torch.no_grad()
 def refit_all(
     method: Compensation,
-    teacher: Teacher,
+    reference: DenseReference,
     small: PreTrainedModel,
     keep: KeepIndices,
     known: Known,
@@ -145,27 +145,27 @@ def refit_all(
     """The same without a guard, and without a config that says where biases came.
 
     Args:
-        known: What earlier calls with this method and teacher came to; it is added to.
+        known: What earlier calls with this method and reference came to; it is added to.
     """
-    for site in _cut_sites(teacher.model, keep):
-        _Refit(method, teacher, small, site, keep, None if method.bottom_up else known)
+    for site in _cut_sites(reference.model, keep):
+        _Refit(method, reference, small, site, keep, None if method.bottom_up else known)
 
 
 def _guard(
-    teacher: Teacher, small: PreTrainedModel, refits: Sequence["_Refit"], kl_before: float, kl: float
+    reference: DenseReference, small: PreTrainedModel, refits: Sequence["_Refit"], kl_before: float, kl: float
 ) -> float:
     """Takes back the refits without which the held-out divergence is lower; all, if it is lowest with none.
 
     Returns:
         The divergence now.
     """
-    finished = FinishedLayers(teacher, small)
+    finished = FinishedLayers(reference, small)
     for refit in refits:
         if refit.reason:
             continue
         finished.raise_to(refit.site.layer)
         refit.put(refit.before)
-        found = teacher.divergence(small, kl, finished)
+        found = reference.divergence(small, kl, finished)
         if found < kl or not np.isfinite(kl):
             kl, refit.reason = found, LOWER
         else:
@@ -184,13 +184,13 @@ class _Refit:
     def __init__(
         self,
         method: Compensation,
-        teacher: Teacher,
+        reference: DenseReference,
         small: PreTrainedModel,
         site: Site,
         keep: KeepIndices,
         known: Known | None = None,
     ) -> None:
-        self.method, self.teacher, self.small, self.site = method, teacher, small, site
+        self.method, self.reference, self.small, self.site = method, reference, small, site
         self.projection, self.columns = linear_at(small, site.output), _columns(site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, site)
         self.before = self.after = float64_of(self.projection)
@@ -216,11 +216,11 @@ class _Refit:
 
     def _regression(self, held_out: bool) -> Regression:
         """On the data that refits are made from, or on held-out data."""
-        teacher, site = self.teacher, self.site
+        reference, site = self.reference, self.site
         if self.method.bottom_up:
-            batches = teacher.held_out if held_out else teacher.batches
-            return Regression.of_pairs(teacher.pairs(self.small, site, batches))
-        return teacher.regression(site, held_out).at(self.columns)
+            batches = reference.held_out if held_out else reference.batches
+            return Regression.of_pairs(reference.pairs(self.small, site, batches))
+        return reference.regression(site, held_out).at(self.columns)
 
     def put(self, values: Values) -> None:
         """Weight and bias into the pruned model; a bias that it may have and did not have comes and goes with them."""
@@ -250,7 +250,7 @@ def _bytes(values: Values) -> int:
 
 
 def _cut_sites(model: PreTrainedModel, keep: KeepIndices) -> list[Site]:
-    """The sites of the unpruned model where something went, in the order of its forward pass."""
+    """The sites of the dense model where something went, in the order of its forward pass."""
     sites = architecture_of(model).sites(model)
     cut = [site for site in sites if len(keep.of(site.kind).get(site.layer, range(site.units))) < site.units]
     return sorted(cut, key=lambda site: (site.layer, site.kind == "neuron"))

@@ -251,7 +251,7 @@ class OutputConfig(Strict):
 
 
 class RecoveryConfig(Strict):
-    """How a pruned model gets quality back: training on the calibration split, with the unpruned model as teacher."""
+    """How a pruned model gets quality back: training on the calibration split, with the dense model as reference."""
 
     method: Literal["full", "lora"] = Field(
         "full", description="full: all weights are trained; lora: low-rank updates of what pruning cuts, merged after"
@@ -270,9 +270,9 @@ class RecoveryConfig(Strict):
     warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="part of the steps in which the rate rises from zero")
     weight_decay: float = Field(0.01, ge=0.0, allow_inf_nan=False, description="of AdamW; biases and norms get none")
     alpha: float = Field(
-        0.5, ge=0.0, le=1.0, description="weight of the teacher's outputs; 1 - alpha is that of the labels"
+        0.5, ge=0.0, le=1.0, description="weight of the reference's outputs; 1 - alpha is that of the labels"
     )
-    temperature: float = Field(2.0, gt=0, allow_inf_nan=False, description="of the softmax of teacher and student")
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False, description="of the softmax of reference and student")
     hidden_weight: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="weight of the distance between hidden states after each layer"
     )
@@ -298,7 +298,7 @@ class PruneConfig(Strict):
         "null: none",
     )
     recovery: RecoveryConfig | None = Field(
-        None, description="training of what stays, with the unpruned model as teacher; null: none"
+        None, description="training of what stays, with the dense model as reference; null: none"
     )
     output: OutputConfig = Field(description="where the result goes")
     seed: int = Field(0, ge=0, description="of everything random")

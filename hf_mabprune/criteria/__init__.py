@@ -1,5 +1,5 @@
 """Criteria, one file each: what an arm is worth without pulling it, as baselines and priors."""
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion
 
-__all__ = ["CRITERIA", "Criterion", "Evidence"]
+__all__ = ["CRITERIA", "CalibrationStatistics", "Criterion"]

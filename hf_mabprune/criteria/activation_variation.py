@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 
 
 @CRITERIA.register("activation_variation")
@@ -14,5 +14,5 @@ class ActivationVariation(Criterion):
     available does not define; this definition under that name is this project's.
     """
 
-    def scores(self, evidence: Evidence) -> Floats:
-        return evidence.sums(lambda site: evidence.moments[site.output].variance().cpu().numpy())
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        return statistics.sums(lambda site: statistics.moments[site.output].variance().cpu().numpy())

@@ -22,7 +22,7 @@ from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.gradients import estimate
-from hf_mabprune.effects.kfac import Curvature, curvatures
+from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.registry import Registry
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.tasks.base import Batch, Task
@@ -35,14 +35,14 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class CalibrationStatistics:
     """What criteria are made from; each statistic is computed when it is first asked for, and kept.
 
     Every process of a launch computes the same, so that nothing depends on how many there are. The model is neither
     changed nor given gradients.
 
     Attributes:
-        model: The unpruned model, in evaluation mode.
+        model: The dense model, in evaluation mode.
         batches: Of calibration data.
         seed: Of everything random.
     """
@@ -65,18 +65,18 @@ class Evidence:
         return moments(self.model, self.task, self.batches, [site for site, _ in self.sites])
 
     @property
-    def curvatures(self) -> dict[str, Curvature]:
-        """Curvature of the KL divergence at each site's output projection, by its path; one forward pass a batch."""
+    def kfac_factors(self) -> dict[str, KfacFactors]:
+        """KfacFactors of the KL divergence at each site's output projection, by its path; one forward pass a batch."""
         return self._curved[0]
 
     @property
-    def curvature_passes(self) -> int:
-        """Backward passes a batch that the curvatures took."""
+    def kfac_passes(self) -> int:
+        """Backward passes a batch that the kfac_factors took."""
         return self._curved[1]
 
     @cached_property
-    def _curved(self) -> tuple[dict[str, Curvature], int]:
-        return curvatures(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)
+    def _curved(self) -> tuple[dict[str, KfacFactors], int]:
+        return kfac_factors(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)
 
     @cached_property
     def magnitudes(self) -> dict[str, Floats]:
@@ -137,14 +137,14 @@ class Criterion(ABC):
     per_cost: ClassVar[bool] = True
 
     @abstractmethod
-    def scores(self, evidence: Evidence) -> Floats:
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
         """[K], low = safe to remove."""
 
-    def choose(self, evidence: Evidence, plan: Plan) -> tuple[Bools, Ints]:
+    def choose(self, statistics: CalibrationStatistics, plan: Plan) -> tuple[Bools, Ints]:
         """Removes what a plan asks for, lowest scores first; its floors hold.
 
         Args:
-            plan: Over the arms of the evidence.
+            plan: Over the arms of the statistics.
 
         Returns:
             kept, [K], and the order of removal, [K]: first the arms that go, then those that stay, safest first.
@@ -152,7 +152,7 @@ class Criterion(ABC):
         Raises:
             ValueError: If a score is not finite.
         """
-        scores = self.scores(evidence)
+        scores = self.scores(statistics)
         if not np.isfinite(scores).all():
             raise ValueError(
                 f"the scores of {type(self).__name__} are not finite for {int((~np.isfinite(scores)).sum())} of "

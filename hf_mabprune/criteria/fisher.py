@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 from hf_mabprune.registry import option
 
 
@@ -19,5 +19,5 @@ class Fisher(Criterion):
 
     per_example: bool = option(False, "square the gradient of each example instead of each batch")
 
-    def scores(self, evidence: Evidence) -> Floats:
-        return np.square(evidence.example_gradients if self.per_example else evidence.gradients).sum(1)
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        return np.square(statistics.example_gradients if self.per_example else statistics.gradients).sum(1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, Bools, Criterion, Evidence, Floats, Ints
+from hf_mabprune.criteria.base import CRITERIA, Bools, CalibrationStatistics, Criterion, Floats, Ints
 from hf_mabprune.selection.plan import Plan
 
 
@@ -21,18 +21,18 @@ class FisherRearranged(Criterion):
     Source: Kwon et al. 2022, arXiv 2204.09656, section 4.2 and released code.
     """
 
-    def scores(self, evidence: Evidence) -> Floats:
-        return np.square(evidence.gradients).sum(1)
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        return np.square(statistics.gradients).sum(1)
 
-    def choose(self, evidence: Evidence, plan: Plan) -> tuple[Bools, Ints]:
+    def choose(self, statistics: CalibrationStatistics, plan: Plan) -> tuple[Bools, Ints]:
         """As the contract says; a layer's arms take one another's places in the order, so that it ends in `kept`."""
-        kept, order = super().choose(evidence, plan)
-        arms, scores = evidence.arms, self.scores(evidence)
+        kept, order = super().choose(statistics, plan)
+        arms, scores = statistics.arms, self.scores(statistics)
         for _, _, rows in arms.groups():
             for units in np.unique(arms.units[rows]):
                 mine = rows[arms.units[rows] == units]
                 fixed = rows[~kept[rows] & (arms.units[rows] != units)]
-                kept[mine] = exchange(evidence.gradients[mine], kept[mine], evidence.gradients[fixed].sum(0))
+                kept[mine] = exchange(statistics.gradients[mine], kept[mine], statistics.gradients[fixed].sum(0))
                 order[np.isin(order, mine)] = mine[np.lexsort((scores[mine], kept[mine]))]
         return kept, order
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 from hf_mabprune.registry import option
 
 
@@ -26,12 +26,12 @@ class Flap(Criterion):
 
     square_heads: bool = option(False, "square attention's metric before it is standardised, as in the released code")
 
-    def scores(self, evidence: Evidence) -> Floats:
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
         def standardised(site: Site) -> Floats:
-            variance = evidence.moments[site.output].variance().cpu().numpy()
-            metric = variance * np.square(evidence.weight(site.output)).sum(0)
+            variance = statistics.moments[site.output].variance().cpu().numpy()
+            metric = variance * np.square(statistics.weight(site.output)).sum(0)
             if self.square_heads and site.kind == "head":
                 metric = np.square(metric)
             return (metric - metric.mean()) / max(metric.std(ddof=1), np.finfo(float).tiny)
 
-        return evidence.sums(standardised) / evidence.sums(lambda site: np.ones(site.units * site.unit_size))
+        return statistics.sums(standardised) / statistics.sums(lambda site: np.ones(site.units * site.unit_size))

@@ -1,10 +1,10 @@
-"""Optimal brain surgeon on whole arms, with errors measured at the outputs of the model."""
+"""Optimal brain refit_costs on whole arms, with errors measured at the outputs of the model."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 from hf_mabprune.effects.obs import increases
 from hf_mabprune.effects.refit_costs import in_outputs
 from hf_mabprune.registry import option
@@ -13,13 +13,13 @@ from hf_mabprune.registry import option
 @CRITERIA.register("kfac_obs")
 @dataclass(kw_only=True)
 class KfacOBS(Criterion):
-    """As obs, but a change dW costs 1/2 tr(G dW A dW') and not tr(dW H dW'), G and A as in `curvature.Curvature`.
+    """As obs, but a change dW costs 1/2 tr(G dW A dW') and not tr(dW H dW'), G and A as in `kfac.KfacFactors`.
 
-    So an arm's score is the KL divergence from the unpruned model, in nats, that its removal adds when all other
+    So an arm's score is the KL divergence from the dense model, in nats, that its removal adds when all other
     columns of its layer are refitted, to second order; comparable between layers, FFNs and attention. Where the
     projection may have a bias, which takes up the means, A is centred.
 
-    Source: LLM Surgeon, van der Ouderaa et al. 2024, arXiv 2312.17244, has OBS on rows and columns with Kronecker
+    Source: LLM RefitCosts, van der Ouderaa et al. 2024, arXiv 2312.17244, has OBS on rows and columns with Kronecker
     factors of the empirical Fisher information of the loss. Here the factors are those of the KL divergence, and
     inputs are weighted by how much each position bears on the outputs.
 
@@ -33,11 +33,11 @@ class KfacOBS(Criterion):
         if not 0.0 < self.damping < np.inf:
             raise ValueError(f"damping must be finite and above 0, got {self.damping}")
 
-    def scores(self, evidence: Evidence) -> Floats:
-        found = np.empty(len(evidence.arms))
-        for site, rows in evidence.sites:
-            factors = in_outputs(evidence.model, site, evidence.curvatures[site.output])
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        found = np.empty(len(statistics.arms))
+        for site, rows in statistics.sites:
+            factors = in_outputs(statistics.model, site, statistics.kfac_factors[site.output])
             weight, second = (factor.cpu().numpy() for factor in factors)
-            size = int(evidence.arms.units[rows].max()) * site.unit_size
+            size = int(statistics.arms.units[rows].max()) * site.unit_size
             found[rows] = increases(weight, second, size, len(rows), self.damping) / 2
         return found

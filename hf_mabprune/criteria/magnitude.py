@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats, Ints
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats, Ints
 from hf_mabprune.registry import option
 
 
@@ -24,16 +24,16 @@ class Magnitude(Criterion):
 
     inputs: bool = option(False, "multiply by the norms of the rows that make the arm's columns")
 
-    def scores(self, evidence: Evidence) -> Floats:
-        found = np.empty(len(evidence.arms))
-        for site, rows in evidence.sites:
-            found[rows] = self._at(evidence, site, rows)
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        found = np.empty(len(statistics.arms))
+        for site, rows in statistics.sites:
+            found[rows] = self._at(statistics, site, rows)
         return found
 
-    def _at(self, evidence: Evidence, site: Site, rows: Ints) -> Floats:
-        squares = [np.square(evidence.weight(site.output)).sum(0)]
+    def _at(self, statistics: CalibrationStatistics, site: Site, rows: Ints) -> Floats:
+        squares = [np.square(statistics.weight(site.output)).sum(0)]
         if self.inputs:
             makers = (*site.per_unit, *site.per_group)
-            squares += [np.square(evidence.weight(path)).sum(1) for path in makers]
-        norms = [evidence.sums_at(site, rows, each) for each in squares]
+            squares += [np.square(statistics.weight(path)).sum(1) for path in makers]
+        norms = [statistics.sums_at(site, rows, each) for each in squares]
         return np.prod([norm ** (1 / len(norms)) for norm in norms], axis=0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 
 
 @CRITERIA.register("minitron")
@@ -17,5 +17,5 @@ class Minitron(Criterion):
     equal; here the plan decides. Positions of padding are left out.
     """
 
-    def scores(self, evidence: Evidence) -> Floats:
-        return evidence.sums(lambda site: evidence.magnitudes[site.output])
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        return statistics.sums(lambda site: statistics.magnitudes[site.output])

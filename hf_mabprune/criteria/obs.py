@@ -1,10 +1,10 @@
-"""Optimal brain surgeon on whole arms: what is kept is refitted after every removal."""
+"""Optimal brain refit_costs on whole arms: what is kept is refitted after every removal."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 from hf_mabprune.effects.obs import increases
 from hf_mabprune.registry import option
 
@@ -37,11 +37,11 @@ class OBS(Criterion):
         if not 0.0 < self.damping < np.inf:
             raise ValueError(f"damping must be finite and above 0, got {self.damping}")
 
-    def scores(self, evidence: Evidence) -> Floats:
-        found = np.empty(len(evidence.arms))
-        for site, rows in evidence.sites:
-            weight, second = evidence.weight(site.output), evidence.moments[site.output].second.cpu().numpy()
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        found = np.empty(len(statistics.arms))
+        for site, rows in statistics.sites:
+            weight, second = statistics.weight(site.output), statistics.moments[site.output].second.cpu().numpy()
             scale = max(float((weight @ second * weight).sum()), np.finfo(float).tiny) if self.relative else 1.0
-            size = int(evidence.arms.units[rows].max()) * site.unit_size
+            size = int(statistics.arms.units[rows].max()) * site.unit_size
             found[rows] = increases(weight, second, size, len(rows), self.damping) / scale
         return found

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 
 
 @CRITERIA.register("taylor")
@@ -19,5 +19,5 @@ class Taylor(Criterion):
     1905.10650, section 4.1. Both take the absolute value on each example, before the mean.
     """
 
-    def scores(self, evidence: Evidence) -> Floats:
-        return np.abs(evidence.gradients.mean(1))
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
+        return np.abs(statistics.gradients.mean(1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, Criterion, Evidence, Floats
+from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
 
 
 @CRITERIA.register("wanda_sp")
@@ -15,12 +15,12 @@ class WandaSP(Criterion):
 
     Source: Sun et al. 2023, arXiv 2306.11695, equation 1, in the structured form of the code released with An et al.
     2023, arXiv 2312.11983 (mean over output rows, sum over a head's columns). There the same share goes from every
-    layer and later layers see the pruned ones before them; here the plan decides, and the model stays unpruned.
+    layer and later layers see the pruned ones before them; here the plan decides, and the model stays dense.
     """
 
-    def scores(self, evidence: Evidence) -> Floats:
+    def scores(self, statistics: CalibrationStatistics) -> Floats:
         def columns(site: Site) -> Floats:
-            second = evidence.moments[site.output].second.diagonal().cpu().numpy()
-            return np.abs(evidence.weight(site.output)).mean(0) * np.sqrt(second)
+            second = statistics.moments[site.output].second.diagonal().cpu().numpy()
+            return np.abs(statistics.weight(site.output)).mean(0) * np.sqrt(second)
 
-        return evidence.sums(columns)
+        return statistics.sums(columns)

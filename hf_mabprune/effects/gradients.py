@@ -51,11 +51,11 @@ def estimate(
     """The estimated reward of every arm on every example of a batch.
 
     Args:
-        model: The unpruned model, in evaluation mode; its weights are never touched and get no gradients.
+        model: The dense model, in evaluation mode; its weights are never touched and get no gradients.
         batch: On the model's device.
         reward: kl, loss or squared.
         kept: [K], the context; None is the whole model. Arms that are not kept get zeros.
-        original: What the unpruned model says on the batch; needed in a context for kl and squared.
+        original: What the dense model says on the batch; needed in a context for kl and squared.
         samples: Label draws for kl where there are more than 8 classes, or several positions with classes.
         seed: Of the label draws.
 
@@ -104,7 +104,7 @@ def effects(
     Args:
         model, arms, task, batch, samples, seed: As those of `estimate`.
         kept: [K], the context.
-        original: What the unpruned model says on the batch.
+        original: What the dense model says on the batch.
         stand_ins: As those of `masked`.
 
     Returns:
@@ -121,7 +121,7 @@ def effects(
         places = list(readout.coordinates(original, samples, seed))
         changes = [-derive(moved).float() for moved in places]
         slopes = torch.zeros(len(arms), dtype=torch.float64, device=changes[0].device)
-        if not kept.all():  # at the unpruned model the divergence is least
+        if not kept.all():  # at the dense model the divergence is least
             if readout.few_outputs():
                 for change, moved in zip(changes, places, strict=True):
                     slopes -= change.double() @ moved.detach().double()
@@ -154,7 +154,7 @@ class _Derivatives:
 
 def _needed(original: Readout | None, reward: str) -> Readout:
     if original is None:
-        raise ValueError(f"in a context, the estimate of reward '{reward}' needs what the unpruned model says")
+        raise ValueError(f"in a context, the estimate of reward '{reward}' needs what the dense model says")
     return original
 
 

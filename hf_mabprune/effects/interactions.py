@@ -8,7 +8,7 @@ examples,
 
 m_a the gate of the arm. Pulls measure the c_a exactly, one arm at a time; the products know which arms stand in for
 each other, and which cancel. Kwon et al. 2022 (arXiv 2204.09656) rearrange a mask by such products of the loss, within
-a layer; here they are of the KL divergence from the unpruned model, over all layers, and steer every removal.
+a layer; here they are of the KL divergence from the dense model, over all layers, and steer every removal.
 Symbols: K arms; D coordinates of the outputs of N examples; n pulls.
 """
 

@@ -1,4 +1,4 @@
-"""Curvature of the KL divergence at the output projections: what a change of their weights costs at the outputs.
+"""KfacFactors of the KL divergence at the output projections: what a change of their weights costs at the outputs.
 
 A projection y = W h + b whose weights change by dW moves the coordinates u of the outputs (`Readout.coordinates`, in
 which the divergence is half a squared distance) by the sum over positions of g' dW h, g = du/dy. Taken as independent
@@ -32,7 +32,7 @@ SAMPLES = 2  # label draws where outputs are many
 
 
 @dataclass(frozen=True)
-class Curvature:
+class KfacFactors:
     """Kronecker factors at one projection.
 
     Attributes:
@@ -49,9 +49,9 @@ class Curvature:
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def curvatures(
+def kfac_factors(
     model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site], seed: int = 0
-) -> tuple[dict[str, Curvature], int]:
+) -> tuple[dict[str, KfacFactors], int]:
     """The factors of every site, by the path of its output projection; one forward and a few backwards a batch.
 
     Masks that are on are seen. Every process of a launch computes the same, so that nothing depends on how many there
@@ -99,14 +99,14 @@ def curvatures(
     return {path: _factors(found, counts[path], examples) for path, found in sums.items()}, passes
 
 
-def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> Curvature:
+def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> KfacFactors:
     """From sums over positions of |g|^2, |g|^2 h, |g|^2 h h', h, h h' and g g'."""
     total, read, read_second, plain, plain_second, outputs = sums
     share = READ if total > 0 else 0.0
     total = total.clamp(min=torch.finfo(total.dtype).tiny)
     mean = share * read / total + (1 - share) * plain / count
     second = share * read_second / total + (1 - share) * plain_second / count
-    return Curvature(Moments(count, mean, second), outputs / examples)
+    return KfacFactors(Moments(count, mean, second), outputs / examples)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon on blocks of columns: which go first, when all that stays is refitted each time.
+"""Optimal brain refit_costs on blocks of columns: which go first, when all that stays is refitted each time.
 
 Pure: arrays in, arrays out. Source: Kurtic et al. 2023 (ZipLM), arXiv 2302.04089, section 3; Hassibi & Stork 1992.
 Symbols: D outputs and C inputs (columns) of a projection W [D, C]; A blocks.

@@ -4,7 +4,7 @@ A layer whose arms stand in for each other loses little when one goes, but maski
 other weights until they are refitted. So three things are brought together:
 
 - `along`, the cost of each arm in the order in which its layer's arms go, each removal followed by a refit of what
-  stays (`elimination`), in the metric of the outputs (`curvature`). It sees sets, but takes positions as independent.
+  stays (`elimination`), in the metric of the outputs (`kfac`). It sees sets, but takes positions as independent.
 - pulls with stand-ins (`masking.StandIn`): the model itself, with one arm replaced by what the others of its layer
   predict of it. They see the outputs as they are, but one arm at a time; `alone` is what `along` would say of them.
 - effects with stand-ins, from gradients (`estimates`): what pulls would say, to second order, for all arms at once.
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.interactions import Interactions
-from hf_mabprune.effects.kfac import Curvature, curvatures
+from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.effects.masking import StandIn
 from hf_mabprune.effects.obs import increases
 from hf_mabprune.effects.pulls.base import Cost
@@ -39,7 +39,7 @@ LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
 
 
 @dataclass(frozen=True)
-class Surgeon:
+class RefitCosts:
     """What is known of removals with refits before any pull.
 
     Attributes:
@@ -57,27 +57,27 @@ class Surgeon:
     @classmethod
     def of(
         cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch], seed: int = 0
-    ) -> "Surgeon":
+    ) -> "RefitCosts":
         """From one forward and a few backwards a batch, and O(C^3) a site."""
         start = time.perf_counter()
         places = {(site.kind, site.layer): site for site in architecture_of(model).sites(model)}
         sites = [(places[kind, layer], rows) for kind, layer, rows in arms.groups()]
         along, alone = np.empty(len(arms)), np.empty(len(arms))
         stand_ins: dict[str, StandIn] = {}
-        found: dict[str, Curvature] = {}
+        found: dict[str, KfacFactors] = {}
         passed = 0
         for number, (site, rows) in enumerate(sites):
             if not found:  # so many sites share a pass as their moments fit into memory
                 square = (site.units * site.unit_size) ** 2 * 8 * MOMENTS
                 together = [each for each, _ in sites[number : number + max(1, MEMORY // square)]]
-                found, passes = curvatures(model, task, batches, together, seed)
+                found, passes = kfac_factors(model, task, batches, together, seed)
                 passed += 1
-            curvature = found.pop(site.output)
-            weight, second = in_outputs(model, site, curvature)
+            kfac = found.pop(site.output)
+            weight, second = in_outputs(model, site, kfac)
             size = int(arms.units[rows].max()) * site.unit_size
             along[rows] = increases(weight.cpu().numpy(), second.cpu().numpy(), size, len(rows), DAMPING) / 2
             alone[rows], matrix = _apart(weight, second, _spans(arms, site, rows))
-            mean = curvature.inputs.mean if may_have_bias(model, site) else torch.zeros_like(curvature.inputs.mean)
+            mean = kfac.inputs.mean if may_have_bias(model, site) else torch.zeros_like(kfac.inputs.mean)
             stand_ins[site.output] = StandIn(mean.to(model.dtype), matrix.to(model.dtype))
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         seconds = time.perf_counter() - start
@@ -94,7 +94,7 @@ class Refitted(Interactions):
     """Effects with stand-ins, and what is known of removals one after the other.
 
     Attributes:
-        along, alone: As those of `Surgeon`.
+        along, alone: As those of `RefitCosts`.
     """
 
     along: Floats
@@ -120,10 +120,10 @@ class Refitted(Interactions):
             return np.nan_to_num(-rewards / self.alone, nan=1.0).clip(1 / LIMIT, LIMIT)
 
 
-def in_outputs(model: PreTrainedModel, site: Site, curvature: Curvature) -> tuple[torch.Tensor, torch.Tensor]:
+def in_outputs(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> tuple[torch.Tensor, torch.Tensor]:
     """root(G) W [D, C] and A [C, C] of a site, float64; A is centred where a bias may take up the means."""
-    weight = curvature.root() @ linear_at(model, site.output).weight.detach().double()
-    return weight, curvature.inputs.covariance() if may_have_bias(model, site) else curvature.inputs.second
+    weight = kfac.root() @ linear_at(model, site.output).weight.detach().double()
+    return weight, kfac.inputs.covariance() if may_have_bias(model, site) else kfac.inputs.second
 
 
 def _spans(arms: ArmTable, site: Site, rows: Ints) -> list[slice]:

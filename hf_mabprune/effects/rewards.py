@@ -16,7 +16,7 @@ class Observation:
 
     Attributes:
         loss: [B] or [A, B] for A arms, float64, mean loss over the example's positions.
-        kl: [B] or [A, B], float64, mean KL divergence of this model's output from the unpruned model's.
+        kl: [B] or [A, B], float64, mean KL divergence of this model's output from the dense model's.
         correct: [B] or [A, B], float64, fraction of the example's positions predicted right; NaN for outputs that are
             neither right nor wrong.
     """
@@ -32,13 +32,13 @@ def loss(original: Observation, context: Observation, pulled: Observation) -> to
 
 
 def kl(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
-    """How little the output moves from the unpruned model's: KL(S) - KL(S + a). The default: it punishes movement,
+    """How little the output moves from the dense model's: KL(S) - KL(S + a). The default: it punishes movement,
     so removals that each lower the loss a little do not add up to a destroyed model."""
     return context.kl - pulled.kl
 
 
 def squared(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
-    """Squared change of each example's loss from the unpruned model's, before minus after."""
+    """Squared change of each example's loss from the dense model's, before minus after."""
     return (context.loss - original.loss).square() - (pulled.loss - original.loss).square()
 
 

@@ -1,4 +1,4 @@
-"""The rows of the report: the unpruned model, the pruned one and random draws of the same size, on the same data."""
+"""The rows of the report: the dense model, the pruned one and random draws of the same size, on the same data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import KINDS, ArmTable, Bools, Ints
-from hf_mabprune.compensation import Compensation, CompensationFigures, Teacher, compensate
+from hf_mabprune.compensation import Compensation, CompensationFigures, DenseReference, compensate
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.base import Cost
 from hf_mabprune.evaluation.bounds import upper_mean, upper_share
@@ -69,16 +69,16 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Session:
     """Measures models on the splits that the search never saw.
 
     Attributes:
-        model: The unpruned model.
+        model: The dense model.
         batches: purpose -> batches.
         tokens: T, length of the sequence that MACs are counted for.
         training: Encoded examples of the calibration split for recovery, where the run asks for it.
         compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
-        cache: What the unpruned model says, by split and number of the batch.
+        cache: What the dense model says, by split and number of the batch.
     """
 
     model: PreTrainedModel
@@ -93,15 +93,15 @@ class Judge:
     cache: ReadoutCache = field(default_factory=ReadoutCache, repr=False)
 
     @cached_property
-    def teacher(self) -> Teacher:
-        """The unpruned model on calibration data, for the compensation of every selection."""
-        return Teacher.on(self.model, self.task, self.batches["calibration"])
+    def reference(self) -> DenseReference:
+        """The dense model on calibration data, for the compensation of every selection."""
+        return DenseReference.on(self.model, self.task, self.batches["calibration"])
 
     def cut(self, selection: "Selection") -> tuple[PreTrainedModel, CompensationFigures | None]:
         """The smaller model, refitted where the run asks for it."""
         keep = self.arms.kept_units(selection.kept)
         small = prune_copy(self.model, keep, selection.plan.layout)
-        done = compensate(self.compensation, self.teacher, small, keep) if self.compensation else None
+        done = compensate(self.compensation, self.reference, small, keep) if self.compensation else None
         return small, done
 
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
@@ -111,7 +111,7 @@ class Judge:
         return evaluate(forward, self.task, self.batches[split], self.accelerator, original, intervals)
 
     def originals(self, split: str) -> Forward:
-        """The unpruned model, from the cache where its logits fit."""
+        """The dense model, from the cache where its logits fit."""
 
         def forward(number: int, batch: Batch) -> Readout:
             return self.cache.get((split, number), lambda: self.task.readout(self.model, batch))
@@ -120,7 +120,7 @@ class Judge:
 
     @cached_property
     def baseline(self) -> Evaluation:
-        """The unpruned model on the test split.
+        """The dense model on the test split.
 
         Raises:
             ValueError: If its loss is not finite.
@@ -128,7 +128,7 @@ class Judge:
         found = evaluate(self.originals("test"), self.task, self.batches["test"], self.accelerator)
         if broken := int((~np.isfinite(found.scores.losses)).sum()):
             raise ValueError(
-                f"the unpruned model's loss on {broken:,} of {len(found.kl):,} test examples is not finite: "
+                f"the dense model's loss on {broken:,} of {len(found.kl):,} test examples is not finite: "
                 "look for broken examples or weights, or use dtype float32"
             )
         return found
@@ -136,7 +136,7 @@ class Judge:
     def before_and_after(
         self, small: PreTrainedModel, kept: Bools, biases: int
     ) -> tuple[ModelFigures, ModelFigures]:
-        """The unpruned and the cut model on the test split, with latencies measured in turns.
+        """The dense and the cut model on the test split, with latencies measured in turns.
 
         Args:
             biases: Parameters that the compensation added.
@@ -182,7 +182,7 @@ class Judge:
         )
 
     def _changed(self, evaluation: Evaluation) -> Bools | None:
-        """[N], which answers are others than the unpruned model's; None where answers are no single classes."""
+        """[N], which answers are others than the dense model's; None where answers are no single classes."""
         if not (self.task.predicts_classes and self.task.reads_one_position):
             return None
         return np.asarray(evaluation.scores.predicted != self.baseline.scores.predicted)
@@ -190,7 +190,7 @@ class Judge:
 
 def make_report(
     settings: PruneConfig,
-    judge: Judge,
+    session: Session,
     selection: Selection,
     small: PreTrainedModel,
     done: CompensationFigures | None,
@@ -206,34 +206,34 @@ def make_report(
         done: What its compensation did.
         trained: What its recovery did.
     """
-    task = judge.task
-    before, after = judge.before_and_after(small, selection.kept, done.parameters if done else 0)
+    task = session.task
+    before, after = session.before_and_after(small, selection.kept, done.parameters if done else 0)
     return Report(
         model=settings.model.name,
-        architecture=judge.model.config.model_type,
-        task=settings.task.type or task_for_model(type(judge.model).__name__, judge.model.config),
+        architecture=session.model.config.model_type,
+        task=settings.task.type or task_for_model(type(session.model).__name__, session.model.config),
         dataset=settings.task.dataset.path,
         layout=selection.plan.layout,
         layout_reason=selection.reason,
         target=settings.prune.target.fractions(),
         seed=settings.seed,
-        device=judge.accelerator.device.type,
-        sequence_length=judge.tokens,
+        device=session.accelerator.device.type,
+        sequence_length=session.tokens,
         main_metric=task.main_metric,
         greater_is_better=task.greater_is_better,
         before=before,
         after=after,
-        random=[judge.random(selection, seed) for seed in range(settings.output.random_seeds)],
-        kept=kept_counts(judge.arms, selection),
+        random=[session.random(selection, seed) for seed in range(settings.output.random_seeds)],
+        kept=kept_counts(session.arms, selection),
         search=SearchFigures(
             policy=dict(settings.search.policy),
             reward=settings.search.reward,
-            arms=len(judge.arms),
+            arms=len(session.arms),
             pulls=cost.pulls,
             forward_tokens=cost.forward_tokens,
             backward_tokens=cost.backward_tokens,
             seconds=cost.seconds,
-            processes=judge.accelerator.num_processes,
+            processes=session.accelerator.num_processes,
             stopped_because=found.stopped_because,
             rounds=[asdict(done) for done in found.rounds],
             broken_batches=list(found.broken),

@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         scores: Per-example losses, predictions and references.
-        kl: [N], mean KL divergence of each example's outputs from the unpruned model's, in nats.
+        kl: [N], mean KL divergence of each example's outputs from the dense model's, in nats.
         metrics: name -> value.
         intervals: name -> 95% interval, bootstrapped over examples.
     """
@@ -78,7 +78,7 @@ def evaluate(
 
     Args:
         forward: The model.
-        original: The unpruned model, for the KL divergence; None where `forward` is that model.
+        original: The dense model, for the KL divergence; None where `forward` is that model.
         intervals: Whether to bootstrap them.
     """
     found = []

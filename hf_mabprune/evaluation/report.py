@@ -20,14 +20,14 @@ class ModelFigures:
     Attributes:
         macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens.
         loss: Mean loss on the test split: cross-entropy, or the squared error of a regression.
-        kl: Mean KL divergence of the outputs from the unpruned model's, in nats, on the test split; None where there
-            is no unpruned model to compare with.
+        kl: Mean KL divergence of the outputs from the dense model's, in nats, on the test split; None where there
+            is no dense model to compare with.
         metrics: name -> value on the test split.
         intervals: name -> 95% bootstrap interval over test examples.
         latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
         checkpoint_bytes: Of the weights on disk; None where not written.
         kl_bound: With 95% confidence, the mean of KL clipped at 1 nat is at most this on data like the test split.
-        changed: Part of the test examples whose answer is another class than the unpruned model's.
+        changed: Part of the test examples whose answer is another class than the dense model's.
         changed_bound: With 95% confidence, that part is at most this on data like the test split.
     """
 
@@ -84,7 +84,7 @@ class SizeFigures:
     interval: tuple[float, float]
     random: float  # mean of the main metric over the random draws of that size
     latency_ms: float | None
-    speedup: float | None  # latency of the unpruned model over this one's, measured in turns
+    speedup: float | None  # latency of the dense model over this one's, measured in turns
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class Policy(ABC):
     def scores(self) -> Floats:
         """[K], the ranking for removal, higher = remove first: raw mean (or cumulative) reward of each arm.
 
-        An arm without (effective) pulls has -inf, so that nothing is removed on no evidence. Removed arms keep the
+        An arm without (effective) pulls has -inf, so that nothing is removed on no statistics. Removed arms keep the
         score they were removed with.
         """
         pulled = self.pulls > 0

@@ -1,1 +1,1 @@
-"""Trains what stays, with the dense model as its teacher."""
+"""Trains what stays, with the dense model as its dense."""

@@ -1,6 +1,6 @@
-"""Recovery: a pruned model is trained on the calibration split, with the unpruned model as its teacher.
+"""Recovery: a pruned model is trained on the calibration split, with the dense model as its dense.
 
-Over the positions that count, with z the student's logits, z0 the teacher's and y the labels, the loss is
+Over the positions that count, with z the student's logits, z0 the dense's and y the labels, the loss is
 
     alpha * T^2 * KL(softmax(z0 / T) || softmax(z / T)) + (1 - alpha) * cross_entropy(z, y) + hidden_weight * distance
 
@@ -57,7 +57,7 @@ class RecoveryFigures:
         epochs: Passes over the training examples.
         steps: Of the optimizer.
         examples: That were there to train on.
-        forward_tokens: Positions of input that went through student or teacher, padding included.
+        forward_tokens: Positions of input that went through student or dense, padding included.
         backward_tokens: Positions that the student was differentiated on.
         seconds: Of wall-clock time.
         loss: Mean training loss over the last tenth of the steps.
@@ -103,7 +103,7 @@ def check_recovery(settings: RecoveryConfig, processes: int) -> None:
 
 def recover(
     small: PreTrainedModel,
-    teacher: PreTrainedModel,
+    dense: PreTrainedModel,
     task: Task,
     examples: Dataset,
     settings: RecoveryConfig,
@@ -115,7 +115,7 @@ def recover(
     Args:
         small: The pruned model, of either layout, on the accelerator's device. It is left in evaluation mode, and a
             half-precision model is trained in float32 (method full) and rounded again.
-        teacher: The unpruned model, there too; it gets no gradients and is left as it was.
+        dense: The dense model, there too; it gets no gradients and is left as it was.
         examples: Encoded by `task`, of the calibration split: never validation or test data.
         seed: Of the order of the examples, dropout and low-rank updates.
 
@@ -129,10 +129,10 @@ def recover(
     set_seed(seed)
     start = time.perf_counter()
     order = batch_order(lengths_of(examples), settings, seed)
-    with _undone_on_error(small), _evaluating(teacher), tempfile.TemporaryDirectory() as folder:
+    with _undone_on_error(small), _evaluating(dense), tempfile.TemporaryDirectory() as folder:
         with _low_rank(small, settings.lora_rank) if settings.method == "lora" else _all_trainable(small) as trained:
             trainer = _Distillation(
-                teacher=teacher,
+                dense=dense,
                 task=task,
                 settings=settings,
                 model=trained,
@@ -183,14 +183,14 @@ def batch_order(lengths: NDArray[np.int64], settings: RecoveryConfig, seed: int)
     return batches
 
 
-def distillation_loss(student: Readout, teacher: Readout | None, alpha: float, temperature: float) -> torch.Tensor:
-    """alpha * T^2 * divergence from the teacher, both at temperature T, + (1 - alpha) * task loss; see `Readout`.
+def distillation_loss(student: Readout, dense: Readout | None, alpha: float, temperature: float) -> torch.Tensor:
+    """alpha * T^2 * divergence from the dense, both at temperature T, + (1 - alpha) * task loss; see `Readout`.
 
     Differentiable; a few examples are worked on at a time, so the extra memory does not grow with the batch.
 
     Args:
-        student, teacher: Logits [B, P, C] each; the teacher may be None where alpha is 0.
-        alpha: Weight of the teacher, 0 to 1.
+        student, dense: Logits [B, P, C] each; the dense may be None where alpha is 0.
+        alpha: Weight of the dense, 0 to 1.
         temperature: T > 0.
 
     Returns:
@@ -199,9 +199,9 @@ def distillation_loss(student: Readout, teacher: Readout | None, alpha: float, t
     loss = torch.zeros(())
     if alpha < 1:
         loss = (1 - alpha) * student.losses().mean()
-    if alpha > 0 and teacher is not None:
+    if alpha > 0 and dense is not None:
         examples = max(1, CHUNK // student.logits[0].numel())
-        chunks = [each.split(examples) for each in (student.logits, teacher.logits, student.targets)]
+        chunks = [each.split(examples) for each in (student.logits, dense.logits, student.targets)]
 
         def moved(*tensors: torch.Tensor) -> torch.Tensor:
             ours, theirs = (replace(student, logits=z / temperature, targets=tensors[2]) for z in tensors[:2])
@@ -216,14 +216,14 @@ def distillation_loss(student: Readout, teacher: Readout | None, alpha: float, t
 
 
 def hidden_distance(
-    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor | None = None
+    student: Sequence[torch.Tensor], dense: Sequence[torch.Tensor], attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean squared error between hidden states, in units of each token's mean square in the teacher.
+    """Mean squared error between hidden states, in units of each token's mean square in the dense.
 
     Without units, the few tokens and layers with huge states would be all that counts.
 
     Args:
-        student, teacher: [B, T, D] each, one after each layer.
+        student, dense: [B, T, D] each, one after each layer.
         attention_mask: [B, T], 1 for tokens; None where nothing is padded.
 
     Returns:
@@ -231,7 +231,7 @@ def hidden_distance(
     """
     errors = [
         (ours.float() - theirs.float()).square().mean(-1) / theirs.float().square().mean(-1).clamp(min=1e-12)
-        for ours, theirs in zip(student, teacher, strict=True)
+        for ours, theirs in zip(student, dense, strict=True)
     ]
     mean = torch.stack(errors).mean(0)
     weights = torch.ones_like(mean) if attention_mask is None else attention_mask.reshape(mean.shape)
@@ -241,9 +241,9 @@ def hidden_distance(
 class _Distillation(Trainer):
     """The Trainer, with this loss. It sees one example after the other, as `batch_order` says."""
 
-    def __init__(self, teacher: PreTrainedModel, task: Task, settings: RecoveryConfig, **options: Any) -> None:
+    def __init__(self, dense: PreTrainedModel, task: Task, settings: RecoveryConfig, **options: Any) -> None:
         super().__init__(**options)
-        self.teacher, self.task, self.settings = teacher, task, settings
+        self.dense, self.task, self.settings = dense, task, settings
         self.tokens = torch.zeros(2, dtype=torch.long, device=self.args.device)  # forward, backward
         self.losses: list[float] = []
         self.remove_callback(PrinterCallback)
@@ -270,12 +270,12 @@ class _Distillation(Trainer):
         """The loss of a batch; one that is not finite on any process ends the training of all."""
         settings = self.settings
         student, states = self._forward(model, inputs)
-        teacher: Readout | None = None
+        dense: Readout | None = None
         if settings.alpha > 0 or settings.hidden_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
-                teacher, wanted = self._forward(self.teacher, inputs)
-        self.tokens += inputs["input_ids"].numel() * torch.tensor((1 + (teacher is not None), 1)).to(self.tokens)
-        loss = distillation_loss(student, teacher, settings.alpha, settings.temperature)
+                dense, wanted = self._forward(self.dense, inputs)
+        self.tokens += inputs["input_ids"].numel() * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
+        loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
         if settings.hidden_weight > 0:
             loss = loss + settings.hidden_weight * hidden_distance(states, wanted, inputs.get("attention_mask"))
         self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
@@ -390,14 +390,14 @@ def _undone_on_error(small: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(teacher: PreTrainedModel) -> Iterator[None]:
+def _evaluating(dense: PreTrainedModel) -> Iterator[None]:
     """In evaluation mode while the block runs."""
-    training = teacher.training
-    teacher.eval()
+    training = dense.training
+    dense.eval()
     try:
         yield
     finally:
-        teacher.train(training)
+        dense.train(training)
 
 
 def _not_finite(step: int) -> ValueError:

@@ -14,7 +14,7 @@ from itertools import chain, count
 
 import numpy as np
 
-from hf_mabprune.compensation import Compensation, Known, Teacher, refit_all
+from hf_mabprune.compensation import Compensation, DenseReference, Known, refit_all
 from hf_mabprune.effects.pulls.base import Cost
 from hf_mabprune.selection.plan import Bools, Floats, Ints, Plan
 from hf_mabprune.surgery.cut import prune_copy
@@ -29,7 +29,7 @@ class Allocation:
 
     Args:
         method: How what stays is refitted.
-        teacher: The unpruned model and its data.
+        reference: The dense model and its data.
         trials: Sets that moves are measured on at most for a size, beside the candidates.
         seed: Of the order in which moves are tried.
 
@@ -42,7 +42,7 @@ class Allocation:
     """
 
     method: Compensation
-    teacher: Teacher
+    reference: DenseReference
     trials: int
     seed: int = 0
     scores: Floats = field(init=False)
@@ -61,7 +61,7 @@ class Allocation:
             candidates: [K] each.
             start: [K], what a larger size has kept.
         """
-        started, spent = time.perf_counter(), sum(self.teacher.spent)
+        started, spent = time.perf_counter(), sum(self.reference.spent)
         choices = [(scores, plan.choose(scores, start)[0]) for scores in candidates]
         for _, kept in choices:
             yield from self._measure(plan, kept)
@@ -76,7 +76,7 @@ class Allocation:
                 self.scores, best = scores, kept
                 self.taken += 1
         self.after = float(self.seen[best.tobytes()].mean())
-        self.cost.forward_tokens += round(sum(self.teacher.spent) - spent)
+        self.cost.forward_tokens += round(sum(self.reference.spent) - spent)
         self.cost.seconds += time.perf_counter() - started
 
     def summary(self) -> str:
@@ -104,9 +104,9 @@ class Allocation:
         if (key := kept.tobytes()) in self.seen:
             return
         keep = plan.arms.kept_units(kept)
-        small = prune_copy(self.teacher.model, keep, plan.layout)
-        refit_all(self.method, self.teacher, small, keep, self.known)
-        self.seen[key] = self.teacher.divergences(small)
+        small = prune_copy(self.reference.model, keep, plan.layout)
+        refit_all(self.method, self.reference, small, keep, self.known)
+        self.seen[key] = self.reference.divergences(small)
         self.cost.pulls += 1
         yield
 

@@ -20,7 +20,7 @@ from hf_mabprune.config import SearchConfig
 from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.base import Cost
-from hf_mabprune.effects.refit_costs import Refitted, Surgeon
+from hf_mabprune.effects.refit_costs import RefitCosts, Refitted
 from hf_mabprune.policies import Policy
 from hf_mabprune.selection.plan import Plan
 
@@ -39,7 +39,7 @@ class Round:
     pulls: int  # so far
     kl: float  # mean over one batch, after the removal
     loss: float
-    loss_before: float  # of the unpruned model on the same batch
+    loss_before: float  # of the dense model on the same batch
     seconds: float  # spent on pulls so far
 
 
@@ -134,9 +134,9 @@ class Search:
         plan: Says how many go, and which may.
         config: Rounds and budget.
         max_broken: Calibration batches without a finite loss that are skipped before the search gives up.
-        surgeon: What is known of removals with refits, where the search counts on them; the stand-ins of `pulls` are
-            its own then.
-        allocation: Has the last word on sites, where there is a surgeon.
+        refit_costs: What is known of removals with refits, where the search counts on them; the stand-ins of
+            `pulls` are its own then.
+        allocation: Has the last word on sites, where there are such costs.
         sizes: Plans of the larger sizes that will be cut from the same order, least removed first; each gets an
             allocation of its own.
     """
@@ -150,15 +150,15 @@ class Search:
         plan: Plan,
         config: SearchConfig,
         max_broken: int = 0,
-        surgeon: Surgeon | None = None,
+        refit_costs: RefitCosts | None = None,
         allocation: Allocator | None = None,
         sizes: Sequence[Plan] = (),
     ) -> None:
         arms = len(plan.arms)
         self.pulls, self.policy, self.plan, self.config, self.max_broken = pulls, policy, plan, config, max_broken
         self.result = SearchResult.of_all(arms)
-        self.surgeon, self.allocation, self.sizes = surgeon, allocation, [*sizes, plan]
-        self.estimated = config.interactions or surgeon is not None
+        self.refit_costs, self.allocation, self.sizes = refit_costs, allocation, [*sizes, plan]
+        self.estimated = config.interactions or refit_costs is not None
         self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.number_of_rounds, plan, self.estimated)
         self.number = 1  # of the round under way
         self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
@@ -219,8 +219,8 @@ class Search:
             if self.paid_rounds >= self.number:  # a search that is taken up again has paid already
                 self.pulls.cost = paid
             self.paid_rounds = self.number
-            if self.surgeon:
-                self.interactions = self.surgeon.informed(self.interactions)
+            if self.refit_costs:
+                self.interactions = self.refit_costs.informed(self.interactions)
             known = self.interactions.rewards()
         kept = self.result.kept
         choose = lambda scores: self._choose(scores, kept)[0]  # noqa: E731

@@ -30,12 +30,12 @@ def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> 
     return " | ".join([model.config.model_type, f"{model.config.num_hidden_layers} layers", *counts, where])
 
 
-def baseline(task: PruningTask, unpruned: Evaluation) -> str:
-    """What the unpruned model reaches, in one line: a wrong head or wrong labels are seen before the search."""
-    low, high = unpruned.intervals[task.main_metric]
+def baseline(task: PruningTask, dense: Evaluation) -> str:
+    """What the dense model reaches, in one line: a wrong head or wrong labels are seen before the search."""
+    low, high = dense.intervals[task.main_metric]
     return (
-        f"unpruned: {task.main_metric} {unpruned.metrics[task.main_metric]:.4g} ({low:.4g}-{high:.4g}), "
-        f"loss {unpruned.loss:.3f} on {len(unpruned.scores.losses):,} test examples"
+        f"dense: {task.main_metric} {dense.metrics[task.main_metric]:.4g} ({low:.4g}-{high:.4g}), "
+        f"loss {dense.loss:.3f} on {len(dense.scores.losses):,} test examples"
     )
 
 
@@ -91,5 +91,5 @@ class SearchProgress:
         if self.visible and done:
             self.console.print(
                 f"round {done.number}/{rounds}   {done.removed:,} arms removed   KL {done.kl:.4f}   "
-                f"loss {done.loss:.3f} (unpruned {done.loss_before:.3f})   {done.pulls:,} pulls   {done.seconds:.0f} s"
+                f"loss {done.loss:.3f} (dense {done.loss_before:.3f})   {done.pulls:,} pulls   {done.seconds:.0f} s"
             )

@@ -28,7 +28,7 @@ def kl_divergence(
     and, where d is small, taken from its series. So effects of 1e-8 keep their digits.
 
     Args:
-        original: [..., C], logits z0 of the unpruned model; p = softmax(z0).
+        original: [..., C], logits z0 of the dense model; p = softmax(z0).
         logits: [..., C], or with more dimensions in front; logits z of the model at hand; q = softmax(z).
         probabilities: [..., C], p where it is at hand, from `probabilities_of`.
 

@@ -83,12 +83,12 @@ class Readout:
         return probabilities_of(self.logits)
 
     def divergence(self, original: "Readout", distribution: torch.Tensor | None = None) -> torch.Tensor:
-        """[B] or [A, B], KL divergence from the unpruned model's outputs in nats, mean over the counted positions.
+        """[B] or [A, B], KL divergence from the dense model's outputs in nats, mean over the counted positions.
 
         Differentiable. Float64 for up to 1,024 classes, else float32.
 
         Args:
-            original: What the unpruned model says on the batch.
+            original: What the dense model says on the batch.
             distribution: `original.distribution()`, where it is at hand.
         """
         each = kl_divergence(original.logits, self.logits, distribution)
@@ -109,7 +109,7 @@ class Readout:
         divergence in the mean over draws. Differentiable.
 
         Args:
-            original: What the unpruned model says on the batch.
+            original: What the dense model says on the batch.
             samples: Label draws where the coordinates are not exact.
             seed: Of the draws.
         """

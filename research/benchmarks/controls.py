@@ -1,7 +1,7 @@
 """Controls that measure whole sets of arms on mini-batches, within a budget of forward tokens: what a search that
 measures arms one by one has to beat.
 
-Fitness is the mean KL divergence of the masked model from the unpruned one. A set is written as scores, [K], from
+Fitness is the mean KL divergence of the masked model from the dense one. A set is written as scores, [K], from
 which the plan chooses: so every candidate meets the target, in every layout.
 """
 

@@ -1,4 +1,4 @@
-"""What the gradient estimates are worth: against exact pulls, per layer, at the unpruned model and in a context.
+"""What the gradient estimates are worth: against exact pulls, per layer, at the dense model and in a context.
 
 Correlation and residual variance are over all pulls (arm, batch) of a layer: of batch means, and after each arm's own
 mean is taken off ("within arms"), which is what counts for a control variate.
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.evaluation.comparison import Judge
-from hf_mabprune.pipeline import load_judge, make_accelerator
+from hf_mabprune.evaluation.comparison import Session
+from hf_mabprune.pipeline import load_session, make_accelerator
 from hf_mabprune.selection.layouts import make_plans
 
 Floats = NDArray[np.float64]
@@ -29,33 +29,33 @@ def measure(settings: PruneConfig, arms_each: int = 8, batches: int = 6, removed
         batches: Calibration batches.
         removed: Fraction of the target that is removed at random, for the context.
     """
-    judge, _ = load_judge(settings, make_accelerator())
-    model = judge.model
-    plan = make_plans(model, judge.arms, judge.totals, settings.prune.sizes()[-1]).search
-    scores = np.random.default_rng(settings.seed).random(len(judge.arms)) * plan.cost()
-    context, _ = plan.choose(scores, np.ones(len(judge.arms), dtype=bool), removed)
+    session, _ = load_session(settings, make_accelerator())
+    model = session.model
+    plan = make_plans(model, session.arms, session.totals, settings.prune.sizes()[-1]).search
+    scores = np.random.default_rng(settings.seed).random(len(session.arms)) * plan.cost()
+    context, _ = plan.choose(scores, np.ones(len(session.arms), dtype=bool), removed)
     rows = []
     for reward in ("kl", "loss"):
-        for name, kept in (("unpruned", np.ones_like(context)), ("in context", context)):
-            rows += _compare(judge, reward, name, kept, arms_each, batches, settings.seed)
+        for name, kept in (("dense", np.ones_like(context)), ("in context", context)):
+            rows += _compare(session, reward, name, kept, arms_each, batches, settings.seed)
     return pd.DataFrame(rows)
 
 
 def _compare(
-    judge: Judge, reward: str, name: str, kept: NDArray[np.bool_], arms_each: int, batches: int, seed: int
+    session: Session, reward: str, name: str, kept: NDArray[np.bool_], arms_each: int, batches: int, seed: int
 ) -> list[dict[str, object]]:
-    arms, calibration = judge.arms, judge.batches["calibration"][:batches]
+    arms, calibration = session.arms, session.batches["calibration"][:batches]
     rng = np.random.default_rng(seed)
     there = [rows[kept[rows]] for _, _, rows in arms.groups()]
     picked = np.concatenate([rng.choice(rows, min(arms_each, len(rows)), replace=False) for rows in there])
-    pulls = ReplayPulls(judge.model, arms, judge.task, calibration, reward, judge.accelerator)
+    pulls = ReplayPulls(session.model, arms, session.task, calibration, reward, session.accelerator)
     pulls.set_context(kept)
     numbers = np.arange(len(calibration))
     start = time.perf_counter()
     exact = pulls.pull(np.repeat(picked, len(numbers)), np.tile(numbers, len(picked)))[:, 0].reshape(len(picked), -1)
     sweep = (time.perf_counter() - start) / len(picked) * kept.sum()
     start = time.perf_counter()
-    found = np.stack([_estimate(judge, batch, reward, kept) for batch in calibration], axis=1)[picked]
+    found = np.stack([_estimate(session, batch, reward, kept) for batch in calibration], axis=1)[picked]
     price = (time.perf_counter() - start) / sweep
     rows: list[dict[str, object]] = []
     for kind in np.unique(arms.kind):
@@ -72,12 +72,12 @@ def _compare(
     return rows
 
 
-def _estimate(judge: Judge, batch: dict[str, torch.Tensor], reward: str, kept: NDArray[np.bool_]) -> Floats:
+def _estimate(session: Session, batch: dict[str, torch.Tensor], reward: str, kept: NDArray[np.bool_]) -> Floats:
     """[K], batch means."""
-    inputs = {name: tensor.to(judge.model.device) for name, tensor in batch.items()}
+    inputs = {name: tensor.to(session.model.device) for name, tensor in batch.items()}
     with torch.no_grad():
-        original = None if kept.all() else judge.task.readout(judge.model, inputs)
-    return estimate(judge.model, judge.arms, judge.task, inputs, reward, kept, original)[0].mean(1).cpu().numpy()
+        original = None if kept.all() else session.task.readout(session.model, inputs)
+    return estimate(session.model, session.arms, session.task, inputs, reward, kept, original)[0].mean(1).cpu().numpy()
 
 
 def _agreement(exact: Floats, found: Floats) -> tuple[float, float]:

@@ -4,11 +4,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_mabprune.criteria.base import Evidence
+from hf_mabprune.criteria.base import CalibrationStatistics
 
-STATISTICS = {  # property of the evidence -> what is computed for it, and its passes over the data: forward, backward
+STATISTICS = {  # property -> what is computed for it, and its passes over the data: forward, backward
     "moments": ("moments", 1, 0),
-    "curvatures": ("curvatures", 1, 0),  # and as many backward passes as the outputs need
+    "kfac_factors": ("kfac_factors", 1, 0),  # and as many backward passes as the outputs need
     "magnitudes": ("magnitudes", 1, 0),
     "gradients": ("gradients", 1, 1),
     "example_gradients": ("gradients", 1, 1),
@@ -17,9 +17,9 @@ STATISTICS = {  # property of the evidence -> what is computed for it, and its p
 
 @dataclass
 class Meter:
-    """Evidence that notes which statistics a criterion reads, so that each is charged for what all share."""
+    """Notes which statistics a criterion reads, so that each is charged for what all share."""
 
-    evidence: Evidence
+    statistics: CalibrationStatistics
     seconds: dict[str, float] = field(default_factory=dict)  # statistic -> of its computation
     read: set[str] = field(default_factory=set)
     started: float = 0.0
@@ -27,9 +27,9 @@ class Meter:
 
     def __getattr__(self, name: str) -> Any:
         if name not in STATISTICS:
-            return getattr(self.evidence, name)
+            return getattr(self.statistics, name)
         started, statistic = time.monotonic(), STATISTICS[name][0]
-        value = getattr(self.evidence, name)
+        value = getattr(self.statistics, name)
         taken = time.monotonic() - started
         self.seconds.setdefault(statistic, taken)
         self.computed += taken
@@ -48,5 +48,5 @@ class Meter:
     def passes(self) -> tuple[int, int]:
         """Forward and backward passes over the calibration data."""
         costs = {statistic: passes for statistic, *passes in STATISTICS.values()}
-        costs["curvatures"][1] = self.evidence.curvature_passes if "curvatures" in self.read else 0
+        costs["kfac_factors"][1] = self.statistics.kfac_passes if "kfac_factors" in self.read else 0
         return sum(costs[name][0] for name in self.read), sum(costs[name][1] for name in self.read)

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.data.splits import load_splits
-from hf_mabprune.evaluation.comparison import Judge, Selection
+from hf_mabprune.evaluation.comparison import Selection, Session
 from hf_mabprune.evaluation.quality import Evaluation, bootstrap_interval
 from hf_mabprune.pipeline import load_model, make_accelerator, prepare, search
 from hf_mabprune.result import choose_layout
 from hf_mabprune.selection import layouts
 from hf_mabprune.tasks.readout import Scores
 
-RANDOM, UNPRUNED = "random", "unpruned"
+RANDOM, DENSE = "random", "dense"
 SCORES = tuple(Scores.__dataclass_fields__)
 
 
@@ -43,28 +43,28 @@ def compare(
     rows: list[Any] = [row for path in files for row in pd.read_parquet(path).to_dict("records")]
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in seeds:
-        judge = prepare(vary(settings, {}, seed), model.to(accelerator.device), tokenizer, splits, accelerator)
-        plans = layouts.make_plans(model, judge.arms, judge.totals, settings.prune)
-        for variant in (UNPRUNED, RANDOM, *variants):
+        session = prepare(vary(settings, {}, seed), model.to(accelerator.device), tokenizer, splits, accelerator)
+        plans = layouts.make_plans(model, session.arms, session.totals, settings.prune)
+        for variant in (DENSE, RANDOM, *variants):
             if (variant, seed) not in done:
-                rows.append(_run(settings, judge, plans, variant, seed))
+                rows.append(_run(settings, session, plans, variant, seed))
                 _save(rows, out)
-    return table(pd.DataFrame(rows), judge)
+    return table(pd.DataFrame(rows), session)
 
 
-def _run(settings: PruneConfig, judge: Judge, plans: layouts.Plans, variant: str, seed: int) -> dict[str, Any]:
+def _run(settings: PruneConfig, session: Session, plans: layouts.Plans, variant: str, seed: int) -> dict[str, Any]:
     """One search and its test scores, or one of the controls that need no search."""
-    everything = np.ones(len(judge.arms), dtype=bool)
+    everything = np.ones(len(session.arms), dtype=bool)
     whole = Selection(plans.search, everything, 1, 1)
-    if variant == UNPRUNED:
-        return _row(variant, seed, judge.masked(everything, "test", intervals=False))
+    if variant == DENSE:
+        return _row(variant, seed, session.masked(everything, "test", intervals=False))
     if variant == RANDOM:
-        return _row(variant, seed, judge.masked(whole.random(seed).kept, "test", intervals=False))
+        return _row(variant, seed, session.masked(whole.random(seed).kept, "test", intervals=False))
     policy, _, reward = variant.partition(":")
     run = vary(settings, {"policy": {"name": policy}, **({"reward": reward} if reward else {})}, seed)
-    result, cost = search(run, judge, [plans.search])
-    selection = choose_layout(judge, plans, result, run)
-    return _row(variant, seed, judge.masked(selection.kept, "test", intervals=False)) | vars(cost)
+    result, cost = search(run, session, [plans.search])
+    selection = choose_layout(session, plans, result, run)
+    return _row(variant, seed, session.masked(selection.kept, "test", intervals=False)) | vars(cost)
 
 
 def vary(settings: PruneConfig, search_changes: dict[str, object], seed: int) -> PruneConfig:
@@ -74,13 +74,13 @@ def vary(settings: PruneConfig, search_changes: dict[str, object], seed: int) ->
     return check(changed | {"seed": seed})
 
 
-def table(rows: pd.DataFrame, judge: Judge) -> str:
+def table(rows: pd.DataFrame, session: Session) -> str:
     """One line a variant: its runs, what they cost, and its paired differences with their 95% intervals.
 
     Differences are means over seeds; the bootstrap resamples test examples, the same for both sides. `*` marks an
     interval that excludes zero.
     """
-    metric = judge.task.main_metric
+    metric = session.task.main_metric
     runs_of = {str(variant): runs for variant, runs in rows.groupby("variant", sort=False)}
     lines = []
     for variant, runs in runs_of.items():
@@ -91,8 +91,8 @@ def table(rows: pd.DataFrame, judge: Judge) -> str:
             "KL": f"{runs['mean_kl'].mean():.4f}",
         }
         for control in (RANDOM, "uniform"):
-            if control in runs_of and variant not in (control, RANDOM, UNPRUNED):
-                line[f"minus {control} (95%)"] = _difference(judge, runs, runs_of[control])
+            if control in runs_of and variant not in (control, RANDOM, DENSE):
+                line[f"minus {control} (95%)"] = _difference(session, runs, runs_of[control])
         if "pulls" in runs and runs["pulls"].notna().all():
             line |= {
                 "pulls": f"{runs['pulls'].mean():,.0f}",
@@ -103,8 +103,8 @@ def table(rows: pd.DataFrame, judge: Judge) -> str:
     return pd.DataFrame(lines).fillna("").to_markdown(index=False, disable_numparse=True)
 
 
-def _difference(judge: Judge, first: pd.DataFrame, second: pd.DataFrame) -> str:
-    task, examples = judge.task, len(first["losses"].iloc[0])
+def _difference(session: Session, first: pd.DataFrame, second: pd.DataFrame) -> str:
+    task, examples = session.task, len(first["losses"].iloc[0])
     sides = [[_scores(run) for _, run in runs.iterrows()] for runs in (first, second)]
 
     def difference(picked: NDArray[np.int64]) -> float:

@@ -17,8 +17,8 @@ from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.evaluation.comparison import Judge
-from hf_mabprune.pipeline import half_of, load_judge, make_accelerator
+from hf_mabprune.evaluation.comparison import Session
+from hf_mabprune.pipeline import half_of, load_session, make_accelerator
 
 ALLOWED_ERROR, ALLOWED_CORRELATION = 0.01, 0.999
 
@@ -34,16 +34,16 @@ def measure(
         batches: Calibration batches that means are taken over.
         block_sizes: Of neuron arms.
     """
-    judge, _ = load_judge(settings, make_accelerator())
-    model = judge.model
+    session, _ = load_session(settings, make_accelerator())
+    model = session.model
     exact = copy.deepcopy(model).double()
     rows = []
     for reward in ("kl", "loss"):
         for kind, size in [*(("neuron", size) for size in block_sizes), ("head", 1)]:
-            arms = architecture_of(model).arm_table(model, [kind], size, judge.tokens)
+            arms = architecture_of(model).arm_table(model, [kind], size, session.tokens)
             picked = draw(arms, arms_each, settings.seed)
             means = [
-                _means(judge, version, arms, picked, reward, batches, products)
+                _means(session, version, arms, picked, reward, batches, products)
                 for version, products in ((model, half_of(settings)), (exact, None))
             ]
             rows += [
@@ -74,7 +74,7 @@ def by_layer(
 
 
 def _means(
-    judge: Judge,
+    session: Session,
     model: PreTrainedModel,
     arms: ArmTable,
     picked: NDArray[np.int64],
@@ -83,7 +83,7 @@ def _means(
     products: torch.dtype | None,
 ) -> NDArray[np.float64]:
     """[n], the mean reward of each picked arm over some batches."""
-    calibration = judge.batches["calibration"][:batches]
-    pulls = ReplayPulls(model, arms, judge.task, calibration, reward, judge.accelerator, products=products)
+    calibration = session.batches["calibration"][:batches]
+    pulls = ReplayPulls(model, arms, session.task, calibration, reward, session.accelerator, products=products)
     values = pulls.pull(np.repeat(picked, len(calibration)), np.tile(np.arange(len(calibration)), len(picked)))
     return values[:, 0].reshape(len(picked), -1).mean(1)

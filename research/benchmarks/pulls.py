@@ -21,8 +21,8 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.base import Pulls
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.evaluation.comparison import Judge
-from hf_mabprune.pipeline import load_judge, make_accelerator
+from hf_mabprune.evaluation.comparison import Session
+from hf_mabprune.pipeline import load_session, make_accelerator
 from hf_mabprune.tasks.sampling import split_by_length
 
 
@@ -50,12 +50,12 @@ def measure(settings: PruneConfig, arms_each: int = 48, repeats: int = 3) -> pd.
     Args:
         arms_each: Arms of each kind that replay pulls; the two forwards of the paper pull a quarter of them.
     """
-    judge, _ = load_judge(settings, make_accelerator())
-    half = judge.model.device.type == "cuda" or settings.search.products == "float16"
+    session, _ = load_session(settings, make_accelerator())
+    half = session.model.device.type == "cuda" or settings.search.products == "float16"
     return pd.DataFrame(
         [
-            asdict(_measure_kind(judge, kind, settings, products, arms_each, repeats))
-            for kind in np.unique(judge.arms.kind)
+            asdict(_measure_kind(session, kind, settings, products, arms_each, repeats))
+            for kind in np.unique(session.arms.kind)
             for products in ([None, torch.float16] if half else [None])
         ]
     )
@@ -83,31 +83,33 @@ def plot(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def _measure_kind(
-    judge: Judge, kind: str, settings: PruneConfig, products: torch.dtype | None, arms_each: int, repeats: int
+    session: Session, kind: str, settings: PruneConfig, products: torch.dtype | None, arms_each: int, repeats: int
 ) -> PullCost:
     rng = np.random.default_rng(settings.seed)
-    layers = np.arange(arms_each) % (judge.arms.layer.max() + 1)
-    pool = {layer: np.flatnonzero((judge.arms.kind == kind) & (judge.arms.layer == layer)) for layer in set(layers)}
+    layers = np.arange(arms_each) % (session.arms.layer.max() + 1)
+    pool = {
+        layer: np.flatnonzero((session.arms.kind == kind) & (session.arms.layer == layer)) for layer in set(layers)
+    }
     arms = np.array([rng.choice(pool[layer]) for layer in layers])
     few = arms[: max(arms_each // 4, len(pool))]
     seconds: dict[str, list[float]] = {"padded": [], "equal": [], "replay": []}
     tokens, differences = [], []
     for repeat in range(repeats):
-        batch = judge.batches["calibration"][repeat % len(judge.batches["calibration"])]
+        batch = session.batches["calibration"][repeat % len(session.batches["calibration"])]
         parts = split_by_length(batch)
         tokens.append(sum(part["input_ids"].numel() for part in parts))
-        replayed = _seconds(judge, partial(ReplayPulls, products=products), [batch], arms, settings.search.reward)
-        padded = _seconds(judge, ReferencePulls, [batch], few, settings.search.reward)
-        equal = _seconds(judge, ReferencePulls, parts, few, settings.search.reward)
+        replayed = _seconds(session, partial(ReplayPulls, products=products), [batch], arms, settings.search.reward)
+        padded = _seconds(session, ReferencePulls, [batch], few, settings.search.reward)
+        equal = _seconds(session, ReferencePulls, parts, few, settings.search.reward)
         for name, (taken, _) in (("padded", padded), ("equal", equal), ("replay", replayed)):
             seconds[name].append(taken)
         differences.append(np.abs(padded[1][: len(few)] - replayed[1][: len(few)]).max())
     padded_s, equal_s, replay_s = (statistics.median(taken) for taken in seconds.values())
-    whole, suffix = _work(judge, kind)
+    whole, suffix = _work(session, kind)
     ceiling = 2 * whole / suffix
     return PullCost(
-        arm=f"{kind}, {int(judge.arms.units[arms].max())} units",
-        products=str(products or judge.model.dtype).removeprefix("torch."),
+        arm=f"{kind}, {int(session.arms.units[arms].max())} units",
+        products=str(products or session.model.dtype).removeprefix("torch."),
         padded_s=padded_s,
         equal_s=equal_s,
         replay_s=replay_s,
@@ -115,29 +117,33 @@ def _measure_kind(
         equal_ratio=equal_s / replay_s,
         ceiling=ceiling,
         of_ceiling=equal_s / replay_s / ceiling,
-        floor_s=suffix * statistics.median(tokens) / _rate(judge),
-        before_mask=_share_before(judge, kind),
+        floor_s=suffix * statistics.median(tokens) / _rate(session),
+        before_mask=_share_before(session, kind),
         difference=float(max(differences)),
     )
 
 
 def _seconds(
-    judge: Judge, engine: Callable[..., Pulls], batches: list[dict[str, torch.Tensor]], arms: np.ndarray, reward: str
+    session: Session,
+    engine: Callable[..., Pulls],
+    batches: list[dict[str, torch.Tensor]],
+    arms: np.ndarray,
+    reward: str,
 ) -> tuple[float, np.ndarray]:
     """Seconds a pull on all of the batches, and the rewards on the first."""
-    pulls = engine(judge.model, judge.arms, judge.task, batches, reward, judge.accelerator)
+    pulls = engine(session.model, session.arms, session.task, batches, reward, session.accelerator)
     numbers = np.arange(len(batches))
-    pulls.pull(np.repeat(arms[:1], len(batches)), numbers)  # the unpruned outputs and the context are cached
+    pulls.pull(np.repeat(arms[:1], len(batches)), numbers)  # the dense outputs and the context are cached
     start = time.perf_counter()
     values = pulls.pull(np.repeat(arms, len(batches)), np.tile(numbers, len(arms)))
-    if judge.model.device.type == "cuda":
+    if session.model.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / len(arms), values[:: len(batches), 0]
 
 
-def _work(judge: Judge, kind: str) -> tuple[float, float]:
+def _work(session: Session, kind: str) -> tuple[float, float]:
     """Multiply-accumulates a token: of a whole forward pass, and of what a pull cannot avoid, mean over layers."""
-    architecture, model = architecture_of(judge.model), judge.model
+    architecture, model = architecture_of(session.model), session.model
     sites = {(site.kind, site.layer): site for site in architecture.sites(model)}
     layers = range(1 + max(layer for _, layer in sites))
 
@@ -145,14 +151,14 @@ def _work(judge: Judge, kind: str) -> tuple[float, float]:
         return sum(linear_at(model, path).weight.numel() for path in sites[kind, layer].linears())
 
     def products(layer: int) -> int:
-        return 2 * judge.tokens * sites["head", layer].units * sites["head", layer].unit_size
+        return 2 * session.tokens * sites["head", layer].units * sites["head", layer].unit_size
 
     attention = [weights("head", layer) + products(layer) for layer in layers]
     ffn = [weights("neuron", layer) for layer in layers]
     embeddings = model.get_output_embeddings()
     head = 0 if embeddings is None else embeddings.weight.numel()
     needed_attention, needed_ffn = list(attention), list(ffn)
-    if architecture.classifies_first and judge.task.reads_one_position:  # of the last layer, keys and values alone
+    if architecture.classifies_first and session.task.reads_one_position:  # of the last layer, keys and values alone
         needed_ffn[-1] = 0
         needed_attention[-1] = attention[-1] // 2
     suffixes = []
@@ -162,9 +168,9 @@ def _work(judge: Judge, kind: str) -> tuple[float, float]:
     return sum(attention) + sum(ffn) + head, float(np.mean(suffixes))
 
 
-def _rate(judge: Judge, rows: int = 2048, repeats: int = 9) -> float:
+def _rate(session: Session, rows: int = 2048, repeats: int = 9) -> float:
     """Multiply-accumulates a second of a matrix product of the model's shapes."""
-    layer = linear_at(judge.model, architecture_of(judge.model).sites(judge.model)[0].output)
+    layer = linear_at(session.model, architecture_of(session.model).sites(session.model)[0].output)
     left = torch.randn(rows, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
     taken = []
     for _ in range(repeats):
@@ -177,21 +183,21 @@ def _rate(judge: Judge, rows: int = 2048, repeats: int = 9) -> float:
 
 
 @torch.inference_mode()
-def _share_before(judge: Judge, kind: str, repeats: int = 5) -> float:
+def _share_before(session: Session, kind: str, repeats: int = 5) -> float:
     """Mean over layers of the share of a forward's time that passes before the masked projection runs."""
-    batch = {name: tensor.to(judge.model.device) for name, tensor in judge.batches["calibration"][0].items()}
+    batch = {name: tensor.to(session.model.device) for name, tensor in session.batches["calibration"][0].items()}
     shares = []
     for _ in range(repeats):
         reached: list[float] = []
-        sites = [site for site in architecture_of(judge.model).sites(judge.model) if site.kind == kind]
+        sites = [site for site in architecture_of(session.model).sites(session.model) if site.kind == kind]
         hooks = [
-            judge.model.base_model.get_submodule(site.output).register_forward_pre_hook(
+            session.model.base_model.get_submodule(site.output).register_forward_pre_hook(
                 lambda *_, reached=reached: reached.append(time.perf_counter())
             )
             for site in sites
         ]
         start = time.perf_counter()
-        judge.task.readout(judge.model, batch)
+        session.task.readout(session.model, batch)
         total = time.perf_counter() - start
         for hook in hooks:
             hook.remove()

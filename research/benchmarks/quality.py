@@ -22,10 +22,10 @@ from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.checkpoints.load import load_config
 from hf_mabprune.compensation import CompensationFigures, compensate
 from hf_mabprune.config import PruningConfig, TargetConfig
-from hf_mabprune.criteria.base import Evidence
+from hf_mabprune.criteria.base import CalibrationStatistics
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.evaluation.comparison import Judge, Selection
+from hf_mabprune.evaluation.comparison import Selection, Session
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
 from hf_mabprune.evaluation.report import installed_versions
 from hf_mabprune.pipeline import load_model, make_accelerator, prepare, search
@@ -71,13 +71,11 @@ def run(suite: Suite, cells: Sequence[Cell], out: str | Path, redo: bool = False
             row |= {"settings": cell.fingerprint(suite), "plan": suite.plan(), "versions": versions}
             on_main(accelerator, lambda row=row: results.add(row))  # type: ignore[misc]
             done += 1
-            said = f"{row['metric']} {row['value']:.4f} of {row['unpruned']:.4f}, KL {row['mean_kl']:.4f}"
+            said = f"{row['metric']} {row['value']:.4f} of {row['dense']:.4f}, KL {row['mean_kl']:.4f}"
             accelerator.print(f"[{done}/{len(todo)}] {' / '.join(map(str, cell.key))}: {said}", flush=True)
 
 
-def _benches(
-    suite: Suite, cells: Sequence[Cell], accelerator: Accelerator
-) -> Iterator[tuple["Bench", list[Cell]]]:
+def _benches(suite: Suite, cells: Sequence[Cell], accelerator: Accelerator) -> Iterator[tuple["Bench", list[Cell]]]:
     for task, group in groupby(cells, key=lambda cell: cell.task):
         yield Bench.load(suite, task, accelerator), list(group)
 
@@ -87,13 +85,13 @@ class Bench:
     """One run's model and data, for all its cells.
 
     Attributes:
-        judge: Over arms of both kinds.
+        session: Over arms of both kinds.
         calibration: That seeds draw from.
     """
 
     suite: Suite
     name: str
-    judge: Judge
+    session: Session
     calibration: Dataset
 
     @classmethod
@@ -102,8 +100,8 @@ class Bench:
         settings = suite.settings(name)
         splits = main_first(accelerator, lambda: load_splits(settings.task))
         model, tokenizer = load_model(settings.model, settings.task, splits)
-        judge = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
-        return cls(suite, name, judge, splits["calibration"])
+        session = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+        return cls(suite, name, session, splits["calibration"])
 
     def rows(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
         """Measures cells of this run; one choice serves all its compensations, one search all its sizes."""
@@ -119,17 +117,17 @@ class Bench:
 
     def draw(self, seed: int) -> "Draw":
         """The seed's calibration data."""
-        task, settings = self.judge.task, self.suite.settings(self.name).task
+        task, settings = self.session.task, self.suite.settings(self.name).task
         encoded = encode_sample(task, self.calibration, settings.calibration_examples, seed)
-        batches = {**self.judge.batches, "calibration": batches_of(task, encoded, settings.batch_size, equal=True)}
-        return Draw(self.suite, self.name, replace(self.judge, batches=batches), seed)
+        batches = {**self.session.batches, "calibration": batches_of(task, encoded, settings.batch_size, equal=True)}
+        return Draw(self.suite, self.name, replace(self.session, batches=batches), seed)
 
     def row(self, cell: Cell, draw: "Draw", choice: "Choice") -> dict[str, Any]:
         """Measures one cell."""
-        judge, unpruned, chance = self.judge, self.unpruned, self.chance
+        session, dense, chance = self.session, self.dense, self.chance
         found, figures = draw.measure(choice.keep, cell.compensation)
-        metric, better = judge.task.main_metric, judge.task.greater_is_better
-        value, whole = found.metrics[metric], unpruned.metrics[metric]
+        metric, better = session.task.main_metric, session.task.greater_is_better
+        value, whole = found.metrics[metric], dense.metrics[metric]
         return {
             **dict(zip(KEY, cell.key, strict=True)),
             "model": self.suite.settings(self.name).model.name,
@@ -138,15 +136,15 @@ class Bench:
             "metric": metric,
             "greater_is_better": better,
             "value": value,
-            "unpruned": whole,
+            "dense": whole,
             "chance": chance,
             "retained": retained(value, whole, chance, metric),
             "loss": found.loss,
-            "unpruned_loss": unpruned.loss,
+            "dense_loss": dense.loss,
             "mean_kl": float(found.kl.mean()),
             "metrics": json.dumps(found.metrics),
             "parameters": choice.parameters + (figures.parameters if figures else 0),
-            "unpruned_parameters": judge.totals["parameters"],
+            "dense_parameters": session.totals["parameters"],
             "kept": json.dumps({kind: choice.keep.sizes(kind) for kind in ("neuron", "head")}),
             "pulls": choice.pulls,
             "search_seconds": choice.seconds,
@@ -159,11 +157,11 @@ class Bench:
         }
 
     @cached_property
-    def unpruned(self) -> Evaluation:
+    def dense(self) -> Evaluation:
         """On the test split."""
-        judge = self.judge
+        session = self.session
         return evaluate(
-            judge.originals("test"), judge.task, judge.batches["test"], judge.accelerator, intervals=False
+            session.originals("test"), session.task, session.batches["test"], session.accelerator, intervals=False
         )
 
     @cached_property
@@ -173,14 +171,14 @@ class Bench:
         if given is not None:
             return given
         targets = [
-            self.judge.originals("test")(number, batch).targets for number, batch in enumerate(self._on_device())
+            self.session.originals("test")(number, batch).targets for number, batch in enumerate(self._on_device())
         ]
         counted = np.concatenate([target[target != NO_TARGET].cpu().numpy() for target in targets])
-        return constant_answer(self.judge.task, self.unpruned.scores, counted)
+        return constant_answer(self.session.task, self.dense.scores, counted)
 
     def _on_device(self) -> Iterator[Batch]:
-        device = self.judge.accelerator.device
-        for batch in self.judge.batches["test"]:
+        device = self.session.accelerator.device
+        for batch in self.session.batches["test"]:
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -206,7 +204,7 @@ class Draw:
 
     suite: Suite
     name: str
-    judge: Judge
+    session: Session
     seed: int
 
     def choose(self, cells: Sequence[Cell]) -> dict[str, Choice]:
@@ -220,18 +218,22 @@ class Draw:
 
     def _by_criterion(self, method: str, size: TargetConfig) -> Choice:
         criterion, prune = self.suite.criterion(method), self.suite.settings(self.name, target=size).prune
-        plan = layouts.make_plans(self.judge.model, self.judge.arms, self.judge.totals, prune).search
+        plan = layouts.make_plans(self.session.model, self.session.arms, self.session.totals, prune).search
         self.meter.start()
-        kept, order = criterion.choose(cast(Evidence, self.meter), plan)
-        tokens = sum(batch["input_ids"].numel() for batch in self.judge.batches["calibration"])
+        kept, order = criterion.choose(cast(CalibrationStatistics, self.meter), plan)
+        tokens = sum(batch["input_ids"].numel() for batch in self.session.batches["calibration"])
         forward, backward = (tokens * passes for passes in self.meter.passes())
         return self._choice(Selection(plan, kept, *self._rules(prune)), order, self.meter.stop(), forward, backward)
 
     def _by_control(self, method: str, size: TargetConfig) -> Choice:
-        spec, judge, prune = self.suite.methods[method], self.judge, self.suite.settings(self.name, target=size).prune
-        plan = layouts.make_plans(judge.model, judge.arms, judge.totals, prune).search
+        spec, session, prune = (
+            self.suite.methods[method],
+            self.session,
+            self.suite.settings(self.name, target=size).prune,
+        )
+        plan = layouts.make_plans(session.model, session.arms, session.totals, prune).search
         pulls = ReplayPulls(
-            judge.model, judge.arms, judge.task, judge.batches["calibration"], "kl", judge.accelerator
+            session.model, session.arms, session.task, session.batches["calibration"], "kl", session.accelerator
         )
         mean = np.mean([batch["input_ids"].numel() for batch in pulls.batches])
         started, tokens = time.monotonic(), round(spec.sweeps * len(plan.arms) * float(mean))
@@ -241,60 +243,64 @@ class Draw:
         return self._choice(selection, order, time.monotonic() - started, pulls.cost.forward_tokens, 0)
 
     def _by_peer(self, method: str, size: TargetConfig) -> Choice:
-        peer, judge = cast(Peer, self.suite.methods[method].made_peer()), self.judge
-        batches, started = judge.batches["calibration"], time.monotonic()
-        keep = peer.keep(judge.model, judge.task, batches, size.fractions())
+        peer, session = cast(Peer, self.suite.methods[method].made_peer()), self.session
+        batches, started = session.batches["calibration"], time.monotonic()
+        keep = peer.keep(session.model, session.task, batches, size.fractions())
         seconds = time.monotonic() - started
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        parameters = prune_copy(judge.model, keep, "per_layer").num_parameters()
+        parameters = prune_copy(session.model, keep, "per_layer").num_parameters()
         return Choice(keep, parameters, seconds, *(tokens * passes for passes in peer.passes()))
 
     def _by_search(self, cells: Sequence[Cell]) -> dict[str, Choice]:
         settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
-        model, totals, prune = self.judge.model, self.judge.totals, settings.prune
-        arms = architecture_of(model).arm_table(model, prune.kinds(), prune.block_size, self.judge.tokens)
-        judge = replace(self.judge, arms=arms, compensation=self.suite.compensation(cells[0].compensation))
+        model, totals, prune = self.session.model, self.session.totals, settings.prune
+        arms = architecture_of(model).arm_table(model, prune.kinds(), prune.block_size, self.session.tokens)
+        session = replace(self.session, arms=arms, compensation=self.suite.compensation(cells[0].compensation))
         plans = {size.target.name(): layouts.make_plans(model, arms, totals, size).search for size in prune.sizes()}
-        found, cost = search(settings, judge, list(plans.values()), teacher=self.judge.teacher)
+        found, cost = search(settings, session, list(plans.values()), reference=self.session.reference)
         backward = getattr(cost, "backward_tokens", 0)
         spent = cost.seconds, cost.forward_tokens, backward, cost.pulls
         cuts = {cell.target: Selection.along(plans[cell.target], found.order, *self._rules(prune)) for cell in cells}
         return {target: self._choice(selection, found.order, *spent) for target, selection in cuts.items()}
 
     def _rules(self, prune: PruningConfig) -> tuple[int, int]:
-        return layouts.width_multiple(prune, self.judge.model.config.hidden_size), prune.min_neurons
+        return layouts.width_multiple(prune, self.session.model.config.hidden_size), prune.min_neurons
 
     def _choice(self, selection: Selection, order: Any, *spent: Any) -> Choice:
         arms: ArmTable = selection.plan.arms
         kept = selection.rounded(order).kept
-        parameters = self.judge.totals["parameters"] - int(arms.parameters[~kept].sum())
+        parameters = self.session.totals["parameters"] - int(arms.parameters[~kept].sum())
         return Choice(arms.kept_units(kept), parameters, *spent)
 
     def measure(self, keep: KeepIndices, compensation: str) -> tuple[Evaluation, CompensationFigures | None]:
         """On the test split."""
-        judge, task = self.judge, self.judge.task
-        method, small = self.suite.compensation(compensation), prune_copy(judge.model, keep, self.suite.layout)
-        figures = compensate(method, judge.teacher, small, keep) if method else None
-        forward, original = forward_of(small, task), judge.originals("test")
-        return evaluate(forward, task, judge.batches["test"], judge.accelerator, original, intervals=False), figures
+        session, task = self.session, self.session.task
+        method, small = self.suite.compensation(compensation), prune_copy(session.model, keep, self.suite.layout)
+        figures = compensate(method, session.reference, small, keep) if method else None
+        forward, original = forward_of(small, task), session.originals("test")
+        return evaluate(
+            forward, task, session.batches["test"], session.accelerator, original, intervals=False
+        ), figures
 
     @cached_property
     def meter(self) -> "Meter":
         """For all criteria."""
-        judge = self.judge
-        return Meter(Evidence(judge.model, judge.arms, judge.task, judge.batches["calibration"], self.seed))
+        session = self.session
+        return Meter(
+            CalibrationStatistics(session.model, session.arms, session.task, session.batches["calibration"], self.seed)
+        )
 
 
-def retained(value: float, unpruned: float, chance: float, metric: str) -> float:
-    """(value - chance) / (unpruned - chance), whichever way is better, within `RETAINED`; perplexities by their logs.
+def retained(value: float, dense: float, chance: float, metric: str) -> float:
+    """(value - chance) / (dense - chance), whichever way is better, within `RETAINED`; perplexities by their logs.
 
-    0 where the unpruned model is at chance itself.
+    0 where the dense model is at chance itself.
     """
     if metric == "perplexity":
-        value, unpruned, chance = np.log([value, unpruned, chance])
-    if unpruned == chance or not np.isfinite(value):
+        value, dense, chance = np.log([value, dense, chance])
+    if dense == chance or not np.isfinite(value):
         return 0.0
-    return float(np.clip((value - chance) / (unpruned - chance), *RETAINED))
+    return float(np.clip((value - chance) / (dense - chance), *RETAINED))
 
 
 def constant_answer(task: Task, scores: Scores, targets: Any) -> float:
@@ -302,7 +308,7 @@ def constant_answer(task: Task, scores: Scores, targets: Any) -> float:
     a metric of losses, the distribution of the targets, whose loss is its entropy.
 
     Args:
-        scores: Of the unpruned model on the split; what is right is read.
+        scores: Of the dense model on the split; what is right is read.
         targets: Every target of the split that counts, flat.
     """
     if task.main_metric == "perplexity":

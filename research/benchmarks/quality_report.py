@@ -19,7 +19,7 @@ from research.benchmarks.suite import KEY, NONE, Cell, Suite
 
 DPI = 150
 ALL = "all"  # compensations, averaged
-TITLES = {"retained": "metric retained", "mean_kl": "KL divergence from the unpruned model"}
+TITLES = {"retained": "metric retained", "mean_kl": "KL divergence from the dense model"}
 MARKERS = "os^vDP*X<>ph8d"
 
 
@@ -98,20 +98,20 @@ def _head(suite: Suite, rows: pd.DataFrame, expected: int) -> str:
     return (
         f"# Quality at equal size\n\n{len(rows):,} of {expected:,} cells. Planned comparisons, margin, operating "
         f"points and the distance from chance stood in the suite file before {note}.\nMetric retained is "
-        "(metric - chance) / (unpruned - chance), of perplexities by their logs, from 0 up; ± is the standard "
+        "(metric - chance) / (dense - chance), of perplexities by their logs, from 0 up; ± is the standard "
         "deviation over seeds."
     )
 
 
 def _tasks(rows: pd.DataFrame, weak: pd.Series) -> str:
-    found = rows.groupby("task", sort=False)[["model", "metric", "unpruned", "chance", "unpruned_loss"]].first()
+    found = rows.groupby("task", sort=False)[["model", "metric", "dense", "chance", "dense_loss"]].first()
     found["near chance"] = np.where(weak.loc[found.index], "yes: left out of ranks and tests", "")
     return "## Data sets\n\n" + found.to_markdown(floatfmt=".4g")
 
 
 def _task_tables(task: str, rows: pd.DataFrame, weak: bool) -> str:
-    metric, whole = rows["metric"].iloc[0], rows["unpruned"].iloc[0]
-    parts = [f"## {task}: {metric}, unpruned {whole:.4g}{' (near chance)' if weak else ''}"]
+    metric, whole = rows["metric"].iloc[0], rows["dense"].iloc[0]
+    parts = [f"## {task}: {metric}, dense {whole:.4g}{' (near chance)' if weak else ''}"]
     for title, column in ((str(metric), "value"), ("KL divergence, nats", "mean_kl")):
         cells = rows.groupby(["method", "compensation", "target"], sort=False)[column]
         shown = cells.agg(lambda values: _mean_and_spread(values)).unstack()[list(rows["target"].unique())]
@@ -227,7 +227,7 @@ def pareto(rows: pd.DataFrame, task: str) -> Figure:
                 points["parameters"] / 1e6, points["value"], label=method, color=f"C{number % 10}", lw=0.8, ms=5,
                 marker=MARKERS[number % len(MARKERS)],
             )  # fmt: skip
-        axes.axhline(rows["unpruned"].iloc[0], color="#767676", ls="--", lw=0.8)
+        axes.axhline(rows["dense"].iloc[0], color="#767676", ls="--", lw=0.8)
         axes.axhline(rows["chance"].iloc[0], color="#767676", ls=":", lw=0.8)
         axes.set(xlabel="parameters kept, millions", title=compensation)
     grid[0].set_ylabel(f"{task}: {rows['metric'].iloc[0]}")

@@ -22,13 +22,13 @@ GREATER_IS_BETTER = {"retained": True, "mean_kl": False}  # what methods are ran
 
 
 def near_chance(rows: pd.DataFrame, distance: float) -> pd.Series:
-    """[N] bool by data set: whether the unpruned main metric is better than chance by no more than a distance,
+    """[N] bool by data set: whether the dense main metric is better than chance by no more than a distance,
     perplexities by their logs."""
-    tasks = rows.groupby("task", sort=False)[["unpruned", "chance", "metric", "greater_is_better"]].first()
-    numbers = tasks[["unpruned", "chance"]].astype(float)
+    tasks = rows.groupby("task", sort=False)[["dense", "chance", "metric", "greater_is_better"]].first()
+    numbers = tasks[["dense", "chance"]].astype(float)
     perplexity = tasks["metric"] == "perplexity"
     numbers[perplexity] = np.log(numbers[perplexity])
-    better = numbers["unpruned"] - numbers["chance"]
+    better = numbers["dense"] - numbers["chance"]
     return better.where(tasks["greater_is_better"].astype(bool), -better) <= distance
 
 

@@ -102,7 +102,7 @@ class Suite(Strict):
         None, min_length=1, description="names of the targets that ranks and tests average over; null: all"
     )
     near_chance: float = Field(
-        0.05, ge=0.0, description="runs whose unpruned main metric is this near to chance are left out of ranks"
+        0.05, ge=0.0, description="runs whose dense main metric is this near to chance are left out of ranks"
     )
     planned: list[PlannedSpec] = Field([], description="comparisons that are tested")
     margin: float = Field(0.02, ge=0.0, description="difference in metric retained that counts as no worse")

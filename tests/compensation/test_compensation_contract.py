@@ -12,7 +12,7 @@ from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
-from hf_mabprune.compensation import COMPENSATIONS, Teacher, compensate, make_compensation
+from hf_mabprune.compensation import COMPENSATIONS, DenseReference, compensate, make_compensation
 from hf_mabprune.surgery.cut import Layout, prune_copy
 from tests.pulls.test_pulls import DECODERS, problem
 from tests.seeds import moved
@@ -27,11 +27,11 @@ def head_of(model_type: str) -> str:
     return "AutoModelForCausalLM" if model_type in DECODERS else "AutoModelForSequenceClassification"
 
 
-def cut(model_type: str, layout: Layout) -> tuple[Teacher, PreTrainedModel, KeepIndices]:
-    """A teacher with two fitting batches and one held out, and its pruned copy."""
+def cut(model_type: str, layout: Layout) -> tuple[DenseReference, PreTrainedModel, KeepIndices]:
+    """A reference with two fitting batches and one held out, and its pruned copy."""
     model, task, batches, _ = problem(model_type)
     keep = selection(model_type, model, layout)
-    return Teacher.on(model, task, batches), prune_copy(model, keep, layout), keep
+    return DenseReference.on(model, task, batches), prune_copy(model, keep, layout), keep
 
 
 def test_the_methods_of_the_literature_are_registered() -> None:
@@ -42,19 +42,19 @@ def test_the_methods_of_the_literature_are_registered() -> None:
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_saved_is_what_is_loaded(name: str, model_type: str, layout: Layout, tmp_path: Path) -> None:
-    teacher, small, keep = cut(model_type, layout)
+    reference, small, keep = cut(model_type, layout)
     pruned, parameters = outputs_of(small, ""), small.num_parameters()
-    figures = compensate(make_compensation({"name": name, "guard": False}), teacher, small, keep)
+    figures = compensate(make_compensation({"name": name, "guard": False}), reference, small, keep)
     compensated = outputs_of(small, "")
     save_checkpoint(small, tmp_path, None, torch.float32)
     again = getattr(transformers, head_of(model_type)).from_pretrained(tmp_path).eval()
 
     assert torch.equal(outputs_of(again, ""), compensated)
     assert (compensated - pruned).abs().max() > 1e-4
-    assert (type(again) is type(teacher.model)) == (layout == "uniform")
+    assert (type(again) is type(reference.model)) == (layout == "uniform")
     assert small.num_parameters() - parameters == figures.parameters
     for site in architecture_of(again).sites(again):
-        stock = linear_at(teacher.model, site.output).bias is not None
+        stock = linear_at(reference.model, site.output).bias is not None
         given = layout == "per_layer" or site.kind in BIASES.get(model_type, ())
         assert (linear_at(again, site.output).bias is not None) == (stock or given)
 
@@ -63,13 +63,13 @@ def test_what_is_saved_is_what_is_loaded(name: str, model_type: str, layout: Lay
 @pytest.mark.parametrize("model_type", ["bert", "llama", "mistral"])
 @pytest.mark.parametrize("name", NAMES)
 def test_guarded_it_never_moves_away_on_held_out_data(name: str, model_type: str, bottom_up: bool) -> None:
-    teacher, small, keep = cut(model_type, "per_layer")
+    reference, small, keep = cut(model_type, "per_layer")
     before = {path: parameter.clone() for path, parameter in small.named_parameters()}
-    dense = {path: parameter.clone() for path, parameter in teacher.model.named_parameters()}
-    figures = compensate(make_compensation({"name": name, "bottom_up": bottom_up}), teacher, small, keep)
+    dense = {path: parameter.clone() for path, parameter in reference.model.named_parameters()}
+    figures = compensate(make_compensation({"name": name, "bottom_up": bottom_up}), reference, small, keep)
 
     assert figures.kl_after <= figures.kl_before
-    assert figures.kl_after == pytest.approx(teacher.divergence(small))
+    assert figures.kl_after == pytest.approx(reference.divergence(small))
     assert figures.forward_tokens > 0 and figures.seconds > 0
     order = [(site.layer, site.kind) for site in figures.sites]
     assert order == [(0, "head"), (0, "neuron"), (1, "head"), (1, "neuron")], "in the order of the forward pass"
@@ -79,7 +79,7 @@ def test_guarded_it_never_moves_away_on_held_out_data(name: str, model_type: str
         weight = next(path for path in after if path.endswith(paths[site.layer, site.kind]))
         assert torch.equal(after[weight], before[weight]) == bool(site.reason) == (not site.refitted)
         assert (site.error_after == site.error_before) == (not site.refitted)
-    assert all(torch.equal(parameter, dense[path]) for path, parameter in teacher.model.named_parameters())
+    assert all(torch.equal(parameter, dense[path]) for path, parameter in reference.model.named_parameters())
     small(**inputs_for("")).logits.sum().backward()
     assert all(parameter.requires_grad for parameter in small.parameters()), "it can be trained on"
     assert all(parameter.grad is not None for name, parameter in small.named_parameters() if name.endswith("bias"))
@@ -90,7 +90,7 @@ def test_nothing_cut_nothing_done(name: str) -> None:
     model, task, batches, arms = problem("bert")
     keep = arms.kept_units(np.ones(len(arms), dtype=bool))
     small = prune_copy(model, keep, "uniform")
-    figures = compensate(make_compensation(name), Teacher.on(model, task, batches), small, keep)
+    figures = compensate(make_compensation(name), DenseReference.on(model, task, batches), small, keep)
 
     assert figures.sites == [] and figures.kl_before == figures.kl_after == 0
     assert torch.equal(outputs_of(small, ""), outputs_of(model, ""))
@@ -106,16 +106,16 @@ def test_several_selections_share_a_teacher_and_give_what_each_gives_alone(name:
     first = compensate(make_compensation(name), alone, again, keep)
 
     assert torch.equal(outputs_of(small, ""), outputs_of(again, ""))
-    assert second.forward_tokens < first.forward_tokens, "the unpruned model's part is paid for once"
+    assert second.forward_tokens < first.forward_tokens, "the dense model's part is paid for once"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_data_that_is_not_finite_leaves_every_site_alone(name: str) -> None:
-    teacher, small, keep = cut("bert", "per_layer")
+    reference, small, keep = cut("bert", "per_layer")
     with torch.no_grad():
-        teacher.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+        reference.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
     before = outputs_of(small, "")
-    figures = compensate(make_compensation({"name": name, "guard": False}), teacher, small, keep)
+    figures = compensate(make_compensation({"name": name, "guard": False}), reference, small, keep)
 
     assert all("not finite" in site.reason for site in figures.sites)
     assert torch.equal(outputs_of(small, ""), before)
@@ -139,16 +139,16 @@ def test_wrong_settings_are_refused(settings: object, message: str) -> None:
 
 def test_every_fourth_batch_is_held_out_and_one_is_too_few() -> None:
     model, task, batches, _ = problem("bert")
-    teacher = Teacher.on(model, task, batches * 2)
-    assert [len(teacher.batches), len(teacher.held_out)] == [4, 2]
-    assert teacher.held_out[0] is batches[1] and all(batch is not batches[1] for batch in teacher.batches[:2])
+    reference = DenseReference.on(model, task, batches * 2)
+    assert [len(reference.batches), len(reference.held_out)] == [4, 2]
+    assert reference.held_out[0] is batches[1] and all(batch is not batches[1] for batch in reference.batches[:2])
     with pytest.raises(ValueError, match="at least 2 calibration batches"):
-        Teacher.on(model, task, batches[:1])
+        DenseReference.on(model, task, batches[:1])
 
 
 def test_a_llama_with_new_biases_generates_the_same_from_plain_automodel(tmp_path: Path) -> None:
-    teacher, small, keep = cut("llama", "uniform")
-    compensate(make_compensation({"name": "least_squares", "guard": False}), teacher, small, keep)
+    reference, small, keep = cut("llama", "uniform")
+    compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
     save_checkpoint(small, tmp_path, None, torch.float32)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     prompt = torch.randint(3, 16, (2, 5), generator=torch.Generator().manual_seed(moved(1)))
@@ -156,15 +156,15 @@ def test_a_llama_with_new_biases_generates_the_same_from_plain_automodel(tmp_pat
 
     assert type(again) is transformers.LlamaForCausalLM
     assert again.config.mlp_bias and again.config.attention_bias
-    assert not teacher.model.config.mlp_bias and not teacher.model.config.attention_bias
+    assert not reference.model.config.mlp_bias and not reference.model.config.attention_bias
     assert again.model.layers[0].mlp.down_proj.bias.abs().max() > 0
     assert not again.model.layers[0].mlp.up_proj.bias.any() and not again.model.layers[0].self_attn.k_proj.bias.any()
     assert torch.equal(again.generate(prompt, **settings), small.generate(prompt, **settings))
 
 
 def test_biases_stay_when_a_per_layer_model_is_pruned_again(tmp_path: Path) -> None:
-    teacher, small, keep = cut("mistral", "per_layer")
-    compensate(make_compensation({"name": "least_squares", "guard": False}), teacher, small, keep)
+    reference, small, keep = cut("mistral", "per_layer")
+    compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
     twice = prune_copy(small, KeepIndices(neurons={0: np.arange(3)}, heads={}), "per_layer")
     save_checkpoint(twice, tmp_path, None, torch.float32)
 

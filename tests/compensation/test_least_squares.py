@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.compensation import Compensation, Teacher, compensate, make_compensation
+from hf_mabprune.compensation import Compensation, DenseReference, compensate, make_compensation
 from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.compensation.refit import LOWER
 from hf_mabprune.surgery.cut import prune_copy
@@ -52,13 +52,13 @@ def test_weights_are_those_of_a_regression_on_raw_activations(
     keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
     if model_type == "bert":
         keep = KeepIndices(**{**vars(keep), "neurons": {**keep.neurons, 0: np.arange(9)}})  # sizes differ
-    teacher, small = Teacher.on(model, task, batches), prune_copy(model, keep, layout)  # type: ignore[arg-type]
+    reference, small = DenseReference.on(model, task, batches), prune_copy(model, keep, layout)  # type: ignore[arg-type]
     cut = linear_at(small, sites[-1].output).weight.detach().double().numpy()
     method = make_compensation({"name": "least_squares", "damping": 0.05, "guard": False, "bottom_up": bottom_up})
-    compensate(method, teacher, small, keep)
+    compensate(method, reference, small, keep)
 
     site, whole = sites[-1], linear_at(model, sites[-1].output)
-    fitting = list(teacher.batches)
+    fitting = list(reference.batches)
     hidden = activations(model, task, fitting, site.output)
     y = hidden @ whole.weight.detach().double().numpy().T
     y += 0 if whole.bias is None else whole.bias.detach().double().numpy()
@@ -96,9 +96,9 @@ def test_one_of_two_equal_units_goes_at_no_cost(model_type: str, kind: str, bott
     sites = [site for site in architecture_of(model).sites(model) if site.kind == kind]
     kept = {site.layer: np.arange(site.units - site.group) for site in sites}
     keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
-    teacher, small = Teacher(model, task, batches, batches), prune_copy(model, keep, "per_layer")
+    reference, small = DenseReference(model, task, batches, batches), prune_copy(model, keep, "per_layer")
     method = make_compensation({"name": "least_squares", "damping": 1e-9, "guard": False, "bottom_up": bottom_up})
-    figures = compensate(method, teacher, small, keep)
+    figures = compensate(method, reference, small, keep)
 
     assert all(site.refitted for site in figures.sites)
     assert max(site.error_after for site in figures.sites) < 1e-5, figures.sites
@@ -137,24 +137,24 @@ class Worse(Compensation):
 def test_the_guard_leaves_alone_what_gets_worse() -> None:
     model, task, batches, _ = problem("bert")
     keep = KeepIndices(neurons={0: np.arange(44), 1: np.arange(44)}, heads={})
-    teacher, small = Teacher.on(model, task, batches), prune_copy(model, keep, "per_layer")
+    reference, small = DenseReference.on(model, task, batches), prune_copy(model, keep, "per_layer")
     before = outputs_of(small, "")
-    figures = compensate(Worse(), teacher, small, keep)
+    figures = compensate(Worse(), reference, small, keep)
 
     assert [site.reason for site in figures.sites] == [LOWER] * 2
     assert torch.equal(outputs_of(small, ""), before)
     assert figures.kl_after == figures.kl_before
-    assert compensate(Worse(guard=False), teacher, small, keep).kl_after > figures.kl_before
+    assert compensate(Worse(guard=False), reference, small, keep).kl_after > figures.kl_before
 
 
 def test_the_held_out_pass_ends_where_the_verdict_is_sure() -> None:
     model, task, batches, _ = problem("bert")
     keep = KeepIndices(neurons={0: np.arange(2), 1: np.arange(2)}, heads={})
-    teacher, small = Teacher(model, task, batches[:1], batches), prune_copy(model, keep, "per_layer")
-    whole = teacher.divergence(small)
-    parts = [Teacher(model, task, batches[:1], [batch]).divergence(small) for batch in batches]
+    reference, small = DenseReference(model, task, batches[:1], batches), prune_copy(model, keep, "per_layer")
+    whole = reference.divergence(small)
+    parts = [DenseReference(model, task, batches[:1], [batch]).divergence(small) for batch in batches]
     assert whole == pytest.approx(np.mean(parts))
-    assert teacher.divergence(small, limit=whole) == whole
-    spent = len(teacher.spent)
-    assert teacher.divergence(small, limit=parts[0] / 4) == float("inf")
-    assert len(teacher.spent) == spent + 1, "one batch of three"
+    assert reference.divergence(small, limit=whole) == whole
+    spent = len(reference.spent)
+    assert reference.divergence(small, limit=parts[0] / 4) == float("inf")
+    assert len(reference.spent) == spent + 1, "one batch of three"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.compensation import Teacher, compensate, make_compensation
+from hf_mabprune.compensation import DenseReference, compensate, make_compensation
 from hf_mabprune.compensation.base import Refused
 from hf_mabprune.compensation.mask_tuning import MaskTuning
 from hf_mabprune.surgery.cut import prune_copy
@@ -54,7 +54,7 @@ def test_a_refused_site_says_why_and_stays_as_it_was() -> None:
     small = prune_copy(model, keep, "per_layer")
     before = outputs_of(small, "")
     method = make_compensation({"name": "mask_tuning", "limit": 1e-3})
-    figures = compensate(method, Teacher.on(model, task, batches), small, keep)
+    figures = compensate(method, DenseReference.on(model, task, batches), small, keep)
 
     assert len(figures.sites) == 2
     assert all(not site.refitted and "leaves [-0.001, 0.001]" in site.reason for site in figures.sites)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.criteria import Evidence
+from hf_mabprune.criteria import CalibrationStatistics
 from tests.pulls.test_pulls import problem
 
 HEAD_SIZE = 8
@@ -28,46 +28,46 @@ MAKERS = {
 }
 
 
-def fresh(model_type: str, block: int) -> Evidence:
+def fresh(model_type: str, block: int) -> CalibrationStatistics:
     """A tiny model in double precision, its arms in blocks of neurons, and three batches, the last one smaller."""
     model, task, batches, _ = problem(model_type)
     model.double()
     batches[2] = {name: tensor[:3] for name, tensor in batches[2].items()}
     arms = architecture_of(model).arm_table(model, ["neuron", "head"], block, 7)
-    return Evidence(model, arms, task, batches, seed=5)
+    return CalibrationStatistics(model, arms, task, batches, seed=5)
 
 
 @lru_cache
-def case(model_type: str, block: int) -> Evidence:
+def case(model_type: str, block: int) -> CalibrationStatistics:
     """The same, with statistics that are kept from test to test."""
     return fresh(model_type, block)
 
 
-def projection(evidence: Evidence, kind: str, layer: int) -> nn.Linear:
-    path = OUTPUTS[evidence.model.config.model_type, kind].format(layer)
-    return evidence.model.base_model.get_submodule(path)  # type: ignore[return-value]
+def projection(statistics: CalibrationStatistics, kind: str, layer: int) -> nn.Linear:
+    path = OUTPUTS[statistics.model.config.model_type, kind].format(layer)
+    return statistics.model.base_model.get_submodule(path)  # type: ignore[return-value]
 
 
-def weight(evidence: Evidence, arm: int) -> np.ndarray:
+def weight(statistics: CalibrationStatistics, arm: int) -> np.ndarray:
     """[D, C], the output projection that an arm belongs to."""
-    linear = projection(evidence, str(evidence.arms.kind[arm]), int(evidence.arms.layer[arm]))
+    linear = projection(statistics, str(statistics.arms.kind[arm]), int(statistics.arms.layer[arm]))
     return linear.weight.detach().numpy()
 
 
-def columns(evidence: Evidence, arm: int) -> slice:
+def columns(statistics: CalibrationStatistics, arm: int) -> slice:
     """Of the output projection."""
-    size = HEAD_SIZE if evidence.arms.kind[arm] == "head" else 1
-    return slice(int(evidence.arms.start[arm]) * size, int(evidence.arms.stop[arm]) * size)
+    size = HEAD_SIZE if statistics.arms.kind[arm] == "head" else 1
+    return slice(int(statistics.arms.start[arm]) * size, int(statistics.arms.stop[arm]) * size)
 
 
-def per_arm(evidence: Evidence, value: Callable[[int], float]) -> np.ndarray:
+def per_arm(statistics: CalibrationStatistics, value: Callable[[int], float]) -> np.ndarray:
     """[K]."""
-    return np.array([value(arm) for arm in range(len(evidence.arms))])
+    return np.array([value(arm) for arm in range(len(statistics.arms))])
 
 
-def examples(evidence: Evidence) -> Iterator[dict[str, torch.Tensor]]:
+def examples(statistics: CalibrationStatistics) -> Iterator[dict[str, torch.Tensor]]:
     """One example at a time, without padding."""
-    for batch in evidence.batches:
+    for batch in statistics.batches:
         for row in range(len(batch["input_ids"])):
             length = int(batch["attention_mask"][row].sum())
             yield {
@@ -77,63 +77,63 @@ def examples(evidence: Evidence) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @contextmanager
-def hooks(evidence: Evidence, hook: Callable[[tuple[str, int], torch.Tensor], Any]) -> Iterator[None]:
+def hooks(statistics: CalibrationStatistics, hook: Callable[[tuple[str, int], torch.Tensor], Any]) -> Iterator[None]:
     """Runs `hook((kind, layer), input)` before every output projection; what it returns replaces the input."""
     with ExitStack() as stack:
-        for kind, layer, _ in evidence.arms.groups():
+        for kind, layer, _ in statistics.arms.groups():
 
             def run(_: nn.Module, arguments: Any, site: tuple[str, int] = (kind, layer)) -> Any:
                 return hook(site, arguments[0])
 
-            stack.callback(projection(evidence, kind, layer).register_forward_pre_hook(run).remove)
+            stack.callback(projection(statistics, kind, layer).register_forward_pre_hook(run).remove)
         yield
 
 
-def loss_of(evidence: Evidence, example: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(statistics: CalibrationStatistics, example: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean cross-entropy of one example."""
-    logits = evidence.model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits[0]
-    if evidence.model.config.model_type == "llama":
+    logits = statistics.model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits[0]
+    if statistics.model.config.model_type == "llama":
         return torch.nn.functional.cross_entropy(logits[:-1], example["labels"][0, 1:])
     return torch.nn.functional.cross_entropy(logits[None], example["labels"])
 
 
 @lru_cache
-def inputs(evidence: Evidence) -> dict[tuple[str, int], list[np.ndarray]]:
+def inputs(statistics: CalibrationStatistics) -> dict[tuple[str, int], list[np.ndarray]]:
     """Site -> [T, C] for each example."""
     seen: dict[tuple[str, int], list[np.ndarray]] = {}
-    with torch.no_grad(), hooks(evidence, lambda site, h: seen.setdefault(site, []).append(h[0].numpy())):
-        for example in examples(evidence):
-            loss_of(evidence, example)
+    with torch.no_grad(), hooks(statistics, lambda site, h: seen.setdefault(site, []).append(h[0].numpy())):
+        for example in examples(statistics):
+            loss_of(statistics, example)
     return seen
 
 
-def inputs_of(evidence: Evidence, arm: int) -> list[np.ndarray]:
-    return inputs(evidence)[str(evidence.arms.kind[arm]), int(evidence.arms.layer[arm])]
+def inputs_of(statistics: CalibrationStatistics, arm: int) -> list[np.ndarray]:
+    return inputs(statistics)[str(statistics.arms.kind[arm]), int(statistics.arms.layer[arm])]
 
 
 @lru_cache
-def gradients(evidence: Evidence) -> np.ndarray:
+def gradients(statistics: CalibrationStatistics) -> np.ndarray:
     """[K, N], of each example's loss with respect to the gates of the arms."""
     found = []
-    for example in examples(evidence):
+    for example in examples(statistics):
         gates: dict[tuple[str, int], torch.Tensor] = {}
 
         def gated(site: tuple[str, int], h: torch.Tensor, gates: dict = gates) -> torch.Tensor:
             gates[site] = torch.ones(h.shape[-1], dtype=h.dtype, requires_grad=True)
             return h * gates[site]
 
-        with hooks(evidence, gated):
-            loss = loss_of(evidence, example)
+        with hooks(statistics, gated):
+            loss = loss_of(statistics, example)
         slopes = dict(zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True))
-        arms = evidence.arms
+        arms = statistics.arms
         of_arm = [
-            slopes[str(arms.kind[arm]), int(arms.layer[arm])][columns(evidence, arm)] for arm in range(len(arms))
+            slopes[str(arms.kind[arm]), int(arms.layer[arm])][columns(statistics, arm)] for arm in range(len(arms))
         ]
         found.append([float(slope.sum()) for slope in of_arm])
     return np.array(found).T
 
 
-def batch_gradients(evidence: Evidence) -> np.ndarray:
+def batch_gradients(statistics: CalibrationStatistics) -> np.ndarray:
     """[K, 3], of the mean losses of the batches, which have 4, 4 and 3 examples."""
-    each = gradients(evidence)
+    each = gradients(statistics)
     return np.stack([each[:, :4].mean(1), each[:, 4:8].mean(1), each[:, 8:].mean(1)], axis=1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_mabprune.config import TargetConfig
-from hf_mabprune.criteria import CRITERIA, Evidence
+from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
 from hf_mabprune.evaluation.comparison import Selection
 from hf_mabprune.registry import check_options
 from hf_mabprune.selection.plan import Plan, make_plan
@@ -16,8 +16,8 @@ TYPES = ("bert", "llama")
 TARGETS = [{"neurons": 0.6, "heads": 0.5}, {"heads": 0.5}, {"parameters": 0.4}, {"macs": 0.5}]
 
 
-def plan_of(evidence: Evidence, target: dict[str, float], layout: str) -> Plan:
-    arms = evidence.arms
+def plan_of(statistics: CalibrationStatistics, target: dict[str, float], layout: str) -> Plan:
+    arms = statistics.arms
     totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
     return make_plan(arms, TargetConfig(**target), totals, layout, {"neuron": 16, "head": 1})  # type: ignore[arg-type]
 
@@ -31,9 +31,9 @@ def test_the_criteria_of_the_literature_are_registered() -> None:
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_finite_and_one_an_arm(name: str, model_type: str, block: int) -> None:
-    evidence = case(model_type, block)
-    scores = CRITERIA.get(name)().scores(evidence)
-    assert scores.shape == (len(evidence.arms),) and scores.dtype == np.float64
+    statistics = case(model_type, block)
+    scores = CRITERIA.get(name)().scores(statistics)
+    assert scores.shape == (len(statistics.arms),) and scores.dtype == np.float64
     assert np.isfinite(scores).all()
     assert len(np.unique(scores)) > len(scores) / 2
 
@@ -50,10 +50,10 @@ def test_the_same_evidence_gives_the_same(name: str) -> None:
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_left_as_it_was(name: str, model_type: str) -> None:
-    evidence = fresh(model_type, 16)
-    model = evidence.model
+    statistics = fresh(model_type, 16)
+    model = statistics.model
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    CRITERIA.get(name)().choose(evidence, plan_of(evidence, {"neurons": 0.5}, "per_layer"))
+    CRITERIA.get(name)().choose(statistics, plan_of(statistics, {"neurons": 0.5}, "per_layer"))
 
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -67,11 +67,11 @@ def test_the_model_is_left_as_it_was(name: str, model_type: str) -> None:
 def test_plans_are_met_and_the_order_says_how(
     name: str, model_type: str, layout: str, target: dict[str, float]
 ) -> None:
-    evidence = case(model_type, 16)
-    plan = plan_of(evidence, target, layout)
-    kept, order = CRITERIA.get(name)().choose(evidence, plan)
+    statistics = case(model_type, 16)
+    plan = plan_of(statistics, target, layout)
+    kept, order = CRITERIA.get(name)().choose(statistics, plan)
 
-    assert kept.shape == (len(evidence.arms),) and kept.dtype == bool
+    assert kept.shape == (len(statistics.arms),) and kept.dtype == bool
     assert sorted(order) == list(range(len(kept)))
     assert set(order[: (~kept).sum()]) == set(np.flatnonzero(~kept))
     assert np.array_equal(Selection.along(plan, order, 1, 16).kept, kept)
@@ -79,7 +79,7 @@ def test_plans_are_met_and_the_order_says_how(
         gone = budget.cost[budget.candidates[~kept[budget.candidates]]].sum()
         assert gone >= budget.amount - (0 if budget.by_cost else budget.cost.max())
     counts: dict[str, set[int]] = {}
-    for kind, layer, rows in evidence.arms.groups():
+    for kind, layer, rows in statistics.arms.groups():
         assert kept[rows].sum() >= plan.floors[kind, layer]
         counts.setdefault(kind, set()).add(int(kept[rows].sum()))
     if layout == "uniform":
@@ -89,34 +89,34 @@ def test_plans_are_met_and_the_order_says_how(
 @pytest.mark.parametrize("block", [4, 20])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_target_beyond_what_scores_would_like_leaves_no_layer_empty(name: str, block: int) -> None:
-    evidence = case("bert", block)
+    statistics = case("bert", block)
     criterion = CRITERIA.get(name)()
-    scores = criterion.scores(evidence) + 1000.0 * (evidence.arms.layer == 0)  # all of layer 1 first
+    scores = criterion.scores(statistics) + 1000.0 * (statistics.arms.layer == 0)  # all of layer 1 first
     criterion.scores = lambda _: scores  # type: ignore[method-assign]
-    kept, _ = criterion.choose(evidence, plan_of(evidence, {"neurons": 0.5, "heads": 0.5}, "per_layer"))
-    keep = evidence.arms.kept_units(kept)
+    kept, _ = criterion.choose(statistics, plan_of(statistics, {"neurons": 0.5, "heads": 0.5}, "per_layer"))
+    keep = statistics.arms.kept_units(kept)
     assert 16 <= keep.sizes("neuron")[1] < 48 and keep.sizes("head")[1] >= 1
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"fisher_rearranged"}))
 def test_arms_go_by_score_per_cost_where_scores_add_up_and_by_score_elsewhere(name: str) -> None:
-    evidence = case("llama", 4)
-    criterion, plan = CRITERIA.get(name)(), plan_of(evidence, {"parameters": 0.3}, "per_layer")
-    kept, _ = criterion.choose(evidence, plan)
-    value = criterion.scores(evidence) / (evidence.arms.parameters if criterion.per_cost else 1)
+    statistics = case("llama", 4)
+    criterion, plan = CRITERIA.get(name)(), plan_of(statistics, {"parameters": 0.3}, "per_layer")
+    kept, _ = criterion.choose(statistics, plan)
+    value = criterion.scores(statistics) / (statistics.arms.parameters if criterion.per_cost else 1)
     free = kept.copy()
-    for kind, layer, rows in evidence.arms.groups():
+    for kind, layer, rows in statistics.arms.groups():
         free[rows] &= kept[rows].sum() > plan.floors[kind, layer]
     assert value[~kept].max() <= value[free].min()
     assert criterion.per_cost == (name not in ("flap", "random"))
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
-    evidence = fresh("bert", 16)
+    statistics = fresh("bert", 16)
     with torch.no_grad():
-        evidence.model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
+        statistics.model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"scores of Magnitude are not finite for 1 of \d+ arms: look for broken"):
-        CRITERIA.get("magnitude")().choose(evidence, plan_of(evidence, {"neurons": 0.5}, "per_layer"))
+        CRITERIA.get("magnitude")().choose(statistics, plan_of(statistics, {"neurons": 0.5}, "per_layer"))
 
 
 def test_options_are_checked() -> None:

@@ -43,13 +43,13 @@ def test_exchanges_never_raise_the_objective_and_come_near_the_best(seed: int) -
 )
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_sizes_are_those_of_fisher_and_no_layer_is_worse(model_type: str, layout: str, block: int) -> None:
-    evidence = case(model_type, block)
-    plan = plan_of(evidence, {"neurons": 0.5, "heads": 0.5}, layout)
-    before, _ = CRITERIA.get("fisher")().choose(evidence, plan)
-    after, _ = CRITERIA.get("fisher_rearranged")().choose(evidence, plan)
-    gradients, gains = batch_gradients(evidence), []
-    for _, _, rows in evidence.arms.groups():
-        assert sorted(evidence.arms.units[rows[before[rows]]]) == sorted(evidence.arms.units[rows[after[rows]]])
+    statistics = case(model_type, block)
+    plan = plan_of(statistics, {"neurons": 0.5, "heads": 0.5}, layout)
+    before, _ = CRITERIA.get("fisher")().choose(statistics, plan)
+    after, _ = CRITERIA.get("fisher_rearranged")().choose(statistics, plan)
+    gradients, gains = batch_gradients(statistics), []
+    for _, _, rows in statistics.arms.groups():
+        assert sorted(statistics.arms.units[rows[before[rows]]]) == sorted(statistics.arms.units[rows[after[rows]]])
         worse, better = (objective(gradients, rows[~kept[rows]]) for kept in (before, after))
         assert better <= worse + 1e-15
         gains.append(worse - better)

@@ -10,7 +10,7 @@ from tests.criteria.by_hand import case, columns, examples, inputs_of, projectio
 from tests.criteria.test_obs import greedy
 
 
-def slopes(evidence, arm: int) -> list[np.ndarray]:
+def slopes(statistics, arm: int) -> list[np.ndarray]:
     """[T, D] for each example of a two-class model: du/dy, u = sqrt(p_0 p_1) (odds - odds now)."""
     seen: list[torch.Tensor] = []
 
@@ -19,10 +19,10 @@ def slopes(evidence, arm: int) -> list[np.ndarray]:
         return seen[-1]
 
     found = []
-    linear = projection(evidence, str(evidence.arms.kind[arm]), int(evidence.arms.layer[arm]))
-    for example in examples(evidence):
+    linear = projection(statistics, str(statistics.arms.kind[arm]), int(statistics.arms.layer[arm]))
+    for example in examples(statistics):
         handle = linear.register_forward_hook(hook)
-        logits = evidence.model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits[0]
+        logits = statistics.model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits[0]
         handle.remove()
         p = logits.detach().softmax(-1)
         u = (p[0] * p[1]).sqrt() * (logits[1] - logits[0])
@@ -32,15 +32,15 @@ def slopes(evidence, arm: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["neuron", "head"])
 def test_factors_are_sums_over_positions(kind: str) -> None:
-    evidence = case("bert", 16)
-    for first in (int(arms[0]) for name, _, arms in evidence.arms.groups() if name == kind):
-        g, h = slopes(evidence, first), np.concatenate(inputs_of(evidence, first))
+    statistics = case("bert", 16)
+    for first in (int(arms[0]) for name, _, arms in statistics.arms.groups() if name == kind):
+        g, h = slopes(statistics, first), np.concatenate(inputs_of(statistics, first))
         flat = np.concatenate(g)
         found = next(
             factors
-            for path, factors in evidence.curvatures.items()
-            if evidence.model.base_model.get_submodule(path)
-            is projection(evidence, kind, int(evidence.arms.layer[first]))
+            for path, factors in statistics.kfac_factors.items()
+            if statistics.model.base_model.get_submodule(path)
+            is projection(statistics, kind, int(statistics.arms.layer[first]))
         )
         np.testing.assert_allclose(found.outputs, flat.T @ flat / len(g), rtol=1e-4, atol=1e-9)
         weights = READ * np.square(flat).sum(1) / np.square(flat).sum() + (1 - READ) / len(h)
@@ -52,25 +52,25 @@ def test_factors_are_sums_over_positions(kind: str) -> None:
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_scores_are_the_costs_of_least_squares_in_the_metric_of_the_outputs(model_type: str) -> None:
-    evidence = case(model_type, 16)
-    scores = CRITERIA.get("kfac_obs")().scores(evidence)
-    for site, arms in evidence.sites:
-        factors = evidence.curvatures[site.output]
-        size = columns(evidence, int(arms[0])).stop
+    statistics = case(model_type, 16)
+    scores = CRITERIA.get("kfac_obs")().scores(statistics)
+    for site, arms in statistics.sites:
+        factors = statistics.kfac_factors[site.output]
+        size = columns(statistics, int(arms[0])).stop
         covariance = factors.inputs.covariance().numpy()
         rows = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance))).T * np.sqrt(len(covariance))
         root = factors.root().numpy()
         order, increases = greedy(
-            root @ weight(evidence, int(arms[0])), rows, 0.01 * float(np.diag(covariance).mean()), size
+            root @ weight(statistics, int(arms[0])), rows, 0.01 * float(np.diag(covariance).mean()), size
         )
         np.testing.assert_allclose(scores[arms[order]], np.maximum.accumulate(increases) / 2, rtol=5e-3)
 
 
 def test_a_position_that_nobody_reads_hardly_counts() -> None:
     """The last FFN of a classifier that reads the first position: every other one has only the even share."""
-    evidence = case("bert", 16)
-    first = max(int(arms[0]) for name, _, arms in evidence.arms.groups() if name == "neuron")
-    for slope in slopes(evidence, first):
+    statistics = case("bert", 16)
+    first = max(int(arms[0]) for name, _, arms in statistics.arms.groups() if name == "neuron")
+    for slope in slopes(statistics, first):
         assert np.abs(slope[1:]).max() == 0 < np.abs(slope[0]).max()
 
 

@@ -74,26 +74,26 @@ def test_updates_that_are_put_off_change_nothing(size: int, monkeypatch: pytest.
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_scores_of_a_model_are_the_increases_that_never_fall(model_type: str, relative: bool) -> None:
-    evidence = case(model_type, 16)
-    scores = CRITERIA.get("obs")(relative=relative).scores(evidence)
-    for _, _, arms in evidence.arms.groups():
+    statistics = case(model_type, 16)
+    scores = CRITERIA.get("obs")(relative=relative).scores(statistics)
+    for _, _, arms in statistics.arms.groups():
         first = int(arms[0])
-        rows = np.concatenate(inputs_of(evidence, first))
-        size = columns(evidence, first).stop
+        rows = np.concatenate(inputs_of(statistics, first))
+        size = columns(statistics, first).stop
         ridge = 0.01 * (rows**2).mean()
-        order, increases = greedy(weight(evidence, first), rows, ridge, size)
-        scale = ((rows @ weight(evidence, first).T) ** 2).sum(1).mean() if relative else 1.0
+        order, increases = greedy(weight(statistics, first), rows, ridge, size)
+        scale = ((rows @ weight(statistics, first).T) ** 2).sum(1).mean() if relative else 1.0
         np.testing.assert_allclose(scores[arms[order]], np.maximum.accumulate(increases) / scale, rtol=1e-3)
 
 
 def test_a_smaller_last_block_is_a_block() -> None:
-    evidence = case("llama", 20)  # 20, 20 and 8 of 48 neurons
-    arms = evidence.arms.groups()[0][2]
-    rows = np.concatenate(inputs_of(evidence, 0))
+    statistics = case("llama", 20)  # 20, 20 and 8 of 48 neurons
+    arms = statistics.arms.groups()[0][2]
+    rows = np.concatenate(inputs_of(statistics, 0))
     ridge = 0.01 * (rows**2).mean()
-    scores = CRITERIA.get("obs")().scores(evidence)[arms]
+    scores = CRITERIA.get("obs")().scores(statistics)[arms]
     errors = [
-        error_without(weight(evidence, 0), rows, ridge, [*range(*span)]) for span in ((0, 20), (20, 40), (40, 48))
+        error_without(weight(statistics, 0), rows, ridge, [*range(*span)]) for span in ((0, 20), (20, 40), (40, 48))
     ]
     assert np.argmin(scores) == np.argmin(errors)
     assert scores.min() == pytest.approx(min(errors), rel=1e-3)

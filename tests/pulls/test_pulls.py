@@ -13,7 +13,7 @@ from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.rewards import REWARDS
-from hf_mabprune.pipeline import load_judge, make_accelerator, make_policy
+from hf_mabprune.pipeline import load_session, make_accelerator, make_policy
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.search.loop import Search
 from hf_mabprune.selection.layouts import make_plans
@@ -236,11 +236,13 @@ def test_a_search_resumed_with_the_other_engine_selects_the_same_arms(model_type
 @pytest.mark.slow
 def test_fast_and_reference_pulls_select_the_same_arms_in_the_quickstart() -> None:
     settings = PruneConfig.from_yaml("configs/quickstart.yaml")
-    judge, _ = load_judge(settings, make_accelerator())
-    judge.model.double()
-    plan = make_plans(judge.model, judge.arms, judge.totals, settings.prune).search
+    session, _ = load_session(settings, make_accelerator())
+    session.model.double()
+    plan = make_plans(session.model, session.arms, session.totals, settings.prune).search
     orders = []
     for engine in (ReferencePulls, ReplayPulls):
-        pulls = engine(judge.model, judge.arms, judge.task, judge.batches["calibration"], settings.search.reward)
-        orders.append(finished_order(Search(pulls, make_policy(settings, len(judge.arms)), plan, settings.search)))
+        pulls = engine(
+            session.model, session.arms, session.task, session.batches["calibration"], settings.search.reward
+        )
+        orders.append(finished_order(Search(pulls, make_policy(settings, len(session.arms)), plan, settings.search)))
     assert np.array_equal(*orders)

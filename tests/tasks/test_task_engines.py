@@ -117,7 +117,7 @@ def test_estimates_of_a_batch_are_those_of_its_examples(problem: Problem) -> Non
 
 
 @every_task
-def test_evaluation_reads_the_divergence_from_the_unpruned_model(problem: Problem) -> None:
+def test_evaluation_reads_the_divergence_from_the_dense_model(problem: Problem) -> None:
     task, model, batches, arms = problem
     accelerator = Accelerator(cpu=True)
     same = evaluate(forward_of(model, task), task, batches, accelerator, forward_of(model, task), intervals=False)

@@ -34,7 +34,7 @@ WHOLE = -1  # in the place of the number of a part: the batch as it is
 
 @dataclass(frozen=True)
 class Original:
-    """What the unpruned model says on a part of a batch.
+    """What the dense model says on a part of a batch.
 
     Attributes:
         distribution: [B, P, C], of the outputs, in the precision that divergences are formed in.
@@ -81,13 +81,13 @@ class Pulls(ABC):
     """Measures arms of one model on a fixed list of mini-batches, which an engine may run in parts.
 
     Args:
-        model: The unpruned model, in evaluation mode; its weights are never touched.
+        model: The dense model, in evaluation mode; its weights are never touched.
         arms: All arms.
         task: Gives the logits that count and their targets.
         batches: Mini-batches of calibration data.
         reward: Name of a reward in `rewards.REWARDS`.
         accelerator: Of the launch.
-        cache_bytes: Logits of the unpruned model are kept up to this size, computed again beyond it.
+        cache_bytes: Logits of the dense model are kept up to this size, computed again beyond it.
         stand_ins: What comes in the place of an arm while it is pulled, by the path of its site's projection; without
             it, nothing. `observe` masks without it.
     """
@@ -114,7 +114,7 @@ class Pulls(ABC):
         self.cost = Cost()
         self.arms_a_forward = 1
         self._parts = [[batch] for batch in self.batches]
-        self._counted: set[tuple[int, int]] = set()  # places whose unpruned pass is paid for
+        self._counted: set[tuple[int, int]] = set()  # places whose dense pass is paid for
         self._recorded: set[tuple[int, int]] = set()  # and those whose pass in the current context is
         self.kept = np.ones(len(arms), dtype=bool)
         self._cache_bytes = cache_bytes
@@ -252,7 +252,7 @@ class Pulls(ABC):
         return whole[:, fine], means, batch[fine], examples
 
     def observe(self, batch: int, kept: Bools) -> Observation:
-        """One forward pass over a batch with only the `kept` arms, [K], against the unpruned model."""
+        """One forward pass over a batch with only the `kept` arms, [K], against the dense model."""
         place = (batch, WHOLE)
         with torch.inference_mode():
             self.cost.forward_tokens += self.batches[batch]["input_ids"].numel() * (1 + (place not in self._counted))
@@ -263,7 +263,7 @@ class Pulls(ABC):
     def _observe_arms(
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
-        """For each group of arms in turn: the observations of the unpruned model, [B], in the context, [B], and with
+        """For each group of arms in turn: the observations of the dense model, [B], in the context, [B], and with
         each of the arms masked, [A, B]; and the tokens that one pull of the group costs.
 
         Args:
@@ -277,7 +277,7 @@ class Pulls(ABC):
             return self.task.readout(self.model, inputs)
 
     def _original(self, place: tuple[int, int]) -> Original:
-        """What the unpruned model says on a part of a batch, from the cache where it fits."""
+        """What the dense model says on a part of a batch, from the cache where it fits."""
         if place in self._originals:
             return self._originals[place]
         with torch.inference_mode():  # what is kept must not hold on to the pass that made it
@@ -289,7 +289,7 @@ class Pulls(ABC):
 
 
 def observation(original: Original, readout: Readout, quantities: Sequence[str]) -> Observation:
-    """The quantities asked for of one forward pass, beside the unpruned model's.
+    """The quantities asked for of one forward pass, beside the dense model's.
 
     Args:
         readout: Logits may have more dimensions in front than targets: [A, B, P, C] for A arms.

@@ -13,7 +13,7 @@ class ReferencePulls(Pulls):
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, original = self._inputs(place), self._original(place)
-        unpruned = observation(original, original.readout, self.needs)
+        dense = observation(original, original.readout, self.needs)
         for arm in groups:
             without_arm = self.kept.copy()
             without_arm[arm] = False
@@ -21,4 +21,4 @@ class ReferencePulls(Pulls):
                 observation(original, self._forward(inputs, kept, self.stand_ins), self.needs)
                 for kept in (self.kept, without_arm)
             )
-            yield unpruned, context, pulled, 2 * inputs["input_ids"].numel()
+            yield dense, context, pulled, 2 * inputs["input_ids"].numel()

@@ -91,7 +91,7 @@ class ReplayPulls(Pulls):
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, original = self._inputs(place), self._original(place)
-        unpruned = observation(original, original.readout, self.needs)
+        dense = observation(original, original.readout, self.needs)
         masks = keep_masks(self.model, self.arms.kept_units(self.kept))
         with masked(self.model, **masks, stand_ins=None if self.kept.all() else self.stand_ins):
             recording = self._record(place, inputs, original)
@@ -99,7 +99,7 @@ class ReplayPulls(Pulls):
                 pulled = observation(original, self._replay_or_less(inputs, group, recording), self.needs)
                 layers = len(self._layers) - int(self.arms.layer[group[0]])  # that run, the masked one among them
                 tokens = inputs["input_ids"].numel() * layers / len(self._layers)
-                yield unpruned, recording.observation, pulled, tokens
+                yield dense, recording.observation, pulled, tokens
 
     def _record(self, place: tuple[int, int], inputs: Batch, original: Original) -> Recording:
         """The context pass of a part of a batch; the context's masks are on."""

@@ -1,4 +1,4 @@
-"""What a compensation learns from: the unpruned model on calibration data, and the divergence of a pruned one from it.
+"""What a compensation learns from: the dense model on calibration data, and the divergence of a pruned one from it.
 
 Symbols: S inputs of a projection that stay; D outputs; N positions seen; B examples in a batch.
 """
@@ -28,8 +28,8 @@ HELD_OUT = 4  # one batch in so many is held out for the guard
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """The unpruned model and what it gives on calibration data; several selections share it.
+class DenseReference:
+    """The dense model and what it gives on calibration data; several selections share it.
 
     Attributes:
         batches: That refits are made from.
@@ -46,7 +46,7 @@ class Teacher:
     cache: ReadoutCache = field(default_factory=ReadoutCache, repr=False)  # of the model, by held-out batch
 
     @classmethod
-    def on(cls, model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> "Teacher":
+    def on(cls, model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> "DenseReference":
         """Holds out every fourth calibration batch; batches run in parts of like lengths.
 
         Raises:
@@ -70,7 +70,7 @@ class Teacher:
         return self.found[kind, held_out]
 
     def regression(self, site: Site, held_out: bool = False) -> Regression:
-        """Of a site's outputs on all its inputs, both the unpruned model's."""
+        """Of a site's outputs on all its inputs, both the dense model's."""
         if (site.output, held_out) not in self.regressions:
             found = self.moments(site.kind, held_out)[site.output]
             self.regressions[site.output, held_out] = Regression.of_moments(found, linear_at(self.model, site.output))
@@ -79,7 +79,7 @@ class Teacher:
     def pairs(
         self, small: PreTrainedModel, site: Site, batches: Sequence[Batch]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The pruned model's inputs x [N, S] of a site and the unpruned model's outputs y [N, D], batch by batch."""
+        """The pruned model's inputs x [N, S] of a site and the dense model's outputs y [N, D], batch by batch."""
         weight, bias = float64_of(linear_at(self.model, site.output))
         layers = len(architecture_of(small).layer_list(small))
         self.spent.append(2 * _tokens(batches) * (site.layer + 1) / layers)
@@ -112,7 +112,7 @@ class Teacher:
     def _divergences(
         self, small: PreTrainedModel, finished: "FinishedLayers | None" = None
     ) -> Iterator[torch.Tensor]:
-        """[B] of each held-out batch, without those on which the unpruned model itself is not finite."""
+        """[B] of each held-out batch, without those on which the dense model itself is not finite."""
         for number, batch in enumerate(self.held_out):
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
                 batch = _moved(batch, small)
@@ -124,7 +124,7 @@ class Teacher:
             yield found
 
     def _original(self, number: int, batch: Batch) -> Readout:
-        """What the unpruned model says, from the cache where it fits."""
+        """What the dense model says, from the cache where it fits."""
 
         def made() -> Readout:
             self.spent.append(_tokens([batch]))
@@ -137,12 +137,12 @@ class FinishedLayers:
     """The layers of a pruned model that no refit will change any more, and what they give on held-out batches.
 
     Args:
-        teacher: Whose held-out batches are meant.
+        reference: Whose held-out batches are meant.
         small: The pruned model.
     """
 
-    def __init__(self, teacher: Teacher, small: PreTrainedModel) -> None:
-        self.teacher, self.small = teacher, small
+    def __init__(self, reference: DenseReference, small: PreTrainedModel) -> None:
+        self.reference, self.small = reference, small
         self.layers = list(architecture_of(small).layer_list(small))
         self.count = 0
         self._outputs: list[Any] = []  # of the last of them, a held-out batch each
@@ -158,14 +158,14 @@ class FinishedLayers:
         if count == self.count:
             return
         outputs: list[Any] = []
-        for number, batch in enumerate(self.teacher.held_out):
+        for number, batch in enumerate(self.reference.held_out):
             with self.skipped(number), suppress(_Seen):
                 handle = self.layers[count - 1].register_forward_hook(partial(_take, outputs))
                 try:
-                    self.teacher.task.readout(self.small, _moved(batch, self.small))
+                    self.reference.task.readout(self.small, _moved(batch, self.small))
                 finally:
                     handle.remove()
-        self.teacher.spent.append(_tokens(self.teacher.held_out) * (count - self.count) / len(self.layers))
+        self.reference.spent.append(_tokens(self.reference.held_out) * (count - self.count) / len(self.layers))
         self.count, self._outputs = count, outputs
 
     @contextmanager
