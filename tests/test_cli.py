@@ -215,7 +215,7 @@ def test_help_names_types_in_words() -> None:
         assert ugly not in text, ugly
     leaves = {
         path: words
-        for path, words in known_types().items()
+        for path, words in known_types(PruneConfig).items()
         if "a mapping" not in words and not path.startswith("recovery.")  # --recovery.help has these
     }
     for path, words in leaves.items():

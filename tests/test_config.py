@@ -198,7 +198,7 @@ def test_a_checked_config_does_not_change() -> None:
 
 
 def test_types_in_words_cover_every_key() -> None:
-    types = known_types()
+    types = known_types(PruneConfig)
     assert types["prune.target"] == "a mapping"
     assert types["prune.target.macs"] == "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"
     dumped = check(settings()).model_dump()

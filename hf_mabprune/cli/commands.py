@@ -257,7 +257,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = super()._get_help_string(action) or ""
-        return text.replace("type: %(type)s", known_types().get(action.dest, "%(type)s"))
+        return text.replace("type: %(type)s", known_types(PruneConfig).get(action.dest, "%(type)s"))
 
 
 def settings_parser(kind: type[Strict] = PruneConfig) -> jsonargparse.ArgumentParser:
@@ -305,7 +305,7 @@ def _explain(message: str) -> str:
     if unknown:
         parts = unknown.groupdict()
         key = ".".join(filter(None, (parts.get("group"), parts["key"])))
-        known = known_types()
+        known = known_types(PruneConfig)
         while "." in key and key.rpartition(".")[0] not in known:
             key = key.rpartition(".")[0]
         return f"unknown key '{key}'.{nearest(key, [*known, *(path.rpartition('.')[2] for path in known)])}"
@@ -317,8 +317,8 @@ def _explain(message: str) -> str:
         broken = re.search("Value error, (.*?)(?: \\[type=|$)", wrong["rest"], re.MULTILINE)
         given = "(?:(?:Got|Given) value: |Unable to load config ['\"])(.*?)(?:['\"] - |$)"
         value = re.search(given, wrong["rest"], re.MULTILINE)
-        if broken or wrong["key"] not in known_types() or not value:
+        if broken or wrong["key"] not in known_types(PruneConfig) or not value:
             return f"{wrong['key']}: {broken[1] if broken else ' '.join(wrong['rest'].split())}"
-        return f"{wrong['key']} must be {known_types()[wrong['key']]}, got {value[1]}"
+        return f"{wrong['key']} must be {known_types(PruneConfig)[wrong['key']]}, got {value[1]}"
     return " ".join(message.split())
 

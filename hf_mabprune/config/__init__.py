@@ -1,23 +1,12 @@
 """Every setting of a run, checked before any compute; the YAML file is this tree written down."""
 
-from hf_mabprune.config.run import (
-    DatasetConfig,
-    EvaluateConfig,
-    ModelConfig,
-    OutputConfig,
-    PruneConfig,
-    PruningConfig,
-    RecoveryConfig,
-    SearchConfig,
-    SplitsConfig,
-    Strict,
-    TargetConfig,
-    TaskConfig,
-    check,
-    check_as,
-    known_keys,
-    known_types,
-)
+from hf_mabprune.config.base import Strict, check_as
+from hf_mabprune.config.data import DatasetConfig, SplitsConfig, TaskConfig
+from hf_mabprune.config.errors import known_types
+from hf_mabprune.config.recovery import RecoveryConfig
+from hf_mabprune.config.run import EvaluateConfig, ModelConfig, OutputConfig, PruneConfig, check
+from hf_mabprune.config.search import SearchConfig
+from hf_mabprune.config.target import PruningConfig, TargetConfig
 
 __all__ = [
     "DatasetConfig",
@@ -34,6 +23,5 @@ __all__ = [
     "TaskConfig",
     "check",
     "check_as",
-    "known_keys",
     "known_types",
 ]

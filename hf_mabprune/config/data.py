@@ -1,0 +1,39 @@
+"""Which examples a run reads, in which slices, for which kind of task."""
+
+from pydantic import Field
+
+from hf_mabprune.config.base import Strict
+
+
+class DatasetConfig(Strict):
+    """Where the examples come from: a name on the Hub, or local files."""
+
+    path: str = Field(description="Hub name, or a loader for local files: parquet, json, csv, text")
+    name: str | None = Field(None, description="configuration of the data set on the Hub")
+    data_files: dict[str, str | list[str]] | None = Field(None, description="split -> file or files, for local files")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+
+
+class SplitsConfig(Strict):
+    """Which slice serves which purpose. Rewards see calibration, choices see validation, test is read once."""
+
+    calibration: str = Field("train", description="slice that pulls are measured on, e.g. train[2000:]")
+    validation: str = Field("validation", description="slice that choices such as the layout are made on")
+    test: str = Field("test", description="slice that only the report reads")
+
+
+class TaskConfig(Strict):
+    """The data and the kind of task."""
+
+    type: str | None = Field(None, description="kind of task; taken from the model's head when left out")
+    dataset: DatasetConfig = Field(description="where the examples come from")
+    columns: dict[str, str] = Field({}, description="role -> column; roles depend on the task: text, text_pair, label")
+    splits: SplitsConfig = Field(SplitsConfig(), description="which slice serves which purpose")
+    calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
+    evaluation_examples: int | None = Field(None, gt=0, description="cap on validation and test examples; null: all")
+    batch_size: int = Field(32, gt=0, description="examples a pull is measured on")
+    max_broken_batches: int = Field(
+        2, ge=0, description="calibration batches without a finite loss that are skipped before the run gives up"
+    )
+    max_length: int | None = Field(None, gt=1, description="longest sequence or language-model window, in tokens")
+    metrics: list[str] = Field([], description="metrics; empty: the task's own. Unknown names go to evaluate.load")

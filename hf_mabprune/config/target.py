@@ -1,0 +1,93 @@
+"""How much is removed, and what may be removed."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hf_mabprune.config.base import Strict
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Fractions = Fraction | Annotated[list[Fraction], Field(min_length=1)]
+
+
+class TargetConfig(Strict):
+    """How much goes. Either neurons and / or heads, or parameters, or MACs; all are fractions removed.
+
+    A list gives several sizes from one search; two lists are taken in pairs.
+    """
+
+    neurons: Fractions | None = Field(None, description="fraction of FFN neurons removed; a list gives several sizes")
+    heads: Fractions | None = Field(None, description="fraction of attention heads (key-value groups) removed")
+    parameters: Fractions | None = Field(None, description="fraction of all parameters of the model removed")
+    macs: Fractions | None = Field(None, description="fraction of the multiply-accumulates of a forward pass removed")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "TargetConfig":
+        counts = self.neurons is not None or self.heads is not None
+        given = [counts, self.parameters is not None, self.macs is not None]
+        if sum(given) != 1:
+            raise ValueError("target must be one of: neurons and / or heads, parameters, macs")
+        lengths = {len(fractions) for fractions in self._lists().values()}
+        if len(lengths) > 1:
+            raise ValueError("target: lists of neurons and heads are taken in pairs, so they must be equally long")
+        for name, fractions in self._lists().items():
+            if sorted(set(fractions)) != fractions:
+                raise ValueError(f"target.{name} must be a list that grows, e.g. [0.3, 0.5], for sizes are nested")
+        return self
+
+    def _lists(self) -> dict[str, list[float]]:
+        return {name: value for name, value in self if isinstance(value, list)}
+
+    def sizes(self) -> list["TargetConfig"]:
+        """Gives one target a size, from the largest model to the smallest."""
+        lists = self._lists()
+        count = len(next(iter(lists.values()), [0.0]))
+        return [self.model_copy(update={name: values[n] for name, values in lists.items()}) for n in range(count)]
+
+    def fractions(self) -> dict[str, float]:
+        """Maps what is counted to the fraction removed, of a target that is one size."""
+        return {name: value for name, value in self if value is not None}
+
+    def name(self) -> str:
+        """Names a target that is one size in a word, e.g. neurons-0.5-heads-0.25."""
+        return "-".join(f"{name}-{fraction:g}" for name, fraction in self.fractions().items())
+
+
+class PruningConfig(Strict):
+    """What may be removed, and how much."""
+
+    arms: list[Literal["neuron", "head"]] = Field(["neuron", "head"], min_length=1, description="kinds of arms")
+    block_size: int = Field(16, gt=0, description="neighbouring neurons that go together; 1 = single neurons")
+    target: TargetConfig = Field(description="how much goes")
+    layout: Literal["auto", "uniform", "per_layer"] = Field(
+        "auto",
+        description="uniform: same sizes in every layer, loads with plain AutoModel; per_layer: what the search found "
+        "best; auto: uniform where the family can say it and it costs little quality on validation",
+    )
+    auto_tolerance: float = Field(
+        0.02, ge=0.0, description="layout auto takes uniform if its validation loss is at most this fraction higher"
+    )
+    round_to: int | Literal["auto"] = Field(
+        "auto", description="kept FFN widths are multiples of this; auto: 1, and 64 from hidden size 1024 on"
+    )
+    min_heads: int = Field(1, ge=1, description="heads (key-value groups) that every layer keeps at least")
+    min_neurons: int = Field(1, ge=1, description="FFN neurons that every layer keeps at least")
+
+    def sizes(self) -> list["PruningConfig"]:
+        """Gives the same settings for each size that the target lists, from the largest model to the smallest."""
+        return [self.model_copy(update={"target": target}) for target in self.target.sizes()]
+
+    def kinds(self) -> list[str]:
+        """Names the kinds of arms that the target can remove: those that it counts, or all under a budget of cost."""
+        amounts = {"neuron": self.target.neurons, "head": self.target.heads}
+        counted = any(amount is not None for amount in amounts.values())
+        return [kind for kind in self.arms if not counted or amounts[kind] is not None]
+
+    @model_validator(mode="after")
+    def _target_has_arms(self) -> "PruningConfig":
+        for kind, amount in (("neuron", self.target.neurons), ("head", self.target.heads)):
+            if amount is not None and kind not in self.arms:
+                raise ValueError(f"target.{kind}s is set, but arms does not contain {kind}")
+        if isinstance(self.round_to, int) and self.round_to < 1:
+            raise ValueError(f"round_to must be at least 1, got {self.round_to}")
+        return self
