@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune import load_pruned
 from hf_mabprune.arms import KINDS, KeepIndices
-from hf_mabprune.cli.commands import read_run_config
+from hf_mabprune.cli.settings import read_run_config
 from hf_mabprune.config import check
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.masking import keep_masks, masked

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from hf_mabprune.cli.commands import main, read_settings, settings_parser
+from hf_mabprune.cli.commands import main
+from hf_mabprune.cli.settings import read_settings, settings_parser
 from hf_mabprune.config import PruneConfig, known_types
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.registry import describe_options

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from hf_mabprune.cli.commands import read_yaml
+from hf_mabprune.cli.settings import read_yaml
 from hf_mabprune.compensation import Compensation, make_compensation
 from hf_mabprune.config import PruneConfig, Strict, TargetConfig, check
 from hf_mabprune.criteria.base import CRITERIA, Criterion
