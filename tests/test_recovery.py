@@ -18,8 +18,11 @@ from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
+from hf_mabprune.recovery import losses
 from hf_mabprune.recovery import recover as recovery
-from hf_mabprune.recovery.recover import RecoveryFigures, batch_order, distillation_loss, hidden_distance, recover
+from hf_mabprune.recovery.batching import batch_order
+from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
+from hf_mabprune.recovery.recover import RecoveryFigures, recover
 from hf_mabprune.surgery.cut import prune_copy
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
@@ -74,7 +77,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
         ("llama", "uniform", {}),
     ],
 )
-def test_distillation_brings_the_outputs_back_to_the_teachers(
+def test_distillation_brings_the_outputs_back_to_the_dense_models(
     model_type: str, layout: str, changes: dict[str, Any]
 ) -> None:
     case = Case(model_type, layout, **changes)
@@ -106,7 +109,7 @@ def test_every_task_can_be_recovered(name: str) -> None:
     assert figures.loss > 0 and figures.forward_tokens == 2 * figures.backward_tokens
 
 
-def test_labels_alone_need_no_teacher() -> None:
+def test_labels_alone_need_no_dense_model() -> None:
     case = Case()
     before = case.measure().loss
     figures = case.recover(alpha=0.0)
@@ -148,8 +151,8 @@ def test_working_in_parts_changes_neither_loss_nor_gradient(monkeypatch: pytest.
     z, z0 = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(moved(0)))
     targets = torch.arange(15).view(5, 3) % 4
     found = []
-    for chunk in (recovery.CHUNK, 24):
-        monkeypatch.setattr(recovery, "CHUNK", chunk)
+    for chunk in (losses.CHUNK, 24):
+        monkeypatch.setattr(losses, "CHUNK", chunk)
         student = z.clone().requires_grad_()
         loss = distillation_loss(Readout(student, targets), Readout(z0, targets), 0.5, 2.0)
         loss.backward()

@@ -1,1 +1,1 @@
-"""Trains what stays, with the dense model as its dense."""
+"""Recovery: trains what a cut leaves, so that it says again what the dense model says."""

@@ -1,0 +1,89 @@
+"""What recovery minimises: how far the pruned model is from its labels and from the dense model.
+
+Over the positions that count, with z the logits of the pruned model, z0 those of the dense one and y the labels, the
+loss of a position is
+
+    alpha * T^2 * KL(softmax(z0 / T) || softmax(z / T)) + (1 - alpha) * cross_entropy(z, y)
+
+(Hinton et al., arXiv 1503.02531, section 2, where the dense model is called the teacher and the pruned one the
+student). A higher temperature T flattens both distributions, so that the order of the unlikely classes is learnt too;
+gradients of the KL term shrink as 1 / T^2, and the factor T^2 keeps both terms alike when T changes. A task whose
+outputs are no classes brings its own loss and divergence (`Readout`).
+
+The distance of hidden states may be added, `hidden_weight` times: pruning never changes the hidden size, so states
+after each layer are compared as they are, without a projection between them (Sun et al., arXiv 1908.09355; they scale
+both states to unit length, here the length of the dense model's state is the unit of both).
+
+Symbols: B examples in a batch; P positions whose logits may count; C classes or vocabulary; T tokens where it is a
+dimension, else the temperature; D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from hf_mabprune.tasks.readout import CHUNK, Readout
+
+SMALLEST_SQUARE = 1e-12  # below it, a token's mean square in the dense model is no unit to divide by
+
+
+def distillation_loss(student: Readout, dense: Readout | None, alpha: float, temperature: float) -> torch.Tensor:
+    """Measures alpha * T^2 * divergence from the dense model, both at temperature T, + (1 - alpha) * task loss.
+
+    Differentiable; a few examples are worked on at a time, so the extra memory does not grow with the batch.
+
+    Args:
+        student: Readout of the pruned model, logits [B, P, C].
+        dense: Readout of the dense model on the same batch; may be None where alpha is 0.
+        alpha: Weight of the divergence from the dense model, 0 to 1.
+        temperature: T > 0.
+
+    Returns:
+        The mean over examples of the means over their positions that count, in nats for classes.
+    """
+    loss = torch.zeros(())
+    if alpha < 1:
+        loss = (1 - alpha) * student.losses().mean()
+    if alpha > 0 and dense is not None:
+        examples = max(1, CHUNK // student.logits[0].numel())
+        chunks = [tensor.split(examples) for tensor in (student.logits, dense.logits, student.targets)]
+
+        def softened_divergence(z: torch.Tensor, z0: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            softened, softened_dense = (
+                replace(student, logits=logits / temperature, targets=targets) for logits in (z, z0)
+            )
+            return softened.divergence(softened_dense)
+
+        divergences = [
+            checkpoint(softened_divergence, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in zip(*chunks, strict=True)
+        ]
+        loss = loss + alpha * temperature**2 * torch.cat(divergences).mean()
+    return loss
+
+
+def hidden_distance(
+    student: Sequence[torch.Tensor], dense: Sequence[torch.Tensor], attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Measures the squared error between hidden states, in units of each token's mean square in the dense model.
+
+    With h and h0 [D] the states of one token after one layer: |h - h0|^2 / |h0|^2, where both mean squares are over D.
+    Without units, the few tokens and layers with huge states would be all that counts.
+
+    Args:
+        student: Hidden states of the pruned model, [B, T, D], one after each layer.
+        dense: Hidden states of the dense model, likewise.
+        attention_mask: [B, T], 1 for tokens; None where nothing is padded.
+
+    Returns:
+        The mean over layers and tokens, float32.
+    """
+    errors = [
+        (h.float() - h0.float()).square().mean(-1) / h0.float().square().mean(-1).clamp(min=SMALLEST_SQUARE)
+        for h, h0 in zip(student, dense, strict=True)
+    ]
+    layer_mean = torch.stack(errors).mean(0)
+    weights = torch.ones_like(layer_mean) if attention_mask is None else attention_mask.reshape(layer_mean.shape)
+    return (layer_mean * weights).sum() / weights.sum()

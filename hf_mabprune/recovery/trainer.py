@@ -1,0 +1,160 @@
+"""The Trainer of transformers, made to train a pruned model towards the dense one.
+
+It takes its batches from the order that it is given, counts tokens, shows one bar, and ends on all processes when the
+loss of any is not finite. AdamW, gradients clipped to norm 1.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_mabprune.config import RecoveryConfig
+from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
+from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.readout import Readout
+
+
+class DistillationTrainer(Trainer):
+    """Trains with `distillation_loss` and `hidden_distance`, on one example after the other as `batch_order` says.
+
+    Args:
+        dense: The dense model; it gets no gradients.
+        task: Task that reads logits off a forward pass.
+        settings: Recovery settings.
+        options: Arguments of `Trainer`.
+
+    Attributes:
+        tokens: Positions of input on this process, [2]: through a forward pass, and differentiated.
+        losses: Loss of every step so far, the mean over processes.
+    """
+
+    def __init__(self, dense: PreTrainedModel, task: Task, settings: RecoveryConfig, **options: Any) -> None:
+        super().__init__(**options)
+        self.dense, self.task, self.settings = dense, task, settings
+        self.tokens = torch.zeros(2, dtype=torch.long, device=self.args.device)
+        self.losses: list[float] = []
+        self.remove_callback(PrinterCallback)
+
+    def run(self, visible: bool) -> None:
+        """Trains, with a bar or without; `losses` and `tokens` say what happened."""
+        bar = ProgressBar(self.losses)
+        if visible:
+            self.add_callback(bar)
+        try:
+            self.train()
+        finally:
+            bar.close()
+            extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Gives the loss of a batch; one that is not finite on any process ends the training of all."""
+        settings = self.settings
+        student, student_states = self._forward(model, inputs)
+        dense: Readout | None = None
+        if settings.alpha > 0 or settings.hidden_weight > 0:
+            with torch.no_grad(), self.accelerator.autocast():
+                dense, dense_states = self._forward(self.dense, inputs)
+        self.tokens += inputs["input_ids"].numel() * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
+        loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
+        if settings.hidden_weight > 0:
+            distance = hidden_distance(student_states, dense_states, inputs.get("attention_mask"))
+            loss = loss + settings.hidden_weight * distance
+        # A loss that is not finite on one process makes the mean so on all of them: they stop at the same step.
+        self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
+        if not math.isfinite(self.losses[-1]):
+            raise not_finite(len(self.losses))
+        return (loss, student) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Readout, Sequence[torch.Tensor]]:
+        """Gives what a task reads off a forward pass and the hidden states after each layer, [B, T, D], if needed."""
+        with_states = self.settings.hidden_weight > 0
+        options = {**self.task.forward_options, **({"output_hidden_states": True} if with_states else {})}
+        outputs = model(**self.task.inputs(batch), **options)
+        return self.task.read(outputs.logits, batch), outputs.hidden_states[1:] if with_states else ()
+
+
+class ProgressBar(ProgressCallback):
+    """Shows steps done, steps a second, time left and the loss; on the main process only."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Moves on by a step."""
+        super().on_step_end(args, state, control)
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(loss=f"{self.losses[-1]:.4f}")
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        """Leaves out the Trainer's own summary, which is part of the figures."""
+
+    def close(self) -> None:
+        """Ends the bar, after an error too."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+
+def training_arguments(
+    settings: RecoveryConfig, shape: tuple[int, ...], accelerator: Accelerator, folder: str, seed: int
+) -> TrainingArguments:
+    """Gives Trainer's settings: its engine is the one that is there already, it saves nothing and keeps the order.
+
+    Args:
+        settings: Recovery settings.
+        shape: Shape of the order of examples, (steps, examples in a step over all processes).
+        accelerator: Accelerator of the launch.
+        folder: Folder that Trainer may write to; nothing is expected there.
+        seed: Seed of dropout.
+    """
+    steps, size = shape
+    return TrainingArguments(
+        output_dir=folder,
+        accelerator_config={"use_configured_state": True},
+        use_cpu=accelerator.device.type == "cpu",
+        bf16=accelerator.mixed_precision == "bf16",
+        fp16=accelerator.mixed_precision == "fp16",
+        max_steps=steps,
+        per_device_train_batch_size=size // accelerator.num_processes,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        seed=seed,
+        average_tokens_across_devices=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        log_level_replica="passive",
+    )
+
+
+def not_finite(step: int) -> ValueError:
+    """Gives the error for a loss, or weights, that are not finite after so many steps."""
+    return ValueError(
+        f"recovery: the loss is not finite at step {step}, so the pruned model keeps the weights it had; lower "
+        "recovery.learning_rate, or look for broken calibration examples"
+    )
