@@ -12,7 +12,7 @@ import torch
 
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CRITERIA
-from hf_mabprune.criteria.base import CalibrationStatistics
+from hf_mabprune.criteria.statistics import CalibrationStatistics
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.refit_costs import RefitCosts

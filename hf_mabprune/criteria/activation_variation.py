@@ -1,8 +1,10 @@
 """Variance of the activations."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
+from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 
 
 @CRITERIA.register("activation_variation")
@@ -13,6 +15,8 @@ class ActivationVariation(Criterion):
     Source: Ameen & Vadera 2026, arXiv 2606.07615, compare with "greedy activation-variation pruning", which the text
     available does not define; this definition under that name is this project's.
     """
+
+    passes: ClassVar[tuple[int, int]] = (1, 0)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         return statistics.sums(lambda site: statistics.moments[site.output].variance().cpu().numpy())

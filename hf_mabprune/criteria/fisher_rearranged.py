@@ -1,10 +1,12 @@
 """Fisher information, then exchanges within each layer that take the interactions of its arms into account."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, Bools, CalibrationStatistics, Criterion, Floats, Ints
+from hf_mabprune.criteria.base import CRITERIA, Bools, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats, Ints
 from hf_mabprune.selection.plan import Plan
 
 
@@ -21,6 +23,8 @@ class FisherRearranged(Criterion):
     Source: Kwon et al. 2022, arXiv 2204.09656, section 4.2 and released code.
     """
 
+    passes: ClassVar[tuple[int, int]] = (1, 1)
+
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         return np.square(statistics.gradients).sum(1)
 
@@ -30,10 +34,10 @@ class FisherRearranged(Criterion):
         arms, scores = statistics.arms, self.scores(statistics)
         for _, _, rows in arms.groups():
             for units in np.unique(arms.units[rows]):
-                mine = rows[arms.units[rows] == units]
+                equals = rows[arms.units[rows] == units]  # arms that may change places
                 fixed = rows[~kept[rows] & (arms.units[rows] != units)]
-                kept[mine] = exchange(statistics.gradients[mine], kept[mine], statistics.gradients[fixed].sum(0))
-                order[np.isin(order, mine)] = mine[np.lexsort((scores[mine], kept[mine]))]
+                kept[equals] = exchange(statistics.gradients[equals], kept[equals], statistics.gradients[fixed].sum(0))
+                order[np.isin(order, equals)] = equals[np.lexsort((scores[equals], kept[equals]))]
         return kept, order
 
 

@@ -1,10 +1,12 @@
-"""Optimal brain refit_costs on whole arms, with errors measured at the outputs of the model."""
+"""Optimal brain surgeon on whole arms, with errors measured at the outputs of the model."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
+from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 from hf_mabprune.effects.obs import increases
 from hf_mabprune.effects.refit_costs import in_outputs
 from hf_mabprune.registry import option
@@ -19,13 +21,15 @@ class KfacOBS(Criterion):
     columns of its layer are refitted, to second order; comparable between layers, FFNs and attention. Where the
     projection may have a bias, which takes up the means, A is centred.
 
-    Source: LLM RefitCosts, van der Ouderaa et al. 2024, arXiv 2312.17244, has OBS on rows and columns with Kronecker
-    factors of the empirical Fisher information of the loss. Here the factors are those of the KL divergence, and
-    inputs are weighted by how much each position bears on the outputs.
+    Source: van der Ouderaa et al. 2024, "The LLM Surgeon", arXiv 2312.17244, has OBS on rows and columns with
+    Kronecker factors of the empirical Fisher information of the loss. Here the factors are those of the KL divergence,
+    and inputs are weighted by how much each position bears on the outputs.
 
     Raises:
         ValueError: If damping is not above 0.
     """
+
+    passes: ClassVar[tuple[int, int | None]] = (1, None)  # one backward pass a coordinate of the outputs
 
     damping: float = option(0.01, "lambda, relative to the mean of the diagonal of A; above 0")
 
@@ -34,10 +38,10 @@ class KfacOBS(Criterion):
             raise ValueError(f"damping must be finite and above 0, got {self.damping}")
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        found = np.empty(len(statistics.arms))
+        costs = np.empty(len(statistics.arms))
         for site, rows in statistics.sites:
             factors = in_outputs(statistics.model, site, statistics.kfac_factors[site.output])
-            weight, second = (factor.cpu().numpy() for factor in factors)
+            weight, second = (factor.cpu().numpy() for factor in factors)  # root(G) W [D, C], A [C, C]
             size = int(statistics.arms.units[rows].max()) * site.unit_size
-            found[rows] = increases(weight, second, size, len(rows), self.damping) / 2
-        return found
+            costs[rows] = increases(weight, second, size, len(rows), self.damping) / 2
+        return costs

@@ -1,11 +1,13 @@
 """Size of the weights."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats, Ints
+from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats, Ints
 from hf_mabprune.registry import option
 
 
@@ -22,18 +24,21 @@ class Magnitude(Criterion):
     Source: the norm of what goes as in Li et al. 2017, arXiv 1608.08710, section 3.1 (there L1, of filters).
     """
 
+    passes: ClassVar[tuple[int, int]] = (0, 0)
+
     inputs: bool = option(False, "multiply by the norms of the rows that make the arm's columns")
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        found = np.empty(len(statistics.arms))
+        scores = np.empty(len(statistics.arms))
         for site, rows in statistics.sites:
-            found[rows] = self._at(statistics, site, rows)
-        return found
+            scores[rows] = self._at(statistics, site, rows)
+        return scores
 
     def _at(self, statistics: CalibrationStatistics, site: Site, rows: Ints) -> Floats:
+        """Scores of the arms of one site."""
         squares = [np.square(statistics.weight(site.output)).sum(0)]
         if self.inputs:
             makers = (*site.per_unit, *site.per_group)
             squares += [np.square(statistics.weight(path)).sum(1) for path in makers]
-        norms = [statistics.sums_at(site, rows, each) for each in squares]
+        norms = [statistics.sums_at(site, rows, values) for values in squares]
         return np.prod([norm ** (1 / len(norms)) for norm in norms], axis=0)

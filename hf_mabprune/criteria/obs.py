@@ -1,10 +1,12 @@
-"""Optimal brain refit_costs on whole arms: what is kept is refitted after every removal."""
+"""Optimal brain surgeon on whole arms: what is kept is refitted after every removal."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
+from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 from hf_mabprune.effects.obs import increases
 from hf_mabprune.registry import option
 
@@ -16,8 +18,8 @@ class OBS(Criterion):
 
     Removing the columns S of W adds tr(W_S ([H^-1]_SS)^-1 W_S') to E norm((W - W') h)^2 + lambda norm(W - W')^2, when
     all other columns are refitted: W <- W - W_S ([H^-1]_SS)^-1 [H^-1]_S,:, and H^-1 loses S by block elimination.
-    H = E[h h'] + lambda I, lambda = damping * mean of the diagonal of E[h h']; the factor 2 of the original is left
-    out, so that errors are mean squared ones. An arm's score is the largest increase of its layer's error up to and
+    H = E[h h'] + lambda I, lambda = damping * mean of the diagonal of E[h h']; the factor 2 of the source is left out,
+    so that errors are mean squared ones. An arm's score is the largest increase of its layer's error up to and
     including its own removal: never falling along the order, and comparable between layers, since taking the smallest
     increases first makes the sum of all layers' errors small. The weights are refitted for the scores alone.
 
@@ -30,6 +32,8 @@ class OBS(Criterion):
         ValueError: If damping is not above 0.
     """
 
+    passes: ClassVar[tuple[int, int]] = (1, 0)
+
     damping: float = option(0.01, "lambda, relative to the mean of the diagonal of the second moments; above 0")
     relative: bool = option(False, "errors as fractions of the mean squared output of the layer's projection")
 
@@ -38,10 +42,11 @@ class OBS(Criterion):
             raise ValueError(f"damping must be finite and above 0, got {self.damping}")
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        found = np.empty(len(statistics.arms))
+        errors = np.empty(len(statistics.arms))
         for site, rows in statistics.sites:
             weight, second = statistics.weight(site.output), statistics.moments[site.output].second.cpu().numpy()
+            # E|W h|^2 = tr(W E[h h'] W'), the mean squared output of the layer without its bias
             scale = max(float((weight @ second * weight).sum()), np.finfo(float).tiny) if self.relative else 1.0
             size = int(statistics.arms.units[rows].max()) * site.unit_size
-            found[rows] = increases(weight, second, size, len(rows), self.damping) / scale
-        return found
+            errors[rows] = increases(weight, second, size, len(rows), self.damping) / scale
+        return errors

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
+from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 
 
 @CRITERIA.register("random")
@@ -13,6 +14,7 @@ from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion
 class Random(Criterion):
     """Uniform in (0, 1], from the seed of the statistics; arms compare whatever they cost."""
 
+    passes: ClassVar[tuple[int, int]] = (0, 0)
     per_cost: ClassVar[bool] = False
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:

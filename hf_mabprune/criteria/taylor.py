@@ -1,10 +1,12 @@
 """First-order Taylor expansion of the loss."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
+from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 
 
 @CRITERIA.register("taylor")
@@ -18,6 +20,8 @@ class Taylor(Criterion):
     Source: Molchanov et al. 2017, arXiv 1611.06440, section 2.2; for gates of heads Michel et al. 2019, arXiv
     1905.10650, section 4.1. Both take the absolute value on each example, before the mean.
     """
+
+    passes: ClassVar[tuple[int, int]] = (1, 1)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         return np.abs(statistics.gradients.mean(1))

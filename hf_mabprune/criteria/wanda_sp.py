@@ -1,11 +1,13 @@
 """Wanda, structured: size of the weights times size of the activations."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.criteria.base import CRITERIA, CalibrationStatistics, Criterion, Floats
+from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 
 
 @CRITERIA.register("wanda_sp")
@@ -17,6 +19,8 @@ class WandaSP(Criterion):
     2023, arXiv 2312.11983 (mean over output rows, sum over a head's columns). There the same share goes from every
     layer and later layers see the pruned ones before them; here the plan decides, and the model stays dense.
     """
+
+    passes: ClassVar[tuple[int, int]] = (1, 0)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         def columns(site: Site) -> Floats:

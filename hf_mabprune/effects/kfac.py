@@ -99,6 +99,12 @@ def kfac_factors(
     return {path: _factors(found, counts[path], examples) for path, found in sums.items()}, passes
 
 
+@torch.no_grad()
+def backward_passes(readout: Readout) -> int:
+    """Backward passes a batch that `kfac_factors` takes where outputs are such as these: one a coordinate."""
+    return sum(1 for _ in _coordinates(readout, 0))
+
+
 def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> KfacFactors:
     """From sums over positions of |g|^2, |g|^2 h, |g|^2 h h', h, h h' and g g'."""
     total, read, read_second, plain, plain_second, outputs = sums

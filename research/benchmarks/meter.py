@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_mabprune.criteria.base import CalibrationStatistics
+from hf_mabprune.criteria.statistics import CalibrationStatistics
 
 STATISTICS = {  # property -> what is computed for it, and its passes over the data: forward, backward
     "moments": ("moments", 1, 0),

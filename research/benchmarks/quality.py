@@ -22,7 +22,7 @@ from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.checkpoints.load import load_config
 from hf_mabprune.compensation import CompensationFigures, compensate
 from hf_mabprune.config import PruningConfig, TargetConfig
-from hf_mabprune.criteria.base import CalibrationStatistics
+from hf_mabprune.criteria.statistics import CalibrationStatistics
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.evaluation.comparison import Selection, Session

@@ -1,5 +1,7 @@
 """What every registered criterion must do, whatever its formula."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
 from hf_mabprune.evaluation.comparison import Selection
 from hf_mabprune.registry import check_options
 from hf_mabprune.selection.plan import Plan, make_plan
+from research.benchmarks.meter import Meter
 from tests.criteria.by_hand import case, fresh
 
 NAMES = CRITERIA.names()
@@ -39,7 +42,7 @@ def test_scores_are_finite_and_one_an_arm(name: str, model_type: str, block: int
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_evidence_gives_the_same(name: str) -> None:
+def test_the_same_statistics_give_the_same(name: str) -> None:
     first, second = fresh("llama", 16), fresh("llama", 16)
     criterion = CRITERIA.get(name)()
     plan = plan_of(first, {"parameters": 0.4}, "per_layer")
@@ -58,6 +61,27 @@ def test_the_model_is_left_as_it_was(name: str, model_type: str) -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", TYPES)  # kfac_obs: one coordinate of two classes, two drawn of a vocabulary
+@pytest.mark.parametrize("name", NAMES)
+def test_declared_passes_are_those_that_are_made_and_metered(
+    name: str, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = fresh(model_type, 16)
+    with torch.no_grad():
+        readout = statistics.task.readout(statistics.model, statistics.batches[0])
+    declared = CRITERIA.get(name).passes_on(readout)
+    forwards, backwards = [], []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: backwards.append(1) or grad(*args, **kwargs))
+    statistics.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    meter = Meter(statistics)
+    meter.start()
+    CRITERIA.get(name)().scores(cast(CalibrationStatistics, meter))
+
+    batches = len(statistics.batches)
+    assert declared == meter.passes() == (len(forwards) / batches, len(backwards) / batches)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)

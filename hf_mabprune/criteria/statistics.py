@@ -1,0 +1,126 @@
+"""What criteria are made from: weights, activations and gradients of the dense model on calibration data.
+
+Symbols: K arms; N calibration examples in n batches; D hidden, C columns of an output projection W [D, C], F neurons
+or H * Dh; h its input, over all positions that are not padding; m_a the one gate that multiplies all units of arm a.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects.activations import Moments, moments, watch_inputs
+from hf_mabprune.effects.gradients import estimate
+from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
+from hf_mabprune.tasks.base import Batch, Task
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationStatistics:
+    """Computes each statistic of the dense model when a criterion first asks for it, and keeps it for the next.
+
+    Every process of a launch computes the same, so that nothing depends on how many there are. The model is neither
+    changed nor given gradients.
+
+    Attributes:
+        model: Dense model, in evaluation mode.
+        arms: All arms that are scored.
+        task: Gives the logits that count and their targets.
+        batches: Mini-batches of calibration data.
+        seed: Seed of everything random.
+    """
+
+    model: PreTrainedModel
+    arms: ArmTable
+    task: Task
+    batches: Sequence[Batch]
+    seed: int = 0
+
+    @cached_property
+    def sites(self) -> list[tuple[Site, Ints]]:
+        """Every site that has arms, with its arms in the order of their columns."""
+        places = {(site.kind, site.layer): site for site in architecture_of(self.model).sites(self.model)}
+        return [(places[kind, layer], rows) for kind, layer, rows in self.arms.groups()]
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Moments of each site's input, by the path of its output projection; one forward pass a batch."""
+        return moments(self.model, self.task, self.batches, [site for site, _ in self.sites])
+
+    @property
+    def kfac_factors(self) -> dict[str, KfacFactors]:
+        """KfacFactors of the KL divergence at each site's output projection, by its path.
+
+        One forward pass a batch, and `kfac_passes` backward ones.
+        """
+        return self._kfac[0]
+
+    @property
+    def kfac_passes(self) -> int:
+        """Backward passes a batch that the kfac_factors took."""
+        return self._kfac[1]
+
+    @cached_property
+    def _kfac(self) -> tuple[dict[str, KfacFactors], int]:
+        return kfac_factors(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)
+
+    @cached_property
+    def magnitudes(self) -> dict[str, Floats]:
+        """[C] a site: sum over sequences of (mean over positions of |h|)^2; one forward pass a batch."""
+        sums: dict[str, torch.Tensor] = {}
+
+        def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
+            total = (hidden.double().abs() * counted.unsqueeze(-1)).sum(1)
+            mean = total / counted.sum(1, keepdim=True).clamp(min=1)
+            sums[site.output] = sums.get(site.output, 0) + mean.square().sum(0)
+
+        watch_inputs(self.model, self.task, self.batches, [site for site, _ in self.sites], see)
+        return {path: total.cpu().numpy() for path, total in sums.items()}
+
+    @cached_property
+    def example_gradients(self) -> Floats:
+        """[K, N], dL_i/dm_a, L_i the loss of example i; one forward and one backward pass a batch."""
+        return np.concatenate([self._gradients_on(batch) for batch in self.batches], axis=1)
+
+    @cached_property
+    def gradients(self) -> Floats:
+        """[K, n], dL_b/dm_a, L_b the mean loss of batch b; made from `example_gradients`."""
+        sizes = [len(batch["input_ids"]) for batch in self.batches]
+        return np.add.reduceat(self.example_gradients, np.cumsum([0, *sizes[:-1]]), axis=1) / sizes
+
+    def weight(self, path: str) -> Floats:
+        """[out, in], the weight of a projection of the base model."""
+        return linear_at(self.model, path).weight.detach().double().cpu().numpy()
+
+    def sums(self, values: Callable[[Site], Floats]) -> Floats:
+        """[K], for each arm the sum of `values(site)` over what is its own; see `sums_at`."""
+        totals = np.empty(len(self.arms))
+        for site, rows in self.sites:
+            totals[rows] = self.sums_at(site, rows, values(site))
+        return totals
+
+    def sums_at(self, site: Site, rows: Ints, values: Floats) -> Floats:
+        """Sums over the arms of one site.
+
+        Args:
+            rows: Arms of the site, in the order of their columns.
+            values: One for each column of the output projection, or each output row of a projection that feeds it.
+
+        Returns:
+            One sum for each of `rows`.
+        """
+        # An arm starts at the same share of the values as of the units: rows of keys and values are fewer per unit.
+        return np.add.reduceat(values, self.arms.start[rows] * len(values) // site.units)
+
+    def _gradients_on(self, batch: Batch) -> Floats:
+        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        return estimate(self.model, self.arms, self.task, inputs, "loss")[0].cpu().numpy()
