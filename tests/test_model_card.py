@@ -1,5 +1,5 @@
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +330,25 @@ def test_cost_and_provenance(report: Report, tmp_path: Path) -> None:
     ):
         assert row in text
     assert "judged on `train[100:]` of [nyu-mll/glue]" in text
+
+
+@dataclass(frozen=True)
+class CriterionFigures(SearchFigures):
+    """Figures of a run that no policy took part in."""
+
+    criterion: str | None = None
+    rule: dict[str, Any] = field(default_factory=dict)
+
+
+def test_without_a_policy_the_criterion_is_named(report: Report, tmp_path: Path) -> None:
+    made = {part.name: getattr(report.search, part.name) for part in fields(report.search)} | {"policy": {}}
+    search = CriterionFigures(**made | {"criterion": "taylor", "rule": {"name": "single"}})
+    path = write_card(replace(report, search=search), config(), tmp_path)
+    text = path.read_text()
+    assert "picked by the criterion `taylor` with hf_mabprune" in text
+    assert "| criterion | `taylor` |\n| removal rule | name `single` |" in text
+    assert "| policy |" not in text and "bandit" not in text
+    assert ModelCard.load(path).data.tags == ["pruned", "structured-pruning", "hf_mabprune"]
 
 
 def test_card_needs_no_network(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

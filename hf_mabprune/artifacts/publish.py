@@ -14,7 +14,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-from hf_mabprune.artifacts import card as model_card
+from hf_mabprune.artifacts.card import write_card
+from hf_mabprune.artifacts.redaction import hub_model, public_config, public_report, public_url
 from hf_mabprune.checkpoints.load import sizes_in
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
@@ -175,18 +176,16 @@ def _for_publication(
     for name in (name for name in paths if name.startswith("figures/")):
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         (temporary / name).symlink_to(paths[name].resolve())  # the card shows the figures that it finds beside it
-    card = model_card.write_card(
-        report, config_yaml, temporary, base_model=base_model, license=license, repo_id=repo_id
-    )
+    card = write_card(report, config_yaml, temporary, base_model=base_model, license=license, repo_id=repo_id)
     (temporary / "mabprune").mkdir()
-    (temporary / REPORT).write_text(model_card.public_report(report))
-    (temporary / CONFIG).write_text(model_card.public_config(config_yaml))
+    (temporary / REPORT).write_text(public_report(report))
+    (temporary / CONFIG).write_text(public_config(config_yaml))
     return {card.name: card, REPORT: temporary / REPORT, CONFIG: temporary / CONFIG}
 
 
 def _license(report: Report, base_model: str | None, token: str) -> str | None:
     """What the dense model's own card says: in its folder, else on the Hub; None where no card can be read."""
-    local, name = Path(report.model) / "README.md", base_model or model_card.hub_model(report.model)
+    local, name = Path(report.model) / "README.md", base_model or hub_model(report.model)
     cards: list[str | Path] = [local] if local.is_file() else []
     for card in cards + ([name] if name else []):
         with suppress(OSError, ValueError, HTTPError, yaml.YAMLError):
@@ -217,7 +216,7 @@ def _one_line_errors(api: HfApi, repo_id: str) -> Iterator[None]:
     except (HTTPError, OfflineModeIsEnabled, ValueError, KeyError, RuntimeError) as error:
         # The client wraps what went wrong with a large file.
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
-        explained = _explain(cause, model_card.public_url(api.endpoint), repo_id)
+        explained = _explain(cause, public_url(api.endpoint), repo_id)
         line = " ".join(str(explained).split()).replace(str(api.token), "***")
         raise type(explained)(line) from None
 

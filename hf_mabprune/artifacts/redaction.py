@@ -1,0 +1,110 @@
+"""Keeps local paths and credentials out of what is published: of paths the last part stays, URLs lose credentials and
+queries. What is the name of something on the Hub, and what is a path, is told apart here too."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import transformers
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_mabprune.config import PruneConfig, check
+from hf_mabprune.evaluation.report import Report
+
+NOT_ON_THE_HUB = {"parquet", "json", "csv", "text", "arrow", "in-memory"}  # loaders, and data handed over in Python
+ABSOLUTE = re.compile(r"(?<![\w:/\\.~<-])(?:~|[A-Za-z]:|\.{1,2}|file:/{2})?(?:[/\\]+[\w.@+~-]+)+[/\\]?")
+
+
+def public_config(config_yaml: str) -> str:
+    """Gives the config as text that can be published: the same text where it holds no local path.
+
+    Args:
+        config_yaml: The resolved config of a run.
+
+    Raises:
+        ValueError: If it is no config.
+    """
+    original = yaml.safe_load(config_yaml)
+    public = _public(original, files_are_local=hub_dataset(check(original)) is None)
+    return config_yaml if public == original else yaml.safe_dump(public, sort_keys=False)
+
+
+def public_report(report: Report) -> str:
+    """Gives the JSON of a report as text that can be published: no local paths."""
+    named = {"model": _public(report.model, "name"), "dataset": _public(report.dataset, "path")}
+    return json.dumps(_texts_without_paths(asdict(report)) | named, indent=2)
+
+
+def public_url(url: str) -> str:
+    """Gives the address without credentials and query; of a local file only the last part."""
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return last_part(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def without_paths(text: str) -> str:
+    """Gives free text with every absolute path in it cut to its last part."""
+    return ABSOLUTE.sub(lambda match: last_part(match.group()), text)
+
+
+def last_part(path: str) -> str:
+    """Gives what a file or folder is called, without where it lies."""
+    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1] or "root"
+
+
+def is_repo_id(name: str) -> bool:
+    """Tells whether something on the Hub could bear the name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def hub_model(name: str) -> str | None:
+    """Gives the name where it can be one on the Hub: no folder, and not the class of a model made in memory."""
+    made_in_memory = "/" not in name and hasattr(transformers, name)
+    return name if is_repo_id(name) and not made_in_memory and not Path(name).exists() else None
+
+
+def hub_dataset(settings: PruneConfig) -> str | None:
+    """Gives the name of the data set where it can be one on the Hub: no folder, no loader of files, not in memory."""
+    path = settings.task.dataset.path
+    local = path in NOT_ON_THE_HUB or not is_repo_id(path) or Path(path).exists()
+    return None if local else path
+
+
+def _public(value: Any, key: str = "", files_are_local: bool = True) -> Any:
+    """Copies a part of the config, with local paths cut to their last part."""
+    if isinstance(value, dict):
+        inner = "data_files" if key == "data_files" else None
+        return {name: _public(part, inner or name, files_are_local) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_public(part, key, files_are_local) for part in value]
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        return public_url(value)
+    paths = {"dir", "data_files"} if files_are_local else {"dir"}
+    is_local = key in {"name", "path"} and (not is_repo_id(value) or Path(value).exists())
+    return last_part(value) if key in paths or is_local or _is_absolute(value) else value
+
+
+def _texts_without_paths(value: Any) -> Any:
+    """Copies nested data, with every absolute path in its texts cut to its last part."""
+    if isinstance(value, dict):
+        return {name: _texts_without_paths(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_texts_without_paths(part) for part in value]
+    return without_paths(value) if isinstance(value, str) else value
+
+
+def _is_absolute(text: str) -> bool:
+    return re.match(r"[/\\~]|[A-Za-z]:[/\\]|\.{1,2}[/\\]", text) is not None
