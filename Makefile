@@ -2,14 +2,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Modules of the API reference: what is called, then what is extended.
-REFERENCE := $(addprefix hf_mabprune., pipeline result config.run preview artifacts.publish effects.masking checkpoints.load \
-	evaluation.report evaluation.quality architectures.base tasks.base policies.base policies.epsilon_greedy \
-	policies.softmax policies.ucb1 policies.thompson policies.hedge policies.exp3 policies.race \
-	policies.sequential_halving policies.lucb policies.uniform policies.sweep policies.confidence_sequence \
-	effects.rewards effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
-	effects.activations effects.pulls.base search.allocation search.loop criteria.base compensation.base \
-	compensation.refit compensation.dense_reference recovery.recover arms selection.plan selection.layouts surgery.cut \
-	checkpoints.modeling_pruned registry)
+REFERENCE := $(addprefix hf_mabprune., pipeline recut preview result session config.run config.search config.target \
+	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer effects.masking checkpoints.load \
+	checkpoints.sharded checkpoints.modeling_pruned evaluation.report evaluation.quality evaluation.bounds \
+	architectures.base architectures.sites architectures.cost tasks.base tasks.batch tasks.readout tasks.divergence \
+	policies.base policies.epsilon_greedy policies.softmax policies.ucb1 policies.thompson policies.hedge policies.exp3 \
+	policies.race policies.sequential_halving policies.lucb policies.uniform policies.sweep policies.set_policy \
+	policies.confidence_sequence effects.rewards effects.gradients effects.interactions effects.refit_costs \
+	effects.kfac effects.obs effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost \
+	search.run search.loop search.allocation search.rules.base search.rules.refit criteria.base criteria.statistics \
+	compensation.base compensation.refit compensation.dense_reference recovery.recover recovery.losses arms \
+	selection.plan selection.target selection.layouts selection.selected surgery.cut surgery.pieces registry)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: prune test lint slow docs clean

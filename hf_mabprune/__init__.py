@@ -11,17 +11,19 @@ from hf_mabprune.checkpoints.load import load_pruned, register_auto_classes
 
 if TYPE_CHECKING:
     from hf_mabprune.artifacts.publish import push_checkpoint
+    from hf_mabprune.artifacts.stored import evaluate_checkpoint
     from hf_mabprune.config import PruneConfig
     from hf_mabprune.effects.masking import masked
-    from hf_mabprune.pipeline import cut_run, evaluate_checkpoint, prune, prune_from_config
+    from hf_mabprune.pipeline import prune, prune_from_config
     from hf_mabprune.preview import plan_run
+    from hf_mabprune.recut import cut_run
     from hf_mabprune.result import PruneResult
 
 _HOMES = {
     "PruneConfig": "config",
     "PruneResult": "result",
-    "cut_run": "pipeline",
-    "evaluate_checkpoint": "pipeline",
+    "cut_run": "recut",
+    "evaluate_checkpoint": "artifacts.stored",
     "masked": "effects.masking",
     "plan_run": "preview",
     "prune": "pipeline",

@@ -6,20 +6,25 @@ model's they are, and so all stages together read as one search of the dense mod
 Symbols: K arms of the dense model, k of a stage.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.compensation import CompensationFigures
-from hf_mabprune.config import PruneConfig, RecoveryConfig
-from hf_mabprune.effects.pulls.base import Cost
-from hf_mabprune.evaluation.comparison import Selection, Session
+from hf_mabprune.config import PruningConfig, RecoveryConfig
+from hf_mabprune.effects.dense_outputs import DenseOutputs
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.recovery.recover import RecoveryFigures, recover
-from hf_mabprune.search.loop import Bools, Ints, SearchResult
+from hf_mabprune.runtime.resume import RunState
+from hf_mabprune.search.result import Bools, Ints, SearchResult
+from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import width_multiple
 from hf_mabprune.selection.plan import Plan
-from hf_mabprune.tasks.readout import ReadoutCache
+from hf_mabprune.selection.selected import Selection
+from hf_mabprune.session import Session
+from hf_mabprune.surgery.cut import cut
 
 
 @dataclass(frozen=True)
@@ -27,68 +32,89 @@ class Stage:
     """Where a pruning in stages is.
 
     Attributes:
-        whole: Of the dense model, which teaches every training.
-        session: Of the model as it is now, which the next search and refit start from.
-        plan: Of the whole target, over the arms of the dense model.
+        dense: Session of the dense model, which teaches every training.
+        session: Session of the model as it is now, which the next search and refit start from.
+        plan: Plan of the whole target, over the arms of the dense model.
         rows: [k], which of those arms are left.
-        found: Of the dense model's arms; the order has the removed ones alone.
+        found: What all searches found, over the dense model's arms; the order has the removed ones alone.
         cost: Of all searches.
         number: Stages behind it.
-        done, trained: What the last compensation and training did, and what all of them cost.
+        refitted, trained: What the last compensation and training did, and what all of them cost.
     """
 
-    whole: Session
+    dense: Session
     session: Session
     plan: Plan
     rows: Ints
     found: SearchResult
     cost: Cost = field(default_factory=Cost)
     number: int = 0
-    done: CompensationFigures | None = None
+    refitted: CompensationFigures | None = None
     trained: RecoveryFigures | None = None
 
     @classmethod
     def first(cls, session: Session, plan: Plan) -> "Stage":
-        """With the whole model."""
+        """Begins with the dense model."""
         count = len(session.arms)
         return cls(session, session, plan, np.arange(count), SearchResult.of_all(count))
 
     def next_plan(self, progress: float) -> Plan:
-        """What has to go from the model as it is now, until `progress` of the whole target is reached."""
+        """Plans what has to go from the model as it is now, until `progress` of the whole target is reached."""
         return self.plan.restricted(self.session.arms, self.rows, progress)
 
-    def cut(self, settings: PruneConfig, plan: Plan, found: SearchResult, cost: Cost) -> "Stage":
-        """The model without what a search found, refitted and trained.
+    def cut(self, plan: Plan, found: SearchResult, cost: Cost) -> "Stage":
+        """Gives the next stage: the model without what a search found, refitted and trained.
 
         Args:
-            settings: Of the run; the stages share the training.
-            plan: That the search followed, from `next_plan`.
-            found: Finished, of this stage's arms.
+            plan: Plan that the search followed, from `next_plan`.
+            found: The finished search, of this stage's arms.
+            cost: Of that search.
         """
-        assert settings.recovery is not None and self.whole.training is not None
-        number, prune, whole = self.number + 1, settings.prune, self.whole
-        multiple = width_multiple(prune, whole.model.config.hidden_size) if number == settings.stages else 1
-        kept = Selection(plan, found.kept, multiple, prune.min_neurons).rounded(found.order).kept
-        small, done = self.session.cut(Selection(plan, kept, multiple, prune.min_neurons))
+        dense, settings = self.dense, self.dense.settings
+        assert settings.recovery is not None and dense.training is not None
+        number, prune = self.number + 1, settings.prune
+        multiple = width_multiple(prune, dense.dense.config.hidden_size) if number == settings.stages else 1
+        selection = Selection(plan, found.kept, multiple, prune.min_neurons).rounded(found.order)
+        keep = self.session.arms.kept_units(selection.kept)
+        small = cut(self.session.dense, keep, plan.layout)
+        refitted = self.session.refit(small, keep)
         trained = recover(
-            small, whole.model, whole.task, whole.training, share(settings.recovery), whole.accelerator,
+            small, dense.dense, dense.task, dense.training, share(settings.recovery), dense.accelerator,
             settings.seed + number - 1,
         )  # fmt: skip
-        together = self._together(found, kept, number)
-        if done:  # the biases that are there now: of those that came earlier, some have gone with their arms
-            unbiased = whole.totals["parameters"] - int(whole.arms.parameters[~together.kept].sum())
-            done = replace(done.after(self.done), parameters=small.num_parameters() - unbiased)
-        arms = architecture_of(small).arm_table(small, prune.kinds(), prune.block_size, whole.tokens)
+        together = self._together(found, selection.kept, number)
+        if refitted:  # the biases that are there now: of those that came earlier, some have gone with their arms
+            unbiased = dense.totals["parameters"] - int(dense.arms.parameters[~together.kept].sum())
+            refitted = replace(refitted.after(self.refitted), parameters=small.num_parameters() - unbiased)
+        arms = arm_table(small, prune.kinds(), prune.block_size, dense.tokens)
         return replace(
             self,
-            session=replace(self.session, model=small, arms=arms, cache=ReadoutCache()),
-            rows=self.rows[kept],
+            session=replace(self.session, dense=small, arms=arms, outputs=DenseOutputs()),
+            rows=self.rows[selection.kept],
             found=together,
-            cost=Cost(**{name: value + getattr(cost, name) for name, value in asdict(self.cost).items()}),
+            cost=self.cost + cost,
             number=number,
-            done=done,
+            refitted=refitted,
             trained=trained.after(self.trained),
         )
+
+    def selection(self, prune: PruningConfig) -> Selection:
+        """Gives the arms that stay at the end, the only size there is.
+
+        Raises:
+            ValueError: For another target than the run's.
+        """
+        if prune.target != self.dense.settings.prune.target:
+            raise ValueError(
+                "a run in stages trained its model for one size; for others make new runs, or set recovery.stages to 1"
+            )
+        reason = "asked for" if prune.layout == self.plan.layout else "auto: after stages there is no other to try"
+        return Selection(self.plan, self.found.kept, 1, prune.min_neurons, reason)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model as it is now."""
+        return self.session.dense
 
     def _together(self, found: SearchResult, kept: Bools, number: int) -> SearchResult:
         """This stage's search after all earlier ones."""
@@ -117,6 +143,22 @@ class Stage:
         result.scores[rows], result.removed_round[gone] = found.scores, number
         result.pulls[rows] += found.pulls
         return result
+
+
+def prune_in_stages(session: Session, plan: Plan, run: RunState) -> Stage:
+    """Searches, cuts, refits and trains in turns, until the whole target is reached.
+
+    Args:
+        session: Session of the dense model.
+        plan: Plan of the whole target.
+        run: Where the searches are kept.
+    """
+    stage, stages = Stage.first(session, plan), session.settings.stages
+    for number in range(1, stages + 1):
+        session.accelerator.print(f"stage {number} of {stages}")
+        plan = stage.next_plan(number / stages)
+        stage = stage.cut(plan, *search(stage.session, [plan], run))
+    return stage
 
 
 def share(recovery: RecoveryConfig) -> RecoveryConfig:

@@ -6,21 +6,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_mabprune.architectures import architecture_of
-from hf_mabprune.compensation.dense_reference import HELD_OUT
-from hf_mabprune.compensation.refit import KNOWN_BYTES
-from hf_mabprune.config import PruneConfig, PruningConfig, SearchConfig
-from hf_mabprune.effects.pulls.base import CACHE_BYTES
-from hf_mabprune.effects.refit_costs import MEMORY, MOMENTS
-from hf_mabprune.evaluation.comparison import Session
-from hf_mabprune.pipeline import check_settings, load_session, make_accelerator
+from hf_mabprune.checks import check_settings
+from hf_mabprune.compensation import dense_reference
+from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.criteria import CRITERIA
+from hf_mabprune.effects import dense_outputs, gradients
+from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.pulls import replay
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.loop import round_budgets
+from hf_mabprune.search.rules import Rule, RuleMemory
+from hf_mabprune.search.run import criterion_name, make_rule
 from hf_mabprune.selection import layouts
+from hf_mabprune.session import Session, open_session
+from hf_mabprune.tasks.batch import to_device
+from hf_mabprune.tasks.readout import Readout
 
 UNITS = {"neuron": "FFN neurons", "head": "query heads"}
 MEASURED = 3  # forward passes that the time is estimated from
-WIDTHS = 16  # hidden states of a layer that a pass with gradients keeps
-REFIT_PASSES = 10  # over the calibration data, backward passes counted twice
+LOOKS = 4  # batches that a round runs whole, in its context and for its last look
+COMPARED = ("kfac_obs", "obs", "fisher_rearranged", "flap")  # criteria whose cost is shown beside a search's
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,15 @@ class RunPlan:
     Attributes:
         lines: In words, for a terminal.
         pulls: Of the whole search.
+        costs: Estimated, of the search as it is set, under `search`, and of other ways to choose, by criterion.
         seconds: Estimated, of search and report on one process; from a few forward passes, so only a rough guide.
-        memory_bytes: Estimated peak, beside what the libraries take: weights and their smaller copy, caches, second
-            moments, and the activations of a pass with gradients.
+        memory_bytes: Estimated peak, beside what the libraries take.
         reach: Layout -> quantity -> largest fraction that can be removed; a layout that is not possible is missing.
     """
 
     lines: list[str]
     pulls: int
+    costs: dict[str, Cost]
     seconds: float
     memory_bytes: int
     reach: dict[str, dict[str, float]]
@@ -50,7 +57,7 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     """Describes a run without pulling an arm; loads model and data, and makes a few forward passes.
 
     Args:
-        settings: Of the run.
+        settings: Run settings.
 
     Returns:
         What it would be; `print` shows it in words.
@@ -58,39 +65,33 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     Raises:
         ValueError, OSError: For what would stop the run itself, targets out of reach included.
     """
-    check_settings(settings.model_copy(update={"output": settings.output.model_copy(update={"overwrite": True})}))
-    session, _ = load_session(settings, make_accelerator())
-    model = session.model
+    replacing = settings.output.model_copy(update={"overwrite": True})  # an earlier output may be there
+    check_settings(settings.model_copy(update={"output": replacing}))
+    session = open_session(settings, make_accelerator())
     reach, refused = _reach(session, settings.prune)
-    plans = [layouts.make_plans(model, session.arms, session.totals, size) for size in settings.prune.sizes()]
-    config = settings.search
-    rounds, estimated = config.number_of_rounds, bool(config.interactions or config.refit)
-    budgets = round_budgets(round(config.pulls_per_arm * len(session.arms)), rounds, plans[-1].search, estimated)
-    pulls = sum(budgets)
-    seconds, search = _time(session, settings, pulls)
-    memory, cache = _memory(session, config)
-    blind = 0 if estimated else sum(budget == 0 for budget in budgets)
-    notes = [f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds"] if blind else []
-    if settings.stages > 1:
-        notes.append(
-            f"note: that is the first of {settings.stages} searches, the others are of smaller models; training comes "
-            "on top of it"
-        )
+    plans = [layouts.make_plans(session.dense, session.arms, session.totals, size) for size in settings.prune.sizes()]
+    rule = None if settings.search.criterion is not None else make_rule(settings)
+    budgets = _budgets(session, plans[-1], rule)
+    per_batch, readout = _rehearsal(session)
+    costs = _costs(session, rule, sum(budgets), per_batch, readout)
+    memory, cache = _memory(session, rule)
+    tests = len(session.batches["test"]) * (1 + len(plans) * (1 + settings.output.random_seeds))
+    seconds = costs["search"].seconds + per_batch * tests
     lines = [
         *_describe_arms(session),
         *_describe_layouts(session, reach, refused),
         *(_describe_target(size, found) for size, found in zip(settings.prune.sizes(), plans, strict=True)),
-        f"search: {pulls:,} pulls in {rounds} round{'s' if rounds > 1 else ''}, about {_duration(search)} on one "
-        f"process; with evaluation and {settings.output.random_seeds} random draws about {_duration(seconds)}",
-        f"memory: about {memory / 2**20:,.0f} MiB beside the libraries ({model.get_memory_footprint() / 2**20:,.0f} "
-        f"weights, at most {cache / 2**20:,.0f} caches)",
-        *notes,
+        _describe_search(settings, budgets, costs["search"], seconds),
+        *_describe_criteria(costs),
+        f"memory: about {memory / 2**20:,.0f} MiB beside the libraries "
+        f"({session.dense.get_memory_footprint() / 2**20:,.0f} weights, at most {cache / 2**20:,.0f} caches)",
+        *_notes(settings, budgets, rule),
     ]
-    return RunPlan(lines, pulls, seconds, memory, reach)
+    return RunPlan(lines, sum(budgets), costs, seconds, memory, reach)
 
 
 def _describe_arms(session: Session) -> list[str]:
-    arms, config = session.arms, session.model.config
+    arms, config = session.arms, session.dense.config
     lines = [
         f"{config.model_type} | {config.num_hidden_layers} layers | {session.totals['parameters']:,} parameters | "
         f"{session.totals['macs'] / 1e6:,.1f}M MACs for {session.tokens} tokens | {session.accelerator.device}"
@@ -139,57 +140,106 @@ def _reach(session: Session, prune: PruningConfig) -> tuple[dict[str, dict[str, 
     for layout in ("uniform", "per_layer"):
         asked = prune.model_copy(update={"layout": layout})
         try:
-            reach[layout] = layouts.largest_targets(session.model, session.arms, session.totals, asked)
+            reach[layout] = layouts.largest_targets(session.dense, session.arms, session.totals, asked)
         except ValueError as reason:
             refused[layout] = str(reason)
     return reach, refused
 
 
+def _describe_search(settings: PruneConfig, budgets: list[int], cost: Cost, seconds: float) -> str:
+    """What chooses, and what it and the whole run would take."""
+    rest = (
+        f"{_tokens(cost)}, about {_duration(cost.seconds)} on one process; with evaluation and "
+        f"{settings.output.random_seeds} random draws about {_duration(seconds)}"
+    )
+    if settings.search.criterion is not None:
+        return f"search: none, criterion {criterion_name(settings)} chooses, {rest}"
+    return f"search: {sum(budgets):,} pulls in {len(budgets)} round{'s' if len(budgets) > 1 else ''}, {rest}"
+
+
+def _describe_criteria(costs: dict[str, Cost]) -> list[str]:
+    """What cheaper ways to choose would cost."""
+    others = {name: cost for name, cost in costs.items() if name != "search"}
+    prices = [f"{name} {_tokens(cost)}, about {_duration(cost.seconds)}" for name, cost in others.items()]
+    return [f"without pulls (--search.criterion NAME): {'; '.join(prices)}"]
+
+
+def _notes(settings: PruneConfig, budgets: list[int], rule: Rule | None) -> list[str]:
+    notes = []
+    blind = 0 if rule is None or rule.estimates else sum(budget == 0 for budget in budgets)
+    if blind:
+        notes.append(f"note: {blind} rounds get no pulls: raise pulls_per_arm, or lower rounds")
+    if settings.stages > 1:
+        notes.append(
+            f"note: that is the first of {settings.stages} searches, the others are of smaller models; training comes "
+            "on top of it"
+        )
+    return notes
+
+
+def _budgets(session: Session, plans: layouts.Plans, rule: Rule | None) -> list[int]:
+    """Pulls of each round; none where a criterion chooses."""
+    if rule is None:
+        return []
+    config = session.settings.search
+    total = round(config.pulls_per_arm * len(session.arms))
+    return round_budgets(total, config.rounds or rule.default_rounds, plans.search, rule.estimates)
+
+
 @torch.inference_mode()
-def _time(session: Session, settings: PruneConfig, pulls: int) -> tuple[float, float]:
-    """Seconds of the whole run and of the search alone, from a few forward passes."""
+def _rehearsal(session: Session) -> tuple[float, Readout]:
+    """Seconds of a forward pass over one batch, from a few, and what such a pass gives."""
+    device = session.dense.device
     batches = session.batches["calibration"][:MEASURED]
-    inputs = [{name: tensor.to(session.model.device) for name, tensor in batch.items()} for batch in batches]
-    session.task.readout(session.model, inputs[0])  # warms up
+    inputs = [to_device(batch, device) for batch in batches]
+    readout = session.task.readout(session.dense, inputs[0])  # warms up
     start = time.perf_counter()
     for batch in inputs:
-        session.task.readout(session.model, batch)
-    if session.model.device.type == "cuda":
+        session.task.readout(session.dense, batch)
+    if device.type == "cuda":
         torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) / len(inputs)
+    return (time.perf_counter() - start) / len(inputs), readout
+
+
+def _costs(
+    session: Session, rule: Rule | None, pulls: int, per_batch: float, readout: Readout
+) -> dict[str, Cost]:
+    """Estimated costs of the search, and of criteria alone.
+
+    Args:
+        per_batch: Seconds of a forward pass over one batch; a backward pass takes twice that.
+        readout: What such a pass gives.
+    """
+    batches = len(session.batches["calibration"])
+    tokens = sum(batch["input_ids"].numel() for batch in session.batches["calibration"])
+
+    def of_criterion(name: str) -> Cost:
+        forward, backward = CRITERIA.get(name).passes_on(readout)
+        return Cost(0, forward * tokens, backward * tokens, per_batch * batches * (forward + 2 * backward))
+
+    costs = {name: of_criterion(name) for name in COMPARED}
+    if rule is None:
+        return {"search": of_criterion(str(criterion_name(session.settings))), **costs}
     layers = session.arms.layer.max() + 1
     share = float(np.mean((layers - session.arms.layer) / layers))  # of a forward pass that a pull runs
-    drawn = len(session.batches["calibration"])
-    passes = settings.search.number_of_rounds * min(drawn, 4)
-    if settings.search.refit:
-        passes += REFIT_PASSES * drawn + settings.search.moves * drawn // HELD_OUT
-    search = seconds * (pulls * share + passes)
-    sizes = len(settings.prune.sizes())
-    tests = len(session.batches["test"]) * (1 + sizes * (1 + settings.output.random_seeds))
-    return search + seconds * tests, search
+    rounds = session.settings.search.rounds or rule.default_rounds
+    passes = pulls * share + rounds * min(batches, LOOKS) + rule.passes(batches)
+    return {"search": Cost(pulls, passes * tokens / batches, 0.0, per_batch * passes), **costs}
 
 
-def _memory(session: Session, search: SearchConfig) -> tuple[int, int]:
+def _memory(session: Session, rule: Rule | None) -> tuple[int, int]:
     """Bytes at the peak beside the libraries' own, and bytes of the caches in it."""
-    model, refit, size = session.model, bool(search.refit), session.model.dtype.itemsize
-    lengths = [batch["input_ids"].numel() for batch in session.batches["calibration"]]
-    tokens = max(lengths)
-    hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
-    sites = [site for site in architecture_of(model).sites(model) if site.kind in session.arms.kind]
-    columns = [site.units * site.unit_size for site in sites]
-    classes = model.config.vocab_size if model.get_output_embeddings() else 0
-    outputs = 8 * size * tokens * classes
-    gradients = size * tokens * layers * (WIDTHS * hidden + 3 * max(columns)) if refit or search.interactions else 0
-    cache = int(min(CACHE_BYTES, 2 * layers * size * hidden * sum(lengths)))
-    squares = [8 * width**2 for width in columns]  # second moments of each site, float64
-    reference = 2 * sum(squares) if session.compensation else 0  # of the data for refits, and of those held out
-    refit_costs = stand_ins = known = 0
-    if refit:
-        refit_costs = MOMENTS * max(min(MEMORY // MOMENTS, sum(squares)), max(squares))
-        stand_ins = size * sum(squares) // 8
-        known = min(KNOWN_BYTES, 8 * hidden * sum(columns) * search.moves)
-    peak = max(refit_costs + gradients, cache + gradients, cache + reference + known)
-    return int(2 * model.get_memory_footprint() + stand_ins + outputs + peak), cache
+    sizes = Sizes.of(session.dense, session.arms, session.batches["calibration"])
+    recordings = 0 if rule is None else replay.memory(sizes)
+    moments = dense_reference.memory(sizes) if session.compensation else 0
+    needed = RuleMemory(pulling=gradients.memory(sizes)) if rule is None else rule.memory(sizes)
+    peak = max(needed.preparing, recordings + needed.pulling, recordings + moments + needed.settling)
+    return 2 * sizes.weights + needed.kept + dense_outputs.memory(sizes) + peak, recordings
+
+
+def _tokens(cost: Cost) -> str:
+    """Forward and backward tokens in words."""
+    return f"{(cost.forward_tokens + cost.backward_tokens) / 1e3:,.0f}k tokens"
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""One small registry: every open folder (architectures, tasks, policies) is one of these.
+"""Finds components by name: every open folder (architectures, tasks, policies, ...) has one registry.
 
 A file in an open folder registers what it defines with a decorator. The folder is imported on first use, so adding a
 component is adding one file.
@@ -17,16 +17,16 @@ T = TypeVar("T")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the closest known word, or an empty string where none is close."""
+    """Says `" Did you mean 'x'?"` for the closest known word, or nothing where none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 class Registry(Generic[T]):
-    """Named components of one kind, found in the modules of one package.
+    """Holds the named components of one kind, found in the modules of one package.
 
     Args:
-        kind: What an entry is called in messages, e.g. `"policy"`.
+        kind: Word for an entry in messages, e.g. `"policy"`.
         package: Dotted name of the open folder; its modules are imported on first look-up.
     """
 
@@ -37,7 +37,11 @@ class Registry(Generic[T]):
         self._discovered = False
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Decorator that enters the class under every name given. A name can be taken once."""
+        """Makes a decorator that enters a class under every name given.
+
+        Raises:
+            ValueError: If a name is taken already.
+        """
 
         def enter(entry: T) -> T:
             for name in names:
@@ -49,12 +53,12 @@ class Registry(Generic[T]):
         return enter
 
     def names(self) -> list[str]:
-        """Every registered name, sorted."""
+        """Lists every registered name, sorted."""
         self._discover()
         return sorted(self._entries)
 
     def get(self, name: str) -> T:
-        """The entry of that name.
+        """Gives the entry of that name.
 
         Raises:
             ValueError: If the name is unknown; the message lists the known names and the nearest one.
@@ -75,12 +79,18 @@ class Registry(Generic[T]):
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field that a config may set, with its help text."""
+    """Makes a dataclass field that a config may set, with its help text."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 def check_options(kind: str, name: str, component: type, options: dict[str, Any]) -> dict[str, Any]:
     """Checks the options that a config gives a dataclass component against its fields.
+
+    Args:
+        kind: Word for the component in messages, e.g. `"policy"`.
+        name: Name of the component.
+        component: Dataclass of the component.
+        options: Option -> value, as the config has them.
 
     Returns:
         The options, converted to the types of the fields.
@@ -106,6 +116,6 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
 
 
 def describe_options(component: type) -> list[tuple[str, Any, str]]:
-    """(name, default, help) of every option that a config may give a dataclass component."""
+    """Lists (name, default, help) of every option that a config may give a dataclass component."""
     fields = dataclasses.fields(component)
     return [(field.name, field.default, field.metadata["help"]) for field in fields if "help" in field.metadata]

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.architectures import architecture_of
-from hf_mabprune.compensation import DenseReference, Known, compensate, make_compensation, refit_all
+from hf_mabprune.architectures.cost import arm_table
+from hf_mabprune.compensation import DenseReference, RefitCache, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.search.allocation import Allocation, _is_gain
-from hf_mabprune.selection.plan import Plan, make_plan
-from hf_mabprune.surgery.cut import prune_copy
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.target import make_plan
+from hf_mabprune.surgery.cut import cut
 from tests.pulls.test_pulls import problem
 from tests.seeds import moved
 
@@ -18,7 +19,7 @@ METHOD = make_compensation("least_squares")
 
 def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan, np.ndarray]:
     model, task, batches, _ = problem(model_type)
-    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 4, 7)  # small enough for moves to tell
+    arms = arm_table(model, ["neuron", "head"], 4, 7)  # small enough for moves to tell
     totals = {"parameters": 10**6, "macs": 10**6}
     plan = make_plan(arms, TargetConfig(neurons=0.5, heads=0.5), totals, "per_layer", {"neuron": 1, "head": 1})
     scores = -np.random.default_rng(moved(5)).random(len(arms))
@@ -33,7 +34,7 @@ def divergence(allocation: Allocation, plan: Plan, scores: np.ndarray) -> float:
     """Of the cut model with every site refitted."""
     reference = allocation.reference
     keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
-    small = prune_copy(reference.model, keep, "per_layer")
+    small = cut(reference.model, keep, "per_layer")
     compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
     return reference.divergence(small)
 
@@ -73,40 +74,40 @@ def test_the_same_seed_takes_the_same_moves() -> None:
 
 def test_refits_that_are_known_are_those_that_are_made() -> None:
     allocation, plan, scores = make("bert", trials=1)
-    reference, known = allocation.reference, allocation.known
+    reference, cache = allocation.reference, allocation.cache
     keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
-    first, second = (prune_copy(reference.model, keep, "per_layer") for _ in range(2))
-    refit_all(METHOD, reference, first, keep, known)
-    size = len(known.found)
-    refit_all(METHOD, reference, second, keep, known)
-    assert len(known.found) == size > 0
+    first, second = (cut(reference.model, keep, "per_layer") for _ in range(2))
+    refit_all(METHOD, reference, first, keep, cache)
+    size = len(cache.refits)
+    refit_all(METHOD, reference, second, keep, cache)
+    assert len(cache.refits) == size > 0
     for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert one.equal(other), name
 
 
 def test_known_refits_keep_to_their_limit_and_the_last_asked_for_stay() -> None:
     values = torch.zeros(4, 8, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)  # 288 bytes
-    known = Known(limit=2 * 288)
+    cache = RefitCache(limit=2 * 288)
     for path in ("a", "b"):
-        known.put((path, b""), values)
-    known.put(("a", b""), values)
-    assert known.get(("a", b"")) is values
-    known.put(("c", b""), values)
-    assert [path for path, _ in known.found] == ["a", "c"] and known.size == 2 * 288
-    known.limit = 100
-    known.put(("d", b""), values)
-    assert not known.found and known.size == 0
+        cache.put((path, b""), values)
+    cache.put(("a", b""), values)
+    assert cache.get(("a", b"")) is values
+    cache.put(("c", b""), values)
+    assert [path for path, _ in cache.refits] == ["a", "c"] and cache.size == 2 * 288
+    cache.limit = 100
+    cache.put(("d", b""), values)
+    assert not cache.refits and cache.size == 0
 
 
 def test_with_no_room_for_refits_the_same_moves_are_taken() -> None:
     found = []
     for limit in (2**30, 0):
         allocation, plan, scores = make("bert", trials=20, seed=1)
-        allocation.known.limit = limit
+        allocation.cache.limit = limit
         for _ in allocation.run(plan, [scores], whole(plan)):
             pass
         found.append(allocation)
-    assert found[0].known.found and not found[1].known.found
+    assert found[0].cache.refits and not found[1].cache.refits
     assert np.array_equal(found[0].scores, found[1].scores) and found[0].summary() == found[1].summary()
 
 

@@ -20,8 +20,8 @@ import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
+from hf_mabprune.artifacts.run_folder import SEARCH_STATE
 from hf_mabprune.cli.commands import main
-from hf_mabprune.runtime.resume import FILE
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.test_pipeline import sentences
 from tests.tiny_models import tiny_model
@@ -168,7 +168,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "taken").mkdir()
     (folder / "taken" / "thesis.txt").write_text("years of work")
     (folder / "waiting.state").mkdir()
-    (folder / "waiting.state" / FILE).write_bytes(b"rounds and rounds")
+    (folder / "waiting.state" / SEARCH_STATE).write_bytes(b"rounds and rounds")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["prune", "--config", write_yaml(folder / "run.yaml", {"output.dir": "run"})]) == 0

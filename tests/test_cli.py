@@ -105,6 +105,43 @@ def test_another_policy_starts_from_its_own_defaults(file: str, arguments: list[
     assert read_settings(["--config", file, *arguments]).search.policy == policy
 
 
+@pytest.mark.parametrize(
+    ("in_file", "arguments", "rule"),
+    [
+        ("", [], {"name": "interactions"}),
+        ("", ["--search.rule", "single"], {"name": "single"}),
+        ("", ["--search.rule.name", "single"], {"name": "single"}),
+        ("", ["--search.rule.label_draws", "2"], {"name": "interactions", "label_draws": 2}),
+        ("rule: {name: interactions, label_draws: 8}", ["--search.rule.name", "single"], {"name": "single"}),
+        (
+            "rule: {name: interactions, label_draws: 8}",
+            ["--search.rule.label_draws", "2"],
+            {"name": "interactions", "label_draws": 2},
+        ),
+        ("rule: single", ["--search.rule.name", "interactions"], {"name": "interactions"}),
+    ],
+)
+def test_removal_rules_and_their_options(
+    file: str, in_file: str, arguments: list[str], rule: dict[str, object]
+) -> None:
+    Path(file).write_text(YAML.replace("rounds: 3", f"rounds: 3, {in_file}" if in_file else "rounds: 3"))
+    assert read_settings(["--config", file, *arguments]).search.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "criterion"),
+    [
+        (["--search.criterion", "kfac_obs"], "kfac_obs"),
+        (["--search.criterion.name", "obs", "--search.criterion.damping", "0.1"], {"name": "obs", "damping": 0.1}),
+        (["--search.criterion", "{name: flap, square_heads: true}"], {"name": "flap", "square_heads": True}),
+    ],
+)
+def test_criteria_and_their_options(file: str, arguments: list[str], criterion: object) -> None:
+    Path(file).write_text(YAML.replace(", rounds: 3", ""))
+    settings = read_settings(["--config", file, *arguments])
+    assert settings.search.criterion == criterion and settings.search.rule is None
+
+
 def test_options_of_the_files_policy_can_be_overridden(file: str) -> None:
     Path(file).write_text(YAML.replace("{name: ucb1, c: 0.7, memory: 0.25}", "{name: exp3}"))
     config = read_settings(["--config", file, "--search.policy.gamma", "0.3"])
@@ -162,6 +199,12 @@ def test_faults_of_the_file(file: str, old: str, new: str, expected: str) -> Non
         (["--config", "FILE", "--search.policy.name", "ucb2"], "unknown policy 'ucb2'. Did you mean 'ucb1'? Known: "),
         (["--config", "FILE", "--search.policy.gamma", "0.3"], "policy 'ucb1' has no option 'gamma'"),
         (["--config", "FILE", "--search.policy.memory", "2"], "memory must be in [0, 1], got 2"),
+        (["--config", "FILE", "--search.rule", "singel"], "unknown removal rule 'singel'. Did you mean 'single'?"),
+        (["--config", "FILE", "--search.rule.label_draws", "0"], "label_draws must be at least 1, got 0"),
+        (["--config", "FILE", "--search.rule.moves", "3"], "rule 'interactions' has no option 'moves'"),
+        (["--config", "FILE", "--search.rounds", "null", "--search.criterion", "kfac"], "unknown criterion 'kfac'"),
+        (["--config", "FILE", "--search.refit", "true"], "search.refit is no setting any more: write search.rule"),
+        (["--config", "FILE", "--search.moves", "8"], "search.moves is no setting any more: write search.rule"),
         (["--config", "FILE", "--task.type", "chess"], "unknown task 'chess'. Known: answer, causal_lm, "),
         (["--config", "FILE", "--task.max_length", "0", "--task.batch_size", "-1"], "task.batch_size must be"),
     ],

@@ -36,7 +36,8 @@ def message(tree: Any) -> str:
 def test_defaults() -> None:
     config = check(settings())
     assert config.search.policy == {"name": "race"}
-    assert (config.search.reward, config.search.refit, config.compensation) == ("kl", True, "least_squares")
+    assert (config.search.reward, config.search.rule, config.search.criterion) == ("kl", {"name": "refit"}, None)
+    assert config.compensation == "least_squares"
     assert config.prune.arms == ["neuron", "head"]
     assert (config.prune.layout, config.prune.round_to) == ("auto", "auto")
     assert (config.task.splits.calibration, config.task.splits.validation) == ("train", "validation")

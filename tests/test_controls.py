@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.rewards import Observation
 from research.benchmarks.controls import CONTROLS, Control
 from tests.seeds import moved
@@ -21,7 +21,7 @@ class Additive:
         self.seen: list[tuple[int, np.ndarray]] = []
 
     def observe(self, batch: int, kept: np.ndarray) -> Observation:
-        self.cost.forward_tokens += 10
+        self.cost += Cost(forward_tokens=10)
         self.seen.append((batch, kept))
         value = torch.tensor([float(self.harm[~kept].sum())])
         return Observation(loss=value, kl=value, correct=value)

@@ -13,7 +13,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.effects.masking import keep_masks, masked
-from hf_mabprune.surgery.cut import Layout, prune_copy
+from hf_mabprune.surgery.cut import Layout, cut
 from tests.seeds import moved
 from tests.tiny_models import every_type_and_head, keep_for, outputs_of, tiny_model
 
@@ -39,14 +39,14 @@ def test_masked_equals_pruned_equals_reloaded(model_type: str, head: str, layout
     whole = outputs_of(model, head)
     with masked(model, **keep_masks(model, keep)):
         by_mask = outputs_of(model, head)
-    small = prune_copy(model, keep, layout)
-    cut = outputs_of(small, head)
+    small = cut(model, keep, layout)
+    by_cut = outputs_of(small, head)
     save_checkpoint(small, tmp_path, None, torch.float32)
     again = getattr(transformers, head).from_pretrained(tmp_path).eval()
     reloaded = outputs_of(again, head)
 
-    assert (by_mask - cut).abs().max() < TOLERANCE
-    assert (cut - reloaded).abs().max() < TOLERANCE
+    assert (by_mask - by_cut).abs().max() < TOLERANCE
+    assert (by_cut - reloaded).abs().max() < TOLERANCE
     assert (whole - by_mask).abs().max() > 10 * TOLERANCE, "the masks change the outputs, else nothing was tested"
     assert torch.equal(whole, outputs_of(model, head)), "masks and surgery leave the model as it was"
     stock = type(model)
@@ -59,7 +59,7 @@ def test_masked_equals_pruned_equals_reloaded(model_type: str, head: str, layout
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 def test_what_is_saved_again_loads_again(layout: Layout, tmp_path: Path) -> None:
     model = tiny_model("llama", "AutoModelForCausalLM")
-    small = prune_copy(model, keep_for(model, layout), layout)
+    small = cut(model, keep_for(model, layout), layout)
     save_checkpoint(small, tmp_path / "first", None, torch.float32)
     first = load_pruned(tmp_path / "first")
     first.save_pretrained(tmp_path / "second", save_original_format=False)
@@ -71,11 +71,11 @@ def test_what_is_saved_again_loads_again(layout: Layout, tmp_path: Path) -> None
 
 def test_pruning_twice_goes_on_from_the_smaller_sizes(tmp_path: Path) -> None:
     model = tiny_model("qwen3", "AutoModelForCausalLM")
-    once = prune_copy(model, keep_for(model, "per_layer"), "per_layer")
+    once = cut(model, keep_for(model, "per_layer"), "per_layer")
     keep = keep_for(once, "uniform", seed=1)
     with masked(once, **keep_masks(once, keep)):
         by_mask = outputs_of(once, "")
-    twice = prune_copy(once, keep, "per_layer")
+    twice = cut(once, keep, "per_layer")
     save_checkpoint(twice, tmp_path, None, torch.float32)
 
     assert (by_mask - outputs_of(load_pruned(tmp_path).eval(), "")).abs().max() < TOLERANCE
@@ -84,7 +84,7 @@ def test_pruning_twice_goes_on_from_the_smaller_sizes(tmp_path: Path) -> None:
 def test_config_describes_each_layer_in_the_familys_own_terms(tmp_path: Path) -> None:
     model = tiny_model("llama", "AutoModelForCausalLM")
     keep = keep_for(model, "per_layer")
-    save_checkpoint(prune_copy(model, keep, "per_layer"), tmp_path, None, torch.float32)
+    save_checkpoint(cut(model, keep, "per_layer"), tmp_path, None, torch.float32)
     written = json.loads((tmp_path / "config.json").read_text())
 
     for layer in range(2):
@@ -99,7 +99,7 @@ def test_config_describes_each_layer_in_the_familys_own_terms(tmp_path: Path) ->
 
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     model = tiny_model("llama", "AutoModelForCausalLM", tie_word_embeddings=True)
-    small = prune_copy(model, keep_for(model, "per_layer"), "per_layer")
+    small = cut(model, keep_for(model, "per_layer"), "per_layer")
     save_checkpoint(small, tmp_path, None, torch.float32)
     again = load_pruned(tmp_path)
 
@@ -111,7 +111,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_generation_with_cache_equals_the_model_in_memory(cache: str, tmp_path: Path) -> None:
     model = tiny_model("llama", "AutoModelForCausalLM")
-    small = prune_copy(model, keep_for(model, "per_layer"), "per_layer")
+    small = cut(model, keep_for(model, "per_layer"), "per_layer")
     save_checkpoint(small, tmp_path, None, torch.float32)
     prompts = torch.randint(3, 64, (3, 5), generator=torch.Generator().manual_seed(moved(1)))
     attention = torch.ones_like(prompts)
@@ -144,14 +144,14 @@ def test_what_a_layout_cannot_express_is_refused_with_the_reason(
     }
     indices = KeepIndices(neurons=arrays.get("neurons", {}), heads=arrays.get("heads", {}))
     with pytest.raises(ValueError, match=message):
-        prune_copy(model, indices, layout)
+        cut(model, indices, layout)
 
 
 def test_llama_refuses_uniform_head_counts_that_do_not_divide_the_hidden_size() -> None:
     model = tiny_model("llama", "AutoModel", num_attention_heads=8, num_key_value_heads=4)
     six = torch.arange(6).numpy()
     with pytest.raises(ValueError, match="6 heads: hidden_size 32 is not a multiple"):
-        prune_copy(model, KeepIndices(neurons={}, heads={0: six, 1: six}), "uniform")
+        cut(model, KeepIndices(neurons={}, heads={0: six, 1: six}), "uniform")
     mistral = tiny_model("mistral", "AutoModel", num_attention_heads=8, num_key_value_heads=4)
-    small = prune_copy(mistral, KeepIndices(neurons={}, heads={0: six, 1: six}), "uniform")
+    small = cut(mistral, KeepIndices(neurons={}, heads={0: six, 1: six}), "uniform")
     assert small.config.num_attention_heads == 6

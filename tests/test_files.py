@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.runtime.files import (
     MARK,
@@ -79,7 +80,7 @@ def test_what_no_run_wrote_is_never_replaced(place: str, home: Path) -> None:
     before = everything_below(home)
     folder = home / place
     with pytest.raises(FileExistsError, match="Choose another"):
-        check_output_dir(folder, True, protected_by(settings(home, folder)))
+        check_output_dir(folder, True, protected_by(settings(home, folder), RunFolder(folder).logs))
     with pytest.raises(FileExistsError, match="which no run of hf_mabprune wrote"), atomic_folder(folder) as work:
         (work / "config.json").write_text("weights")
     assert everything_below(home) == before and not list(home.parent.glob(".home*"))
@@ -114,16 +115,17 @@ def test_sources_survive_even_inside_earlier_outputs(tmp_path: Path, monkeypatch
         check_output_dir(tmp_path / "out2" / "size", True, [Protected("the model", tmp_path / "out2", whole=True)])
     monkeypatch.chdir(tmp_path / "out" / "mabprune")
     with pytest.raises(FileExistsError, match="holds the working directory"):
-        check_output_dir("..", True, protected_by(settings(tmp_path, tmp_path / "out")))
+        check_output_dir("..", True, protected_by(settings(tmp_path, tmp_path / "out"), tmp_path / "out.logs"))
 
 
 def test_sources_are_what_the_settings_name(home: Path) -> None:
-    found = {(source.what, source.path) for source in protected_by(settings(home, home / "out"), ["run.yaml"])}
+    logs = RunFolder(home / "out").logs
+    found = {(source.what, source.path) for source in protected_by(settings(home, home / "out"), logs, ["run.yaml"])}
     data = {("the data", home / "data" / "train.parquet"), ("the data", home / "data")}
     assert {("the model", home / "model"), ("the config", Path("run.yaml")), *data} <= found
     assert ("the logs", Path(f"{home / 'out'}.logs")) in found
     remote = settings(home, home / "out", data_files={"train": "hf://datasets/a/b.parquet"})
-    assert not [source for source in protected_by(remote) if "hf:" in str(source.path)]
+    assert not [source for source in protected_by(remote, logs) if "hf:" in str(source.path)]
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling", "fifo"])

@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_mabprune.artifacts.stored import evaluate_checkpoint
 from hf_mabprune.config import EvaluateConfig, PruneConfig, check
-from hf_mabprune.pipeline import evaluate_checkpoint
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.sequence_classification import SequenceClassification
 from research.benchmarks.finetuning import Training, finetune
@@ -94,7 +94,7 @@ def test_a_model_is_trained_saved_and_measured(task: str, tmp_path: Path) -> Non
     untrained = finetune(base, tmp_path / "before", settings, Training(learning_rate=0.0, epochs=1))
     training = Training(epochs=6, learning_rate=5e-3, batch_size=16, save_dtype="float16")
     tuned = finetune(base, tmp_path / "tuned", settings, training)
-    assert tuned.found["test"].loss < 0.9 * untrained.found["test"].loss
+    assert tuned.quality["test"].loss < 0.9 * untrained.quality["test"].loss
     assert {tensor.dtype for tensor in load_file(tmp_path / "tuned" / "model.safetensors").values()} == {torch.float16}
 
     model = HEADS[task].from_pretrained(tmp_path / "tuned", dtype=torch.float32)
@@ -103,7 +103,7 @@ def test_a_model_is_trained_saved_and_measured(task: str, tmp_path: Path) -> Non
     section = settings.task.model_dump()
     again = EvaluateConfig.model_validate({"model": {"name": str(tmp_path / "tuned")}, "task": section})
     _, figures = evaluate_checkpoint(again)
-    assert figures.loss == pytest.approx(tuned.found["test"].loss, rel=1e-6)
+    assert figures.loss == pytest.approx(tuned.quality["test"].loss, rel=1e-6)
     assert f"test: {next(iter(figures.metrics))} " in str(tuned)
 
 
@@ -134,7 +134,7 @@ def test_fewer_examples_can_be_asked_for(tmp_path: Path) -> None:
     training = Training(epochs=1, max_train_examples=20)
     tuned = finetune(base_model(tmp_path / "base", "multiple_choice"), tmp_path / "out", settings, training)
     assert tuned.examples == 20
-    assert len(tuned.found["validation"].scores.losses) == 32
+    assert len(tuned.quality["validation"].scores.losses) == 32
 
 
 def test_what_cannot_be_trained_is_refused_before_it_starts(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from hf_mabprune.artifacts import publish as hub
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.evaluation.report import Report
-from hf_mabprune.surgery.cut import Layout, prune_copy
+from hf_mabprune.surgery.cut import Layout, cut
 from tests.hub_server import HubServer
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.test_model_card import config, make_report
@@ -129,7 +129,7 @@ def save_run(folder: Path, layout: Layout, report: Report, config_yaml: str) -> 
     """The folder of a run with a tiny pruned model, and what must not be published beside it; gives the logits."""
     model = tiny_model("bert", AUTO)
     keep = keep_for(model, layout)
-    small = prune_copy(model, replace(keep, heads={}) if layout == "uniform" else keep, layout)
+    small = cut(model, replace(keep, heads={}) if layout == "uniform" else keep, layout)
     folder.mkdir()
     save_checkpoint(small, folder, make_tokenizer("pair"), torch.float32)
     (folder / "generation_config.json").write_text("{}")

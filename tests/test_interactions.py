@@ -10,7 +10,9 @@ from hf_mabprune.effects.interactions import RIDGE, Interactions
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.search.loop import Search
-from hf_mabprune.selection.plan import Plan, make_plan
+from hf_mabprune.search.rules.interactions import WithInteractions
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.target import make_plan
 from tests.pulls.test_pulls import problem, some_context
 from tests.seeds import moved
 
@@ -98,9 +100,10 @@ def test_a_search_that_is_taken_up_again_ends_the_same_and_pays_once(policy: str
         model, task, batches, arms = problem("bert")
         target, floors = TargetConfig(neurons=0.5, heads=0.5), {"neuron": 1, "head": 1}
         plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", floors)
-        config = SearchConfig(rounds=2, pulls_per_arm=2, interactions=True, arms_per_step=3)
+        config = SearchConfig(rounds=2, pulls_per_arm=2, arms_per_step=3)
         pulls = ReplayPulls(model, arms, task, batches, accelerator=Accelerator(cpu=True))
-        return Search(pulls, POLICIES.get(policy)(arms=len(arms), seed=0), plan, config)
+        policy_made = POLICIES.get(policy)(arms=len(arms), seed=0)
+        return Search(pulls, policy_made, [plan], config, WithInteractions())
 
     whole = search()
     steps = sum(1 for _ in whole.run())

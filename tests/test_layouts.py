@@ -4,10 +4,10 @@ import pytest
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures.cost import arm_table, count_macs, count_parameters
 from hf_mabprune.config import PruningConfig
-from hf_mabprune.evaluation.quality import count_macs, count_parameters
 from hf_mabprune.selection.layouts import Plans, make_plans, uniform_head_counts, width_multiple
-from hf_mabprune.surgery.cut import prune_copy
+from hf_mabprune.surgery.cut import cut
 from tests.tiny_models import keep_for, tiny_config, tiny_model
 
 EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
@@ -16,7 +16,7 @@ EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
 def plans_for(model: PreTrainedModel, target: dict[str, float], **settings: object) -> Plans:
     """Plans of a tiny model, with single neurons as arms unless told otherwise."""
     config = PruningConfig.model_validate({"target": target, "block_size": 8, **settings})
-    arms = architecture_of(model).arm_table(model, list(config.arms), config.block_size, 9)
+    arms = arm_table(model, list(config.arms), config.block_size, 9)
     totals = count_parameters(model) | {"macs": count_macs(model, 9)}
     return make_plans(model, arms, totals, config)
 
@@ -117,7 +117,7 @@ def test_blocks_that_do_not_divide_the_width_are_per_layer_only() -> None:
 
 def test_models_with_per_layer_sizes_stay_per_layer() -> None:
     model = tiny_model("mistral", "AutoModel")
-    small = prune_copy(model, keep_for(model, "uniform"), "per_layer")
+    small = cut(model, keep_for(model, "uniform"), "per_layer")
     plans = plans_for(small, {"neurons": 0.4})
     assert plans.uniform is None
     assert plans.reason.endswith("the model has per-layer sizes already: use layout per_layer")

@@ -16,7 +16,7 @@ from hf_mabprune.criteria.statistics import CalibrationStatistics
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.refit_costs import RefitCosts
-from hf_mabprune.selection.plan import make_plan
+from hf_mabprune.selection.target import make_plan
 from tests.pulls.test_pulls import problem
 
 

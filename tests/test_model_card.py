@@ -1,5 +1,5 @@
 import socket
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,23 +332,25 @@ def test_cost_and_provenance(report: Report, tmp_path: Path) -> None:
     assert "judged on `train[100:]` of [nyu-mll/glue]" in text
 
 
-@dataclass(frozen=True)
-class CriterionFigures(SearchFigures):
-    """Figures of a run that no policy took part in."""
-
-    criterion: str | None = None
-    rule: dict[str, Any] = field(default_factory=dict)
-
-
-def test_without_a_policy_the_criterion_is_named(report: Report, tmp_path: Path) -> None:
-    made = {part.name: getattr(report.search, part.name) for part in fields(report.search)} | {"policy": {}}
-    search = CriterionFigures(**made | {"criterion": "taylor", "rule": {"name": "single"}})
+@pytest.mark.parametrize(
+    ("criterion", "row"), [("taylor", "name `taylor`"), ({"name": "taylor", "order": 2}, "name `taylor`, order `2`")]
+)
+def test_without_a_policy_the_criterion_is_named(
+    report: Report, tmp_path: Path, criterion: str | dict[str, Any], row: str
+) -> None:
+    search = replace(report.search, policy={}, criterion=criterion)
     path = write_card(replace(report, search=search), config(), tmp_path)
     text = path.read_text()
     assert "picked by the criterion `taylor` with hf_mabprune" in text
-    assert "| criterion | `taylor` |\n| removal rule | name `single` |" in text
-    assert "| policy |" not in text and "bandit" not in text
+    assert f"| criterion | {row} |" in text
+    assert "| policy |" not in text and "| removal rule |" not in text and "bandit" not in text
     assert ModelCard.load(path).data.tags == ["pruned", "structured-pruning", "hf_mabprune"]
+
+
+def test_the_removal_rule_is_named(report: Report, tmp_path: Path) -> None:
+    search = replace(report.search, rule={"name": "refit"})
+    text = body(write_card(replace(report, search=search), config(), tmp_path))
+    assert "| policy | name `ucb1`, c `0.5` |\n| removal rule | name `refit` |" in text
 
 
 def test_card_needs_no_network(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.surgery.cut import prune_copy
+from hf_mabprune.surgery.cut import cut
 from research.benchmarks import quality
 from research.benchmarks.peers import PEERS, OptiPFair, TorchPruning
 from research.benchmarks.results import Results
@@ -30,7 +30,7 @@ def test_torch_pruning_keeps_what_it_says(options) -> None:
     for kind in ("neuron", "head"):
         units = sum(site.units for site in sites if site.kind == kind)
         assert sum(keep.sizes(kind).values()) == pytest.approx(units / 2, abs=len(sites))
-    small = prune_copy(statistics.model, keep, "per_layer")
+    small = cut(statistics.model, keep, "per_layer")
     batch = statistics.batches[0]
     assert statistics.task.readout(small, batch).logits.isfinite().all()
     assert all(torch.equal(before[name], weight) for name, weight in statistics.model.state_dict().items())
@@ -57,7 +57,7 @@ def test_optipfair_keeps_what_it_says(method) -> None:
     keep = OptiPFair(method=method).keep(statistics.model, statistics.task, statistics.batches, {"neurons": 0.5})
     width = statistics.model.config.intermediate_size
     assert set(keep.sizes("neuron").values()) == {width // 2}
-    small = prune_copy(statistics.model, keep, "uniform")
+    small = cut(statistics.model, keep, "uniform")
     assert statistics.task.readout(small, statistics.batches[0]).logits.isfinite().all()
 
 

@@ -68,7 +68,7 @@ def settings_for(tmp_path: Path, files: dict[str, str], model_type: str, **chang
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_a_race_with_interactions_and_compensation(tmp_path: Path, files: dict[str, str], model_type: str) -> None:
-    search = {"policy": {"name": "race"}, "interactions": True, "rounds": 2, "pulls_per_arm": 1}
+    search = {"policy": {"name": "race"}, "rule": "interactions", "rounds": 2, "pulls_per_arm": 1}
     changes = {"search": search, "compensation": {"name": "least_squares", "guard": False}}
     plain = prune_from_config(settings_for(tmp_path, files, model_type, search=search, compensation=None))
     changes["output"] = {"dir": str(tmp_path / "refitted")}
@@ -97,7 +97,7 @@ def test_too_few_batches_for_the_refit_are_refused_before_any_pull(
 def test_the_defaults_count_on_the_refit(tmp_path: Path, files: dict[str, str], model_type: str) -> None:
     settings = settings_for(tmp_path, files, model_type)
     settings = check({**settings.model_dump(exclude={"search"})})
-    assert settings.search.refit and settings.compensation == "least_squares"
+    assert settings.search.rule == {"name": "refit"} and settings.compensation == "least_squares"
     result = prune_from_config(settings)
     report = result.report
     assert len(report.search.rounds) == 1 and report.search.backward_tokens > 0

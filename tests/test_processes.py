@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hf_mabprune.runtime.resume import FILE
+from hf_mabprune.artifacts.run_folder import SEARCH_STATE
 from tests.test_pipeline import files, settings_for  # noqa: F401
 from tests.test_resume import outcome
 
@@ -77,7 +77,7 @@ def test_one_two_and_four_processes_give_the_same_report_and_checkpoint(config: 
 def test_a_run_killed_on_two_processes_goes_on_in_one(config: Path) -> None:
     folder = config.parent / "changed"
     run = launch(config, 2, "--output.dir", str(folder))
-    while not (config.parent / "changed.state" / FILE).exists():
+    while not (config.parent / "changed.state" / SEARCH_STATE).exists():
         assert run.poll() is None, run.communicate()[1]
         time.sleep(0.01)
     launcher = psutil.Process(run.pid)  # its workers are in sessions of their own

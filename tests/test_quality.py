@@ -13,9 +13,9 @@ from scipy import stats
 
 from hf_mabprune.config import check
 from hf_mabprune.criteria import CRITERIA
-from hf_mabprune.pipeline import load_model
-from hf_mabprune.tasks.base import build_task
-from hf_mabprune.tasks.readout import Scores
+from hf_mabprune.session import load_model
+from hf_mabprune.tasks.lookup import build_task
+from hf_mabprune.tasks.scores import Scores
 from research.benchmarks import quality, quality_report, statistics
 from research.benchmarks.meter import Meter
 from research.benchmarks.quality import constant_answer, retained

@@ -23,7 +23,7 @@ from hf_mabprune.recovery import recover as recovery
 from hf_mabprune.recovery.batching import batch_order
 from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
 from hf_mabprune.recovery.recover import RecoveryFigures, recover
-from hf_mabprune.surgery.cut import prune_copy
+from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
 from hf_mabprune.tasks.sampling import batches_of
@@ -49,7 +49,7 @@ class Case:
                     parameter.add_(0.1 * torch.randn_like(parameter))
         self.task: Task = task_of(self.dense, make_tokenizer("pair" if model_type == "bert" else "plain"), **text)
         self.examples = self.task.encode(Dataset.from_dict(sentences(count, 0)))
-        self.small = prune_copy(self.dense, keep_for(self.dense, layout), layout)  # type: ignore[arg-type]
+        self.small = cut(self.dense, keep_for(self.dense, layout), layout)  # type: ignore[arg-type]
 
     def recover(self, settings: RecoveryConfig = SETTINGS, seed: int = 0, **changes: Any) -> RecoveryFigures:
         settings = RecoveryConfig(**{**settings.model_dump(), **changes})
@@ -101,7 +101,7 @@ def test_every_task_can_be_recovered(name: str) -> None:
     case = Case()
     case.task, case.dense, data = CASES[name].build()
     case.examples = case.task.encode(data)
-    case.small = prune_copy(case.dense, keep_for(case.dense, "per_layer"), "per_layer")
+    case.small = cut(case.dense, keep_for(case.dense, "per_layer"), "per_layer")
     before = case.measure().loss
     case.recover(batch_size=5, epochs=15, alpha=0.0, learning_rate=1e-2)
     assert case.measure().loss < before
@@ -300,7 +300,7 @@ def test_the_quickstart_model_gets_its_accuracy_back() -> None:
     dense = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32).eval()
     case = Case()
     case.dense, case.task = dense, task_of(dense, AutoTokenizer.from_pretrained(folder / "model"))
-    case.small = prune_copy(dense, keep_for(dense, "uniform", seed=3), "per_layer")  # half of every layer
+    case.small = cut(dense, keep_for(dense, "uniform", seed=3), "per_layer")  # half of every layer
     data = {split: Dataset.from_parquet(str(folder / f"data/{split}.parquet")) for split in ("train", "test")}
     train = case.task.encode(data["train"].select(range(640)))
     case.examples = case.task.encode(data["test"].select(range(256)))

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from hf_mabprune.runtime.resume import FILE, FORMAT, pack, unpack
+from hf_mabprune.artifacts.run_folder import SEARCH_STATE
+from hf_mabprune.runtime.saved import FORMAT, pack, unpack
 from tests.seeds import moved
 from tests.test_pipeline import sentences, settings_for
 
@@ -164,7 +165,7 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(
 ) -> None:
     folder = config.parent / f"stopped{number}"
     process = runs.start("prune", "--config", str(config), "--output.dir", str(folder))
-    wait_for(Path(f"{folder}.state") / FILE, process)
+    wait_for(Path(f"{folder}.state") / SEARCH_STATE, process)
     os.kill(process, number)
     assert runs.wait(process) == 128 + number
     line = runs.said().splitlines()[-1]
@@ -182,7 +183,7 @@ def test_two_runs_keep_out_of_one_folder(runs: Runs, config: Path) -> None:
     folder = config.parent / "taken"
     command = ["prune", "--config", str(config), "--output.dir", str(folder), "--output.overwrite", "true"]
     process = runs.start(*command)
-    wait_for(Path(f"{folder}.state") / FILE, process)
+    wait_for(Path(f"{folder}.state") / SEARCH_STATE, process)
     assert runs.finish(*command) == 2 and "another run is writing to" in runs.said()
     assert runs.wait(process) == 0 and folder.exists()
 
@@ -212,7 +213,7 @@ def interrupted(runs: Runs, config: Path, tmp_path: Path) -> list[str]:
     """The command of a run that was stopped after its first round."""
     command = ["prune", "--config", str(config), "--output.dir", str(tmp_path / "out")]
     process = runs.start(*command)
-    wait_for(tmp_path / "out.state" / FILE, process)
+    wait_for(tmp_path / "out.state" / SEARCH_STATE, process)
     os.kill(process, signal.SIGKILL)
     runs.wait(process)
     return command
@@ -237,7 +238,7 @@ def test_what_is_resumed_must_be_the_same_run(runs: Runs, interrupted: list[str]
 def test_a_state_of_another_version_or_a_broken_one_is_refused(
     runs: Runs, interrupted: list[str], tmp_path: Path
 ) -> None:
-    path = tmp_path / "out.state" / FILE
+    path = tmp_path / "out.state" / SEARCH_STATE
     saved = path.read_bytes()
     path.write_bytes(saved.replace(f'"format":"{FORMAT}"'.encode(), b'"format":"7"'))
     assert runs.finish(*interrupted, "--resume") == 2 and "has format 7, this version" in runs.said()

@@ -8,11 +8,15 @@ import torch
 
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import SearchConfig, TargetConfig
-from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.rewards import Observation
 from hf_mabprune.policies import POLICIES
-from hf_mabprune.search.loop import Search, SearchResult, round_budgets
-from hf_mabprune.selection.plan import Plan, make_plan
+from hf_mabprune.search.allocation import Allocation
+from hf_mabprune.search.loop import Search, round_budgets
+from hf_mabprune.search.result import SearchResult
+from hf_mabprune.search.rules.refit import Refit
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.target import make_plan
 from tests.seeds import moved
 
 ARMS, LAYERS = 40, 2
@@ -65,7 +69,8 @@ def plan(goes: float = 0.25) -> Plan:
 
 def make(policy: str, pulls: KnownArms, max_broken: int = 0, **settings: float) -> Search:
     config = SearchConfig(**{"rounds": 2, "pulls_per_arm": 4, **settings})
-    return Search(pulls, POLICIES.get(policy)(arms=ARMS, seed=0), plan(), config, max_broken)  # type: ignore[arg-type]
+    policy_made = POLICIES.get(policy)(arms=ARMS, seed=0)
+    return Search(pulls, policy_made, [plan()], config, max_broken=max_broken)  # type: ignore[arg-type]
 
 
 def search(policy: str, pulls: KnownArms, max_broken: int = 0, **settings: float) -> SearchResult:
@@ -165,13 +170,11 @@ def test_a_search_goes_on_from_its_state_as_if_nothing_had_been(policy: str, ste
     assert np.array_equal(again.pulls, whole.pulls) and again.rounds == whole.rounds
 
 
-class Known:
-    """An allocation that knows the best scores of each size, and asks for nothing."""
-
-    trials = 1
+class Known(Allocation):
+    """An allocation that knows the best scores of each size, and measures nothing."""
 
     def __init__(self, scores: dict[int, np.ndarray]) -> None:
-        self.by_size, self.cost, self.starts = scores, Cost(forward_tokens=7, seconds=1.0), []
+        self.by_size, self.cost, self.starts = scores, Cost(pulls=1, forward_tokens=7, seconds=1.0), []
 
     def run(self, plan: Plan, candidates: Sequence[np.ndarray], start: np.ndarray) -> Iterator[None]:
         self.scores = self.by_size[int(plan.budgets[0].amount)]
@@ -187,15 +190,22 @@ def test_every_size_gets_its_own_allocation_and_larger_sizes_hold_smaller_ones()
     small, large = plan(0.25), plan(0.5)
     amounts = [int(each.budgets[0].amount) for each in (small, large)]
     known = Known({amount: rng.normal(size=ARMS) for amount in amounts})
-    search = make("sweep", KnownArms(), rounds=1)
-    search.plan, search.sizes, search.allocation = large, [small, large], known  # type: ignore[assignment]
-    search.interactions = None
-    list(search._allocate(known, [np.zeros(ARMS)]))
+    rule, everything = Refit(), np.ones(ARMS, dtype=bool)
+    rule.allocation = known
+    rule.candidates = lambda rewards: [rewards]  # type: ignore[method-assign]
+    removal, steps = None, 0
+    settling = rule.settle([small, large], np.zeros(ARMS), everything, 0.0, 1.0)
+    try:
+        while True:
+            next(settling)
+            steps += 1
+    except StopIteration as end:
+        removal = end.value
 
-    result, everything = search.result, np.ones(ARMS, dtype=bool)
     first, _ = small.choose(known.by_size[amounts[0]], everything)
     second, _ = large.choose(known.by_size[amounts[1]], first)
-    assert np.array_equal(result.kept, second) and known.starts == [(1, ARMS), (2, int(first.sum()))]
-    assert set(result.order[: (~first).sum()]) == set(np.flatnonzero(~first)), "the smaller size comes first"
-    assert set(result.order) == set(np.flatnonzero(~second))
-    assert search.pulls.cost.forward_tokens == 7 and "known" in result.stopped_because
+    assert np.array_equal(removal.kept, second) and known.starts == [(1, ARMS), (2, int(first.sum()))]
+    assert set(removal.removed[: (~first).sum()]) == set(np.flatnonzero(~first)), "the smaller size comes first"
+    assert set(removal.removed) == set(np.flatnonzero(~second))
+    assert steps == 2 and rule.summary() == "known"
+    assert rule.cost == Cost(0, 7, 0, 1.0), "sets that were measured are no pulls of arms"

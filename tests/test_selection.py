@@ -8,7 +8,9 @@ import pytest
 
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import TargetConfig
-from hf_mabprune.selection.plan import Plan, make_plan, round_widths
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.rounding import round_widths
+from hf_mabprune.selection.target import make_plan
 from tests.seeds import moved
 
 ONE = {"neuron": 1, "head": 1}

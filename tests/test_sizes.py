@@ -1,6 +1,7 @@
 """Several sizes from one search: lists of targets, `cut`, `plan` and `evaluate`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from hf_mabprune import load_pruned
 from hf_mabprune.cli.commands import main
 from hf_mabprune.config import PruneConfig, TargetConfig, check
-from hf_mabprune.evaluation.comparison import Selection
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.preview import plan_run
-from hf_mabprune.selection.plan import make_plan
+from hf_mabprune.selection.selected import Selection
+from hf_mabprune.selection.target import make_plan
 from tests.seeds import moved
 from tests.test_pipeline import sentences, settings_for
 from tests.test_selection import table
@@ -153,18 +154,19 @@ def test_plan_names_arms_layouts_targets_time_and_memory(
     assert "layout per_layer: loads after import hf_mabprune" in said
     assert "layout uniform: not possible: a stock bert config cannot say" in said
     assert "target neurons 0.5, heads 0.5: within reach, removes 48 of 96 neurons, 4 of 8 heads" in said
+    assert re.search(r"without pulls \(--search.criterion NAME\): kfac_obs \d+k tokens", said)
     assert not (place / "none").exists() and not (place / "none.state").exists()
 
 
 def test_plan_counts_the_memory_of_refits(place: Path, data: dict[str, str]) -> None:
-    def memory(compensation: str | None, **search: bool | None) -> int:
-        changes = {"search": search, "compensation": compensation}
+    def memory(compensation: str | None, rule: str) -> int:
+        rounds = None if rule == "refit" else 2
+        changes = {"search": {"rule": rule, "rounds": rounds}, "compensation": compensation}
         return plan_run(settings_for(place / "memory", data, "bert", **changes)).memory_bytes
 
     weights = tiny_model("bert", "AutoModelForSequenceClassification").get_memory_footprint()
-    alone = memory(None, refit=False, interactions=False)
-    with_gradients = memory(None, refit=False, interactions=True)
-    assert 2 * weights < alone < with_gradients < memory("least_squares", refit=True, rounds=None)
+    alone, with_gradients = memory(None, "single"), memory(None, "interactions")
+    assert 2 * weights < alone < with_gradients < memory("least_squares", "refit")
 
 
 def test_targets_are_within_reach_exactly_as_far_as_plan_says(place: Path, data: dict[str, str]) -> None:

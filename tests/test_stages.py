@@ -8,17 +8,19 @@ import pytest
 import safetensors.torch
 import torch
 
-from hf_mabprune import load_pruned, pipeline
+from hf_mabprune import iterative, load_pruned
 from hf_mabprune.config import PruneConfig, RecoveryConfig
+from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.iterative import Stage, share
-from hf_mabprune.pipeline import cut_run, prune_from_config
+from hf_mabprune.pipeline import prune_from_config
+from hf_mabprune.recut import cut_run
 from tests.test_pipeline import files, settings_for
 
 __all__ = ["files"]
 
 TRAINING = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "stages": 2}
-SEARCH = {"rounds": None, "pulls_per_arm": 1, "moves": 4, "policy": {"name": "race"}}
+SEARCH = {"rounds": None, "pulls_per_arm": 1, "rule": {"moves": 4}, "policy": {"name": "race"}}
 
 
 def staged(tmp_path: Path, files: dict[str, str], model_type: str = "bert", **changes: Any) -> PruneConfig:
@@ -64,19 +66,19 @@ def test_each_stage_starts_from_the_trained_model_and_learns_from_the_dense_one(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched, taught, left = [], [], []
-    search, cut = pipeline.search, Stage.cut
+    search, cut = iterative.search, Stage.cut
 
-    def watched_search(settings, session, plans, run):
-        searched.append({name: weight.clone() for name, weight in session.model.state_dict().items()})
-        return search(settings, session, plans, run)
+    def watched_search(session, plans, run):
+        searched.append({name: weight.clone() for name, weight in session.dense.state_dict().items()})
+        return search(session, plans, run)
 
     def watched_cut(self, *arguments):
-        taught.append(self.whole.model)
+        taught.append(self.dense.dense)
         after = cut(self, *arguments)
-        left.append({name: weight.clone() for name, weight in after.session.model.state_dict().items()})
+        left.append({name: weight.clone() for name, weight in after.model.state_dict().items()})
         return after
 
-    monkeypatch.setattr(pipeline, "search", watched_search)
+    monkeypatch.setattr(iterative, "search", watched_search)
     monkeypatch.setattr(Stage, "cut", watched_cut)
     prune_from_config(staged(tmp_path, files))
     whole = load_pruned(tmp_path / "model").state_dict()
@@ -89,7 +91,7 @@ def test_each_stage_starts_from_the_trained_model_and_learns_from_the_dense_one(
 def test_an_interrupted_stage_is_taken_up_where_it_was(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = pipeline.search
+    search = iterative.search
     settings = staged(tmp_path, files, search={**SEARCH, "pulls_per_arm": 4, "arms_per_step": 4})
     expected = prune_from_config(settings)
     names = ["kept", "order", "pulls", "mean", "removed_round"]
@@ -108,12 +110,12 @@ def test_an_interrupted_stage_is_taken_up_where_it_was(
             return ended[-1]
 
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "search", step)
+            patch.setattr(iterative, "search", step)
             with pytest.raises(Stop):
                 prune_from_config(again, resume=number > 0)
     pulled = []
-    pull = pipeline.ReplayPulls.pull
-    monkeypatch.setattr(pipeline.ReplayPulls, "pull", lambda *given: pulled.append(1) or pull(*given))
+    pull = ReplayPulls.pull
+    monkeypatch.setattr(ReplayPulls, "pull", lambda *given: pulled.append(1) or pull(*given))
     result = prune_from_config(again, resume=True)
     assert not pulled, "both searches had ended"
     assert result.arms_table()[names].equals(expected.arms_table()[names])

@@ -1,6 +1,7 @@
 """Removals with refits: stand-ins against refitted weights, costs against each other, and what goes by them."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -8,13 +9,19 @@ import torch
 from torch import nn
 
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
+from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import TargetConfig, check
 from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.effects.refit_costs import LIMIT, RefitCosts, Refitted
-from hf_mabprune.selection.plan import make_plan
+from hf_mabprune.effects.refit_costs import RefitCosts
+from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.search.rules.refit import LIMIT, Refit
+from hf_mabprune.search.run import make_rule
+from hf_mabprune.selection.target import make_plan
+from hf_mabprune.session import Session
 from tests.pulls.test_pulls import problem, pull_all, rounding
 from tests.seeds import moved
 from tests.test_interactions import small_effects
@@ -71,7 +78,7 @@ def test_effects_with_stand_ins_say_what_pulls_with_stand_ins_say(model_type: st
     pulls = ReplayPulls(plain.model, plain.arms, plain.task, plain.batches, stand_ins=refit_costs.stand_ins)
     count, batches = len(pulls.arms), len(pulls.batches)
     pulled = pulls.pull(np.repeat(np.arange(count), batches), np.tile(np.arange(batches), count))[:, 0]
-    rewards = refit_costs.informed(Interactions(*pulls.effects(samples=600, seed=0))).rewards()
+    rewards = Interactions(*pulls.effects(samples=600, seed=0)).rewards()
     expected = pulled.reshape(count, batches).mean(1)
 
     tolerance = 0.02 if model_type == "bert" else 0.15  # labels are drawn for the language model
@@ -111,13 +118,13 @@ def test_removals_go_by_the_cost_along_corrected_by_what_pulls_saw() -> None:
     count = len(arms)
     rng = np.random.default_rng(moved(0))
     along, alone = rng.exponential(size=count), rng.exponential(size=count)
-    effects, one = np.zeros((count, 1), dtype=np.float32), np.ones(1, dtype=int)
-    known = Refitted(effects, np.zeros((count, 1)), np.zeros(1, dtype=int), one, along=along, alone=alone)
+    rule = Refit()
+    rule.costs = RefitCosts(along, alone, {}, Cost())
     totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
     plan = make_plan(arms, TargetConfig(neurons=0.5), totals, "per_layer", {"neuron": 16, "head": 1})
     rewards = -alone * rng.uniform(0.5, 2, size=count)
     rewards[0], rewards[1] = 1.0, -1e6  # better off without it, and far off
-    kept, gone, scores = known.remove(plan, rewards, np.ones(count, dtype=bool), 0.0, 1.0)
+    kept, gone, scores = rule.choose(plan, rewards, np.ones(count, dtype=bool), 0.0, 1.0)
 
     expected = along * np.clip(-rewards / alone, 1 / LIMIT, LIMIT)
     np.testing.assert_allclose(-scores, expected)
@@ -136,56 +143,80 @@ BASE = {
 
 
 @pytest.mark.parametrize(
-    ("settings", "refit", "interactions", "rounds"),
+    ("settings", "rule"),
     [
-        ({}, True, None, 1),
-        ({"search": {"rounds": 1}}, True, None, 1),
-        ({"search": {"rounds": 4}}, False, True, 4),
-        ({"search": {"reward": "loss"}}, False, False, 8),
-        ({"search": {"interactions": True}}, False, True, 8),
-        ({"search": {"refit": False}}, False, True, 8),
-        ({"compensation": None}, False, True, 8),
-        ({"compensation": None, "search": {"interactions": False}}, False, False, 8),
-        ({"compensation": None, "search": {"pulls_per_arm": 0}}, False, True, 8),
-        ({"compensation": "mask_tuning"}, False, True, 8),
-        ({"compensation": "mask_tuning", "search": {"refit": True}}, True, None, 1),
-        ({"compensation": {"name": "least_squares", "damping": 0.1}, "search": {"pulls_per_arm": 0}}, True, None, 1),
+        ({}, {"name": "refit"}),
+        ({"search": {"rounds": 1}}, {"name": "refit"}),
+        ({"search": {"rule": {"moves": 8}}}, {"name": "refit", "moves": 8}),
+        ({"search": {"rounds": 4}}, {"name": "interactions"}),
+        ({"search": {"reward": "loss"}}, {"name": "single"}),
+        ({"search": {"rule": "interactions"}}, {"name": "interactions"}),
+        ({"search": {"rule": {"name": "single"}}}, {"name": "single"}),
+        ({"compensation": None}, {"name": "interactions"}),
+        ({"compensation": None, "search": {"rule": "single"}}, {"name": "single"}),
+        ({"compensation": None, "search": {"pulls_per_arm": 0}}, {"name": "interactions"}),
+        ({"compensation": "mask_tuning"}, {"name": "interactions"}),
+        ({"compensation": {"name": "least_squares"}, "search": {"pulls_per_arm": 0}}, {"name": "refit"}),
     ],
 )
-def test_refit_and_interactions_are_on_where_they_can_be(
-    settings: dict, refit: bool, interactions: bool | None, rounds: int
-) -> None:
+def test_the_rule_follows_from_the_other_settings(settings: dict, rule: dict) -> None:
     search = check(BASE | settings).search
-    assert (search.refit, search.interactions, search.rounds) == (refit, interactions, rounds)
-    again = check(check(BASE | settings).model_dump())
-    assert again.search == search
+    assert search.rule == rule
+    assert check(check(BASE | settings).model_dump()).search == search, "what is resolved stays as it is"
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"compensation": None, "search": {"refit": True}}, "search.refit counts on compensation"),
-        ({"search": {"refit": True, "rounds": 4}}, "refit takes one round, got rounds 4"),
-        ({"search": {"refit": True, "reward": "loss"}}, "refit is for the reward kl, got reward loss"),
-        ({"search": {"refit": True, "interactions": True}}, "refit has interactions of its own"),
+        ({"compensation": None, "search": {"rule": "refit"}}, "refit counts on compensation least_squares, got null"),
+        ({"compensation": "mask_tuning", "search": {"rule": "refit"}}, "least_squares, got mask_tuning: set it, or"),
+        ({"search": {"rule": "refit", "rounds": 4}}, "refit takes one round, got rounds 4"),
+        ({"search": {"rule": "refit", "reward": "loss"}}, "search.rule refit is for the reward kl, got reward loss"),
+        ({"search": {"rule": "interactions", "reward": "loss"}}, "rule interactions is for the reward kl, got reward"),
         ({"search": {"pulls_per_arm": 0, "reward": "loss"}}, "search.pulls_per_arm must be a number > 0"),
-        ({"compensation": None, "search": {"pulls_per_arm": 0, "interactions": False}}, "pulls_per_arm must be a"),
+        ({"compensation": None, "search": {"pulls_per_arm": 0, "rule": "single"}}, "pulls_per_arm must be a"),
+        ({"search": {"criterion": "obs", "rule": "single"}}, "a criterion chooses without pulls, so it takes no rule"),
+        ({"search": {"criterion": "obs", "rounds": 2}}, "a criterion chooses without pulls, so it takes no rounds"),
+        ({"search": {"criterion": {"damping": 1}}}, "criterion needs a name, e.g. {name: kfac_obs}"),
+        ({"search": {"refit": True}}, "search.refit is no setting any more: write search.rule: refit"),
+        ({"search": {"interactions": False}}, "search.interactions is no setting any more: write search.rule"),
+        ({"search": {"moves": 8}}, "search.moves is no setting any more: write search.rule: {name: refit, moves"),
+        ({"search": {"label_draws": 8}}, "search.label_draws is no setting any more: write search.rule: {label_draws"),
     ],
 )
-def test_a_refit_that_cannot_be_is_refused(settings: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_search_that_contradicts_itself_is_refused(settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
         check(BASE | settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damping", [0.01, 1.0])
+def test_the_damping_of_the_refits_reaches_costs_and_stand_ins(damping: float) -> None:
+    model, task, batches, arms = problem("bert")
+    settings = check(BASE | {"compensation": {"name": "least_squares", "damping": damping}})
+    session = Session(
+        settings, model, task.tokenizer, task, arms, {"calibration": batches}, 7, {}, make_accelerator(),
+        torch.float32, make_compensation(settings.compensation),
+    )  # fmt: skip
+    rule = make_rule(settings)
+    rule.prepare(session)
+    expected, usual = RefitCosts.of(model, arms, task, batches, 0, damping), RefitCosts.of(model, arms, task, batches)
+    assert isinstance(rule, Refit) and rule.costs is not None
+    assert np.array_equal(rule.costs.along, expected.along)
+    for path, stand_in in expected.stand_ins.items():
+        assert torch.equal(rule.stand_ins[path].matrix, stand_in.matrix)
+        assert torch.equal(stand_in.matrix, usual.stand_ins[path].matrix) == (damping == 0.01)
 
 
 def test_candidates_go_from_full_trust_in_what_was_measured_to_none() -> None:
     effects = Interactions(*small_effects("bert").effects(1, 1))
     arms = effects.slopes.shape[0]
     along, alone = np.arange(1.0, arms + 1), np.full(arms, 2.0)
-    shared = {name: getattr(effects, name) for name in ("effects", "slopes", "batch", "examples")}
-    refitted = Refitted(**shared, along=along, alone=alone)
+    rule = Refit()
+    rule.costs, rule._interactions = RefitCosts(along, alone, {}, Cost()), effects
     measured = np.full(arms, -8.0)
     measured[0] = -1000.0  # beyond the limit
-    candidates = refitted.candidates(measured)
+    candidates = rule.candidates(measured)
     ratio = np.full(arms, 4.0)
     ratio[0] = LIMIT
     np.testing.assert_allclose(candidates[0], -along * ratio)

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import BertConfig, BertModel, LlamaConfig
 
-from hf_mabprune.evaluation.quality import measure_latency
+from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.runtime import threads
 from hf_mabprune.runtime.threads import EVERY, SHARE, ThreadChoice
 
@@ -251,7 +251,7 @@ def test_blas_libraries_follow_and_get_their_own_number_back(monkeypatch: pytest
     monkeypatch.setattr(threads, "ThreadpoolController", lambda: found)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    pools = threads.Pools()
+    pools = threads.Pools(torch.get_num_threads())
     pools.use(1)
     assert library.num_threads == 1
     pools.use(4)

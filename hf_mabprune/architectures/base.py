@@ -1,22 +1,17 @@
 """The contract of a model family: a declaration of its sites; everything else follows from it.
 
-Symbols: L layers; D hidden; F FFN neurons; H query heads; G key-value heads; Dh head size; T tokens.
-
-A site is the input of one output projection: F columns of the FFN's, or H * Dh columns of the attention's. Masking a
-column there equals removing it together with the rows of the projections that produce it.
+Symbols: L layers; D hidden; F FFN neurons; H query heads; G key-value heads; Dh head size.
 """
 
 import copy
 from abc import ABC
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_mabprune.arms import ArmTable
+from hf_mabprune.architectures.sites import Site, SiteSpec, linear_at
 from hf_mabprune.registry import Registry
 
 ARCHITECTURES: Registry[type["Architecture"]] = Registry("architecture", "hf_mabprune.architectures")
@@ -24,90 +19,48 @@ PRUNED_PREFIX = "mabprune_"
 QUANTISED = "the model is quantised: packed weights cannot be cut. Prune first, then quantise"
 
 
-@dataclass(frozen=True)
-class SiteSpec:
-    """Where one kind of arm lives inside a layer; module paths are relative to the layer.
-
-    Attributes:
-        output: The projection whose input columns are the units.
-        per_unit: Projections with one block of output rows a unit (FFN inputs, queries).
-        per_group: Projections with one block of output rows a group of units (keys, values).
-        attributes: Module path -> attribute -> which size it holds: `units`, `groups` or `columns`.
-        block: The largest module whose output (or the first of its outputs) is that of the projection; the projection
-            itself when left out.
-        feeds: Modules outside the block that do nothing but feed it.
-    """
-
-    output: str
-    per_unit: tuple[str, ...]
-    per_group: tuple[str, ...] = ()
-    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    block: str | None = None
-    feeds: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Site:
-    """One site of one model; module paths are relative to the base model.
-
-    Attributes:
-        kind: `neuron` or `head`.
-        layer: Number of the layer.
-        units: F neurons, or H query heads.
-        unit_size: Columns a unit has in the output projection: 1, or Dh.
-        group: Units that can only go together: 1, or H / G.
-        block, feeds: As in `SiteSpec`.
-    """
-
-    kind: str
-    layer: int
-    output: str
-    per_unit: tuple[str, ...]
-    per_group: tuple[str, ...]
-    attributes: Mapping[str, Mapping[str, str]] = field(hash=False)
-    units: int
-    unit_size: int
-    group: int
-    block: str
-    feeds: tuple[str, ...]
-
-    def sizes(self, units: int) -> dict[str, int]:
-        """The sizes that go with a number of units."""
-        return {"units": units, "groups": units // self.group, "columns": units * self.unit_size}
-
-    def linears(self) -> tuple[str, ...]:
-        """Every projection that a cut of this site touches."""
-        return (*self.per_unit, *self.per_group, self.output)
-
-
 class Architecture(ABC):
-    """A family of model types that share module paths and config fields."""
+    """A family of model types that share module paths and config fields.
 
-    layers: ClassVar[str]  # path of the layer list in the base model
+    A family states the class attributes below, and overrides a method where its configs say something differently.
+
+    Attributes:
+        layers: Path of the layer list in the base model.
+        ffn: Where the FFN neurons of a layer are.
+        attention: Where the heads of a layer are.
+        attention_block: Module of a layer whose output FFN arms of that layer cannot change.
+        classifies_first: Whether classifiers read the first position alone.
+        width_field: Config field of F.
+        heads_field: Config field of H.
+        groups_field: Config field of G; None where every query head has keys and values of its own.
+        bias_fields: Kind -> config field that gives all projections of such sites a bias, where they have none
+            without it.
+    """
+
+    layers: ClassVar[str]
     ffn: ClassVar[SiteSpec]
     attention: ClassVar[SiteSpec]
-    attention_block: ClassVar[str]  # module of a layer whose output FFN arms of that layer cannot change
-    classifies_first: ClassVar[bool] = False  # whether classifiers read the first position alone
+    attention_block: ClassVar[str]
+    classifies_first: ClassVar[bool] = False
     width_field: ClassVar[str] = "intermediate_size"
     heads_field: ClassVar[str] = "num_attention_heads"
     groups_field: ClassVar[str | None] = None
-    # Kind -> config field that gives all projections of such sites a bias, where they have none without it.
     bias_fields: ClassVar[Mapping[str, str]] = {}
 
     def head_size(self, config: PretrainedConfig) -> int:
-        """Dh, from the sizes that the model was built with."""
+        """Gives Dh, from the sizes that the model was built with."""
         return int(config.hidden_size // getattr(config, self.heads_field))
 
     def group_size(self, config: PretrainedConfig) -> int:
-        """Query heads that share one key-value head."""
+        """Counts the query heads that share one key-value head, H / G."""
         return int(getattr(config, self.heads_field) // getattr(config, self.groups_field)) if self.groups_field else 1
 
     def sites(self, model: PreTrainedModel) -> list[Site]:
-        """All sites of a model, FFN and attention of each layer in turn, with the sizes they have now."""
+        """Lists all sites of a model, FFN and attention of each layer in turn, with the sizes they have now."""
         return [site for layer in range(len(self.layer_list(model))) for site in self._layer_sites(model, layer)]
 
     def layer_list(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The layers of the base model."""
+        """Gives the layers of the base model, L of them."""
         layers = model.base_model.get_submodule(self.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
@@ -134,46 +87,8 @@ class Architecture(ABC):
                 feeds=tuple(prefix + path for path in spec.feeds),
             )
 
-    def arm_table(self, model: PreTrainedModel, kinds: list[str], block_size: int, tokens: int) -> ArmTable:
-        """Every arm of a model, with its costs.
-
-        Args:
-            model: The model as it is now.
-            kinds: Kinds of arms wanted.
-            block_size: Neighbouring neurons that make one arm; the last block of a layer may be smaller.
-            tokens: T, length of the sequence that MACs are counted for.
-        """
-        rows = []
-        for site in sorted(self.sites(model), key=lambda site: (site.kind != "neuron", site.layer)):
-            if site.kind not in kinds:
-                continue
-            step = block_size if site.kind == "neuron" else site.group
-            per_unit, macs_per_unit = self._unit_cost(model, site, tokens)
-            for index, start in enumerate(range(0, site.units, step)):
-                stop = min(start + step, site.units)
-                units = stop - start
-                rows.append(
-                    (site.kind, site.layer, index, start, stop, round(per_unit * units), round(macs_per_unit * units))
-                )
-        kind, *numbers = zip(*rows, strict=True)
-        return ArmTable(np.array(kind), *(np.array(column, dtype=np.int64) for column in numbers))
-
-    def _unit_cost(self, model: PreTrainedModel, site: Site, tokens: int) -> tuple[float, float]:
-        """Parameters and MACs that go with one unit; shared key and value rows count 1 / group each."""
-        parameters = weights = 0.0
-        for path in site.linears():
-            linear = linear_at(model, path)
-            rows = site.unit_size / (site.group if path in site.per_group else 1)
-            if path == site.output:
-                weights += linear.out_features * site.unit_size
-            else:
-                weights += linear.in_features * rows
-                parameters += rows if linear.bias is not None else 0
-        attention = 2 * tokens * tokens * site.unit_size if site.kind == "head" else 0
-        return parameters + weights, weights * tokens + attention
-
     def layer_fields(self, site: Site, units: int) -> dict[str, int]:
-        """The config fields, in the family's own names, that describe a site of a given size."""
+        """Gives the config fields, in the family's own names, that describe a site with a number of units."""
         if site.kind == "neuron":
             return {self.width_field: units}
         fields = {self.heads_field: units}
@@ -182,10 +97,10 @@ class Architecture(ABC):
         return fields
 
     def uniform_config(self, config: PretrainedConfig, width: int, heads: int) -> PretrainedConfig:
-        """A stock config that describes the same sizes in every layer.
+        """Makes a stock config that describes the same sizes in every layer.
 
         Args:
-            config: Of the dense model; it is not changed.
+            config: Config of the dense model; it is not changed.
             width: F in every layer.
             heads: H in every layer.
 
@@ -206,20 +121,8 @@ class Architecture(ABC):
         )
 
 
-def linear_at(model: PreTrainedModel, path: str) -> nn.Linear:
-    """The Linear module at a path of the base model.
-
-    Raises:
-        ValueError: If another kind of module is there.
-    """
-    linear = model.base_model.get_submodule(path)
-    if not isinstance(linear, nn.Linear):
-        raise ValueError(f"{path} is a {type(linear).__name__}, not an nn.Linear: its weights cannot be cut")
-    return linear
-
-
 def architecture_of(model: PreTrainedModel) -> Architecture:
-    """The family of a model.
+    """Finds the family of a model.
 
     Raises:
         ValueError: If the architecture is not supported, or the model is quantised or carries unmerged adapters.
@@ -232,7 +135,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
 
 
 def family_of(config: PretrainedConfig) -> Architecture:
-    """The family that a config describes, before any weight is loaded.
+    """Finds the family that a config describes, before any weight is loaded.
 
     Raises:
         ValueError: If the architecture is not supported, or the weights are quantised.

@@ -5,7 +5,7 @@ from hf_mabprune.architectures.base import ARCHITECTURES, Architecture, SiteSpec
 
 @ARCHITECTURES.register("bert", "roberta", "electra", "xlm-roberta")
 class Bert(Architecture):
-    """bert, roberta, electra and xlm-roberta, self-attention and FFN of every layer."""
+    """Declares bert, roberta, electra and xlm-roberta: self-attention and FFN of every layer."""
 
     layers = "encoder.layer"
     attention_block = "attention"

@@ -9,7 +9,7 @@ from hf_mabprune.architectures.base import ARCHITECTURES, Architecture, SiteSpec
 
 
 class GatedDecoder(Architecture):
-    """What Llama and its like share. A head arm is one key-value group: a kv head and its query heads."""
+    """Declares what Llama and its like share. A head arm is one key-value group: a kv head and its query heads."""
 
     layers = "layers"
     attention_block = "self_attn"
@@ -28,11 +28,11 @@ class GatedDecoder(Architecture):
     groups_field = "num_key_value_heads"
 
     def head_size(self, config: PretrainedConfig) -> int:
-        """Dh, which these configs may state apart from D / H."""
+        """Gives Dh, which these configs may state apart from D / H."""
         return int(getattr(config, "head_dim", None) or super().head_size(config))
 
     def set_uniform_heads(self, config: PretrainedConfig, heads: int) -> None:
-        """Any number of heads: head_dim is written out, so it no longer follows from the head count."""
+        """Writes any number of heads: head_dim is written out, so it no longer follows from the head count."""
         head_size, group = self.head_size(config), self.group_size(config)
         config.head_dim = head_size
         config.num_attention_heads = heads
@@ -41,24 +41,24 @@ class GatedDecoder(Architecture):
 
 @ARCHITECTURES.register("mistral", "qwen2")
 class Mistral(GatedDecoder):
-    """mistral and qwen2."""
+    """Declares mistral and qwen2."""
 
 
 @ARCHITECTURES.register("qwen3")
 class Qwen3(GatedDecoder):
-    """qwen3, whose config can give the attention projections biases."""
+    """Declares qwen3, whose config can give the attention projections biases."""
 
     bias_fields: ClassVar[Mapping[str, str]] = {"head": "attention_bias"}
 
 
 @ARCHITECTURES.register("llama")
 class Llama(GatedDecoder):
-    """llama, whose config refuses head counts that do not divide the hidden size."""
+    """Declares llama, whose config refuses head counts that do not divide the hidden size."""
 
     bias_fields: ClassVar[Mapping[str, str]] = {"neuron": "mlp_bias", "head": "attention_bias"}
 
     def set_uniform_heads(self, config: PretrainedConfig, heads: int) -> None:
-        """Only counts that divide the hidden size."""
+        """Writes counts that divide the hidden size, and refuses others."""
         if config.hidden_size % heads:
             raise ValueError(
                 f"a stock llama config cannot say {heads} heads: hidden_size {config.hidden_size} is not a multiple "

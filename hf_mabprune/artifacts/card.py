@@ -21,6 +21,7 @@ from hf_mabprune.artifacts.redaction import (
     public_config,
     without_paths,
 )
+from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.evaluation.report import Report, SearchFigures
@@ -71,7 +72,7 @@ def write_card(
     content = _content(report, settings, base) | {"config": shown.strip(), "shortened": shown != config_yaml}
     content |= {"name": name, "checkpoint": repo_id or "path/to/this/folder", "figures": _figures(folder)}
     data = _metadata(report, settings, base, license, name)
-    path = folder / "README.md"
+    path = RunFolder(folder).card
     ModelCard.from_template(data, template_path=str(TEMPLATE), **content).save(path)
     return path
 
@@ -84,7 +85,7 @@ def write_overview(reports: Sequence[Report], folder: Path) -> Path:
         folder: Root of the run, which holds a folder for each size, and `figures`.
     """
     figures = "\n".join(f"![{alt}]({path})" for alt, path in _figures(folder))
-    path = folder / "README.md"
+    path = RunFolder(folder).card
     path.write_text(
         f"# {last_part(reports[0].model)}: {len(reports)} sizes from one search\n\n{sizes_table(reports)}\n\n"
         "Each folder is a checkpoint with a model card of its own. Layouts other than uniform load after `import "
@@ -166,7 +167,7 @@ def _summary(report: Report, base: str | None) -> str:
 
 def _chooser(search: SearchFigures) -> str:
     """Says what chose the arms that went: a policy that pulled them, or without one a criterion."""
-    return "a multi-armed bandit" if search.policy else f"the criterion `{getattr(search, 'criterion', None)}`"
+    return "a multi-armed bandit" if search.policy else f"the criterion `{_criterion(search).get('name')}`"
 
 
 def _verdict(report: Report) -> str:
@@ -215,9 +216,13 @@ def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tupl
 
 def _choosers(search: SearchFigures) -> list[tuple[str, str]]:
     """Gives the rows that name what chose the arms: policy, criterion, removal rule, as far as there are any."""
-    criterion, rule = getattr(search, "criterion", None), getattr(search, "rule", None)
-    rows = [("policy", _pairs(search.policy or {})), ("criterion", f"`{criterion}`" if criterion else "")]
-    return [row for row in [*rows, ("removal rule", _pairs(rule or {}))] if row[1]]
+    choosers = {"policy": search.policy, "criterion": _criterion(search), "removal rule": search.rule}
+    return [(heading, _pairs(values)) for heading, values in choosers.items() if values]
+
+
+def _criterion(search: SearchFigures) -> dict[str, Any]:
+    """Gives name and options of the criterion that chose alone; nothing where there was none."""
+    return {"name": search.criterion} if isinstance(search.criterion, str) else search.criterion or {}
 
 
 def _cost(report: Report) -> str:
@@ -239,8 +244,9 @@ def _pairs(values: dict[str, Any]) -> str:
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
     """Gives (alternative text, path from the card) of the figures that are there."""
-    names = [name for name in FIGURES if (folder / "figures" / f"{name}.png").is_file()]
-    return [(FIGURES[name], f"figures/{name}.png") for name in names]
+    figures = RunFolder(folder).figures
+    paths = {name: figures / f"{name}.png" for name in FIGURES}
+    return [(FIGURES[name], path.relative_to(folder).as_posix()) for name, path in paths.items() if path.is_file()]
 
 
 def _model_link(report: Report, base: str | None) -> str:

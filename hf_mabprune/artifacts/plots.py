@@ -38,9 +38,10 @@ def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]
     """Writes kept_widths.png, effects.png, search.png and, where several sizes were cut, pareto.png.
 
     Args:
-        report: Of the run.
-        arms: [K rows], with the columns kind, layer, index, pulls, mean (mean reward when last pulled) and kept.
-        folder: Made if it is not there.
+        report: Report of the run.
+        arms: Table of arms, [K rows], with the columns kind, layer, index, pulls, mean (mean reward when last pulled)
+            and kept.
+        folder: Folder for the files, made if it is not there.
 
     Returns:
         The files, in that order.
@@ -61,7 +62,7 @@ def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]
 
 
 def kept_widths(report: Report) -> Figure:
-    """One bar a layer: the units kept, on top of the units before."""
+    """Draws one bar a layer: the units kept, on top of the units before."""
     kinds = [kind for kind in KINDS if report.kept.get(kind)]
     tallest = max((len(report.kept[kind]) for kind in kinds), default=1)
     figure, panels = _figure(1, len(kinds), height=1.5 + 0.26 * min(max(tallest, 4), LABELLED_LAYERS))
@@ -71,7 +72,7 @@ def kept_widths(report: Report) -> Figure:
 
 
 def effects(arms: pd.DataFrame, reward: str) -> Figure:
-    """One dot an arm, by layer: what removing it did when it was last pulled; removed arms apart from kept ones."""
+    """Draws one dot an arm, by layer: what its removal did when last pulled; removed arms apart from kept ones."""
     shown = arms[_measured(arms)].assign(effect=lambda rows: -rows["mean"])
     kinds = [kind for kind in KINDS if (arms["kind"] == kind).any()]
     figure, panels = _figure(len(kinds), 1, height=0.6 + 3.1 * max(len(kinds), 1))
@@ -83,7 +84,7 @@ def effects(arms: pd.DataFrame, reward: str) -> Figure:
 
 
 def search(report: Report) -> Figure:
-    """KL divergence and loss after every round, over how much of the target is reached."""
+    """Draws KL divergence and loss after every round, over how much of the target is reached."""
     rounds = pd.DataFrame(report.search.rounds, columns=["removed_fraction", "kl", "loss", "loss_before"], dtype=float)
     figure, (upper, lower) = _figure(2, 1, height=5.4, sharex=True)
     x = 100 * rounds["removed_fraction"]
@@ -110,7 +111,7 @@ def save_pareto(report: Report, folder: Path) -> Path:
 
 
 def pareto(report: Report) -> Figure:
-    """Quality against parameters, MACs and measured latency, for all sizes of a run and random draws of each."""
+    """Draws quality against parameters, MACs and measured latency, for all sizes of a run and random draws of each."""
     sizes = sorted(report.sizes, key=lambda size: -size.parameters)
     before = report.before
     costs = [
@@ -142,7 +143,7 @@ def pareto(report: Report) -> Figure:
 def _figure(
     rows: int, columns: int, height: float, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of its own, outside pyplot, with plain panels."""
+    """Makes a figure of its own, outside pyplot, with plain panels."""
     figure = Figure(figsize=(8.5, height), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(max(rows, 1), max(columns, 1), squeeze=False, sharex=sharex, sharey=sharey).flat)
@@ -175,7 +176,7 @@ def _draw_widths(panel: Axes, kind: str, layers: dict[int, tuple[int, int]]) -> 
 
 
 def _measured(arms: pd.DataFrame) -> "pd.Series[bool]":
-    """[K], arms that have a mean: those that were pulled."""
+    """Tells which arms have a mean, [K]: those that were pulled."""
     return (arms["pulls"] > 0) & pd.Series(np.isfinite(arms["mean"].to_numpy(dtype=float)), index=arms.index)
 
 
@@ -201,7 +202,7 @@ def _draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, label: str) -> Non
 
 
 def _spread(arms: pd.DataFrame) -> "pd.Series[float]":
-    """[k], places in [0, 1] that keep the arms of a layer apart, in the order of their index."""
+    """Gives places in [0, 1], one a row, that keep the arms of a layer apart, in the order of their index."""
     return arms.groupby("layer")["index"].rank(pct=True)
 
 
@@ -212,7 +213,7 @@ def _effects_caption(arms: pd.DataFrame) -> str:
 
 
 def _scale(panel: Axes, values: Floats) -> None:
-    """Log where everything is positive and far apart, symmetric log where signs differ, else linear."""
+    """Sets the axis: log where all is positive and far apart, symmetric log where signs differ, else linear."""
     sizes = np.abs(values[values != 0])
     if len(sizes) == 0 or sizes.max() < 30 * sizes.min():
         return

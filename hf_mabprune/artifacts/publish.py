@@ -11,17 +11,21 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_mabprune.artifacts.card import write_card
 from hf_mabprune.artifacts.redaction import hub_model, public_config, public_report, public_url
+from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import sizes_in
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
 
-STAYS_HERE = [".*", "*/.*", "mabprune/search_state*", "*.lock", "*.lock/*", "*.partial", "*.partial/*"]
-REPORT, CONFIG = "mabprune/report.json", "mabprune/config.yaml"
+REPOSITORY = RunFolder("")  # names in a repository are paths below its root
+SEARCH_STATES = f"{REPOSITORY.search_state.with_suffix('').as_posix()}*"  # of any format there has been
+STAYS_HERE = [".*", "*/.*", SEARCH_STATES, "*.lock", "*.lock/*", "*.partial", "*.partial/*"]
+REPORT, CONFIG = REPOSITORY.report.as_posix(), REPOSITORY.config.as_posix()
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -43,14 +47,14 @@ def push_checkpoint(
     loaded instead.
 
     Args:
-        folder: With config.json and safetensors: of a run, or any other.
+        folder: Folder with config.json and safetensors, of a run or any other.
         repo_id: `owner/name`, or `name` under the owner of the token; made where it does not exist.
-        private: For a repository that is made; None takes the owner's default.
+        private: Whether a repository that is made is private; None takes the owner's default.
         revision: Branch, made where it does not exist; None is main.
-        message: Of the commit.
-        license: Of the dense model; None takes what its own card says, if that can be read.
+        message: Title of the commit.
+        license: License of the dense model; None takes what its own card says, if that can be read.
         base_model: Hub name of the dense model; None takes the report's where that looks like one.
-        token: With write permission; None takes the one of `hf auth login` or HF_TOKEN.
+        token: Token with write permission; None takes the one of `hf auth login` or HF_TOKEN.
 
     Returns:
         URL of the commit.
@@ -67,20 +71,33 @@ def push_checkpoint(
     if base_model is not None:
         check_name("base_model", base_model)
     files = list(filter_repo_objects(_files(folder), ignore_patterns=STAYS_HERE))
-    run = _read_run(folder) if {REPORT, CONFIG} <= set(files) else None
+    paths = {name: folder / name for name in files}
+    run = _read_run(RunFolder(folder)) if {REPORT, CONFIG} <= set(files) else None
     token = checked_token(token)
     api = HfApi(token=token, library_name="hf_mabprune")
-    with _one_line_errors(api, repo_id):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    repo_id = _make_repository(api, repo_id, private, revision)
     with tempfile.TemporaryDirectory() as temporary:
-        paths = {name: folder / name for name in files}
         if run is not None:
             license = license or _license(run[0], base_model, token)
-            paths |= _for_publication(*run, paths, Path(temporary), repo_id, base_model, license)
-        with _one_line_errors(api, repo_id):
-            return _commit(api, repo_id, revision, message, paths)
+            paths |= _for_publication(*run, paths, RunFolder(temporary), repo_id, base_model, license)
+        return _commit(api, repo_id, revision, message, paths)
+
+
+def push_run(folder: RunFolder, repo_id: str) -> None:
+    """Pushes what a run wrote: one repository a size, whose names end in that of the size if there are several.
+
+    Args:
+        folder: Folder of the run.
+        repo_id: Name of the repository, or what the names begin with.
+
+    Raises:
+        FileNotFoundError, ValueError, PermissionError, ConnectionError: As `push_checkpoint`.
+    """
+    sizes = folder.sizes()
+    for size in sizes:
+        push_checkpoint(size.root, f"{repo_id}-{size.root.name}")
+    if not sizes:
+        push_checkpoint(folder.root, repo_id)
 
 
 def check_complete(folder: Path) -> None:
@@ -117,14 +134,8 @@ def check_name(argument: str, name: str) -> None:
         ) from None
 
 
-def _code_files(auto_map: dict[str, Any]) -> list[str]:
-    """The files beside the weights that an auto_map names; `owner/name--module.Class` lives elsewhere."""
-    names = [name for name in auto_map.values() if isinstance(name, str) and "--" not in name]
-    return sorted({f"{name.split('.')[0]}.py" for name in names})
-
-
 def checked_token(token: str | None) -> str:
-    """The token given, or the one that is logged in.
+    """Gives the token, or the one that is logged in.
 
     Raises:
         PermissionError: If there is none, or it cannot be one.
@@ -136,7 +147,14 @@ def checked_token(token: str | None) -> str:
     return token
 
 
+def _code_files(auto_map: dict[str, Any]) -> list[str]:
+    """Lists the files beside the weights that an auto_map names; `owner/name--module.Class` lives elsewhere."""
+    names = [name for name in auto_map.values() if isinstance(name, str) and "--" not in name]
+    return sorted({f"{name.split('.')[0]}.py" for name in names})
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; raises ValueError for anything else."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -147,45 +165,56 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[str]:
+    """Lists every file below a folder, as names in a repository."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _read_run(folder: Path) -> tuple[Report, str]:
-    """The report and the config of a run, checked before anything is sent."""
+def _read_run(folder: RunFolder) -> tuple[Report, str]:
+    """Reads the report and the config of a run; they are checked before anything is sent."""
     try:
-        config_yaml = (folder / CONFIG).read_text()
+        config_yaml = folder.config.read_text()
         check(yaml.safe_load(config_yaml))
-        return Report.from_json(folder / REPORT), config_yaml
+        return Report.from_json(folder.report), config_yaml
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{folder / 'mabprune'} is not of this version ({' '.join(str(error).split())}): "
+            f"{folder.details} is not of this version ({' '.join(str(error).split())}): "
             "push with the hf_mabprune that wrote it, or move it away to push the checkpoint alone"
         ) from None
+
+
+def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+    """Makes repository and branch where they are not there; gives the full name, owner/name."""
+    with _one_line_errors(api, repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return repo_id
 
 
 def _for_publication(
     report: Report,
     config_yaml: str,
     paths: dict[str, Path],
-    temporary: Path,
+    temporary: RunFolder,
     repo_id: str,
     base_model: str | None,
     license: str | None,
 ) -> dict[str, Path]:
-    """Name -> path of the files of a run that are not published as they are."""
-    for name in (name for name in paths if name.startswith("figures/")):
-        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-        (temporary / name).symlink_to(paths[name].resolve())  # the card shows the figures that it finds beside it
-    card = write_card(report, config_yaml, temporary, base_model=base_model, license=license, repo_id=repo_id)
-    (temporary / "mabprune").mkdir()
-    (temporary / REPORT).write_text(public_report(report))
-    (temporary / CONFIG).write_text(public_config(config_yaml))
-    return {card.name: card, REPORT: temporary / REPORT, CONFIG: temporary / CONFIG}
+    """Writes anew the files of a run that are not published as they are: name -> path."""
+    for name in (name for name in paths if name.startswith(f"{REPOSITORY.figures.as_posix()}/")):
+        link = temporary.root / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(paths[name].resolve())  # the card shows the figures that it finds beside it
+    write_card(report, config_yaml, temporary.root, base_model=base_model, license=license, repo_id=repo_id)
+    temporary.details.mkdir()
+    temporary.report.write_text(public_report(report))
+    temporary.config.write_text(public_config(config_yaml))
+    return {REPOSITORY.card.as_posix(): temporary.card, REPORT: temporary.report, CONFIG: temporary.config}
 
 
 def _license(report: Report, base_model: str | None, token: str) -> str | None:
-    """What the dense model's own card says: in its folder, else on the Hub; None where no card can be read."""
-    local, name = Path(report.model) / "README.md", base_model or hub_model(report.model)
+    """Reads the license in the dense model's own card, in its folder or else on the Hub; None where none is read."""
+    local, name = Path(report.model) / REPOCARD_NAME, base_model or hub_model(report.model)
     cards: list[str | Path] = [local] if local.is_file() else []
     for card in cards + ([name] if name else []):
         with suppress(OSError, ValueError, HTTPError, yaml.YAMLError):
@@ -196,21 +225,22 @@ def _license(report: Report, base_model: str | None, token: str) -> str | None:
 
 
 def _commit(api: HfApi, repo_id: str, revision: str | None, message: str, files: dict[str, Path]) -> str:
-    stale = [
-        CommitOperationDelete(name)
-        for name in api.list_repo_files(repo_id, revision=revision)
-        if WEIGHTS.fullmatch(name) and name not in files
-    ]
-    added = [CommitOperationAdd(name, path) for name, path in files.items()]
-    with warnings.catch_warnings():
+    """Adds files and removes weights that are not among them, in one commit; gives its URL."""
+    with _one_line_errors(api, repo_id), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")  # arms.parquet
+        stale = [
+            CommitOperationDelete(name)
+            for name in api.list_repo_files(repo_id, revision=revision)
+            if WEIGHTS.fullmatch(name) and name not in files
+        ]
+        added = [CommitOperationAdd(name, path) for name, path in files.items()]
         # Not upload_folder: with Xet it makes several commits.
         return api.create_commit(repo_id, [*stale, *added], commit_message=message, revision=revision).commit_url
 
 
 @contextmanager
 def _one_line_errors(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Errors of the Hub and of the way to it become built-in ones of one line, without the token."""
+    """Turns errors of the Hub and of the way to it into built-in ones of one line, without the token."""
     try:
         yield
     except (HTTPError, OfflineModeIsEnabled, ValueError, KeyError, RuntimeError) as error:
@@ -222,6 +252,7 @@ def _one_line_errors(api: HfApi, repo_id: str) -> Iterator[None]:
 
 
 def _explain(error: BaseException, endpoint: str, repo_id: str) -> Exception:
+    """Gives the built-in error that says what is wrong and what to do."""
     if isinstance(error, HfHubHTTPError):
         return _explain_refusal(error.response.status_code, error.server_message, endpoint, repo_id)
     if isinstance(error, OfflineModeIsEnabled):
@@ -236,6 +267,7 @@ def _explain(error: BaseException, endpoint: str, repo_id: str) -> Exception:
 
 
 def _explain_refusal(status: int, said: str | None, endpoint: str, repo_id: str) -> Exception:
+    """Gives the built-in error for a status that is no success."""
     answer = f"{endpoint} answers {status}" + (f", {said}" if said else "")
     if status == 401:
         return PermissionError(f"the token is not valid ({answer}): run `hf auth login`, or set HF_TOKEN")

@@ -1,76 +1,118 @@
-"""The folder that a run leaves behind: checkpoint, report, table of arms, figures and model card."""
+"""Where the files of a run lie: the one place that spells their paths.
 
-from collections.abc import Sequence
-from dataclasses import replace
+    DIR/                            the checkpoint: weights, config.json, tokenizer
+      README.md, figures/           model card
+      mabprune/                     details: config.yaml, report.json, arms.parquet, search_state.safetensors
+    DIR.state/                      lock, config.yaml and search_state.safetensors, while the run goes on
+    DIR.logs/                       what trackers write that write files
+
+A run that was asked for several sizes has such a folder DIR/SIZE for each of them, and in DIR itself an overview:
+README.md, figures/ and mabprune/config.yaml.
+"""
+
 from pathlib import Path
 
 import pandas as pd
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mabprune.artifacts import card as model_card
-from hf_mabprune.artifacts import plots
-from hf_mabprune.checkpoints.load import reload_difference
-from hf_mabprune.checkpoints.save import save_checkpoint
-from hf_mabprune.evaluation.comparison import Session
 from hf_mabprune.evaluation.report import Report
+from hf_mabprune.runtime.resume import RunPaths
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
-HALF_TOLERANCE = 0.1
-DETAILS = "mabprune"
+SEARCH_STATE = "search_state.safetensors"
+ARMS_COLUMNS = {"kind", "layer", "start", "stop", "pulls", "mean", "removed_round", "order"}
 
 
-def save_weights(
-    report: Report,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    save_dtype: torch.dtype,
-    session: Session,
-    folder: Path,
-) -> Report:
-    """Writes a checkpoint and reads it back.
+class RunFolder:
+    """What a run leaves behind, by name. Making one touches no file.
 
-    Returns:
-        The report, with the figures of the files on disk.
-
-    Raises:
-        RuntimeError: If the checkpoint does not give the logits of the model in memory.
+    Args:
+        root: Folder of the run, its `output.dir`; or of one of several sizes.
     """
-    folder.mkdir(exist_ok=True)
-    size = save_checkpoint(model, folder, tokenizer, save_dtype)
-    return replace(
-        report,
-        before=replace(report.before, checkpoint_bytes=report.before.parameters * save_dtype.itemsize),
-        after=replace(report.after, checkpoint_bytes=size),
-        reload={"max_logit_difference": _reload(model, folder, session)},
-    )
 
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
 
-def write_views(report: Report, arms: pd.DataFrame, config_yaml: str, folder: Path) -> None:
-    """report.json, arms.parquet, config.yaml, the figures and the model card."""
-    details = folder / DETAILS
-    details.mkdir(exist_ok=True)
-    (details / "config.yaml").write_text(config_yaml)
-    (details / "report.json").write_text(report.to_json())
-    arms.to_parquet(details / "arms.parquet")
-    plots.save_figures(report, arms, folder / "figures")
-    model_card.write_card(report, config_yaml, folder)
+    @property
+    def card(self) -> Path:
+        """README.md, which the Hub shows."""
+        return self.root / "README.md"
 
+    @property
+    def figures(self) -> Path:
+        """Folder of the PNG files that the card shows."""
+        return self.root / "figures"
 
-def write_overview(reports: Sequence[Report], config_yaml: str, folder: Path) -> None:
-    """README.md, figure and config of a folder that holds several sizes, each in a folder of its own."""
-    details = folder / DETAILS
-    details.mkdir(exist_ok=True)
-    (details / "config.yaml").write_text(config_yaml)
-    plots.save_pareto(reports[-1], folder / "figures")
-    model_card.write_overview(reports, folder)
+    @property
+    def details(self) -> Path:
+        """Folder of all that is no part of the checkpoint."""
+        return self.root / "mabprune"
 
+    @property
+    def config(self) -> Path:
+        """The exact settings of the run, resolved."""
+        return self.details / "config.yaml"
 
-def _reload(model: PreTrainedModel, folder: Path, session: Session) -> float:
-    batch = {name: tensor.to(model.device) for name, tensor in session.batches["test"][-1].items()}
-    difference = reload_difference(model, folder, session.task.auto_class, session.task.inputs(batch))
-    if difference > TOLERANCE.get(model.dtype, HALF_TOLERANCE):
-        raise RuntimeError(
-            f"the saved checkpoint differs from the model in memory by {difference:.2g} on logits; nothing was written"
+    @property
+    def report(self) -> Path:
+        """Every figure of the run, as `evaluation.report.Report` writes them."""
+        return self.details / "report.json"
+
+    @property
+    def arms(self) -> Path:
+        """The table of arms, one row an arm."""
+        return self.details / "arms.parquet"
+
+    @property
+    def search_state(self) -> Path:
+        """The search as it was saved last."""
+        return self.details / SEARCH_STATE
+
+    @property
+    def logs(self) -> Path:
+        """Folder beside the root for trackers that write files, where the settings name no other."""
+        return self._beside(".logs")
+
+    @property
+    def under_way(self) -> RunPaths:
+        """The files of the run while it goes on, for `runtime.resume`."""
+        state = self._beside(".state")
+        return RunPaths(
+            output=self.root,
+            written=self.config,
+            logs=self.logs,
+            state=state,
+            lock=state / "lock",
+            config=state / self.config.name,
+            search=state / SEARCH_STATE,
         )
-    return difference
+
+    def size(self, name: str) -> "RunFolder":
+        """Gives the folder of one of several sizes."""
+        return RunFolder(self.root / name)
+
+    def sizes(self) -> list["RunFolder"]:
+        """Finds the folders of the sizes that are there, by name; none in the folder of a run with one size."""
+        pattern = self.size("*").arms.relative_to(self.root)
+        return [RunFolder(path.parents[1]) for path in sorted(self.root.glob(str(pattern)))]
+
+    def read(self) -> tuple[pd.DataFrame, Report]:
+        """Reads the table of arms and the report of a finished run, or of the first of its sizes.
+
+        Returns:
+            The table, [K rows] with the columns of `SearchResult.table`, and the report.
+
+        Raises:
+            ValueError: If the folder holds no finished run, or one of another version.
+        """
+        run = next((run for run in [self, *self.sizes()] if run.arms.exists()), None)
+        if run is None or not run.report.exists():
+            raise ValueError(
+                f"{self.root} holds no finished run: no {self.details.name}/{self.arms.name} and {self.report.name} "
+                "in it"
+            )
+        arms = pd.read_parquet(run.arms)
+        if missing := ARMS_COLUMNS - set(arms.columns):
+            raise ValueError(f"{run.arms} is not of this version of hf_mabprune: no column {min(missing)}")
+        return arms, Report.from_json(run.report)
+
+    def _beside(self, ending: str) -> Path:
+        return Path(f"{self.root}{ending}")

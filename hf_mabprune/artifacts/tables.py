@@ -4,6 +4,7 @@ of one search. The tables for a terminal are views of the report, in `evaluation
 from collections.abc import Iterable, Sequence
 
 from hf_mabprune.arms import KINDS
+from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.evaluation.report import ModelFigures, Report
 from hf_mabprune.tasks.base import TASKS
 
@@ -60,7 +61,7 @@ def sizes_table(reports: Sequence[Report]) -> str:
     for size, report in zip((report.in_short() for report in reports), reports, strict=True):
         rows.append(
             [
-                f"[{size.name}]({size.name}/README.md)",
+                f"[{size.name}]({RunFolder(size.name).card.as_posix()})",
                 size.layout,
                 f"{size.parameters / 1e6:,.2f}",
                 f"{size.macs / 1e6:,.2f}",

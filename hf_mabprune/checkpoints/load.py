@@ -20,11 +20,11 @@ def register_auto_classes() -> None:
 
 
 def load_config(name: str, **origin: Any) -> PreTrainedConfig:
-    """The config of a stored model, per-layer ones included.
+    """Reads the config of a stored model, per-layer ones included.
 
     Args:
-        name: A folder or a Hub name.
-        origin: For `from_pretrained`: `revision`, `trust_remote_code`.
+        name: Folder or Hub name.
+        origin: Options of `from_pretrained`: `revision`, `trust_remote_code`.
 
     Raises:
         OSError: If there is no such folder, and no such model on the Hub.
@@ -47,7 +47,7 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
 
 
 def load_tokenizer(name: str, **origin: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a stored model; arguments as those of `load_config`.
+    """Reads the tokenizer of a stored model; arguments as those of `load_config`.
 
     Raises:
         ValueError: If there is none.
@@ -63,12 +63,12 @@ def load_tokenizer(name: str, **origin: Any) -> PreTrainedTokenizerBase:
 
 
 def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:
-    """A model none of whose weights is random.
+    """Reads a model, and makes sure that none of its weights is random.
 
     Args:
         auto_class: Name of the AutoModel class.
-        name: A folder or a Hub name.
-        options: For `from_pretrained`.
+        name: Folder or Hub name.
+        options: Options of `from_pretrained`.
 
     Raises:
         OSError: If there are no weights.
@@ -77,27 +77,27 @@ def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:
     """
     load = getattr(transformers, auto_class).from_pretrained
     try:
-        model, found = load(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        model, loading = load(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (SafetensorError, pickle.UnpicklingError, EOFError, LookupError, RuntimeError, ValueError) as error:
         raise ValueError(f"{name} cannot be loaded ({error}): fetch or save the model again") from error
     # Without what the architecture declares harmless, and without tied weights.
-    for weight, stored, expected in sorted(found["mismatched_keys"]):
+    for weight, stored, expected in sorted(loading["mismatched_keys"]):
         raise ValueError(
             f"the weights of {name} do not fit its config: {weight} must have shape {list(expected)}, got "
             f"{list(stored)}; save both together again"
         )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
             f"the weights of {name} lack {missing[0]}{more}, which {type(model).__name__} needs and would have at "
             "random: fine-tune the model for the task first, or save it again"
         )
-    whole: PreTrainedModel = model
-    return whole
+    complete: PreTrainedModel = model
+    return complete
 
 
 def sizes_in(folder: Path) -> str:
-    """The checkpoints below the output folder of a run with several sizes, in words; empty where there are none."""
+    """Names the checkpoints below the output folder of a run with several sizes; says nothing where there are none."""
     return " or ".join(str(path.parent) for path in sorted(folder.glob("*/config.json")))
 
 
@@ -105,8 +105,8 @@ def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Loads a checkpoint with the class that its config names, whichever layout it has.
 
     Args:
-        folder: A folder or a Hub name.
-        kwargs: For `from_pretrained`, e.g. `dtype` or `device_map`.
+        folder: Folder or Hub name.
+        kwargs: Options of `from_pretrained`, e.g. `dtype` or `device_map`.
 
     Returns:
         The model, of the class that config.json names.
@@ -128,8 +128,14 @@ def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
 def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inputs: dict[str, torch.Tensor]) -> float:
     """Reads a checkpoint back through its AutoModel class and compares logits with the model in memory.
 
+    Args:
+        model: Model that was saved.
+        folder: Checkpoint.
+        auto_class: Name of the AutoModel class.
+        inputs: Arguments of one forward pass, on the model's device.
+
     Returns:
-        The largest absolute difference.
+        Largest absolute difference of two logits.
     """
     register_auto_classes()
     again = getattr(transformers, auto_class).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()

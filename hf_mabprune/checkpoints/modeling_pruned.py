@@ -22,7 +22,7 @@ _classes: dict[str, type] = {}
 
 
 class PerLayerConfig:
-    """Mixed into a stock config class: global values stay readable although layers differ."""
+    """Is mixed into a stock config class: global values stay readable although layers differ."""
 
     allow_global_per_layer_attribute_access = True
 
@@ -46,7 +46,7 @@ class PerLayerConfig:
 
 
 class PerLayerModel:
-    """Mixed into a stock model class: after the stock constructor, the planned modules get their sizes."""
+    """Is mixed into a stock model class: after the stock constructor, the planned modules get their sizes."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -57,7 +57,7 @@ def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
     """Gives the modules of a freshly built base model the sizes of a plan, in place.
 
     Args:
-        base_model: A model as its stock constructor leaves it.
+        base_model: Model as its stock constructor leaves it.
         plan: `modules`: path -> [out_features, in_features]; `biases`: paths of those that have a bias although the
             stock constructor gives them none; `attributes`: path -> {attribute: value}.
     """
@@ -76,13 +76,13 @@ def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
 
 
 def stock_config_class(config: type[PretrainedConfig]) -> type[PretrainedConfig]:
-    """The stock config class behind a per-layer one; a stock one is returned as it is."""
+    """Gives the stock config class behind a per-layer one; a stock one is returned as it is."""
     classes = config.__mro__
     return classes[classes.index(PerLayerConfig) + 1] if issubclass(config, PerLayerConfig) else config
 
 
 def config_class(stock: type[PretrainedConfig]) -> type[PretrainedConfig]:
-    """The per-layer config class of a stock one, e.g. `MabpruneBertConfig` for `BertConfig`."""
+    """Gives the per-layer config class of a stock one, e.g. `MabpruneBertConfig` for `BertConfig`."""
     if issubclass(stock, PerLayerConfig):
         return stock
     name = CLASS_PREFIX + stock.__name__
@@ -93,7 +93,7 @@ def config_class(stock: type[PretrainedConfig]) -> type[PretrainedConfig]:
 
 
 def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The per-layer model class of a stock one, e.g. `MabpruneBertModel` for `BertModel`."""
+    """Gives the per-layer model class of a stock one, e.g. `MabpruneBertModel` for `BertModel`."""
     if issubclass(stock, PerLayerModel):
         return stock
     name = CLASS_PREFIX + stock.__name__
@@ -110,7 +110,7 @@ def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def auto_classes(stock: type[PretrainedConfig]) -> dict[str, type[PreTrainedModel]]:
-    """AutoModel class name -> the stock model class that it builds for a stock config class."""
+    """Maps each AutoModel class name to the stock model class that it builds for a stock config class."""
     found = {}
     for name, auto in vars(modeling_auto).items():
         mapping = getattr(auto, "_model_mapping", None)
@@ -123,7 +123,7 @@ def auto_classes(stock: type[PretrainedConfig]) -> dict[str, type[PreTrainedMode
 
 
 def auto_map(stock: type[PretrainedConfig]) -> dict[str, str]:
-    """The `auto_map` of config.json: every auto class that knows the stock config, and where its class is."""
+    """Writes the `auto_map` of config.json: every auto class that knows the stock config, and where its class is."""
     here = __name__.rpartition(".")[2]
     names = {auto: model.__name__ for auto, model in auto_classes(stock).items()}
     return {"AutoConfig": f"{here}.{CLASS_PREFIX}{stock.__name__}"} | {
@@ -147,7 +147,7 @@ def register(model_types: list[str]) -> None:
 
 
 def __getattr__(name: str) -> type:
-    """Classes by name, for auto_map: `MabpruneBertConfig`, `MabpruneBertModel`, ..."""
+    """Gives classes by name, for auto_map: `MabpruneBertConfig`, `MabpruneBertModel`, ..."""
     stock = getattr(transformers, name.removeprefix(CLASS_PREFIX), None) if name.startswith(CLASS_PREFIX) else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,10 +23,13 @@ def save_checkpoint(
     """Writes weights (safetensors), config, generation config, tokenizer and, for per-layer sizes, their model file.
 
     Args:
+        model: Model to save, stock or per-layer; it is as before afterwards.
+        folder: Folder to write to.
+        tokenizer: Tokenizer to save beside it, if any.
         dtype: Precision of the weights on disk.
 
     Returns:
-        Bytes of the weights.
+        Bytes of the files of weights.
     """
     kept_dtype = {name: parameter.dtype for name, parameter in model.named_parameters()}
     for parameter in model.parameters():

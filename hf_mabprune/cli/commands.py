@@ -14,6 +14,8 @@ from datasets.utils import disable_progress_bars
 from datasets.utils import logging as datasets_logging
 
 from hf_mabprune.artifacts.publish import push_checkpoint
+from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.artifacts.stored import evaluate_checkpoint
 from hf_mabprune.cli.settings import (
     Arguments,
     as_file,
@@ -25,8 +27,9 @@ from hf_mabprune.cli.settings import (
 )
 from hf_mabprune.config import EvaluateConfig, check_as
 from hf_mabprune.evaluation.report import figures_table
-from hf_mabprune.pipeline import cut_run, evaluate_checkpoint, prune_from_config
+from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.preview import plan_run
+from hf_mabprune.recut import cut_run
 from hf_mabprune.runtime.resume import Interrupted, is_finished
 
 USER_ERRORS = (ValueError, OSError)
@@ -75,7 +78,7 @@ def prune(arguments: Arguments) -> str:
     """prune --config run.yaml [--dotted.key value ...] [--resume]: makes a model smaller"""
     arguments, resume = _without(arguments, "--resume")
     settings = read_settings(arguments)
-    if resume and is_finished(settings):
+    if resume and is_finished(settings, RunFolder(settings.output.dir).under_way):
         return f"finished already: {settings.output.dir}\n"
     return prune_from_config(settings, resume, config_files(arguments)).summary(settings.output.dir)
 

@@ -13,13 +13,16 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from hf_mabprune.artifacts.run_folder import DETAILS
+from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.config import PruneConfig, Strict, check, known_types
+from hf_mabprune.config.search import RETIRED
+from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.registry import describe_options, nearest
+from hf_mabprune.search.rules import RULES
 from hf_mabprune.tasks.base import TASKS
 
-POLICY = "--search.policy."
+COMPONENTS = ("policy", "rule", "criterion")  # parts of the search that have a name and options of their own
 TARGET = "--prune.target."
 COUNTED = {"neurons", "heads"}
 Arguments = Sequence[str]
@@ -29,15 +32,19 @@ def read_settings(arguments: Arguments) -> PruneConfig:
     """Reads the config of a command line: YAML files, then dotted overrides, then every check.
 
     Another `--search.policy.name` than the file's starts from that policy's defaults, for the file's options belong to
-    its own policy. A `--prune.target.x` takes the place of the file's target, unless both are of neurons and heads.
+    its own policy; rules and criteria alike. A `--prune.target.x` takes the place of the file's target, unless both
+    are of neurons and heads.
 
     Raises:
         ValueError: What is wrong, one line a fault.
     """
     given = parse_settings(arguments)
-    options, rest = _split(arguments, POLICY)
-    if "name" in options and given["search"]["policy"]["name"] != parse_settings(rest)["search"]["policy"].get("name"):
-        given["search"]["policy"] = {name: given["search"]["policy"][name] for name in options}
+    for part in COMPONENTS:
+        options, rest = _split(arguments, f"--search.{part}.")
+        if "name" in options:
+            chosen, in_files = given["search"][part], parse_settings(rest)["search"][part]
+            if chosen["name"] != _name_of(in_files):
+                given["search"][part] = {name: chosen[name] for name in options}
     targets, _ = _split(arguments, TARGET)
     if targets and not {*targets} <= COUNTED:
         given["prune"]["target"] = {name: given["prune"]["target"][name] for name in targets}
@@ -61,6 +68,11 @@ def parse_settings(arguments: Arguments, kind: type[Strict] = PruneConfig) -> di
     except jsonargparse.ArgumentError as error:
         raise ValueError(_explain(str(error))) from None
     return {name: part for name, part in given.items() if name not in ("config", "resume")}
+
+
+def _name_of(component: Any) -> Any:
+    """Gives the name of a component that is written as a name, as name and options, or not at all."""
+    return component.get("name") if isinstance(component, dict) else component
 
 
 def _split(arguments: Arguments, prefix: str) -> tuple[list[str], list[str]]:
@@ -108,9 +120,11 @@ def read_run_config(folder: str) -> dict[str, Any]:
     Raises:
         ValueError: If the folder holds no such config.
     """
-    path = Path(folder) / DETAILS / "config.yaml"
+    run = RunFolder(folder)
+    path = run.config
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {DETAILS}/config.yaml, so it is no run's output: name data with --config")
+        name = path.relative_to(run.root)
+        raise ValueError(f"{folder} holds no {name}, so it is no run's output: name data with --config")
     config = read_yaml(path)
     for part in ("model", "task", "output"):
         if not isinstance(config.get(part), dict):
@@ -127,7 +141,7 @@ def read_run_config(folder: str) -> dict[str, Any]:
 def as_file(config: dict[str, Any]) -> Iterator[str]:
     """Writes a config where --config can name it, for as long as the context lasts; gives the file's path."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
+        path = Path(folder) / "settings.yaml"
         path.write_text(yaml.safe_dump(config))
         yield str(path)
 
@@ -160,13 +174,18 @@ def settings_parser(kind: type[Strict] = PruneConfig) -> jsonargparse.ArgumentPa
 
 
 def _components() -> str:
-    """Lists tasks, and policies with their options."""
+    """Lists tasks, and policies, removal rules and criteria with their options."""
     shared = describe_options(Policy)
     lines = [f"tasks (task.type): {', '.join(TASKS.names())}", "", "policies (search.policy) and their options:"]
     for name in POLICIES.names():
         own = [option for option in describe_options(POLICIES.get(name)) if option not in shared]
         lines += [f"  {name}", *map(_option_line, own)]
-    return "\n".join([*lines, "  every policy", *map(_option_line, shared)])
+    lines += ["  every policy", *map(_option_line, shared)]
+    for title, registry in (("removal rules (search.rule)", RULES), ("criteria (search.criterion)", CRITERIA)):
+        lines += ["", f"{title} and their options:"]
+        for name in registry.names():
+            lines += [f"  {name}", *map(_option_line, describe_options(registry.get(name)))]
+    return "\n".join(lines)
 
 
 def _option_line(option: tuple[str, Any, str]) -> str:
@@ -198,6 +217,8 @@ def _explain(message: str) -> str:
 
 def _unknown_key(key: str) -> str:
     """Names the nearest known key for one that is not there, at the place where the path leaves the known ones."""
+    if key in RETIRED:
+        return RETIRED[key]
     known = known_types(PruneConfig)
     while "." in key and key.rpartition(".")[0] not in known:
         key = key.rpartition(".")[0]

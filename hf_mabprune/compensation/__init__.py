@@ -2,14 +2,15 @@
 
 from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, make_compensation
 from hf_mabprune.compensation.dense_reference import DenseReference
-from hf_mabprune.compensation.refit import CompensationFigures, Known, SiteFigures, compensate, refit_all
+from hf_mabprune.compensation.refit import CompensationFigures, SiteFigures, compensate, refit_all
+from hf_mabprune.compensation.refit_cache import RefitCache
 
 __all__ = [
     "COMPENSATIONS",
     "Compensation",
     "CompensationFigures",
     "DenseReference",
-    "Known",
+    "RefitCache",
     "SiteFigures",
     "compensate",
     "make_compensation",

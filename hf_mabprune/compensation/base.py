@@ -3,7 +3,7 @@
 A site's projection gave y = W h + b in the dense model; the cut one sees x, the S inputs that stay. A method turns
 second moments of x and y into new weights W'; the bias, where there may be one, takes up the means. Everything comes
 from calibration data; no labels are read.
-Symbols: C inputs of a whole projection, S that stay; D outputs; N positions seen.
+Symbols: C inputs of a projection of the dense model, S that stay; D outputs; N positions seen.
 """
 
 from abc import ABC, abstractmethod
@@ -43,16 +43,19 @@ class Regression:
     yy: float
 
     @classmethod
-    def of_moments(cls, found: Moments, projection: nn.Linear) -> "Regression":
-        """Where x is all that the dense model itself has there, its inputs h."""
+    def of_moments(cls, inputs: Moments, projection: nn.Linear) -> "Regression":
+        """From moments of h alone, where x is all of h: y = W h + b is linear in it, so no output need be seen.
+
+        E[y] = W E[h] + b, E[y h'] = W E[h h'] + b E[h]' and E|y|^2 = tr(W E[h h'] W') + 2 b' W E[h] + |b|^2.
+        """
         weight, bias = float64_of(projection)
-        wide = weight @ found.second  # [D, C]
-        y = weight @ found.mean
-        yy = float((wide * weight).sum() + 2 * bias @ y + bias @ bias)
-        return cls(found.mean, y + bias, found.second, wide + torch.outer(bias, found.mean), yy)
+        wh = weight @ inputs.second  # [D, C], W E[h h']
+        mean = weight @ inputs.mean  # [D], W E[h]
+        yy = float((wh * weight).sum() + 2 * bias @ mean + bias @ bias)
+        return cls(inputs.mean, mean + bias, inputs.second, wh + torch.outer(bias, inputs.mean), yy)
 
     def at(self, columns: torch.Tensor) -> "Regression":
-        """With x at some columns alone."""
+        """Gives the same regression with x at some columns alone, [S]."""
         return Regression(self.x[columns], self.y, self.xx[columns][:, columns], self.yx[:, columns], self.yy)
 
     @classmethod
@@ -68,11 +71,14 @@ class Regression:
         return cls(x, y, xx, yx, float(yy))
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Covariances [S, S] of x, and [D, S] of y with x."""
+        """Gives covariances, [S, S] of x and [D, S] of y with x: E[x x'] - E[x] E[x]' and E[y x'] - E[y] E[x]'."""
         return self.xx - torch.outer(self.x, self.x), self.yx - torch.outer(self.y, self.x)
 
     def error(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
-        """E|W x + b - y|^2 over the variance of y; weight [D, S], bias [D], float64."""
+        """Gives E|W x + b - y|^2 over the variance of y; weight [D, S], bias [D], float64.
+
+        By moments: tr((W E[x x'] - 2 E[y x']) W') + b'(2 (W E[x] - E[y]) + b) + E|y|^2, over E|y|^2 - |E[y]|^2.
+        """
         quadratic = ((weight @ self.xx - 2 * self.yx) * weight).sum()
         linear = bias @ (2 * (weight @ self.x - self.y) + bias)
         return float((quadratic + linear + self.yy) / (self.yy - self.y @ self.y))
@@ -93,7 +99,7 @@ class Compensation(ABC):
 
     @abstractmethod
     def fit(self, weight: torch.Tensor, xx: torch.Tensor, yx: torch.Tensor, unit_size: int) -> torch.Tensor:
-        """The weights that bring W' x near y.
+        """Gives the weights that bring W' x near y.
 
         Args:
             weight: [D, S] float64, as surgery left them.
@@ -110,7 +116,7 @@ class Compensation(ABC):
 
 
 def make_compensation(settings: str | Mapping[str, Any]) -> Compensation:
-    """The method that a config names, with its options checked.
+    """Makes the method that a config names, with its options checked.
 
     Args:
         settings: A name, or a name and options: `{"name": "least_squares", "bottom_up": True}`.
@@ -127,14 +133,14 @@ def make_compensation(settings: str | Mapping[str, Any]) -> Compensation:
 
 
 def float64_of(projection: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [D, S] and bias [D]; zeros where there is no bias."""
+    """Gives weight [D, S] and bias [D]; zeros where there is no bias."""
     weight = projection.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias.detach().double()
     return weight, bias
 
 
 def ridge(xx: torch.Tensor, yx: torch.Tensor, damping: float) -> torch.Tensor:
-    """yx (xx + lambda I)^-1 by Cholesky, [D, S], all float64.
+    """Solves the ridge regression of y on x: yx (xx + lambda I)^-1 by Cholesky, [D, S], all float64.
 
     Args:
         xx: [S, S], second moments; rank-deficient ones will do.

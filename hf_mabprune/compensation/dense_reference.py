@@ -3,11 +3,10 @@
 Symbols: S inputs of a projection that stay; D outputs; N positions seen; B examples in a batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,35 +18,54 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.compensation.base import Regression, float64_of
 from hf_mabprune.effects.activations import Moments, moments, watch_inputs
+from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
+from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.patching import answer, replaced
-from hf_mabprune.tasks.base import Batch, Task
-from hf_mabprune.tasks.readout import Readout, ReadoutCache
+from hf_mabprune.effects.pulls.base import SPLIT
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import split_by_length
 
 HELD_OUT = 4  # one batch in so many is held out for the guard
 
 
-@dataclass(frozen=True)
+@dataclass
 class DenseReference:
-    """The dense model and what it gives on calibration data; several selections share it.
+    """Knows what the dense model gives on calibration data; several selections share it.
 
     Attributes:
-        batches: That refits are made from.
-        held_out: That the guard judges by.
+        model: The dense model.
+        batches: Parts of the batches that refits are made from.
+        held_out: Parts of the batches that the guard judges by.
+        keys: Names of the held-out parts in the record of dense outputs.
+        outputs: That record.
+        cost: Of everything that was asked of it, passes of smaller models included.
     """
 
     model: PreTrainedModel
     task: Task
     batches: Sequence[Batch]
     held_out: Sequence[Batch]
-    spent: list[float] = field(default_factory=list, repr=False)  # forward tokens
-    found: dict[tuple[str, bool], dict[str, Moments]] = field(default_factory=dict, repr=False)  # see `moments`
-    regressions: dict[tuple[str, bool], Regression] = field(default_factory=dict, repr=False)  # see `regression`
-    cache: ReadoutCache = field(default_factory=ReadoutCache, repr=False)  # of the model, by held-out batch
+    keys: Sequence[tuple[str, int, int]]
+    outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
+    cost: Cost = field(default_factory=Cost, repr=False)
+    _moments: dict[tuple[str, bool], dict[str, Moments]] = field(default_factory=dict, repr=False)
+    _regressions: dict[tuple[str, bool], Regression] = field(default_factory=dict, repr=False)
+    _asked: set[int] = field(default_factory=set, repr=False)  # held-out parts whose dense pass is in the cost
 
     @classmethod
-    def on(cls, model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> "DenseReference":
+    def on(
+        cls, model: PreTrainedModel, task: Task, batches: Sequence[Batch], outputs: DenseOutputs | None = None
+    ) -> "DenseReference":
         """Holds out every fourth calibration batch; batches run in parts of like lengths.
+
+        Args:
+            model: The dense model.
+            task: Gives the logits that count.
+            batches: Calibration batches, the same that pulls are made on.
+            outputs: Record of what the dense model says on them; None makes one.
 
         Raises:
             ValueError: If there are fewer than two batches.
@@ -57,24 +75,44 @@ class DenseReference:
                 f"compensation takes at least 2 calibration batches, one of them held out, got {len(batches)}: raise "
                 "calibration_examples or lower batch_size"
             )
-        fitting = [batch for number, batch in enumerate(batches) if number % HELD_OUT != 1]
-        return cls(model, task, _in_parts(fitting), _in_parts(batches[1::HELD_OUT]))
+        parts = [split_by_length(batch) for batch in batches]
+        fitting = [part for number, whole in enumerate(parts) if not _is_held_out(number) for part in whole]
+        held_out = [part for number, whole in enumerate(parts) if _is_held_out(number) for part in whole]
+        keys = [
+            (SPLIT, number, part if len(whole) > 1 else WHOLE)
+            for number, whole in enumerate(parts)
+            if _is_held_out(number)
+            for part in range(len(whole))
+        ]
+        return cls(model, task, fitting, held_out, keys, DenseOutputs() if outputs is None else outputs)
 
     def moments(self, kind: str, held_out: bool = False) -> dict[str, Moments]:
         """Of the inputs of all sites of a kind, by the path of the projection; one pass when first asked for."""
-        if (kind, held_out) not in self.found:
+        if (kind, held_out) not in self._moments:
             batches = self.held_out if held_out else self.batches
             sites = [site for site in architecture_of(self.model).sites(self.model) if site.kind == kind]
-            self.found[kind, held_out] = moments(self.model, self.task, batches, sites)
-            self.spent.append(_tokens(batches))
-        return self.found[kind, held_out]
+            self._moments[kind, held_out] = moments(self.model, self.task, batches, sites)
+            self.cost += Cost(forward_tokens=_tokens(batches))
+        return self._moments[kind, held_out]
+
+    def record(self, kinds: Sequence[str]) -> None:
+        """Records all that refits and the guard read of the dense model.
+
+        Args:
+            kinds: Kinds of sites that may be refitted.
+        """
+        for kind in kinds:
+            for held_out in (False, True):
+                self.moments(kind, held_out)
+        for number, batch in enumerate(self.held_out):
+            self._said(number, to_device(batch, self.model.device))
 
     def regression(self, site: Site, held_out: bool = False) -> Regression:
         """Of a site's outputs on all its inputs, both the dense model's."""
-        if (site.output, held_out) not in self.regressions:
+        if (site.output, held_out) not in self._regressions:
             found = self.moments(site.kind, held_out)[site.output]
-            self.regressions[site.output, held_out] = Regression.of_moments(found, linear_at(self.model, site.output))
-        return self.regressions[site.output, held_out]
+            self._regressions[site.output, held_out] = Regression.of_moments(found, linear_at(self.model, site.output))
+        return self._regressions[site.output, held_out]
 
     def pairs(
         self, small: PreTrainedModel, site: Site, batches: Sequence[Batch]
@@ -82,7 +120,7 @@ class DenseReference:
         """The pruned model's inputs x [N, S] of a site and the dense model's outputs y [N, D], batch by batch."""
         weight, bias = float64_of(linear_at(self.model, site.output))
         layers = len(architecture_of(small).layer_list(small))
-        self.spent.append(2 * _tokens(batches) * (site.layer + 1) / layers)
+        self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.layer + 1) / layers)
         for batch in batches:
             hidden, x = (_input_of(model, self.task, batch, site) for model in (self.model, small))
             yield x, nn.functional.linear(hidden, weight.float(), bias.float())
@@ -115,22 +153,21 @@ class DenseReference:
         """[B] of each held-out batch, without those on which the dense model itself is not finite."""
         for number, batch in enumerate(self.held_out):
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
-                batch = _moved(batch, small)
-                original = self._original(number, batch)
-                if not original.logits.isfinite().all():
+                batch = to_device(batch, small.device)
+                dense = self._said(number, batch)
+                if not dense.logits.isfinite().all():
                     continue
-                found = self.task.readout(small, batch).divergence(original)
-            self.spent.append(_tokens([batch]) * (1 - finished.share if finished else 1))
+                found = self.task.readout(small, batch).divergence(dense)
+            self.cost += Cost(forward_tokens=_tokens([batch]) * (1 - finished.share if finished else 1))
             yield found
 
-    def _original(self, number: int, batch: Batch) -> Readout:
-        """What the dense model says, from the cache where it fits."""
+    def _said(self, number: int, batch: Batch) -> Readout:
+        """Gives what the dense model says on a held-out part, from the record."""
 
-        def made() -> Readout:
-            self.spent.append(_tokens([batch]))
-            return self.task.readout(self.model, batch)
-
-        return self.cache.get(number, made)
+        if number not in self._asked:  # paid once, whoever put it on record: so no cost depends on other processes
+            self._asked.add(number)
+            self.cost += Cost(forward_tokens=_tokens([batch]))
+        return self.outputs.readout(self.keys[number], lambda: self.task.readout(self.model, batch))
 
 
 class FinishedLayers:
@@ -162,10 +199,11 @@ class FinishedLayers:
             with self.skipped(number), suppress(_Seen):
                 handle = self.layers[count - 1].register_forward_hook(partial(_take, outputs))
                 try:
-                    self.reference.task.readout(self.small, _moved(batch, self.small))
+                    self.reference.task.readout(self.small, to_device(batch, self.small.device))
                 finally:
                     handle.remove()
-        self.reference.spent.append(_tokens(self.reference.held_out) * (count - self.count) / len(self.layers))
+        tokens = _tokens(self.reference.held_out) * (count - self.count) / len(self.layers)
+        self.reference.cost += Cost(forward_tokens=tokens)
         self.count, self._outputs = count, outputs
 
     @contextmanager
@@ -199,15 +237,16 @@ def _input_of(model: PreTrainedModel, task: Task, batch: Batch, site: Site) -> t
     return found[0]
 
 
-def _moved(batch: Batch, model: PreTrainedModel) -> Batch:
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}
-
-
-def _in_parts(batches: Iterable[Batch]) -> list[Batch]:
-    """The same examples with less padding."""
-    return list(chain.from_iterable(map(split_by_length, batches)))
+def _is_held_out(number: int) -> bool:
+    """Whether a calibration batch is for the guard and not for refits."""
+    return number % HELD_OUT == 1
 
 
 def _tokens(batches: Sequence[Batch]) -> int:
     """Padding included."""
     return sum(batch["input_ids"].numel() for batch in batches)
+
+
+def memory(sizes: Sizes) -> int:
+    """Estimates the bytes of the second moments, of the data for refits and of those held out."""
+    return 2 * sum(sizes.squares)

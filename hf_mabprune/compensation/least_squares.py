@@ -29,4 +29,5 @@ class LeastSquares(Compensation):
 
     def fit(self, weight: torch.Tensor, xx: torch.Tensor, yx: torch.Tensor, unit_size: int) -> torch.Tensor:
         """See `Compensation.fit`."""
+        # W' - W_S is the ridge regression on x of y - W_S x, what W_S leaves: its moments are E[y x'] - W_S E[x x'].
         return weight + ridge(xx, yx - weight @ xx, self.damping)

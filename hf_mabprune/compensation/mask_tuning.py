@@ -31,8 +31,10 @@ class MaskTuning(Compensation):
     def fit(self, weight: torch.Tensor, xx: torch.Tensor, yx: torch.Tensor, unit_size: int) -> torch.Tensor:
         """See `Compensation.fit`."""
         units = len(xx) // unit_size
+        # tr(W_a E[x_a x_b'] W_b') sums (W'W)_ij E[x_i x_j] over columns i of unit a and j of b: blocks of W'W * xx.
         gram = (weight.T @ weight * xx).reshape(units, unit_size, units, unit_size).sum((1, 3))
         target = (weight * yx).sum(0).reshape(units, unit_size).sum(1)
+        # Solved for m - 1, G (m - 1) = r - G 1, so that the ridge pulls scales to 1 and not to 0.
         scales = 1 + ridge(gram, (target - gram.sum(1)).unsqueeze(0), DAMPING).squeeze(0)
         if (largest := float(scales.abs().max())) > self.limit:
             raise Refused(f"a scale of {largest:.3g} leaves [-{self.limit:g}, {self.limit:g}]")

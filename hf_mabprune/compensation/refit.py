@@ -1,15 +1,18 @@
 """Refits the output projections of a pruned model to give what the dense one gave, site by site.
 
+A projection y = W h + b of the dense model, h its C inputs, is left by surgery with W_S and x = h_S, the S inputs that
+stay. A method (`Compensation.fit`) gives the W' that brings W' x near y on calibration data. Where there may be a bias
+it takes up the means, b' = E[y] - W' E[x], so that W' is fitted to covariances; else to moments about zero.
+
 The guard begins with all refits and takes back, in the order of the forward pass, each without which the KL divergence
 of the outputs from the dense model's is lower on held-out calibration data: least squares at one site can harm the
 output, most of all where much has gone. Refits help each other, so that to add them one by one would refuse too many.
-Symbols: S inputs of a projection that stay; D outputs; N positions seen.
+Symbols: C inputs of a projection, S that stay; D outputs; N positions seen.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,39 +23,11 @@ from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression, float64_of
 from hf_mabprune.compensation.dense_reference import DenseReference, FinishedLayers
-from hf_mabprune.surgery.cut import declare_biases, may_have_bias
+from hf_mabprune.compensation.refit_cache import CACHE_BYTES, RefitCache, Values
+from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
-KNOWN_BYTES = 2**30
-
-Values = tuple[torch.Tensor, torch.Tensor]  # weight [D, S] and bias [D], float64
-
-@dataclass
-class Known:
-    """Refits that were made, for sets that agree at a site.
-
-    Attributes:
-        limit: Bytes of them that are kept; those that were not asked for the longest go first.
-        found: By the path of the projection and the columns that stay.
-    """
-
-    limit: int = KNOWN_BYTES
-    found: OrderedDict[tuple[str, bytes], Values] = field(default_factory=OrderedDict)
-    size: int = 0
-
-    def get(self, key: tuple[str, bytes]) -> Values | None:
-        """What was put there, if it is still there."""
-        if key in self.found:
-            self.found.move_to_end(key)
-        return self.found.get(key)
-
-    def put(self, key: tuple[str, bytes], values: Values) -> None:
-        """Makes room for it."""
-        if key not in self.found:
-            self.size += _bytes(values)
-        self.found[key] = values
-        while self.size > self.limit:
-            self.size -= _bytes(self.found.popitem(last=False)[1])
 
 
 @dataclass(frozen=True)
@@ -60,6 +35,7 @@ class SiteFigures:
     """What became of one site.
 
     Attributes:
+        kind, layer: As those of the site.
         refitted: Whether it has new weights.
         error_before, error_after: Mean squared distance of the site's output from the dense model's, on held-out
             data, over that output's variance; after is that of the weights it ended with.
@@ -79,9 +55,10 @@ class CompensationFigures:
     """What a compensation did, and what it cost.
 
     Attributes:
+        sites: One entry for each site that was cut, in the order of the forward pass.
         kl_before, kl_after: Mean KL divergence of the outputs from the dense model's, on held-out data, in nats.
-        parameters: Added by biases that were not there before.
-        seconds: Of the whole compensation; what several selections share counts where it was made.
+        parameters: Number of those that new biases added.
+        seconds: Wall-clock time of the whole compensation; what several selections share counts where it was made.
         forward_tokens: Tokens, padding included, that passed through the dense or the pruned model; a part of its
             layers counts as that part.
     """
@@ -94,7 +71,7 @@ class CompensationFigures:
     forward_tokens: int
 
     def after(self, earlier: "CompensationFigures | None") -> "CompensationFigures":
-        """With what an earlier one of the same model cost."""
+        """Adds what an earlier compensation of the same model cost, where there was one."""
         if earlier is None:
             return self
         tokens = earlier.forward_tokens + self.forward_tokens
@@ -108,15 +85,15 @@ def compensate(
     """Refits the cut output projections of a pruned model, in place, its config with them where a bias appears.
 
     Args:
-        method: From `make_compensation`.
+        method: How a site is refitted, from `make_compensation`.
         reference: The dense model and its data.
-        small: From `surgery.prune_copy(reference.model, keep, ...)`.
+        small: Pruned model, from `cut(reference.model, keep, ...)`.
         keep: Unit indices that stayed.
 
     Returns:
         What was done at each site that was cut, in the order of the forward pass.
     """
-    started, spent = time.monotonic(), sum(reference.spent)
+    started, spent = time.monotonic(), reference.cost
     parameters = small.num_parameters()
     kl_before = reference.divergence(small)
     refits = [_Refit(method, reference, small, site, keep) for site in _cut_sites(reference.model, keep)]
@@ -130,7 +107,7 @@ def compensate(
         kl_after=kl,
         parameters=small.num_parameters() - parameters,
         seconds=time.monotonic() - started,
-        forward_tokens=round(sum(reference.spent) - spent),
+        forward_tokens=round((reference.cost - spent).forward_tokens),
     )
 
 
@@ -140,21 +117,29 @@ def refit_all(
     reference: DenseReference,
     small: PreTrainedModel,
     keep: KeepIndices,
-    known: Known,
+    cache: RefitCache,
 ) -> None:
-    """The same without a guard, and without a config that says where biases came.
+    """Refits every site as `compensate` does, without a guard, and without a config that says where biases came.
 
     Args:
-        known: What earlier calls with this method and reference came to; it is added to.
+        method, reference, small, keep: As those of `compensate`.
+        cache: Refits of earlier calls with this method and reference; new ones are added.
     """
+    # Bottom-up, a refit depends on those below it, so that the columns of its own site do not say what it is.
     for site in _cut_sites(reference.model, keep):
-        _Refit(method, reference, small, site, keep, None if method.bottom_up else known)
+        _Refit(method, reference, small, site, keep, None if method.bottom_up else cache)
 
 
 def _guard(
     reference: DenseReference, small: PreTrainedModel, refits: Sequence["_Refit"], kl_before: float, kl: float
 ) -> float:
     """Takes back the refits without which the held-out divergence is lower; all, if it is lowest with none.
+
+    Args:
+        refits: All that were made, in the order of the forward pass, which therefore need not run again below the one
+            that is judged.
+        kl_before: Held-out divergence without refits, in nats.
+        kl: Held-out divergence with all of them.
 
     Returns:
         The divergence now.
@@ -165,9 +150,9 @@ def _guard(
             continue
         finished.raise_to(refit.site.layer)
         refit.put(refit.before)
-        found = reference.divergence(small, kl, finished)
-        if found < kl or not np.isfinite(kl):
-            kl, refit.reason = found, LOWER
+        kl_without = reference.divergence(small, kl, finished)
+        if kl_without < kl or not np.isfinite(kl):
+            kl, refit.reason = kl_without, LOWER
         else:
             refit.put(refit.after)
     if kl <= kl_before:
@@ -179,7 +164,12 @@ def _guard(
 
 
 class _Refit:
-    """One site under way: the weights it came with, and those it may get."""
+    """One site under way: the weights it came with, and those it may get.
+
+    Attributes:
+        before, after: Weight and bias as surgery left them, and refitted.
+        reason: Why the site is left alone; empty where it is refitted.
+    """
 
     def __init__(
         self,
@@ -188,7 +178,7 @@ class _Refit:
         small: PreTrainedModel,
         site: Site,
         keep: KeepIndices,
-        known: Known | None = None,
+        cache: RefitCache | None = None,
     ) -> None:
         self.method, self.reference, self.small, self.site = method, reference, small, site
         self.projection, self.columns = linear_at(small, site.output), _columns(site, keep)
@@ -197,25 +187,26 @@ class _Refit:
         self.reason = ""
         key = site.output, self.columns.numpy().tobytes()
         try:
-            self.after = (known.get(key) if known else None) or self._fitted()
+            self.after = (cache.get(key) if cache else None) or self._fitted()
         except Refused as reason:
             self.reason = str(reason)
-        if known:
-            known.put(key, self.after)
+        if cache:
+            cache.put(key, self.after)
         if not self.reason:
             self.put(self.after)
 
     def _fitted(self) -> Values:
-        """New weights and bias; raises Refused."""
-        found = self._regression(held_out=False)
-        xx, yx = found.centred() if self.biased else (found.xx, found.yx)
+        """Gives new weights and bias; raises Refused."""
+        regression = self._regression(held_out=False)
+        xx, yx = regression.centred() if self.biased else (regression.xx, regression.yx)
         if not (xx.isfinite().all() and yx.isfinite().all()):
             raise Refused("what flows through it on calibration data is not finite")
         weight = self.method.fit(self.before[0], xx, yx, self.site.unit_size)
-        return weight, found.y - weight @ found.x if self.biased else self.before[1]
+        bias = regression.y - weight @ regression.x if self.biased else self.before[1]  # b' = E[y] - W' E[x]
+        return weight, bias
 
     def _regression(self, held_out: bool) -> Regression:
-        """On the data that refits are made from, or on held-out data."""
+        """Gives the site's moments on the data that refits are made from, or on held-out data."""
         reference, site = self.reference, self.site
         if self.method.bottom_up:
             batches = reference.held_out if held_out else reference.batches
@@ -223,7 +214,7 @@ class _Refit:
         return reference.regression(site, held_out).at(self.columns)
 
     def put(self, values: Values) -> None:
-        """Weight and bias into the pruned model; a bias that it may have and did not have comes and goes with them."""
+        """Puts weight and bias into the pruned model; a bias that surgery did not leave comes and goes with them."""
         weight, bias = values
         self.projection.weight.copy_(weight)
         if self.had_bias:
@@ -238,15 +229,11 @@ class _Refit:
         return not self.had_bias and self.projection.bias is not None
 
     def figures(self) -> SiteFigures:
-        """For the report."""
+        """Says what became of the site, for the report."""
         held_out = self._regression(held_out=True)
         before = held_out.error(*self.before)
         after = before if self.reason else held_out.error(*self.after)
         return SiteFigures(self.site.kind, self.site.layer, not self.reason, before, after, self.reason)
-
-
-def _bytes(values: Values) -> int:
-    return sum(tensor.nbytes for tensor in values)
 
 
 def _cut_sites(model: PreTrainedModel, keep: KeepIndices) -> list[Site]:
@@ -260,3 +247,8 @@ def _columns(site: Site, keep: KeepIndices) -> torch.Tensor:
     """[S], the inputs of a site's projection that stay."""
     units = np.unique(keep.of(site.kind)[site.layer])
     return torch.as_tensor((units[:, None] * site.unit_size + np.arange(site.unit_size)).ravel())
+
+
+def memory(sizes: Sizes, sets: int) -> int:
+    """Estimates the bytes of refits that are kept in reserve, for so many sets that are measured."""
+    return min(CACHE_BYTES, 8 * sizes.hidden * sum(sizes.columns) * sets)

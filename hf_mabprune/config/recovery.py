@@ -8,7 +8,7 @@ from hf_mabprune.config.base import Strict
 
 
 class RecoveryConfig(Strict):
-    """How a pruned model gets quality back: training on the calibration split, with the dense model as reference."""
+    """How a pruned model gets quality back: training on the calibration split, with the dense model as teacher."""
 
     method: Literal["full", "lora"] = Field(
         "full", description="full: all weights are trained; lora: low-rank updates of what pruning cuts, merged after"
@@ -27,9 +27,9 @@ class RecoveryConfig(Strict):
     warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="part of the steps in which the rate rises from zero")
     weight_decay: float = Field(0.01, ge=0.0, allow_inf_nan=False, description="of AdamW; biases and norms get none")
     alpha: float = Field(
-        0.5, ge=0.0, le=1.0, description="weight of the reference's outputs; 1 - alpha is that of the labels"
+        0.5, ge=0.0, le=1.0, description="weight of the dense model's outputs; 1 - alpha is that of the labels"
     )
-    temperature: float = Field(2.0, gt=0, allow_inf_nan=False, description="of the softmax of reference and student")
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False, description="of the softmax of teacher and student")
     hidden_weight: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="weight of the distance between hidden states after each layer"
     )

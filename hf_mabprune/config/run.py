@@ -52,16 +52,15 @@ class PruneConfig(Strict):
         "null: none",
     )
     recovery: RecoveryConfig | None = Field(
-        None, description="training of what stays, with the dense model as reference; null: none"
+        None, description="training of what stays, with the dense model as teacher; null: none"
     )
     output: OutputConfig = Field(description="where the result goes")
     seed: int = Field(0, ge=0, description="of everything random")
 
     @model_validator(mode="after")
-    def _decide_refit(self) -> "PruneConfig":
-        given = self.compensation
-        name = given.get("name") if isinstance(given, dict) else given
-        self.__dict__["search"] = self.search.resolved(name)
+    def _rule_fits(self) -> "PruneConfig":
+        if self.search.criterion is None:
+            self.resolved_rule()
         return self
 
     @model_validator(mode="after")
@@ -77,6 +76,21 @@ class PruneConfig(Strict):
     def stages(self) -> int:
         """Number of stages in which the target is reached."""
         return self.recovery.stages if self.recovery else 1
+
+    def resolved_rule(self) -> dict[str, Any]:
+        """Gives name and options of the removal rule; the name follows from the other settings where it was left out.
+
+        Raises:
+            ValueError: For a rule that contradicts the other settings.
+        """
+        given = self.compensation
+        return self.search.resolved_rule(given.get("name") if isinstance(given, dict) else given)
+
+    def resolved(self) -> "PruneConfig":
+        """Gives the same settings with everything decided that was left to follow from the rest."""
+        if self.search.criterion is not None:
+            return self
+        return self.model_copy(update={"search": self.search.model_copy(update={"rule": self.resolved_rule()})})
 
     def to_yaml(self) -> str:
         """Writes the exact, resolved config down."""
@@ -112,4 +126,4 @@ def check(settings: dict[str, Any]) -> PruneConfig:
     Raises:
         ValueError: One line a fault.
     """
-    return check_as(settings, PruneConfig)
+    return check_as(settings, PruneConfig).resolved()

@@ -6,39 +6,42 @@ from pydantic import Field, model_validator
 
 from hf_mabprune.config.base import Strict
 
-ROUNDS = 8  # of a search without refits whose rounds are left out
+# Settings that earlier versions had -> what to write in their place.
+RETIRED = {
+    "search.refit": "search.refit is no setting any more: write search.rule: refit (or single, or interactions)",
+    "search.interactions": "search.interactions is no setting any more: write search.rule: interactions (or single)",
+    "search.moves": "search.moves is no setting any more: write search.rule: {name: refit, moves: ...}",
+    "search.label_draws": "search.label_draws is no setting any more: write search.rule: {label_draws: ...}",
+}
+OF_KL = ("refit", "interactions")  # rules that know no other reward
 
 
 class SearchConfig(Strict):
-    """How the arms are found."""
+    """How the arms are found: by pulls, a policy and a removal rule, or by a criterion alone."""
 
+    criterion: str | dict[str, Any] | None = Field(
+        None,
+        description="criterion that chooses alone, without pulls, e.g. kfac_obs, or {name: obs, damping: 0.1}: the "
+        "cheap way; null: pulls",
+    )
     policy: dict[str, Any] = Field(
         {"name": "race"}, description="bandit policy and its options, e.g. {name: ucb1, c: 1.0}"
     )
-    reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
-    refit: bool | None = Field(
+    rule: str | dict[str, Any] | None = Field(
         None,
-        description="whether pulls and estimates count on the refit of what stays, all in one round; null: where "
-        "compensation is least_squares, the reward kl, and rounds are 1 or left out",
+        description="removal rule and its options: single | interactions | refit, e.g. {name: refit, moves: 8}; null: "
+        "refit where compensation is least_squares, the reward kl and rounds are 1 or left out, else interactions "
+        "where the reward is kl, else single",
     )
+    reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
     rounds: int | None = Field(
         None,
         gt=0,
-        description="removals in steps; each round pulls in the context of what is gone; null: 1 with refit, else 8",
-    )
-    interactions: bool | None = Field(
-        None,
-        description="whether removals take into account which arms stand in for each other, from gradients; null: "
-        "where the reward is kl and there is no refit",
-    )
-    label_draws: int = Field(
-        4, gt=0, description="backward passes a batch for interactions, where outputs are more than 8 classes"
+        description="removals in steps; each round pulls in the context of what is gone; null: 1 with rule refit, "
+        "else 8",
     )
     pulls_per_arm: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
-    )
-    moves: int = Field(
-        48, ge=0, description="with refit: allocations of removals to layers that are measured on the refitted model"
     )
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
@@ -49,43 +52,51 @@ class SearchConfig(Strict):
         "the effect of single neurons too and pays where the device has units for it",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_retired(cls, given: Any) -> Any:
+        for path, remedy in RETIRED.items():
+            if isinstance(given, dict) and path.removeprefix("search.") in given:
+                raise ValueError(remedy)
+        return given
+
     @model_validator(mode="after")
-    def _policy_is_named(self) -> "SearchConfig":
+    def _components_are_named(self) -> "SearchConfig":
         name = self.policy.get("name")
         if not isinstance(name, str):
             raise ValueError(f"policy needs a name, e.g. {{name: ucb1}}, got {name!r}")
-        for name in ("interactions", "refit"):
-            if getattr(self, name) and self.reward != "kl":
-                raise ValueError(f"{name} is for the reward kl, got reward {self.reward}")
-        if self.refit and self.interactions:
-            raise ValueError("refit has interactions of its own: set interactions to false, or refit to false")
-        if self.refit and (self.rounds or 1) > 1:
-            raise ValueError(f"refit takes one round, got rounds {self.rounds}: leave it out, or set refit to false")
+        if isinstance(self.criterion, dict) and not isinstance(self.criterion.get("name"), str):
+            raise ValueError("criterion needs a name, e.g. {name: kfac_obs}")
+        if self.criterion is not None and (self.rule is not None or self.rounds is not None):
+            other = "rule" if self.rule is not None else "rounds"
+            raise ValueError(f"a criterion chooses without pulls, so it takes no {other}: leave one of them out")
         return self
 
-    def resolved(self, compensation: str | None) -> "SearchConfig":
-        """Gives the settings with `refit` and what follows from it decided.
+    def resolved_rule(self, compensation: str | None) -> dict[str, Any]:
+        """Gives name and options of the removal rule, the name decided where it was left out.
 
         Args:
             compensation: Name of the method that refits what stays; None for none.
 
         Raises:
-            ValueError: For a search that counts on a refit that never comes, or that measures nothing.
+            ValueError: For a rule that contradicts the other settings, or a search that measures nothing.
         """
-        if self.refit and compensation is None:
-            raise ValueError("search.refit counts on compensation, got null: set it, or set refit to false")
-        one = (self.rounds or 1) == 1
-        may = compensation == "least_squares" and self.reward == "kl" and one and not self.interactions
-        refit = may if self.refit is None else self.refit
-        interactions = self.interactions
-        if interactions is None and not refit:
-            interactions = self.reward == "kl"
-        if self.pulls_per_arm == 0 and not interactions and not refit:
-            raise ValueError("search.pulls_per_arm must be a number > 0, unless interactions or refit are on")
-        rounds = 1 if refit else self.number_of_rounds
-        return self.model_copy(update={"refit": refit, "interactions": interactions, "rounds": rounds})
-
-    @property
-    def number_of_rounds(self) -> int:
-        """Removal rounds: `rounds`, or what it is where that was left out."""
-        return self.rounds or ROUNDS
+        given = {"name": self.rule} if isinstance(self.rule, str) else dict(self.rule or {})
+        one_round = (self.rounds or 1) == 1
+        may_refit = compensation == "least_squares" and self.reward == "kl" and one_round
+        usual = "refit" if may_refit else "interactions" if self.reward == "kl" else "single"
+        name = given.pop("name", None) or usual
+        if name in OF_KL and self.reward != "kl":
+            raise ValueError(f"search.rule {name} is for the reward kl, got reward {self.reward}")
+        if name == "refit" and not one_round:
+            raise ValueError(
+                f"search.rule refit takes one round, got rounds {self.rounds}: leave them out, or take another rule"
+            )
+        if name == "refit" and compensation != "least_squares":
+            raise ValueError(
+                f"search.rule refit counts on compensation least_squares, got {compensation or 'null'}: set it, or "
+                "take another rule"
+            )
+        if name == "single" and self.pulls_per_arm == 0:
+            raise ValueError("search.pulls_per_arm must be a number > 0, for rule single knows nothing without pulls")
+        return {"name": name, **given}

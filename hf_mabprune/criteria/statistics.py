@@ -18,7 +18,8 @@ from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -1,8 +1,12 @@
-"""Calibration, validation and test data: loading, the promise that they do not overlap, sampling and batching."""
+"""Calibration, validation and test data: loaded, with the promise that no row is in two of them, and drawn from.
+
+Rewards see calibration data, choices see validation data, and the test split is read once, for the report; an overlap
+would let a search pick what it is then praised for.
+"""
 
 from collections.abc import Mapping
 from glob import glob
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from textwrap import shorten
 
@@ -14,17 +18,20 @@ from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.registry import nearest
 
 FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow")
-UNKNOWN_SIZE = 10**9
+UNKNOWN_SIZE = 10**9  # rows, beyond every bound that a slice is likely to name
 
 
 def load_splits(config: TaskConfig) -> dict[str, Dataset]:
-    """The three data sets of a run.
+    """Loads the three data sets of a run.
 
     Slices that overlap are refused as early as can be known: from their text, from the sizes that the Hub states, and
     at the latest from the data itself.
 
+    Args:
+        config: Task settings: the data set, and a slice of it for each purpose.
+
     Returns:
-        `calibration`, `validation` and `test`.
+        Purpose -> rows, for `calibration`, `validation` and `test`.
 
     Raises:
         FileNotFoundError: If a file or the data set does not exist.
@@ -47,11 +54,12 @@ def load_splits(config: TaskConfig) -> dict[str, Dataset]:
 
 
 def _sizes(builder: DatasetBuilder) -> dict[str, int]:
+    """Gives the rows of each split, by its name."""
     return {name: info.num_examples for name, info in builder.info.splits.items()}
 
 
 def _builder(config: DatasetConfig) -> DatasetBuilder:
-    """What reads the data set; nothing but its description is fetched."""
+    """Finds what reads the data set; nothing but its description is fetched."""
     if config.path in FILE_LOADERS:
         if not config.data_files:
             raise ValueError(f"dataset.path '{config.path}' needs data_files, e.g. {{train: train.{config.path}}}")
@@ -95,18 +103,19 @@ def check_slices(slices: Mapping[str, str], sizes: Mapping[str, int] | None = No
             continue
         known = _unknown_sizes(instruction) if sizes is None else sizes
         ranges[purpose] = _rows(purpose, spec, instruction, known)
-    for (one, first), (other, second) in combinations(ranges.items(), 2):
-        for split, start, stop in first:
-            for again, begin, end in second:
-                if split == again and max(start, begin) < min(stop, end):
-                    shared = f"{min(stop, end) - max(start, begin):,} rows" if sizes else "rows"
-                    raise ValueError(
-                        f"splits must not overlap, but {one} '{slices[one]}' and {other} '{slices[other]}' share "
-                        f"{shared} of '{split}'; slice them apart, e.g. {split}[2000:] and {split}[:2000]"
-                    )
+    for (one, one_parts), (other, other_parts) in combinations(ranges.items(), 2):
+        for (split, start, stop), (other_split, other_start, other_stop) in product(one_parts, other_parts):
+            shared = min(stop, other_stop) - max(start, other_start)
+            if split == other_split and shared > 0:
+                rows = f"{shared:,} rows" if sizes else "rows"
+                raise ValueError(
+                    f"splits must not overlap, but {one} '{slices[one]}' and {other} '{slices[other]}' share "
+                    f"{rows} of '{split}'; slice them apart, e.g. {split}[2000:] and {split}[:2000]"
+                )
 
 
 def _parse(purpose: str, spec: str) -> ReadInstruction:
+    """Reads a slice such as "train[:10%]", or refuses it by its purpose."""
     try:
         return ReadInstruction.from_spec(spec)
     except ValueError as error:
@@ -116,7 +125,7 @@ def _parse(purpose: str, spec: str) -> ReadInstruction:
 
 
 def _unknown_sizes(instruction: ReadInstruction) -> dict[str, int]:
-    """A size beyond every bound, for each split that the instruction reads."""
+    """Gives a size beyond every bound to each split that the instruction reads."""
     names = [part.split("[")[0] for part in instruction.to_spec().split("+")]
     return dict.fromkeys(names, UNKNOWN_SIZE)
 
@@ -124,7 +133,7 @@ def _unknown_sizes(instruction: ReadInstruction) -> dict[str, int]:
 def _rows(
     purpose: str, spec: str, instruction: ReadInstruction, sizes: Mapping[str, int]
 ) -> list[tuple[str, int, int]]:
-    """(split, start, stop) of each part of a slice."""
+    """Gives (split, start, stop) of each part of a slice, in row numbers."""
     for split in (name for name in _unknown_sizes(instruction) if name not in sizes):
         raise ValueError(
             f"splits.{purpose}: no split '{split}' in the data set.{nearest(split, sizes)} "
@@ -138,9 +147,14 @@ def _rows(
 
 
 def draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
-    """`count` rows drawn without replacement, all rows in random order if there are fewer; None leaves it as it is.
+    """Draws `count` rows without replacement, all rows in random order if there are fewer.
 
     The draw depends on the seed and the number of rows alone, so every process draws the same.
+
+    Args:
+        dataset: Rows to draw from.
+        count: Number of rows; None leaves the data set as it is.
+        seed: Seed of the draw.
     """
     if count is None:
         return dataset

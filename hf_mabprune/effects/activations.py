@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, counted_positions, to_device
 
 See = Callable[[Site, torch.Tensor, torch.Tensor], None]  # site, its input [B, T, C], counted [B, T]
 
@@ -37,7 +38,7 @@ class Moments:
         return self.second - torch.outer(self.mean, self.mean)
 
     def variance(self) -> torch.Tensor:
-        """[C], never negative."""
+        """[C], E[h_j^2] - E[h_j]^2, never negative."""
         return (self.second.diagonal() - self.mean.square()).clamp(min=0)
 
 
@@ -47,12 +48,16 @@ def watch_inputs(
 ) -> None:
     """Runs a model and shows `see` the input of every site's output projection, batch by batch, as it appears.
 
-    Masks that are on are seen; positions are flagged that are not padding.
+    What flows in with masks that are on is shown.
+
+    Args:
+        sites: Where to look.
+        see: Called with a site, its input [B, T, C] and [B, T] bool, which positions are not padding. (For multiple
+            choice B counts choices.)
     """
     for batch in batches:
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        counted = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-        counted = counted.reshape(-1, counted.shape[-1]).bool()
+        inputs = to_device(batch, model.device)
+        counted = counted_positions(inputs)
         with ExitStack() as hooks:
             for site in sites:
 
@@ -65,7 +70,7 @@ def watch_inputs(
 
 
 def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site]) -> dict[str, Moments]:
-    """Moments of every site's input, by the path of its output projection; one forward pass a batch.
+    """Takes moments of every site's input, by the path of its output projection; one forward pass a batch.
 
     Batches whose activations are not finite are left out, unless there are no others. Every process of a launch
     computes the same, so that nothing depends on how many there are. Memory: C * C float64 a site.
@@ -77,14 +82,14 @@ def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites:
     def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         rows = hidden[counted].float()
         path = site.output
-        fine = bool(rows.isfinite().all())
-        if not fine and path in counts:
+        finite = bool(rows.isfinite().all())
+        if not finite and path in counts:
             return
-        if fine and not counts.get(path, 1):  # so far there was nothing but broken batches
+        if finite and not counts.get(path, 1):  # so far there was nothing but broken batches
             del sums[path], products[path]
-        counts[path] = counts.get(path, 0) + len(rows) * fine
+        counts[path] = counts.get(path, 0) + len(rows) * finite
         sums[path] = sums.get(path, 0) + rows.sum(0, dtype=torch.float64)
-        products[path] = products.get(path, 0) + (rows.T @ rows).double()
+        products[path] = products.get(path, 0) + (rows.T @ rows).double()  # summed in float64, multiplied in float32
 
     watch_inputs(model, task, batches, sites, see)
     return {

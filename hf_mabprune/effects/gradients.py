@@ -1,20 +1,25 @@
 """Cheap estimates of every arm's reward at once, from gradients with respect to gates: a few backwards a batch.
 
-A gate m_a multiplies the units of arm a; removing the arm moves it from 1 to 0. With g = dL/dm_a, J = dz/dm_a and q
-the softmax of the logits z in the context S, all per example:
+A gate m_a multiplies the units of arm a; removing the arm moves it from 1 to 0, so a Taylor expansion of a quantity f
+around m_a = 1 gives f(S + a) - f(S) ~ -df/dm_a + 1/2 d2f/dm_a^2. With g = dL/dm_a, J = dz/dm_a and q the softmax of
+the logits z in the context S, L0 the loss of the dense model, all per example:
 
 - loss, L(S) - L(S + a): g.
-- squared, (L(S) - L0)^2 - (L(S + a) - L0)^2: 2 c g - g^2, with c = L(S) - L0.
+- squared, (L(S) - L0)^2 - (L(S + a) - L0)^2: 2 c g - g^2, with c = L(S) - L0 and L linear in the gate.
 - kl, KL(S) - KL(S + a): dKL/dm_a - 1/2 J' H J, H the Hessian of the KL divergence where it is zero: diag(q) - q q'
-  for classes, the identity for numbers. At the unmasked model the first term is zero. The second is the sum of the
-  squared derivatives of `Readout.coordinates`.
+  for classes, the identity for numbers (Gauss-Newton: second derivatives of z are left out). At the dense model the
+  first term is zero. J' H J is the sum of the squared derivatives of `Readout.coordinates`.
 
 accuracy is a step function and has no estimate.
 
+An estimate W_ab of arm a on batch b is a control variate of the pull X_ab on the same batch: its mean omega_a over all
+batches is known after one sweep, and mean(X - W) + omega has the mean of X and the variance of X - W alone (Verma &
+Hanawal 2021; measured, about 0.002 of that of X at the dense model).
+
 Arms do not add up: two that move an output the same way cost four times one of them, two that move it in opposite ways
 nothing. `effects` keeps what the KL estimate squares away: the signed change of each coordinate with each arm, for the
-KL of whole sets (`interactions.py`).
-Symbols: K arms, B examples, D coordinates.
+KL of sets (`interactions.py`).
+Symbols: K arms, B examples, D coordinates; S the context (arms already removed).
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,12 +34,15 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
-from hf_mabprune.tasks.base import Batch, Task, sequences_of
+from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, sequences_of
 from hf_mabprune.tasks.readout import Readout
 
 Bools = NDArray[np.bool_]
 Gates = dict[str, Any]  # argument of `masked` -> layer -> [B, units]
 ESTIMATED = ("kl", "loss", "squared")
+HIDDEN_STATES = 16  # of a layer that a pass with gradients keeps, roughly
 
 
 def estimate(
@@ -44,20 +52,22 @@ def estimate(
     batch: Batch,
     reward: str,
     kept: Bools | None = None,
-    original: Readout | None = None,
+    dense: Readout | None = None,
     samples: int = 2,
     seed: int = 0,
 ) -> tuple[torch.Tensor, int]:
-    """The estimated reward of every arm on every example of a batch.
+    """Estimates the reward of every arm on every example of a batch.
 
     Args:
-        model: The dense model, in evaluation mode; its weights are never touched and get no gradients.
-        batch: On the model's device.
+        model: Dense model, in evaluation mode; its weights are never touched and get no gradients.
+        arms: All arms.
+        task: Gives the logits that count and their targets.
+        batch: Mini-batch, on the model's device.
         reward: kl, loss or squared.
-        kept: [K], the context; None is the whole model. Arms that are not kept get zeros.
-        original: What the dense model says on the batch; needed in a context for kl and squared.
+        kept: Arms that are still there, [K], the context; None is the dense model. The others get zeros.
+        dense: What the dense model says on the batch; needed in a context for kl and squared.
         samples: Label draws for kl where there are more than 8 classes, or several positions with classes.
-        seed: Of the label draws.
+        seed: Seed of the label draws.
 
     Returns:
         [K, B] float64 on the model's device, and the backward passes that were made.
@@ -68,24 +78,24 @@ def estimate(
     if reward not in ESTIMATED:
         raise ValueError(f"reward '{reward}' has no gradient estimate; those that have: {', '.join(ESTIMATED)}")
     kept = np.ones(len(arms), dtype=bool) if kept is None else kept
-    whole = bool(kept.all())
+    in_context = not kept.all()
     gates = _gates(model, arms.kept_units(kept), len(batch["input_ids"]))
     with frozen(model), torch.enable_grad(), masked(model, **_repeated(gates, sequences_of(batch))):
         readout = task.readout(model, batch)
         derive = _Derivatives(arms, gates)
         if reward == "kl":
             coordinates = readout.coordinates(replace(readout, logits=readout.logits.detach()), samples, seed)
-            found = sum((derive(moved).square() for moved in coordinates), torch.zeros(())) * -0.5
-            if not whole:
-                found += derive(readout.divergence(_needed(original, reward)))
+            rewards = sum((derive(coordinate).square() for coordinate in coordinates), torch.zeros(())) * -0.5
+            if in_context:
+                rewards += derive(readout.divergence(_needed(dense, reward)))
         else:
             losses = readout.losses()
-            found = derive(losses)
+            rewards = derive(losses)
             if reward == "squared":
-                moved = 0 if whole else (losses - _needed(original, reward).losses()).detach()
-                found = 2 * moved * found - found.square()
-    found[torch.as_tensor(~kept, device=found.device)] = 0
-    return found, derive.backwards
+                moved = (losses - _needed(dense, reward).losses()).detach() if in_context else 0
+                rewards = 2 * moved * rewards - rewards.square()
+    rewards[torch.as_tensor(~kept, device=rewards.device)] = 0
+    return rewards, derive.backwards
 
 
 def effects(
@@ -94,44 +104,52 @@ def effects(
     task: Task,
     batch: Batch,
     kept: Bools,
-    original: Readout,
+    dense: Readout,
     samples: int = 2,
     seed: int = 0,
     stand_ins: Mapping[str, StandIn] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """What removing each arm does to each coordinate of the output, to first order, in a context.
+    """Derives what removing each arm does to each coordinate of the output, to first order, in a context.
 
     Args:
         model, arms, task, batch, samples, seed: As those of `estimate`.
-        kept: [K], the context.
-        original: What the dense model says on the batch.
+        kept: Arms that are still there, [K], the context.
+        dense: What the dense model says on the batch.
         stand_ins: As those of `masked`.
 
     Returns:
-        [K, D] float32, the change of every coordinate with the removal of every arm (for arms that are not kept: minus
-        the change with their return), D a multiple of B; [K] float64, the derivative of the KL divergence with
-        respect to the gate of every arm, summed over the examples (where coordinates are exact, of half their squares,
-        which on MiniLM chose better sets than the divergence itself); and the passes that the first took, D / B.
+        E [K, D] float32, the change of every coordinate with the removal of every arm (for arms that are not kept:
+        minus the change with their return), D a multiple of B; dKL/dm_a, [K] float64, the derivative of the KL
+        divergence with respect to the gate of every arm, summed over the examples (where coordinates are exact, of
+        half their squares, which on MiniLM chose better sets than the divergence itself); and the passes that the
+        first took, D / B.
     """
     gates = _gates(model, arms.kept_units(kept), len(batch["input_ids"]))
     repeated = _repeated(gates, sequences_of(batch))
     with frozen(model), torch.enable_grad(), masked(model, **repeated, stand_ins=stand_ins):
         derive = _Derivatives(arms, gates)
         readout = task.readout(model, batch)
-        places = list(readout.coordinates(original, samples, seed))
-        changes = [-derive(moved).float() for moved in places]
+        coordinates = list(readout.coordinates(dense, samples, seed))
+        changes = [-derive(coordinate).float() for coordinate in coordinates]  # E = -du/dm, [K, B] each
         slopes = torch.zeros(len(arms), dtype=torch.float64, device=changes[0].device)
         if not kept.all():  # at the dense model the divergence is least
             if readout.few_outputs():
-                for change, moved in zip(changes, places, strict=True):
-                    slopes -= change.double() @ moved.detach().double()
+                for change, coordinate in zip(changes, coordinates, strict=True):  # d(1/2 u^2)/dm = u du/dm = -E u
+                    slopes -= change.double() @ coordinate.detach().double()
             else:
-                slopes += derive(readout.divergence(original)).sum(1)
+                slopes += derive(readout.divergence(dense)).sum(1)
     return torch.cat(changes, 1), slopes, len(changes)
 
 
 class _Derivatives:
-    """Derivatives of per-example values with respect to the gates of all arms."""
+    """Derives per-example values with respect to the gates of all arms.
+
+    Every example has gates of its own, so that one backward of the sum over examples gives all derivatives apart.
+
+    Attributes:
+        sites: Kind, layer and gates [B, units] of each site.
+        backwards: Backward passes that were made.
+    """
 
     def __init__(self, arms: ArmTable, gates: Gates) -> None:
         self.arms = arms
@@ -140,26 +158,26 @@ class _Derivatives:
         self.backwards = 0
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """[B] -> [K, B] float64."""
+        """Derives values, [B], by the gate of every arm: [K, B] float64, the sum over the gates of the arm's units."""
         gradients = torch.autograd.grad(values.sum(), [gate for *_, gate in self.sites], retain_graph=True)
         self.backwards += 1
-        found = torch.zeros(len(self.arms), len(values), dtype=torch.float64, device=values.device)
+        derivatives = torch.zeros(len(self.arms), len(values), dtype=torch.float64, device=values.device)
         for (kind, layer, _), gradient in zip(self.sites, gradients, strict=True):
             rows = np.flatnonzero((self.arms.kind == kind) & (self.arms.layer == layer))
             if len(rows):
                 owner = torch.as_tensor(np.repeat(rows, self.arms.units[rows]), device=values.device)
-                found.index_add_(0, owner, gradient.T.double())
-        return found
+                derivatives.index_add_(0, owner, gradient.T.double())
+        return derivatives
 
 
-def _needed(original: Readout | None, reward: str) -> Readout:
-    if original is None:
+def _needed(dense: Readout | None, reward: str) -> Readout:
+    if dense is None:
         raise ValueError(f"in a context, the estimate of reward '{reward}' needs what the dense model says")
-    return original
+    return dense
 
 
 def _gates(model: PreTrainedModel, keep: KeepIndices, examples: int) -> Gates:
-    """Masks of the context, one an example, [B, units] a site, that take gradients."""
+    """Makes masks of the context, one an example, [B, units] a site, that take gradients."""
     masks = keep_masks(model, keep)
     return {
         name: {layer: mask.repeat(examples, 1).requires_grad_() for layer, mask in layers.items()}
@@ -168,7 +186,7 @@ def _gates(model: PreTrainedModel, keep: KeepIndices, examples: int) -> Gates:
 
 
 def _repeated(gates: Gates, sequences: int) -> Gates:
-    """The gates of each example once for each of its sequences, [B * sequences, units]."""
+    """Repeats the gates of each example for each of its sequences, [B * sequences, units]."""
     return {
         name: {layer: gate.repeat_interleave(sequences, dim=0) for layer, gate in layers.items()}
         for name, layers in gates.items()
@@ -177,7 +195,7 @@ def _repeated(gates: Gates, sequences: int) -> Gates:
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No parameter takes gradients while the context is open."""
+    """Lets no parameter take gradients while the context is open."""
     took = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in took:
         parameter.requires_grad_(False)
@@ -186,3 +204,8 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in took:
             parameter.requires_grad_(True)
+
+
+def memory(sizes: Sizes) -> int:
+    """Estimates the bytes that a pass keeps for its gradients, beside weights and outputs."""
+    return sizes.item * sizes.batch_tokens * sizes.layers * (HIDDEN_STATES * sizes.hidden + 3 * max(sizes.columns))

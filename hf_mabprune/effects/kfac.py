@@ -1,20 +1,25 @@
-"""KfacFactors of the KL divergence at the output projections: what a change of their weights costs at the outputs.
+"""Kronecker factors of the KL divergence at the output projections: what a change of their weights costs the outputs.
 
 A projection y = W h + b whose weights change by dW moves the coordinates u of the outputs (`Readout.coordinates`, in
-which the divergence is half a squared distance) by the sum over positions of g' dW h, g = du/dy. Taken as independent
-between positions, and g of h given the position's weight, the divergence is
+which the divergence is half a squared distance, KL ~ 1/2 |u|^2) by sum_t g_t' dW h_t, g_t = du/dy_t over positions t.
+Squared and averaged that is a quadratic form in all D * C weights, the Gauss-Newton matrix of the KL divergence, far
+too large to write down. K-FAC (Martens & Grosse 2015, arXiv 1503.05671, section 3) takes positions as independent, and
+g of h given the weight of a position, so that the form falls into two factors:
 
-    KL ~ 1/2 tr(G dW A dW'),   G = 1/N sum over positions of g g',   A = E_w[h h'],
+    KL ~ 1/2 tr(G dW A dW'),   G = 1/N sum_t g_t g_t'  [D, D],   A = sum_t w_t h_t h_t'  [C, C],   w_t ~ |g_t|^2.
 
-E_w the mean over positions weighted by |g|^2: a position that the outputs do not read counts nothing. These are the
-Kronecker factors of Martens & Grosse 2015 (K-FAC, arXiv 1503.05671), of the Gauss-Newton matrix and not of the
-empirical Fisher information: no labels are read.
-Symbols: N examples; B, T of a batch; D outputs and C inputs of a projection.
+A is weighted, unlike that of the source, because positions differ: E[|g|^2 h h'] / E[|g|^2] is what h h' is where it
+matters, and a position that the outputs do not read, g = 0, counts nothing. Independence of g and h without the weight
+would have it count like all others. G stays the plain sum, so that tr(G) A = sum_t |g_t|^2 h_t h_t' / N holds exactly.
+
+No labels are read: u is a distance from the model's own outputs, not a loss (Gauss-Newton, not empirical Fisher).
+Symbols: N examples; B, T of a batch; n positions that are not padding; D outputs and C inputs of a projection.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,10 +29,14 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site
 from hf_mabprune.effects.activations import Moments
 from hf_mabprune.effects.gradients import frozen
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, counted_positions, to_device
 from hf_mabprune.tasks.readout import Readout
 
-READ = 0.9  # share of the weights that follows |g|^2; the rest is even, so that no input goes unseen
+# Share of the weights w_t that follows |g_t|^2; the rest is even. Where a classifier reads one position, |g|^2 of the
+# last layer is zero at all others: examples would be all that A is made of, often fewer than its C columns, and what a
+# refit then does to the other inputs would be free.
+READ = 0.9
 SAMPLES = 2  # label draws where outputs are many
 
 
@@ -37,14 +46,14 @@ class KfacFactors:
 
     Attributes:
         inputs: Mean and second moment of h over positions, weighted: A is `inputs.second`.
-        outputs: [D, D] float64, G.
+        outputs: G, [D, D] float64.
     """
 
     inputs: Moments
     outputs: torch.Tensor
 
     def root(self) -> torch.Tensor:
-        """[D, D], the symmetric root of G: KL ~ 1/2 E_w|root dW h|^2."""
+        """[D, D], the symmetric root R of G = R R: KL ~ 1/2 E_w|R dW h|^2, least squares as those of layers."""
         values, vectors = torch.linalg.eigh(self.outputs)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
@@ -52,14 +61,15 @@ class KfacFactors:
 def kfac_factors(
     model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site], seed: int = 0
 ) -> tuple[dict[str, KfacFactors], int]:
-    """The factors of every site, by the path of its output projection; one forward and a few backwards a batch.
+    """Takes the factors of every site, by the path of its output projection; one forward and a few backwards a batch.
 
     Masks that are on are seen. Every process of a launch computes the same, so that nothing depends on how many there
     are. The model is neither changed nor given gradients. Memory: (C * C + D * D) float64 a site.
 
     Args:
-        model: In evaluation mode.
-        seed: Of the label draws.
+        model: Model in evaluation mode.
+        sites: Where factors are wanted.
+        seed: Seed of the label draws.
 
     Returns:
         The factors, and the backward passes that a batch took. Batches whose outputs are not finite are left out.
@@ -71,32 +81,25 @@ def kfac_factors(
     counts = dict.fromkeys((site.output for site in sites), 0)
     examples, passes = 0, 0
     for number, batch in enumerate(batches):
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        counted = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-        counted = counted.reshape(-1, counted.shape[-1]).bool()
+        inputs = to_device(batch, model.device)
+        counted = counted_positions(inputs)
         with frozen(model), torch.enable_grad(), _watched(model, sites) as seen:
             readout = task.readout(model, inputs)
             outputs = [output for _, output in seen.values()]
-            gradients = [_gradients(moved, outputs) for moved in _coordinates(readout, seed + number)]
+            gradients = [_gradients(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
         passes = len(gradients)
-        if not all(bool(part.isfinite().all()) for part in (readout.logits, *(g for each in gradients for g in each))):
+        if not all(bool(tensor.isfinite().all()) for tensor in (readout.logits, *chain.from_iterable(gradients))):
             continue  # a broken batch tells nothing
         examples += len(inputs["input_ids"])
         for place, (path, (hidden, _)) in enumerate(seen.items()):
             rows = hidden.detach()[counted].float()
-            slopes = torch.stack([each[place][counted] for each in gradients]).float()  # [coordinates, n, D]
-            weights = slopes.square().sum((0, 2)).double()
-            weighted = rows.double() * weights.unsqueeze(1)
-            flat = slopes.flatten(0, 1)
-            parts = [
-                weights.sum(), weighted.sum(0), weighted.float().T @ rows, rows.sum(0), rows.T @ rows, flat.T @ flat
-            ]  # fmt: skip
+            slopes = torch.stack([of_outputs[place][counted] for of_outputs in gradients]).float()
             counts[path] += len(rows)
-            parts = [part.double() for part in parts]
+            parts = _sums(rows, slopes)
             sums[path] = [a + b for a, b in zip(sums[path], parts, strict=True)] if path in sums else parts
     if not sums:
         raise ValueError("no calibration batch has finite outputs: look for broken weights, or use dtype float32")
-    return {path: _factors(found, counts[path], examples) for path, found in sums.items()}, passes
+    return {path: _factors(parts, counts[path], examples) for path, parts in sums.items()}, passes
 
 
 @torch.no_grad()
@@ -105,8 +108,28 @@ def backward_passes(readout: Readout) -> int:
     return sum(1 for _ in _coordinates(readout, 0))
 
 
+def _sums(rows: torch.Tensor, slopes: torch.Tensor) -> list[torch.Tensor]:
+    """Sums |g|^2, |g|^2 h, |g|^2 h h', h, h h' and g g' over the positions of a batch, float64.
+
+    Args:
+        rows: [n, C] float32, h.
+        slopes: [coordinates, n, D] float32, g, one row for each coordinate u_d: |u|^2 adds their squares up.
+    """
+    weights = slopes.square().sum((0, 2)).double()  # [n], |g|^2
+    weighted = rows.double() * weights.unsqueeze(1)
+    flat = slopes.flatten(0, 1)
+    parts = [weights.sum(), weighted.sum(0), weighted.float().T @ rows, rows.sum(0), rows.T @ rows, flat.T @ flat]
+    return [part.double() for part in parts]
+
+
 def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> KfacFactors:
-    """From sums over positions of |g|^2, |g|^2 h, |g|^2 h h', h, h h' and g g'."""
+    """Makes A and G of one site from the sums of all batches.
+
+    Args:
+        sums: Those of `_sums`.
+        count: Positions that were summed over.
+        examples: N.
+    """
     total, read, read_second, plain, plain_second, outputs = sums
     share = READ if total > 0 else 0.0
     total = total.clamp(min=torch.finfo(total.dtype).tiny)
@@ -116,15 +139,14 @@ def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> KfacFac
 
 
 @contextmanager
-def _watched(
-    model: PreTrainedModel, sites: Sequence[Site]
-) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Input [B, T, C] and output [B, T, D] of each site's projection, as they appear; outputs take gradients."""
+def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Shows input [B, T, C] and output [B, T, D] of each site's projection, as they appear; outputs take gradients."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     with ExitStack() as hooks:
         for site in sites:
 
             def hook(_: nn.Module, arguments: Any, output: torch.Tensor, path: str = site.output) -> torch.Tensor:
+                # No parameter takes gradients, so those of the first site begin at its own output.
                 output = output if output.requires_grad else output.detach().requires_grad_()
                 seen[path] = arguments[0], output
                 return output
@@ -134,10 +156,13 @@ def _watched(
 
 
 def _coordinates(readout: Readout, seed: int) -> Iterator[torch.Tensor]:
-    """u, zero where the model is now."""
+    """Gives the coordinates u, [B] each, measured from where the model is now: all zero, but with slopes."""
     return readout.coordinates(replace(readout, logits=readout.logits.detach()), SAMPLES, seed)
 
 
 def _gradients(values: torch.Tensor, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Of each example's value with respect to its positions, one tensor an output."""
+    """Derives each example's value, [B], by its own positions: g, [B, T, D] for each of the outputs.
+
+    The gradient of the sum is that of each example, since no example bears on another's.
+    """
     return list(torch.autograd.grad(values.sum(), outputs, retain_graph=True))

@@ -22,18 +22,24 @@ from hf_mabprune.arms import KeepIndices
 class StandIn:
     """What takes the place of the inputs h [C] of a masked arm: their best linear prediction from all other columns.
 
-    So a mask does what removing the arm would do if the projection were refitted at once.
+    So a mask does what removing the arm would do if the projection were refitted at once. With centred inputs h, their
+    second moments H and S the columns of the arm, the ridge regression of h_S on all others, R, has the residual
+
+        h_S - H_SR (H_RR)^-1 h_R = ([H^-1]_SS)^-1 [H^-1]_S,: h,
+
+    since [H^-1]_SR = -[H^-1]_SS H_SR (H_RR)^-1 (inverse of a matrix in blocks): one inverse serves all arms.
 
     Attributes:
-        mean: [C].
-        matrix: [C, C]; (h - mean) @ matrix is what the prediction of each arm misses, on the arm's own columns.
+        mean: [C], E[h]; zeros where the projection may have no bias that takes it up.
+        matrix: [C, C], the blocks [H^-1]_:,S ([H^-1]_SS)^-1 of all arms side by side; (h - mean) @ matrix is what the
+            prediction of each arm misses, on the arm's own columns.
     """
 
     mean: torch.Tensor
     matrix: torch.Tensor
 
     def missed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., C], what each arm alone contributes that the others cannot stand in for."""
+        """[..., C] for h [..., C]: what each arm alone contributes that the others cannot stand in for."""
         return (hidden - self.mean) @ self.matrix
 
 
@@ -52,7 +58,7 @@ def masked(
             where layers differ in their number of heads. 1 keeps, 0 removes; anything between scales, and gradients
             flow to it.
         neuron_mask: {layer: [F]} or {layer: [B, F]}. For multiple choice B counts choices, not examples.
-        stand_ins: By the path of a site's projection, what comes where an arm is masked; without it, zeros.
+        stand_ins: What comes where an arm is masked, by the path of its site's projection; without it, zeros.
 
     Raises:
         ValueError: If the architecture is not supported or a mask does not fit it.
@@ -70,7 +76,7 @@ def masked(
 
 
 def keep_masks(model: PreTrainedModel, keep: KeepIndices) -> dict[str, Any]:
-    """The arguments of `masked` that remove what `keep` does not keep, on the model's device and in its dtype."""
+    """Makes the arguments of `masked` that remove what `keep` does not keep, on the model's device in its dtype."""
     masks: dict[str, dict[int, torch.Tensor]] = {"neuron": {}, "head": {}}
     for site in architecture_of(model).sites(model):
         if site.layer in keep.of(site.kind):
@@ -83,13 +89,14 @@ def keep_masks(model: PreTrainedModel, keep: KeepIndices) -> dict[str, Any]:
 def _head_mask_of_layer(
     head_mask: torch.Tensor | Mapping[int, torch.Tensor] | None, site: Site
 ) -> torch.Tensor | None:
+    """Picks [H] or [B, H] of a site's layer out of what `masked` was given."""
     if head_mask is None or isinstance(head_mask, Mapping):
         return head_mask.get(site.layer) if head_mask else None
     return head_mask if head_mask.dim() == 1 else head_mask[site.layer]
 
 
 def _columns(mask: torch.Tensor, site: Site) -> torch.Tensor:
-    """From [units] or [B, units] to a factor for the projection's input, [columns] or [B, 1, columns]."""
+    """Turns [units] or [B, units] into a factor for the projection's input, [C] or [B, 1, C]."""
     if mask.shape[-1] != site.units:
         raise ValueError(f"layer {site.layer} has {site.units} {site.kind}s, the mask has {mask.shape[-1]}")
     columns = mask.repeat_interleave(site.unit_size, dim=-1)
@@ -97,8 +104,11 @@ def _columns(mask: torch.Tensor, site: Site) -> torch.Tensor:
 
 
 def _mask(columns: torch.Tensor, stand_in: StandIn | None) -> Any:
+    """Makes the hook that masks the input of a projection by a factor, [C] or [B, 1, C]."""
+
     def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = arguments[0]
+        # h less what is missed is the prediction; a factor between 0 and 1 goes a part of the way there.
         kept = hidden * columns if stand_in is None else hidden - stand_in.missed(hidden) * (1 - columns)
         return (kept, *arguments[1:])
 

@@ -1,4 +1,8 @@
-"""Modules that run something else for a while: what was recorded, in the place of what would be computed again."""
+"""Puts other functions in the place of modules' forwards for a while.
+
+So a forward pass takes over what an earlier one recorded, instead of computing it again: the model's own code runs on
+around it, and only what has changed costs anything.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +13,12 @@ from torch import nn
 
 @contextmanager
 def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Modules run the given functions instead of their forwards, while the context is open."""
+    """Lets modules run the given functions instead of their forwards, while the context is open.
+
+    Args:
+        forwards: Function of each module, called with what the module is called with.
+    """
+    # A forward set on the instance hides that of the class; one that was there before, as Accelerate's, comes back.
     own = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
@@ -23,5 +32,5 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
 
 
 def answer(output: Any, *_: Any, **__: Any) -> Any:
-    """A forward that runs nothing."""
+    """Gives a recorded output, as a forward that runs nothing: bound to `output` it takes any arguments."""
     return output

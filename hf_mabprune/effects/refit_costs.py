@@ -1,16 +1,19 @@
-"""Removals as they are once all that stays is refitted: the search that counts on the compensation after it.
+"""Costs of removals as they are once all that stays is refitted, found before any pull.
 
 A layer whose arms stand in for each other loses little when one goes, but masking does not show it: the stand-ins have
-other weights until they are refitted. So three things are brought together:
+other weights until they are refitted. A search that counts on the compensation after it (`search.rules.refit`) brings
+three things together, each blind to something:
 
 - `along`, the cost of each arm in the order in which its layer's arms go, each removal followed by a refit of what
-  stays (`elimination`), in the metric of the outputs (`kfac`). It sees sets, but takes positions as independent.
+  stays (`obs.increases`), in the metric of the outputs (`kfac`). It sees sets, but takes positions as independent.
 - pulls with stand-ins (`masking.StandIn`): the model itself, with one arm replaced by what the others of its layer
   predict of it. They see the outputs as they are, but one arm at a time; `alone` is what `along` would say of them.
-- effects with stand-ins, from gradients (`estimates`): what pulls would say, to second order, for all arms at once.
+- effects with stand-ins, from gradients (`gradients.effects`): what pulls would say, to second order, for all arms.
 
-The cost that removals go by is `along`, corrected by measured over predicted cost of the arm alone.
-Symbols: K arms; C columns of a projection.
+The cost that removals go by is `along`, corrected by measured over predicted cost of the arm alone. With V = root(G) W
+the weights in the metric of the outputs and H = A + lambda I (`kfac.KfacFactors`), the quadratic model is
+KL ~ 1/2 tr(dV H dV'), the objective of `obs`.
+Symbols: K arms; D outputs and C columns of a projection; S the columns of one arm.
 """
 
 import time
@@ -23,19 +26,19 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.effects.masking import StandIn
+from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.obs import increases
-from hf_mabprune.effects.pulls.base import Cost
-from hf_mabprune.selection.plan import Bools, Floats, Ints, Plan
-from hf_mabprune.surgery.cut import may_have_bias
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.selection.plan import Floats, Ints
+from hf_mabprune.surgery.biases import may_have_bias
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 
 DAMPING = 0.01  # ridge, relative to the mean of the diagonal of the second moments
 MEMORY = 2**32  # bytes of second moments at a time
 MOMENTS = 4  # matrices of a site while they are summed up
-LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class RefitCosts:
     Attributes:
         along: [K], cost in nats of each arm as the last of its layer's that have gone, refitted.
         alone: [K], cost of each arm as the first.
-        stand_ins: By the path of the projection.
-        cost: Of finding this out.
+        stand_ins: What comes in the place of each arm, by the path of its site's projection.
+        cost: What finding this out took.
     """
 
     along: Floats
@@ -56,93 +59,95 @@ class RefitCosts:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch], seed: int = 0
+        cls,
+        model: PreTrainedModel,
+        arms: ArmTable,
+        task: Task,
+        batches: Sequence[Batch],
+        seed: int = 0,
+        damping: float = DAMPING,
     ) -> "RefitCosts":
-        """From one forward and a few backwards a batch, and O(C^3) a site."""
+        """Finds them out from one forward and a few backwards a batch, and O(C^3) a site.
+
+        Sites go through the model in groups, as many at a time as their moments fit into memory.
+
+        Args:
+            model: Dense model, in evaluation mode.
+            arms: All arms.
+            task: Gives the logits that count.
+            batches: Mini-batches of calibration data.
+            seed: Seed of the label draws.
+            damping: Ridge of the refits, relative to the mean of the diagonal of the second moments.
+        """
         start = time.perf_counter()
         places = {(site.kind, site.layer): site for site in architecture_of(model).sites(model)}
         sites = [(places[kind, layer], rows) for kind, layer, rows in arms.groups()]
         along, alone = np.empty(len(arms)), np.empty(len(arms))
         stand_ins: dict[str, StandIn] = {}
-        found: dict[str, KfacFactors] = {}
-        passed = 0
+        factors: dict[str, KfacFactors] = {}
+        sweeps = passes = 0
         for number, (site, rows) in enumerate(sites):
-            if not found:  # so many sites share a pass as their moments fit into memory
-                square = (site.units * site.unit_size) ** 2 * 8 * MOMENTS
-                together = [each for each, _ in sites[number : number + max(1, MEMORY // square)]]
-                found, passes = kfac_factors(model, task, batches, together, seed)
-                passed += 1
-            kfac = found.pop(site.output)
-            weight, second = in_outputs(model, site, kfac)
-            size = int(arms.units[rows].max()) * site.unit_size
-            along[rows] = increases(weight.cpu().numpy(), second.cpu().numpy(), size, len(rows), DAMPING) / 2
-            alone[rows], matrix = _apart(weight, second, _spans(arms, site, rows))
-            mean = kfac.inputs.mean if may_have_bias(model, site) else torch.zeros_like(kfac.inputs.mean)
-            stand_ins[site.output] = StandIn(mean.to(model.dtype), matrix.to(model.dtype))
+            if not factors:
+                factors, passes = kfac_factors(model, task, batches, _together(sites[number:]), seed)
+                sweeps += 1
+            kfac = factors.pop(site.output)  # freed as soon as its site is done
+            along[rows], alone[rows], stand_ins[site.output] = _costs_at(model, arms, site, rows, kfac, damping)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         seconds = time.perf_counter() - start
-        return cls(along, alone, stand_ins, Cost(0, tokens * passed, tokens * passes * passed, seconds))
-
-    def informed(self, effects: Interactions) -> "Refitted":
-        """With the effects of the arms, stand-ins in their places."""
-        shared = {name: getattr(effects, name) for name in ("effects", "slopes", "batch", "examples")}
-        return Refitted(**shared, along=self.along, alone=self.alone)
-
-
-@dataclass(frozen=True)
-class Refitted(Interactions):
-    """Effects with stand-ins, and what is known of removals one after the other.
-
-    Attributes:
-        along, alone: As those of `RefitCosts`.
-    """
-
-    along: Floats
-    alone: Floats
-
-    def remove(
-        self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float, steps: int = 1
-    ) -> tuple[Bools, Ints, Floats]:
-        """As that of `Interactions`, with rewards measured with stand-ins."""
-        scores = -self.along * self._correction(rewards)
-        kept, gone = plan.choose(scores, kept, progress)
-        return kept, gone, scores
-
-    def candidates(self, rewards: Floats) -> list[Floats]:
-        """[K] each: scores that trust the correction wholly, by half and not at all, by pulls and by effects."""
-        corrections = [self._correction(known) for known in (rewards, self.rewards())]
-        powers = [correction**trust for trust in (1.0, 0.5) for correction in corrections]
-        return [-self.along * power for power in (*powers, np.ones_like(self.along))]
-
-    def _correction(self, rewards: Floats) -> Floats:
-        """[K], measured over predicted cost."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.nan_to_num(-rewards / self.alone, nan=1.0).clip(1 / LIMIT, LIMIT)
+        return cls(along, alone, stand_ins, Cost(0, tokens * sweeps, tokens * passes * sweeps, seconds))
 
 
 def in_outputs(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> tuple[torch.Tensor, torch.Tensor]:
-    """root(G) W [D, C] and A [C, C] of a site, float64; A is centred where a bias may take up the means."""
+    """Gives V = root(G) W [D, C] and A [C, C] of a site, float64; A is centred where a bias may take up the means."""
     weight = kfac.root() @ linear_at(model, site.output).weight.detach().double()
     return weight, kfac.inputs.covariance() if may_have_bias(model, site) else kfac.inputs.second
 
 
+def _together(sites: Sequence[tuple[Site, Ints]]) -> list[Site]:
+    """Picks the sites that share a pass: as many as fit into `MEMORY`, if all were as large as the first."""
+    square = (sites[0][0].units * sites[0][0].unit_size) ** 2 * 8 * MOMENTS
+    return [site for site, _ in sites[: max(1, MEMORY // square)]]
+
+
+def _costs_at(
+    model: PreTrainedModel, arms: ArmTable, site: Site, rows: Ints, kfac: KfacFactors, damping: float
+) -> tuple[Floats, Floats, StandIn]:
+    """Gives `along` and `alone` of the arms of a site, and their stand-ins.
+
+    Args:
+        rows: Arms of the site, in the order of their columns.
+        damping: As that of `RefitCosts.of`.
+    """
+    weight, second = in_outputs(model, site, kfac)
+    size = int(arms.units[rows].max()) * site.unit_size
+    along = increases(weight.cpu().numpy(), second.cpu().numpy(), size, len(rows), damping) / 2
+    alone, matrix = _apart(weight, second, _spans(arms, site, rows), damping)
+    mean = kfac.inputs.mean if may_have_bias(model, site) else torch.zeros_like(kfac.inputs.mean)
+    return along, alone, StandIn(mean.to(model.dtype), matrix.to(model.dtype))
+
+
 def _spans(arms: ArmTable, site: Site, rows: Ints) -> list[slice]:
-    """Columns of each arm of a site."""
+    """Gives the columns S of each arm of a site."""
     return [slice(int(arms.start[row]) * site.unit_size, int(arms.stop[row]) * site.unit_size) for row in rows]
 
 
-def _apart(weight: torch.Tensor, second: torch.Tensor, spans: Sequence[slice]) -> tuple[Floats, torch.Tensor]:
-    """Each arm of a site by itself.
+def _apart(
+    weight: torch.Tensor, second: torch.Tensor, spans: Sequence[slice], damping: float
+) -> tuple[Floats, torch.Tensor]:
+    """Removes each arm of a site by itself, as `obs` does it first in its order.
 
     Args:
-        weight: [D, C] in the metric of the outputs.
-        second: [C, C].
+        weight: V, [D, C], in the metric of the outputs.
+        second: A, [C, C].
+        spans: Columns S of each arm.
+        damping: As that of `RefitCosts.of`.
 
     Returns:
-        Costs, 1/2 tr(W_S ([H^-1]_SS)^-1 W_S') for the columns S of each arm; and the matrix of `StandIn`,
-        [H^-1]_:S ([H^-1]_SS)^-1 side by side.
+        Costs, 1/2 tr(V_S ([H^-1]_SS)^-1 V_S') for the columns S of each arm; and the matrix of `StandIn`,
+        [H^-1]_:,S ([H^-1]_SS)^-1 side by side. The refit of W is dW = -W_S times that block transposed (see `obs`), so
+        that W + dW on h, and W on h with the stand-in, are one and the same.
     """
-    ridge = DAMPING * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
+    ridge = damping * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
     inverse = torch.linalg.inv(second + ridge * torch.eye(len(second), dtype=second.dtype, device=second.device))
     matrix, costs = torch.empty_like(inverse), []
     for span in spans:
@@ -150,3 +155,10 @@ def _apart(weight: torch.Tensor, second: torch.Tensor, spans: Sequence[slice]) -
         matrix[:, span] = torch.linalg.solve(own, inverse[span]).T
         costs.append(float((torch.linalg.solve(own, weight[:, span].T) * weight[:, span].T).sum()) / 2)
     return np.array(costs), matrix
+
+
+def memory(sizes: Sizes) -> tuple[int, int]:
+    """Estimates bytes: of the second moments while costs are found, and of the stand-ins that are kept."""
+    squares = sizes.squares
+    moments = MOMENTS * max(min(MEMORY // MOMENTS, sum(squares)), max(squares))
+    return moments, sizes.item * sum(squares) // 8

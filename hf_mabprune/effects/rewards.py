@@ -1,7 +1,8 @@
 """From what a pull measured to a reward, per example; higher = safer to remove. Pure functions.
 
-Symbols: B examples, P positions that count, C classes or vocabulary; S the context (arms already removed), a the arm.
-Each reward compares the model without S + a to the model without S, on the same examples.
+Each reward compares the model without S + a to the model without S, on the same examples, from three observations: of
+the dense model, in the context and pulled. KL(S) and L(S) are divergence from the dense model and loss without S.
+Symbols: A arms, B examples; S the context (arms already removed), a the arm.
 """
 
 from collections.abc import Callable
@@ -26,24 +27,26 @@ class Observation:
     correct: torch.Tensor
 
 
-def loss(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
-    """The paper's reward: the signed fall in loss, L(S) - L(S + a) (arXiv 2606.07615)."""
+def loss(dense: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """Gives the paper's reward: the signed fall in loss, L(S) - L(S + a) (arXiv 2606.07615)."""
     return context.loss - pulled.loss
 
 
-def kl(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
-    """How little the output moves from the dense model's: KL(S) - KL(S + a). The default: it punishes movement,
-    so removals that each lower the loss a little do not add up to a destroyed model."""
+def kl(dense: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """Measures how little the output moves from the dense model's: KL(S) - KL(S + a).
+
+    The default: it punishes movement, so removals that each lower the loss a bit do not add up to a destroyed model.
+    """
     return context.kl - pulled.kl
 
 
-def squared(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
-    """Squared change of each example's loss from the dense model's, before minus after."""
-    return (context.loss - original.loss).square() - (pulled.loss - original.loss).square()
+def squared(dense: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """Compares squared changes of each example's loss from the dense L0: (L(S) - L0)^2 - (L(S + a) - L0)^2."""
+    return (context.loss - dense.loss).square() - (pulled.loss - dense.loss).square()
 
 
-def accuracy(original: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
-    """Change in accuracy, correct(S + a) - correct(S)."""
+def accuracy(dense: Observation, context: Observation, pulled: Observation) -> torch.Tensor:
+    """Gives the change in accuracy, correct(S + a) - correct(S)."""
     return pulled.correct - context.correct
 
 

@@ -1,139 +1,134 @@
 """The rows of the report: the dense model, the pruned one and random draws of the same size, on the same data."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from accelerate import Accelerator
-from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_mabprune.arms import KINDS, ArmTable, Bools, Ints
-from hf_mabprune.compensation import Compensation, CompensationFigures, DenseReference, compensate
+from hf_mabprune.arms import KINDS, ArmTable, Bools
+from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.bounds import upper_mean, upper_share
-from hf_mabprune.evaluation.quality import (
-    Evaluation,
-    Forward,
-    evaluate,
-    forward_of,
-    masked_forward_of,
-    measure_latency,
-)
+from hf_mabprune.evaluation.latency import measure_latency
+from hf_mabprune.evaluation.quality import Evaluation, Forward, evaluate, forward_of, masked_forward_of
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
 from hf_mabprune.recovery.recover import RecoveryFigures
-from hf_mabprune.search.loop import SearchResult
-from hf_mabprune.selection.plan import Plan, round_widths
-from hf_mabprune.surgery.cut import prune_copy
-from hf_mabprune.tasks.base import Batch, Task, task_for_model
-from hf_mabprune.tasks.readout import Readout, ReadoutCache
+from hf_mabprune.search.result import SearchResult
+from hf_mabprune.selection.selected import Selection
+from hf_mabprune.session import Session
+from hf_mabprune.surgery.cut import cut
+from hf_mabprune.tasks.lookup import task_for_model
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which arms stay, and by which plan.
+class Comparison:
+    """Measures smaller models beside the dense one, on splits that the search never saw.
 
-    Attributes:
-        kept: [K].
-        reason: Why the plan's layout is what it is.
+    What the dense model says is read from the record of the session; only the latency runs both models, in turns,
+    for a ratio of times that were taken apart would be one of noise.
     """
 
-    plan: Plan
-    kept: Bools
-    multiple: int
-    min_neurons: int
-    reason: str = ""
-
-    @classmethod
-    def along(cls, plan: Plan, order: Ints, multiple: int, min_neurons: int, reason: str = "") -> "Selection":
-        """The selection that follows an order of removal, [K] first removed first, from the whole model on."""
-        scores = np.empty(len(order))
-        scores[order] = -np.arange(1, len(order) + 1, dtype=float)
-        kept, _ = plan.choose(scores * plan.cost(), np.ones(len(order), dtype=bool))
-        return cls(plan, kept, multiple, min_neurons, reason).rounded(order)
-
-    def rounded(self, order: Ints) -> "Selection":
-        """With kept FFN widths moved to the multiple; `uniform` plans step by it already."""
-        if self.plan.layout == "uniform" or self.multiple == 1:
-            return self
-        return replace(self, kept=round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons))
-
-    def random(self, seed: int) -> "Selection":
-        """The same target, layout, floors and rounding, with arms drawn at random whatever they cost."""
-        plan, rng = self.plan, np.random.default_rng(seed)
-        scores = rng.random(len(plan.arms)) * plan.cost()
-        kept, _ = plan.choose(scores, np.ones(len(scores), dtype=bool))
-        return replace(self, kept=kept).rounded(np.argsort(-scores))
-
-
-@dataclass(frozen=True)
-class Session:
-    """Measures models on the splits that the search never saw.
-
-    Attributes:
-        model: The dense model.
-        batches: purpose -> batches.
-        tokens: T, length of the sequence that MACs are counted for.
-        training: Encoded examples of the calibration split for recovery, where the run asks for it.
-        compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
-        cache: What the dense model says, by split and number of the batch.
-    """
-
-    model: PreTrainedModel
-    task: Task
-    arms: ArmTable
-    batches: Mapping[str, Sequence[Batch]]
-    tokens: int
-    totals: dict[str, int]
-    accelerator: Accelerator
-    compensation: Compensation | None = None
-    training: Dataset | None = None
-    cache: ReadoutCache = field(default_factory=ReadoutCache, repr=False)
+    session: Session
 
     @cached_property
-    def reference(self) -> DenseReference:
-        """The dense model on calibration data, for the compensation of every selection."""
-        return DenseReference.on(self.model, self.task, self.batches["calibration"])
-
-    def cut(self, selection: "Selection") -> tuple[PreTrainedModel, CompensationFigures | None]:
-        """The smaller model, refitted where the run asks for it."""
-        keep = self.arms.kept_units(selection.kept)
-        small = prune_copy(self.model, keep, selection.plan.layout)
-        done = compensate(self.compensation, self.reference, small, keep) if self.compensation else None
-        return small, done
-
-    def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
-        """The model with only `kept` arms, by masking."""
-        forward = masked_forward_of(self.model, self.task, self.arms.kept_units(kept))
-        original = self.originals(split)
-        return evaluate(forward, self.task, self.batches[split], self.accelerator, original, intervals)
-
-    def originals(self, split: str) -> Forward:
-        """The dense model, from the cache where its logits fit."""
-
-        def forward(number: int, batch: Batch) -> Readout:
-            return self.cache.get((split, number), lambda: self.task.readout(self.model, batch))
-
-        return forward
-
-    @cached_property
-    def baseline(self) -> Evaluation:
+    def dense(self) -> Evaluation:
         """The dense model on the test split.
 
         Raises:
             ValueError: If its loss is not finite.
         """
-        found = evaluate(self.originals("test"), self.task, self.batches["test"], self.accelerator)
-        if broken := int((~np.isfinite(found.scores.losses)).sum()):
+        evaluation = self.measured(self._dense_on("test"), "test", beside_dense=False)
+        if broken := int((~np.isfinite(evaluation.scores.losses)).sum()):
             raise ValueError(
-                f"the dense model's loss on {broken:,} of {len(found.kl):,} test examples is not finite: "
+                f"the dense model's loss on {broken:,} of {len(evaluation.kl):,} test examples is not finite: "
                 "look for broken examples or weights, or use dtype float32"
             )
-        return found
+        return evaluation
 
-    def before_and_after(
+    def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
+        """Measures the dense model with only `kept` arms, [K], by masking."""
+        session = self.session
+        forward = masked_forward_of(session.dense, session.task, session.arms.kept_units(kept))
+        return self.measured(forward, split, intervals=intervals)
+
+    def measured(
+        self, forward: Forward, split: str, beside_dense: bool = True, intervals: bool = True
+    ) -> Evaluation:
+        """Measures a forward pass over a split.
+
+        Args:
+            forward: Forward pass of a model.
+            split: Name of the split.
+            beside_dense: Whether the KL divergence from the dense model is measured too.
+            intervals: Whether to bootstrap them.
+        """
+        session = self.session
+        dense = self._dense_on(split) if beside_dense else None
+        return evaluate(forward, session.task, session.batches[split], session.accelerator, dense, intervals)
+
+    def _dense_on(self, split: str) -> Forward:
+        """What the dense model says on a split, from the record."""
+        return lambda number, batch: self.session.dense_on(split, number, batch)
+
+    def report(
+        self,
+        settings: PruneConfig,
+        selection: Selection,
+        small: PreTrainedModel,
+        refitted: CompensationFigures | None,
+        trained: RecoveryFigures | None,
+        found: SearchResult,
+        cost: Cost,
+    ) -> Report:
+        """Measures one size, and gathers every figure but those of the files on disk.
+
+        Args:
+            settings: Run settings, with the one target of this size.
+            selection: Arms that stay.
+            small: The smaller model, with the weights that will be saved.
+            refitted: What its compensation did.
+            trained: What its recovery did.
+            found: The finished search.
+            cost: Of the search.
+        """
+        session, task = self.session, self.session.task
+        before, after = self._before_and_after(small, selection.kept, refitted.parameters if refitted else 0)
+        return Report(
+            model=settings.model.name,
+            architecture=session.dense.config.model_type,
+            task=settings.task.type or task_for_model(type(session.dense).__name__, session.dense.config),
+            dataset=settings.task.dataset.path,
+            layout=selection.plan.layout,
+            layout_reason=selection.reason,
+            target=settings.prune.target.fractions(),
+            seed=settings.seed,
+            device=session.accelerator.device.type,
+            sequence_length=session.tokens,
+            main_metric=task.main_metric,
+            greater_is_better=task.greater_is_better,
+            before=before,
+            after=after,
+            random=[self.random(selection, seed) for seed in range(settings.output.random_seeds)],
+            kept=kept_counts(session.arms, selection),
+            search=self._search_figures(settings, found, cost),
+            compensation={"name": settings.compensation, **asdict(refitted)} if refitted else None,
+            recovery=asdict(trained) if trained else None,
+            warnings=warnings_of(selection, found, refitted, trained, after),
+        )
+
+    def random(self, selection: Selection, seed: int) -> RandomFigures:
+        """Measures one draw of the random control; by masking, which equals cutting, unless it is refitted."""
+        session, drawn = self.session, selection.random(seed)
+        if not session.compensation:
+            return RandomFigures(seed, self._figures(self.masked(drawn.kept, "test"), drawn.kept))
+        keep = session.arms.kept_units(drawn.kept)
+        small = cut(session.dense, keep, drawn.plan.layout)
+        refitted = session.refit(small, keep)
+        return RandomFigures(seed, self._tested(small, drawn.kept, refitted.parameters if refitted else 0))
+
+    def _before_and_after(
         self, small: PreTrainedModel, kept: Bools, biases: int
     ) -> tuple[ModelFigures, ModelFigures]:
         """The dense and the cut model on the test split, with latencies measured in turns.
@@ -141,37 +136,26 @@ class Session:
         Args:
             biases: Parameters that the compensation added.
         """
-        test, before = self.batches["test"], self.baseline
-        after = self._tested(small)
-        slow, fast = measure_latency([self.model, small], self.task, test[len(test) // 2])
-        everything = np.ones(len(kept), dtype=bool)
-        return (
-            replace(self._figures(before, everything), latency_ms=slow),
-            replace(self._figures(after, kept, biases), latency_ms=fast),
-        )
+        session, test = self.session, self.session.batches["test"]
+        before = self._figures(self.dense, np.ones(len(kept), dtype=bool))
+        after = self._tested(small, kept, biases)
+        slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])
+        return replace(before, latency_ms=slow), replace(after, latency_ms=fast)
 
-    def random(self, selection: Selection, seed: int) -> RandomFigures:
-        """One draw of the random control on the test split; by masking, which equals cutting, unless refitted."""
-        drawn = selection.random(seed)
-        if not self.compensation:
-            return RandomFigures(seed, self._figures(self.masked(drawn.kept, "test"), drawn.kept))
-        small, done = self.cut(drawn)
-        return RandomFigures(seed, self._figures(self._tested(small), drawn.kept, done.parameters if done else 0))
-
-    def _tested(self, small: PreTrainedModel) -> Evaluation:
+    def _tested(self, small: PreTrainedModel, kept: Bools, biases: int) -> ModelFigures:
         """A cut model on the test split."""
-        forward = forward_of(small, self.task)
-        return evaluate(forward, self.task, self.batches["test"], self.accelerator, self.originals("test"))
+        return self._figures(self.measured(forward_of(small, self.session.task), "test"), kept, biases)
 
     def _figures(self, evaluation: Evaluation, kept: Bools, biases: int = 0) -> ModelFigures:
-        gone = {kind: int(self.arms.parameters[(self.arms.kind == kind) & ~kept].sum()) for kind in ("neuron", "head")}
-        pruned = evaluation is not self.baseline
+        arms, totals = self.session.arms, self.session.totals
+        gone = {kind: int(arms.parameters[(arms.kind == kind) & ~kept].sum()) for kind in KINDS}
+        pruned = evaluation is not self.dense
         changed = self._changed(evaluation) if pruned else None
         return ModelFigures(
-            parameters=self.totals["parameters"] - sum(gone.values()) + biases,
-            ffn_parameters=self.totals["ffn_parameters"] - gone["neuron"],
-            attention_parameters=self.totals["attention_parameters"] - gone["head"],
-            macs=self.totals["macs"] - int(self.arms.macs[~kept].sum()),
+            parameters=totals["parameters"] - sum(gone.values()) + biases,
+            ffn_parameters=totals["ffn_parameters"] - gone["neuron"],
+            attention_parameters=totals["attention_parameters"] - gone["head"],
+            macs=totals["macs"] - int(arms.macs[~kept].sum()),
             loss=evaluation.loss,
             kl=float(evaluation.kl.mean()),
             metrics=evaluation.metrics,
@@ -183,71 +167,34 @@ class Session:
 
     def _changed(self, evaluation: Evaluation) -> Bools | None:
         """[N], which answers are others than the dense model's; None where answers are no single classes."""
-        if not (self.task.predicts_classes and self.task.reads_one_position):
+        task = self.session.task
+        if not (task.predicts_classes and task.reads_one_position):
             return None
-        return np.asarray(evaluation.scores.predicted != self.baseline.scores.predicted)
+        return np.asarray(evaluation.scores.predicted != self.dense.scores.predicted)
 
-
-def make_report(
-    settings: PruneConfig,
-    session: Session,
-    selection: Selection,
-    small: PreTrainedModel,
-    done: CompensationFigures | None,
-    trained: RecoveryFigures | None,
-    found: SearchResult,
-    cost: Cost,
-) -> Report:
-    """Every figure but those of the files on disk.
-
-    Args:
-        settings: With the one target of this size.
-        small: The cut model.
-        done: What its compensation did.
-        trained: What its recovery did.
-    """
-    task = session.task
-    before, after = session.before_and_after(small, selection.kept, done.parameters if done else 0)
-    return Report(
-        model=settings.model.name,
-        architecture=session.model.config.model_type,
-        task=settings.task.type or task_for_model(type(session.model).__name__, session.model.config),
-        dataset=settings.task.dataset.path,
-        layout=selection.plan.layout,
-        layout_reason=selection.reason,
-        target=settings.prune.target.fractions(),
-        seed=settings.seed,
-        device=session.accelerator.device.type,
-        sequence_length=session.tokens,
-        main_metric=task.main_metric,
-        greater_is_better=task.greater_is_better,
-        before=before,
-        after=after,
-        random=[session.random(selection, seed) for seed in range(settings.output.random_seeds)],
-        kept=kept_counts(session.arms, selection),
-        search=SearchFigures(
-            policy=dict(settings.search.policy),
+    def _search_figures(self, settings: PruneConfig, found: SearchResult, cost: Cost) -> SearchFigures:
+        by_pulls = settings.search.criterion is None
+        return SearchFigures(
+            policy=dict(settings.search.policy) if by_pulls else {},
+            criterion=settings.search.criterion,
+            rule=settings.resolved_rule() if by_pulls else {},
             reward=settings.search.reward,
-            arms=len(session.arms),
+            arms=len(self.session.arms),
             pulls=cost.pulls,
-            forward_tokens=cost.forward_tokens,
-            backward_tokens=cost.backward_tokens,
+            forward_tokens=round(cost.forward_tokens),
+            backward_tokens=round(cost.backward_tokens),
             seconds=cost.seconds,
-            processes=session.accelerator.num_processes,
+            processes=self.session.accelerator.num_processes,
             stopped_because=found.stopped_because,
             rounds=[asdict(done) for done in found.rounds],
             broken_batches=list(found.broken),
-        ),
-        compensation={"name": settings.compensation, **asdict(done)} if done else None,
-        recovery=asdict(trained) if trained else None,
-        warnings=warnings_of(selection, found, done, trained, after),
-    )
+        )
 
 
 def warnings_of(
     selection: Selection,
     found: SearchResult,
-    done: CompensationFigures | None,
+    refitted: CompensationFigures | None,
     trained: RecoveryFigures | None,
     after: ModelFigures,
 ) -> list[str]:
@@ -259,7 +206,7 @@ def warnings_of(
     if (~selection.kept & found.kept).any():
         beyond = int((~selection.kept & found.kept).sum())
         said.append(f"{beyond} arms beyond the target of the search were removed by their last scores, not in context")
-    left = [site for site in done.sites if not site.refitted] if done else []
+    left = [site for site in refitted.sites if not site.refitted] if refitted else []
     if left:
         sites = ", ".join(f"{site.kind}s of layer {site.layer} ({site.reason})" for site in left)
         said.append(f"the compensation left alone: {sites}")

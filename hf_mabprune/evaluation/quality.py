@@ -3,8 +3,6 @@
 Symbols: N examples of a split; B batch, T tokens.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,15 +12,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
-from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.effects.masking import keep_masks, masked
-from hf_mabprune.runtime import threads
-from hf_mabprune.tasks.base import Batch, Task
-from hf_mabprune.tasks.readout import Readout, Scores
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.scores import Scores
 
 Forward = Callable[[int, Batch], Readout]  # number of the batch in its split, batch
 RESAMPLES = 1000
@@ -83,7 +80,7 @@ def evaluate(
     """
     found = []
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batches[number].items()}
+        batch = to_device(batches[number], accelerator.device)
         readout = forward(number, batch)
         kl = torch.zeros(len(readout.targets), dtype=torch.float64)
         if original is not None:
@@ -141,61 +138,3 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
-
-
-def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """`parameters` of the whole model (tied ones once), `ffn_parameters` and `attention_parameters` of its sites."""
-    counts = {"neuron": 0, "head": 0}
-    for site in architecture_of(model).sites(model):
-        for path in site.linears():
-            counts[site.kind] += sum(p.numel() for p in model.base_model.get_submodule(path).parameters())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": total, "ffn_parameters": counts["neuron"], "attention_parameters": counts["head"]}
-
-
-@torch.inference_mode()
-def count_macs(model: PreTrainedModel, tokens: int, one_sequence: tuple[int, ...] = (1,)) -> int:
-    """Multiply-accumulates of one forward pass over one sequence: all Linear modules, and the attention products.
-
-    Attention is counted over the full T x T matrix, causal or not.
-
-    Args:
-        tokens: T.
-        one_sequence: Shape of a batch of one sequence without its tokens, as the task has it.
-    """
-    macs = 0
-
-    def count(module: nn.Linear, arguments: tuple[torch.Tensor, ...]) -> None:
-        nonlocal macs
-        positions = arguments[0].numel() // arguments[0].shape[-1]
-        macs += positions * module.in_features * module.out_features
-
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [module.register_forward_pre_hook(count) for module in linears]
-    try:
-        ids = torch.ones(*one_sequence, tokens, dtype=torch.long, device=model.device)
-        model(input_ids=ids, attention_mask=ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for site in architecture_of(model).sites(model):
-        if site.kind == "head":
-            macs += 2 * tokens * tokens * site.units * site.unit_size
-    return macs
-
-
-@torch.inference_mode()
-def measure_latency(models: Sequence[PreTrainedModel], task: Task, batch: Batch, repeats: int = 15) -> list[float]:
-    """Median milliseconds of one forward pass over a batch, the models taking turns so that noise hits them alike."""
-    times: list[list[float]] = [[] for _ in models]
-    with threads.fixed():
-        for repeat in range(repeats + 2):
-            for model, taken in zip(models, times, strict=True):
-                inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                start = time.perf_counter()
-                task.readout(model, inputs)
-                if model.device.type == "cuda":
-                    torch.cuda.synchronize()
-                if repeat >= 2:  # the first two warm up
-                    taken.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(taken) for taken in times]

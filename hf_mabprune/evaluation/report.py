@@ -56,7 +56,14 @@ class RandomFigures:
 
 @dataclass(frozen=True)
 class SearchFigures:
-    """What the search did and cost."""
+    """What the search did and cost.
+
+    Attributes:
+        policy: Bandit policy and its options; empty where a criterion chose alone.
+        rounds: What every round did (`search.result.Round`).
+        rule: Removal rule and its options; empty where a criterion chose alone.
+        criterion: Name and options of the criterion that chose alone; None where pulls were made.
+    """
 
     policy: dict[str, Any]
     reward: str
@@ -69,6 +76,8 @@ class SearchFigures:
     stopped_because: str
     rounds: list[dict[str, Any]]
     broken_batches: list[int] = field(default_factory=list)
+    rule: dict[str, Any] = field(default_factory=dict)
+    criterion: str | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class ConfidenceSequence:
     @classmethod
     def sums(cls) -> list[str]:
         """Names of the arrays that make up the state."""
-        return [each.name for each in fields(cls) if not each.init]
+        return [array.name for array in fields(cls) if not array.init]
 
     def add(self, arms: Ints, values: Floats) -> None:
         """Takes in one value of each of some different arms, [n], in [0, 1].
@@ -56,11 +56,12 @@ class ConfidenceSequence:
         """
         if ((values < 0) | (values > 1)).any():
             raise ValueError("values of a confidence sequence must be in [0, 1]")
-        count = self.count[arms] + 1
+        count = self.count[arms] + 1  # i; mean and variance are those of the i - 1 values before this one
         mean = (0.5 + self.total[arms]) / count
         variance = (0.25 + self.spread[arms]) / count
         rate = np.minimum(0.5, np.sqrt(2 * np.log(1 / self.alpha) / (variance * count * np.log1p(count))))
         squared = (values - mean) ** 2
+        # lambda_i and mean_{i-1} must not depend on x_i, or theorem 2 fails: sums take x_i in only from here on.
         self.count[arms] = count
         self.total[arms] += values
         self.spread[arms] += (values - (0.5 + self.total[arms]) / (count + 1)) ** 2

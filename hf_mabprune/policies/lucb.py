@@ -5,13 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.policies.base import POLICIES, Bools, Floats, Ints, Policy
+from hf_mabprune.policies.base import POLICIES, Choose, Floats, Ints
+from hf_mabprune.policies.set_policy import SetPolicy
 from hf_mabprune.registry import option
 
 
 @POLICIES.register("lucb")
 @dataclass(kw_only=True)
-class LUCB(Policy):
+class LUCB(SetPolicy):
     """Lower and upper confidence bounds of the m safest arms.
 
     With R the set that would go by the means, the arms are in doubt on which R differs from the set that would go if
@@ -24,64 +25,52 @@ class LUCB(Policy):
     several kinds and layers are after Chen et al. 2014.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (*Policy.STATE, "seen", "total", "turn")
+    STATE: ClassVar[tuple[str, ...]] = (*SetPolicy.STATE, "total", "turn")
 
     confidence: float = option(0.95, "probability that a round that ends by itself has the right set, in (0, 1)")
     tolerance: float = option(0.0, "overlap of bounds across the boundary that is let pass, of the range of rewards")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0.0 < self.confidence < 1.0:
             raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
         if not 0.0 <= self.tolerance < 1.0:
             raise ValueError(f"tolerance must be in [0, 1), got {self.tolerance}")
-        self._restart()
+        super().__post_init__()
 
     def _restart(self) -> None:
-        """Bounds of a new context."""
-        self.seen = np.zeros(self.arms)  # [K], pulls in this context
-        self.total = np.zeros(self.arms)  # [K], sum of their rewards
+        super()._restart()
+        self.total = np.zeros(self.arms)  # [K], sum of the rewards of this context
         self.turn = 0  # t
 
     def select(self, k: int) -> Ints:
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        self.turn += 1
-        if self.choose is None:
-            return self.largest(-self.seen, k)
-        unseen = self.alive & (self.seen == 0)
+        if k > 0:  # a call that is refused is no choice
+            self.turn += 1
+        return super().select(k)
+
+    def _select(self, k: int, choose: Choose) -> Ints:
+        unseen = self.unseen()
         if unseen.any():
-            return self.largest(np.where(unseen, 0.0, -np.inf), min(k, int(unseen.sum())))
+            return self.largest_of(unseen, np.zeros(self.arms), k)
         lower, upper = self.bounds()
-        going = self.alive & ~self.choose(self.here())
-        slack = self.tolerance / 2
-        doubtful = self.alive & ~self.choose(np.where(going, lower + slack, upper - slack))
-        doubt = (going != doubtful) & (self.seen < self.batches)
+        going = self.going(choose, self.here())
+        slack = self.tolerance / 2  # bounds that overlap by less than the tolerance do not overlap
+        doubt = self.changing(choose, going, lower + slack, upper - slack) & (self.seen < self.batches)
         sides = [(doubt & going, -lower, (k + 1) // 2), (doubt & ~going, upper, k // 2)]
-        chosen = [
-            self.largest(np.where(side, index, -np.inf), min(number, int(side.sum())))
-            for side, index, number in sides
-            if side.any() and number
-        ]
+        chosen = [self.largest_of(side, index, number) for side, index, number in sides if side.any() and number]
         return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
     def here(self) -> Floats:
         """[K], mean reward in this context, mapped to [0, 1]; 0.5 where there is none."""
-        means = np.divide(self.total, self.seen, out=np.zeros(self.arms), where=self.seen > 0)
-        return np.where(self.seen > 0, self.unit(means), 0.5)
+        return np.where(self.seen > 0, self.unit(self.per_pull(self.total)), 0.5)
 
     def bounds(self) -> tuple[Floats, Floats]:
         """[K] each, lower and upper bound of the mapped mean; a point for an arm that has met every batch."""
+        # beta(n, t) = sqrt(ln(k_1 K t^4 / delta) / (2 n)) with k_1 = 5/4
         logarithm = np.log(1.25 * self.arms * max(self.turn, 1) ** 4 / (1 - self.confidence))
         radius = np.sqrt(logarithm / (2 * np.maximum(self.seen, 1.0)))
-        radius = np.where(self.seen >= self.batches, 0.0, radius) if self.batches else radius
+        radius = np.where(self.exhausted(), 0.0, radius)
         return self.here() - radius, self.here() + radius
 
     def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:
         super()._take_in(arms, rewards)
-        np.add.at(self.seen, arms, 1.0)
         np.add.at(self.total, arms, rewards)
-
-    def new_context(self, kept: Bools) -> None:
-        super().new_context(kept)
-        self._restart()

@@ -5,14 +5,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.policies.base import POLICIES, Bools, Choose, Floats, Ints, Policy
+from hf_mabprune.policies.base import POLICIES, Choose, Floats, Ints
 from hf_mabprune.policies.confidence_sequence import ConfidenceSequence
+from hf_mabprune.policies.set_policy import SetPolicy
 from hf_mabprune.registry import option
 
 
 @POLICIES.register("race")
 @dataclass(kw_only=True)
-class Race(Policy):
+class Race(SetPolicy):
     """Combinatorial lower-upper confidence bounds on paired batches, with control variates.
 
     Each round has a set R that would go by the means, and the set that would go if every arm of R were as bad, and
@@ -24,8 +25,8 @@ class Race(Policy):
     Where a control is given (an estimate of the same reward on the same batch whose mean over all batches is known),
     its error on the batch is taken off the reward: mean = known mean + mean of (reward - control).
 
-    Intervals are those of `intervals.ConfidenceSequence`, alpha = (1 - confidence) / (2 K) a side, on (reward -
-    control) mapped to [0, 1] and clipped. Where no range is given it comes from the first pulls of a round, widened by
+    Intervals are those of `ConfidenceSequence`, alpha = (1 - confidence) / (2 K) a side, on (reward - control) mapped
+    to [0, 1] and clipped. Where no range is given it comes from the first pulls of a round, widened by
     half on either side; those pulls then count for the means alone. What holds at all times is that the clipped means
     are inside.
 
@@ -34,7 +35,7 @@ class Race(Policy):
     """
 
     STATE: ClassVar[tuple[str, ...]] = (
-        *Policy.STATE, "means_seen", "seen", "known", "informed", "bottom", "top", "ranged", "sequence_state",
+        *SetPolicy.STATE, "means_seen", "known", "informed", "bottom", "top", "ranged", "sequence_state",
     )  # fmt: skip
 
     confidence: float = option(0.95, "probability that all intervals of a round hold at all times, in (0, 1)")
@@ -42,21 +43,19 @@ class Race(Policy):
     highest: float | None = option(None, "largest one")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0.0 < self.confidence < 1.0:
             raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
         if (self.lowest is None) != (self.highest is None) or (self.lowest or 0.0) > (self.highest or 0.0):
             raise ValueError(f"lowest and highest go together, in order, got {self.lowest} and {self.highest}")
-        self.informed = False
-        self._restart()
+        super().__post_init__()
+        self.informed = False  # whether controls with known means are given
 
     def _restart(self) -> None:
-        """Intervals of a new context."""
+        super()._restart()
         self.sequence = ConfidenceSequence(self.arms, (1 - self.confidence) / (2 * self.arms))
         self.means_seen = np.zeros(self.arms)  # [K], sum of (reward - control) in this context
-        self.seen = np.zeros(self.arms)  # [K], and their number
         self.known = np.zeros(self.arms)  # [K], known mean of the control
-        self.ranged = self.lowest is not None
+        self.ranged = self.lowest is not None  # whether the range of intervals is settled
         self.bottom, self.top = float(self.lowest or 0.0), float(self.highest or 0.0)
 
     def begin(self, choose: Choose, batches: int, known: Floats | None = None, budget: int | None = None) -> None:
@@ -65,35 +64,30 @@ class Race(Policy):
         if known is not None:
             self.known = known.copy()
 
-    def select(self, k: int) -> Ints:
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if self.choose is None:
-            return self.largest(-self.seen, k)
+    def _select(self, k: int, choose: Choose) -> Ints:
         if not self.informed:  # without a prior every arm is looked at once
-            unseen = self.alive & (self.seen == 0)
+            unseen = self.unseen()
             if unseen.any():
-                return self.largest(np.where(unseen, 0.0, -1.0), min(k, int(unseen.sum())))
+                return self.largest_of(unseen, np.zeros(self.arms), k)
         elif not self.ranged:  # any arms tell how far controls are off
             return self.draw(np.zeros(self.arms), k)
-        means, (lower, upper) = self.means(), self.intervals()
-        going = self.alive & ~self.choose(means)
-        doubtful = self.alive & ~self.choose(np.where(going, lower, upper))
-        doubt = self.alive & (going != doubtful) & (self.seen < self.batches)
+        lower, upper = self.intervals()
+        doubt = self.changing(choose, self.going(choose, self.means()), lower, upper) & (self.seen < self.batches)
         if not doubt.any():
             return np.empty(0, dtype=np.int64)
-        return self.largest(np.where(doubt, upper - lower, -np.inf), min(k, int(doubt.sum())))
+        return self.largest_of(doubt, upper - lower, k)
 
     def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:
         super()._take_in(arms, rewards)
         corrected = rewards if controls is None else rewards - controls
         np.add.at(self.means_seen, arms, corrected)
-        np.add.at(self.seen, arms, 1.0)
         if self.ranged:
             mapped = np.clip((corrected - self.bottom) / (self.top - self.bottom), 0.0, 1.0)
             for turn in _turns(arms):
                 self.sequence.add(arms[turn], mapped[turn])
             return
+        # The first pulls set the range and are not counted in intervals: a range that was fitted to them says nothing
+        # about how far they are from their mean.
         spread = float(corrected.max() - corrected.min()) or max(abs(float(corrected.max())), 1e-12)
         self.bottom, self.top = float(corrected.min()) - spread / 2, float(corrected.max()) + spread / 2
         self.ranged = True
@@ -103,23 +97,18 @@ class Race(Policy):
         lower, upper = self.sequence.bounds()
         scale = self.top - self.bottom
         lower, upper = (self.known + self.bottom + scale * bound for bound in (lower, upper))
-        exact = (self.seen >= self.batches) if self.batches else np.zeros(self.arms, dtype=bool)
-        means = self.means()
+        exact, means = self.exhausted(), self.means()
         return np.where(exact, means, lower), np.where(exact, means, upper)
 
     def means(self) -> Floats:
         """[K], mean reward in this context, by the control where there is one; those of earlier contexts elsewhere."""
-        here = np.divide(self.means_seen, self.seen, out=np.zeros(self.arms), where=self.seen > 0) + self.known
+        here = self.per_pull(self.means_seen) + self.known
         return here if self.informed else np.where(self.seen > 0, here, super().means())
 
     def scores(self) -> Floats:
         if not self.informed:
             return super().scores()
         return np.where(self.alive, self.means(), super().scores())
-
-    def new_context(self, kept: Bools) -> None:
-        super().new_context(kept)
-        self._restart()
 
     @property
     def sequence_state(self) -> Floats:
@@ -133,7 +122,7 @@ class Race(Policy):
 
 
 def _turns(arms: Ints) -> list[Ints]:
-    """Places of a list of arms, so split that no arm occurs twice in a part, in order."""
+    """Splits the places of a list of arms so that no arm occurs twice in a part, in order."""
     order = np.argsort(arms, kind="stable")
     repeat = np.arange(len(arms)) - np.searchsorted(arms[order], arms[order])
     return [np.sort(order[repeat == turn]) for turn in range(int(repeat.max(initial=-1)) + 1)]

@@ -5,14 +5,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.policies.base import POLICIES, Bools, Choose, Floats, Ints, Policy
+from hf_mabprune.policies.base import POLICIES, Bools, Choose, Ints
+from hf_mabprune.policies.set_policy import SetPolicy
 
-BISECTIONS = 30
+BISECTIONS = 30  # of the range of means, to 1e-9 of it
 
 
 @POLICIES.register("sequential_halving")
 @dataclass(kw_only=True)
-class SequentialHalving(Policy):
+class SequentialHalving(SetPolicy):
     """ceil(log2 K) phases with equal shares of the round's pulls; after each, half of the arms are out of question.
 
     An arm is the further from question the more its side is settled: with R the set that would go by the means, those
@@ -25,66 +26,48 @@ class SequentialHalving(Policy):
     the boundary of a set as in Bubeck, Wang & Viswanathan 2013.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (*Policy.STATE, "question", "seen", "phase", "due")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._restart()
+    STATE: ClassVar[tuple[str, ...]] = (*SetPolicy.STATE, "question", "phase", "due")
 
     def _restart(self) -> None:
-        """A new context: all arms that live are in question."""
-        self.question = self.alive.copy()  # [K]
-        self.seen = np.zeros(self.arms)  # [K], pulls in this context
+        super()._restart()
+        self.question = self.alive.copy()  # [K], arms whose side is not settled
         self.phase, self.due = 0, 0  # the phase under way, and the pulls that each arm in question has at its end
 
     @property
     def phases(self) -> int:
-        """Of a round."""
+        """ceil(log2 K), the phases of a round with K arms alive."""
         return max(1, int(np.ceil(np.log2(max(self.number_alive(), 2)))))
 
-    def select(self, k: int) -> Ints:
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if self.choose is None:
-            return self.largest(-self.seen, k)
+    def _select(self, k: int, choose: Choose) -> Ints:
         while True:
             fresh = self.question & (self.seen < self.batches)
             wanting = fresh & ((self.seen < self.due) | (self.phase == self.phases))
             if wanting.any():
-                return self.largest(np.where(wanting, -self.seen, -np.inf), min(k, int(wanting.sum())))
+                return self.largest_of(wanting, -self.seen, k)
             if self.phase == self.phases or not fresh.any():
                 return np.empty(0, dtype=np.int64)
             if self.phase:
-                self.question = self._halved(self.choose)
+                self.question = self._halved(choose)
             self.phase += 1
             self.due = int(self.seen[self.question].max(initial=0)) + self._share()
 
     def _share(self) -> int:
-        """Pulls of each arm in question in a phase."""
+        """Pulls of each arm in question in a phase: budget / (phases * arms in question), at least one."""
         return max(1, self.budget // (self.phases * max(1, int(self.question.sum()))))
 
     def _halved(self, choose: Choose) -> Bools:
-        """[K], what stays in question."""
+        """[K], what stays in question: at most half of it, the arms nearest to the boundary."""
         means = self.means()
-        going = self.alive & ~choose(means)
+        going = self.going(choose, means)
 
         def doubtful(distance: float) -> Bools:
-            moved = np.where(going, means - distance, means + distance)
-            return self.question & (going == choose(moved))
+            return self.question & self.changing(choose, going, means - distance, means + distance)
 
         size = -(-int(self.question.sum()) // 2)
         low, high = 0.0, float(np.ptp(means[self.alive]))
         if doubtful(high).sum() <= size:
             return doubtful(high)
-        for _ in range(BISECTIONS):
+        for _ in range(BISECTIONS):  # the number of doubtful arms grows with the distance
             middle = (low + high) / 2
             low, high = (middle, high) if doubtful(middle).sum() <= size else (low, middle)
         return doubtful(low)
-
-    def _take_in(self, arms: Ints, rewards: Floats, controls: Floats | None = None) -> None:
-        super()._take_in(arms, rewards)
-        np.add.at(self.seen, arms, 1.0)
-
-    def new_context(self, kept: Bools) -> None:
-        super().new_context(kept)
-        self._restart()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_mabprune.config import RecoveryConfig
-from hf_mabprune.tasks.base import column_of
+from hf_mabprune.data.columns import column_of
 
 BATCHES_IN_A_RUN = 50  # whose examples are sorted by length together
 

@@ -24,7 +24,8 @@ from transformers import (
 
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, tokens_of
 from hf_mabprune.tasks.readout import Readout
 
 
@@ -74,7 +75,7 @@ class DistillationTrainer(Trainer):
         if settings.alpha > 0 or settings.hidden_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 dense, dense_states = self._forward(self.dense, inputs)
-        self.tokens += inputs["input_ids"].numel() * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
+        self.tokens += tokens_of(inputs) * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
         loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
         if settings.hidden_weight > 0:
             distance = hidden_distance(student_states, dense_states, inputs.get("attention_mask"))

@@ -41,11 +41,12 @@ class Protected:
     whole: bool = False
 
 
-def protected_by(settings: PruneConfig, configs: Sequence[str | Path] = ()) -> list[Protected]:
+def protected_by(settings: PruneConfig, logs: Path, configs: Sequence[str | Path] = ()) -> list[Protected]:
     """Finds the files and folders that a run reads, or is started from.
 
     Args:
         settings: Run settings.
+        logs: Folder of trackers that write files, where the settings name no other.
         configs: Files that the settings were read from.
     """
     dataset, output = settings.task.dataset, settings.output
@@ -60,7 +61,7 @@ def protected_by(settings: PruneConfig, configs: Sequence[str | Path] = ()) -> l
         Protected("the data", Path(dataset.path), whole=True),
         *(Protected("the data", _without_pattern(Path(file))) for file in files),
         *(Protected("the config", Path(file)) for file in configs),
-        Protected("the logs", Path(output.log_dir or f"{output.dir}.logs")),
+        Protected("the logs", Path(output.log_dir or logs)),
         Protected("the working directory", Path.cwd()),
     ]
 

@@ -119,16 +119,22 @@ def described(now: int, most: int, times: dict[int, float]) -> str:
 class Pools:
     """The threads of this process: torch's, and those of the BLAS libraries that NumPy and SciPy call."""
 
-    def __init__(self) -> None:
-        self.most = torch.get_num_threads()
+    def __init__(self, most: int) -> None:
+        self.most, self.own = most, torch.get_num_threads()
         libraries = ThreadpoolController().select(user_api="blas").lib_controllers
         self.blas = [(library, int(library.num_threads)) for library in libraries]
 
     def use(self, count: int) -> None:
-        """Sets the number everywhere; `most` of torch's leaves the others at what they had."""
+        """Sets the number everywhere; `most` leaves libraries that had more of their own at that."""
         torch.set_num_threads(count)
         for library, own in self.blas:
-            library.set_num_threads(own if count == self.most else min(own, count))
+            library.set_num_threads(max(own, count) if count == self.most else count)
+
+    def restore(self) -> None:
+        """Puts back what there was."""
+        torch.set_num_threads(self.own)
+        for library, own in self.blas:
+            library.set_num_threads(own)
 
 
 @contextmanager
@@ -136,25 +142,29 @@ def chosen(accelerator: Accelerator) -> Iterator[None]:
     """Chooses the number of threads while the context is open, and puts it back at the end.
 
     Nothing is measured or changed with a GPU, several processes, one core, a number of threads that was chosen by
-    environment variables or `torch.set_num_threads`, or inside another such context.
+    environment variables or `torch.set_num_threads`, or inside another such context. `accelerate launch` sets one
+    thread where nobody says how many: that is nobody's choice, and all are tried.
 
     Args:
         accelerator: Of the run; it prints the line about a change.
     """
     global _active
-    most = torch.get_num_threads()
+    own = torch.get_num_threads()
+    most = default_threads() if set_by_launcher() else own
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-    if _active or not alone or most == 1 or is_chosen(most):
+    if _active or not alone or most == 1 or (not set_by_launcher() and is_chosen(own)):
         yield
         return
-    pools = Pools()
+    pools = Pools(most)
+    if most != own:
+        pools.use(most)
     hook = nn.modules.module.register_module_forward_pre_hook(_before_a_pass(pools, accelerator.print))
     try:
         yield
     finally:
         hook.remove()
         _active = None
-        pools.use(pools.most)
+        pools.restore()
 
 
 def _before_a_pass(pools: Pools, say: Callable[[str], object]) -> Callable[[nn.Module, Any], None]:
@@ -199,8 +209,26 @@ def is_chosen(threads: int) -> bool:
     """
     if any(os.environ.get(name) for name in VARIABLES):
         return True
-    logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return threads not in (logical, min(logical, psutil.cpu_count(logical=False) or logical))
+    return threads not in (logical_threads(), default_threads())
+
+
+def set_by_launcher() -> bool:
+    """Whether `accelerate launch` has set one thread by itself, as it does where nobody says how many.
+
+    One thread of a user's own is told apart by MKL_NUM_THREADS, which the launcher never sets.
+    """
+    others = any(os.environ.get(name) for name in VARIABLES if name != "OMP_NUM_THREADS")
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1" and not others
+
+
+def logical_threads() -> int:
+    """What the cores that this process may use run at a time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Number of cores that this process may use."""
+    return min(logical_threads(), psutil.cpu_count(logical=False) or logical_threads())
 
 
 def trial_of(config: PreTrainedConfig) -> Callable[[], torch.Tensor]:

@@ -14,10 +14,10 @@ from itertools import chain, count
 
 import numpy as np
 
-from hf_mabprune.compensation import Compensation, DenseReference, Known, refit_all
-from hf_mabprune.effects.pulls.base import Cost
+from hf_mabprune.compensation import Compensation, DenseReference, RefitCache, refit_all
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.selection.plan import Bools, Floats, Ints, Plan
-from hf_mabprune.surgery.cut import prune_copy
+from hf_mabprune.surgery.cut import cut
 
 FACTORS = (2.0, 1.5, 1.2)  # of a move, from coarse to fine
 SURE = 1.0  # standard errors that a paired gain must exceed
@@ -50,7 +50,7 @@ class Allocation:
     after: float = field(init=False)
     taken: int = 0
     cost: Cost = field(default_factory=Cost)
-    known: Known = field(default_factory=Known, repr=False)  # refits of sites
+    cache: RefitCache = field(default_factory=RefitCache, repr=False)  # refits of sites
     seen: dict[bytes, Floats] = field(default_factory=dict, repr=False)  # divergences of sets
 
     def run(self, plan: Plan, candidates: Sequence[Floats], start: Bools) -> Iterator[None]:
@@ -61,7 +61,7 @@ class Allocation:
             candidates: [K] each.
             start: [K], what a larger size has kept.
         """
-        started, spent = time.perf_counter(), sum(self.reference.spent)
+        started, spent = time.perf_counter(), self.reference.cost
         choices = [(scores, plan.choose(scores, start)[0]) for scores in candidates]
         for _, kept in choices:
             yield from self._measure(plan, kept)
@@ -76,8 +76,8 @@ class Allocation:
                 self.scores, best = scores, kept
                 self.taken += 1
         self.after = float(self.seen[best.tobytes()].mean())
-        self.cost.forward_tokens += round(sum(self.reference.spent) - spent)
-        self.cost.seconds += time.perf_counter() - started
+        tokens = round((self.reference.cost - spent).forward_tokens)
+        self.cost += Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)
 
     def summary(self) -> str:
         """What it did, in half a sentence."""
@@ -104,10 +104,10 @@ class Allocation:
         if (key := kept.tobytes()) in self.seen:
             return
         keep = plan.arms.kept_units(kept)
-        small = prune_copy(self.reference.model, keep, plan.layout)
-        refit_all(self.method, self.reference, small, keep, self.known)
+        small = cut(self.reference.model, keep, plan.layout)
+        refit_all(self.method, self.reference, small, keep, self.cache)
         self.seen[key] = self.reference.divergences(small)
-        self.cost.pulls += 1
+        self.cost += Cost(pulls=1)
         yield
 
 

@@ -1,128 +1,26 @@
-"""The only feedback loop: policy <-> pulls, in rounds, within a budget.
+"""The only feedback loop: policy <-> pulls, in rounds, within a budget; a rule removes what is safest after a round.
 
-Each round pulls arms in the context of everything removed so far, then removes the safest. The i-th pull of any arm in
-a round uses the i-th batch of that round, so arms are compared on the same examples.
-A search can be stopped after any step, written down with `state_dict` and taken up again: it ends the same.
-Symbols: K arms; B examples in a batch.
+Each round pulls arms in the context of everything removed so far. The i-th pull of any arm in a round uses the i-th
+batch of that round, so arms are compared on the same examples. A search can be stopped after any step, written down
+with `state_dict` and taken up again: it ends the same.
+Symbols: K arms; n pulls of a call.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
-from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import SearchConfig
-from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.pulls import Pulls
-from hf_mabprune.effects.pulls.base import Cost
-from hf_mabprune.effects.refit_costs import RefitCosts, Refitted
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.policies import Policy
+from hf_mabprune.search.result import Bools, Floats, Ints, Round, SearchResult
+from hf_mabprune.search.rules import Rule
+from hf_mabprune.search.rules.single import Single
 from hf_mabprune.selection.plan import Plan
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round did: for the log, the report and the figures."""
-
-    number: int
-    removed: int  # arms gone after the round
-    removed_fraction: float  # of the target
-    pulls: int  # so far
-    kl: float  # mean over one batch, after the removal
-    loss: float
-    loss_before: float  # of the dense model on the same batch
-    seconds: float  # spent on pulls so far
-
-
-@dataclass
-class SearchResult:
-    """Where a search is, or ended.
-
-    Attributes:
-        kept: [K], the arms that stay.
-        order: The arms removed so far, in their order; of a finished search [K], all arms: the removed, then the kept,
-            least harmful first.
-        scores: [K], mean reward of each arm in the context it was last pulled in.
-        pulls: [K], number of pulls of each arm.
-        removed_round: [K], 1-based; 0 for arms that stay.
-        broken: Calibration batches that were skipped because their loss is not finite.
-    """
-
-    kept: Bools
-    order: Ints
-    scores: Floats
-    pulls: Ints
-    removed_round: Ints
-    rounds: list[Round] = field(default_factory=list)
-    broken: list[int] = field(default_factory=list)
-    stopped_because: str = "target reached"
-
-    @classmethod
-    def of_all(cls, arms: int) -> "SearchResult":
-        """Where a search of so many arms begins."""
-        return cls(
-            kept=np.ones(arms, dtype=bool),
-            order=np.empty(0, dtype=np.int64),
-            scores=np.full(arms, -np.inf),
-            pulls=np.zeros(arms, dtype=np.int64),
-            removed_round=np.zeros(arms, dtype=np.int64),
-        )
-
-    @classmethod
-    def from_table(cls, table: pd.DataFrame, arms: ArmTable, rounds: list[dict[str, Any]]) -> "SearchResult":
-        """Reads `table` back.
-
-        Raises:
-            ValueError: If the table is of other arms.
-        """
-        names = ["kind", "layer", "start", "stop"]
-        if not table[names].equals(arms.to_frame()[names].astype(table[names].dtypes)):
-            raise ValueError(
-                f"the finished search had {len(table):,} arms that do not fit this model's {len(arms):,}: keep its "
-                "model, arms and block_size"
-            )
-        return cls(
-            kept=(table["removed_round"] == 0).to_numpy(),
-            order=np.argsort(table["order"].to_numpy()),
-            scores=table["mean"].to_numpy(dtype=float),
-            pulls=table["pulls"].to_numpy(),
-            removed_round=table["removed_round"].to_numpy(),
-            rounds=[Round(**done) for done in rounds],
-        )
-
-    def table(self, arms: ArmTable, kept: Bools) -> pd.DataFrame:
-        """One row an arm: what it is, what was found out about it, and whether it stays in the final model."""
-        return arms.to_frame().assign(
-            pulls=self.pulls,
-            mean=self.scores,
-            kept=kept,
-            removed_round=self.removed_round,
-            order=np.argsort(self.order),
-        )
-
-
-class Allocator(Protocol):
-    """Settles how much goes from which site, once arms are known: `allocation.Allocation`."""
-
-    scores: Floats
-    trials: int
-    cost: Cost
-
-    def run(self, plan: Plan, candidates: Sequence[Floats], start: Bools) -> Iterator[None]:
-        """From some scores, [K] each, to better ones, in `scores`, to go on from the arms `start`, [K]; yields after
-        every measurement."""
-
-    def summary(self) -> str:
-        """What it did, in half a sentence."""
 
 
 class Search:
@@ -131,14 +29,12 @@ class Search:
     Args:
         pulls: Measures arms; its context is moved along.
         policy: Decides which arms to measure.
-        plan: Says how many go, and which may.
+        plans: Plans of all sizes that will be cut from the order of removal, least removed first; the last one says
+            how many arms go, and which may.
         config: Rounds and budget.
+        rule: Decides what goes after a round, prepared for the model; the stand-ins of `pulls` are its own. None takes
+            `single`.
         max_broken: Calibration batches without a finite loss that are skipped before the search gives up.
-        refit_costs: What is known of removals with refits, where the search counts on them; the stand-ins of
-            `pulls` are its own then.
-        allocation: Has the last word on sites, where there are such costs.
-        sizes: Plans of the larger sizes that will be cut from the same order, least removed first; each gets an
-            allocation of its own.
     """
 
     ARRAYS = ("kept", "order", "scores", "pulls", "removed_round")
@@ -147,25 +43,25 @@ class Search:
         self,
         pulls: Pulls,
         policy: Policy,
-        plan: Plan,
+        plans: Sequence[Plan],
         config: SearchConfig,
+        rule: Rule | None = None,
         max_broken: int = 0,
-        refit_costs: RefitCosts | None = None,
-        allocation: Allocator | None = None,
-        sizes: Sequence[Plan] = (),
     ) -> None:
-        arms = len(plan.arms)
-        self.pulls, self.policy, self.plan, self.config, self.max_broken = pulls, policy, plan, config, max_broken
+        arms = len(plans[-1].arms)
+        self.pulls, self.policy, self.plans, self.config, self.max_broken = pulls, policy, plans, config, max_broken
+        self.rule = rule or Single()
+        self.plan, self.rounds = plans[-1], config.rounds or self.rule.default_rounds
         self.result = SearchResult.of_all(arms)
-        self.refit_costs, self.allocation, self.sizes = refit_costs, allocation, [*sizes, plan]
-        self.estimated = config.interactions or refit_costs is not None
-        self.budgets = round_budgets(round(config.pulls_per_arm * arms), config.number_of_rounds, plan, self.estimated)
+        total = round(config.pulls_per_arm * arms)
+        self.budgets = round_budgets(total, self.rounds, self.plan, self.rule.estimates)
         self.number = 1  # of the round under way
         self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
-        self.interactions: Interactions | None = None  # in the context of this round
+        self.known: Floats | None = None  # [K], estimated rewards in this round
         self.decided = 0  # rounds that the policy ended before the budget did
-        self.paid_rounds = 0  # rounds whose interactions are in the cost
+        self.paid_rounds = 0  # rounds whose estimates are in the cost
         self.offset = 0  # a round starts on batches that the earlier ones have not used up
+        self.pulls.cost += self.rule.cost
 
     @property
     def planned(self) -> int:
@@ -178,68 +74,52 @@ class Search:
         Raises:
             ValueError: If more calibration batches than allowed have no finite loss.
         """
-        while self.number <= self.config.number_of_rounds:
+        while self.number <= self.rounds:
             self.pulls.set_context(self.result.kept)
             self._begin_round()
             while self._left() > 0 and self._step():
                 yield None
-            if self.allocation and isinstance(self.interactions, Refitted):
-                yield from self._allocate(self.allocation, self.interactions.candidates(self._rewards()))
-            else:
-                self._remove(*self._choose(self._rewards(), self.result.kept))
+            yield from self._remove()
             yield self._end_round()
 
-    def _allocate(self, allocation: Allocator, candidates: list[Floats]) -> Iterator[None]:
-        """Every size in turn, from the largest on: what goes follows what was measured of the whole refitted model."""
-        result, kept, gone = self.result, self.result.kept, []
-        for plan in self.sizes:
-            yield from allocation.run(plan, candidates, kept)
-            kept, removed = plan.choose(allocation.scores, kept)
-            gone.append(removed)
-            candidates = [allocation.scores, *candidates]
-        self._remove(kept, np.concatenate(gone), allocation.scores)
-        self.pulls.cost.forward_tokens += allocation.cost.forward_tokens
-        self.pulls.cost.seconds += allocation.cost.seconds
-        result.stopped_because += f"; {allocation.summary()}"
-
-    def _remove(self, kept: Bools, removed: Ints, scores: Floats) -> None:
-        """Takes down what goes in this round."""
-        result = self.result
-        result.scores = np.where(result.kept, scores, result.scores)
-        result.kept = kept
-        result.order = np.concatenate([result.order, removed])
-        result.removed_round[removed] = self.number
-
     def _begin_round(self) -> None:
-        """Measures how arms bear on each other, and tells the policy what the round is about."""
-        known = None
-        if self.estimated:
-            paid = replace(self.pulls.cost)
-            self.interactions = Interactions(*self.pulls.effects(self.config.label_draws, self.number))
-            if self.paid_rounds >= self.number:  # a search that is taken up again has paid already
-                self.pulls.cost = paid
-            self.paid_rounds = self.number
-            if self.refit_costs:
-                self.interactions = self.refit_costs.informed(self.interactions)
-            known = self.interactions.rewards()
-        kept = self.result.kept
-        choose = lambda scores: self._choose(scores, kept)[0]  # noqa: E731
-        self.policy.begin(choose, len(self.pulls.batches), known, self.budgets[self.number - 1])
+        """Lets the rule measure how arms bear on each other, and tells the policy what the round is about."""
+        paid = self.pulls.cost
+        self.known = self.rule.begin(self.pulls, self.number)
+        if self.paid_rounds >= self.number:  # a search that is taken up again has paid already
+            self.pulls.cost = paid
+        self.paid_rounds = self.number
+        kept, (start, progress) = self.result.kept, self._progress()
 
-    def _choose(self, scores: Floats, kept: Bools) -> tuple[Bools, Ints, Floats]:
-        """What stays after this round, what goes, and all scores, by those of single arms."""
-        start, progress = (number / self.config.number_of_rounds for number in (self.number - 1, self.number))
-        if self.interactions:
-            return self.interactions.remove(self.plan, scores, kept, start, progress)
-        return *self.plan.choose(scores, kept, progress), scores
+        def choose(scores: Floats) -> Bools:
+            return self.rule.choose(self.plan, scores, kept, start, progress).kept
+
+        self.policy.begin(choose, len(self.pulls.batches), self.known, self.budgets[self.number - 1])
+
+    def _progress(self) -> tuple[float, float]:
+        """Part of the target that is reached before this round, and after it."""
+        return (self.number - 1) / self.rounds, self.number / self.rounds
+
+    def _remove(self) -> Iterator[None]:
+        """Lets the rule remove arms, and takes down what goes; yields after every set that the rule measures."""
+        result, paid = self.result, self.rule.cost
+        removal = yield from self.rule.settle(self.plans, self._rewards(), result.kept, *self._progress())
+        self.pulls.cost += self.rule.cost - paid
+        result.scores = np.where(result.kept, removal.scores, result.scores)
+        result.kept = removal.kept
+        result.order = np.concatenate([result.order, removal.removed])
+        result.removed_round[removal.removed] = self.number
 
     def finished(self) -> SearchResult:
-        """The result, with the arms that stay put at the end of the order, least harmful first."""
+        """Gives the result, with the arms that stay put at the end of the order, least harmful first."""
         stay = np.flatnonzero(self.result.kept)
         order = np.concatenate([self.result.order, stay[np.argsort(-self.result.scores[stay], kind="stable")]])
-        rounds = self.config.number_of_rounds
-        said = f", {self.decided} of {rounds} rounds decided before their budget was spent" if self.decided else ""
-        return replace(self.result, order=order, stopped_because=self.result.stopped_because + said)
+        ending = [self.result.stopped_because]
+        if summary := self.rule.summary():
+            ending.append(f"; {summary}")
+        if self.decided:
+            ending.append(f", {self.decided} of {self.rounds} rounds decided before their budget was spent")
+        return replace(self.result, order=order, stopped_because="".join(ending))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs: arrays, numbers, and plain dicts and lists of them."""
@@ -273,7 +153,7 @@ class Search:
     def _rewards(self) -> Floats:
         """[K], by pulls; an arm that was not pulled goes by its estimate where there is one."""
         scores = self.policy.scores()
-        return np.where(self.seen > 0, scores, self.interactions.rewards()) if self.interactions else scores
+        return scores if self.known is None else np.where(self.seen > 0, scores, self.known)
 
     def _left(self) -> int:
         return self.budgets[self.number - 1] - int(self.seen.sum())
@@ -286,7 +166,7 @@ class Search:
             self.decided += 1
             return False
         batches, values = self._pull(arms, (self.offset + self.seen[arms]) % len(self.pulls.batches))
-        controls = self.interactions.controls(arms, batches) if self.interactions else None
+        controls = self.rule.controls(arms, batches)
         self.policy.update(arms, values, controls, batches)
         self.seen[arms] += 1
         self.result.pulls[arms] += 1
@@ -327,12 +207,12 @@ class Search:
 
     def _end_round(self) -> Round:
         """Takes down what the round did, and makes the next one ready."""
-        result, rounds = self.result, self.config.number_of_rounds
+        result = self.result
         result.rounds.append(self._look())
         self.number += 1
         self.offset = int(result.pulls.max(initial=0))
         self.seen = np.zeros_like(self.seen)
-        if self.number <= rounds:
+        if self.number <= self.rounds:
             self.policy.new_context(result.kept)
         return result.rounds[-1]
 
@@ -345,7 +225,7 @@ class Search:
         return Round(
             number=number,
             removed=int((~result.kept).sum()),
-            removed_fraction=number / self.config.number_of_rounds,
+            removed_fraction=number / self.rounds,
             pulls=int(result.pulls.sum()),
             kl=float(now.kl.mean()),
             loss=float(now.loss.mean()),

@@ -1,4 +1,4 @@
-"""Which layouts a model, its arms and a target allow, and which of them `auto` takes."""
+"""Finds out which checkpoint layouts a model, its arms and a target allow, and what `auto` may choose from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ from hf_mabprune.architectures import Architecture, architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.config import PruningConfig
-from hf_mabprune.selection.plan import Plan, make_plan, reach
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.target import make_plan, reach
 
 
 @dataclass(frozen=True)
 class Plans:
-    """One plan a layout that is within reach.
+    """Holds one plan for each layout that is within reach.
 
     Attributes:
-        search: The plan that the search follows.
-        uniform: The plan that `auto` tries on the search's order of removal; None where there is no choice.
+        search: Plan that the search follows.
+        uniform: Plan that `auto` tries on the search's order of removal; None where there is no choice.
         reason: Why the layout of `search` is what it is.
     """
 
@@ -33,6 +34,12 @@ def make_plans(
     model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig
 ) -> Plans:
     """Checks the target against the layouts, before any compute.
+
+    Args:
+        model: Dense model.
+        arms: All arms of the model.
+        totals: `parameters` and `macs` of the model.
+        config: Settings of what is pruned: target, layout, floors and rounding.
 
     Raises:
         ValueError: If the target is out of reach in the layout asked for, or in every layout for `auto`.
@@ -54,7 +61,10 @@ def make_plans(
 def largest_targets(
     model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig
 ) -> dict[str, float]:
-    """Quantity -> the largest fraction of it that a layout can remove.
+    """Finds the largest fraction of each quantity that the layout can remove; arguments as those of `make_plans`.
+
+    Returns:
+        Quantity -> fraction.
 
     Raises:
         ValueError: If the layout is not possible at all.
@@ -66,7 +76,7 @@ def largest_targets(
 def _limits(
     model: PreTrainedModel, arms: ArmTable, config: PruningConfig, layout: Literal["uniform", "per_layer"]
 ) -> tuple[dict[str, int], dict[str, set[int]]]:
-    """Floors in units, and the sizes that `uniform` may take: the last arguments of `make_plan`.
+    """Works out floors in units and the sizes that `uniform` may take: the last arguments of `make_plan`.
 
     Raises:
         ValueError: If the family's stock config cannot say fewer heads, for `uniform`.
@@ -88,10 +98,10 @@ def _limits(
 
 
 def uniform_head_counts(architecture: Architecture, config: PretrainedConfig) -> set[int]:
-    """Query head counts below the full one that a stock config of this family can say.
+    """Finds the query head counts below the full one that a stock config of this family can say.
 
-    Raises:
-        ValueError: Never; an empty set means that the family cannot prune heads uniformly.
+    Returns:
+        Counts of query heads; none where the family cannot prune heads uniformly.
     """
     heads, group = int(getattr(config, architecture.heads_field)), architecture.group_size(config)
     width = int(getattr(config, architecture.width_field))
@@ -106,13 +116,14 @@ def uniform_head_counts(architecture: Architecture, config: PretrainedConfig) ->
 
 
 def width_multiple(config: PruningConfig, hidden_size: int) -> int:
-    """What kept FFN widths are rounded to."""
+    """Gives the number that kept FFN widths are rounded to a multiple of; `auto` says 64 from D = 1024 on, else 1."""
     if config.round_to == "auto":
         return 64 if hidden_size >= 1024 else 1
     return config.round_to
 
 
 def _multiples(architecture: Architecture, model: PreTrainedModel, config: PruningConfig) -> set[int]:
+    """Lists the FFN widths below the full one that are multiples."""
     width = int(getattr(model.config, architecture.width_field))
     multiple = width_multiple(config, model.config.hidden_size)
     return set(np.arange(multiple, width, multiple).tolist())

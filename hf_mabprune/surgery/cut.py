@@ -1,10 +1,10 @@
-"""Keep indices -> a smaller model: Linear modules, attributes and config, together.
+"""Makes the smaller model from the dense one and the keep indices: Linear modules, attributes and config, together.
 
-Symbols: D hidden, F FFN neurons, H query heads, Dh head size.
+Symbols: D hidden, F FFN neurons, H query heads, G key-value heads, Dh head size.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -12,20 +12,22 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_mabprune.architectures import Architecture, Site, architecture_of, linear_at
-from hf_mabprune.arms import KeepIndices
+from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.arms import Ints, KeepIndices
 from hf_mabprune.checkpoints import modeling_pruned
+from hf_mabprune.surgery.configs import per_layer_config, uniform_config
 
 Layout = Literal["uniform", "per_layer"]
 
 
-def prune_copy(model: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrainedModel:
-    """A copy of the model with everything cut out that `keep` does not keep; the model itself stays as it is.
+def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrainedModel:
+    """Copies a model without what `keep` does not keep; the dense model stays as it is.
 
-    Only the cut modules are built anew, so memory peaks at the model plus the smaller copy. Tied weights stay tied.
+    Only the cut modules are built anew, so memory peaks at the dense model plus the smaller copy. Tied weights stay
+    tied. `surgery.pieces` gives the same weights a layer at a time, without a second model.
 
     Args:
-        model: A supported model.
+        dense: Supported model.
         keep: Unit indices that stay; layers that it does not name stay whole.
         layout: `uniform` gives the stock class with a stock config; `per_layer` the class that travels with the
             checkpoint.
@@ -34,80 +36,65 @@ def prune_copy(model: PreTrainedModel, keep: KeepIndices, layout: Layout) -> Pre
         ValueError: If a key-value group would be cut in part, a layer would be left empty, or the layout cannot
             express the sizes.
     """
-    architecture = architecture_of(model)
-    kept = {site: _kept(site, keep) for site in architecture.sites(model)}
-    sizes = {site: len(units) for site, units in kept.items()}
-    config = (
-        uniform_config(architecture, model.config, sizes)
-        if layout == "uniform"
-        else _per_layer_config(architecture, model, sizes)
-    )
-    replaced: dict[int, Any] = {id(model.config): config}
-    for site, units in kept.items():
-        for path in site.linears():
-            linear = linear_at(model, path)
-            replaced[id(linear)] = _cut(linear, path, site, units)
-    small = copy.deepcopy(model, replaced)
-    for site in kept:
-        for path, names in site.attributes.items():
+    # deepcopy takes what its memo holds for an object instead of copying that object.
+    copies: dict[int, Any] = {id(dense.config): smaller_config(dense, keep, layout)}
+    units: dict[Site, int] = {}
+    for site, projections in cut_sites(dense, keep):
+        copies.update({id(linear_at(dense, path)): linear for path, linear in projections.items()})
+        units[site] = projections[site.output].in_features // site.unit_size
+    small = copy.deepcopy(dense, copies)
+    for site in units:
+        for path, attributes in site.attributes.items():
             module = small.base_model.get_submodule(path)
-            for name, size in names.items():
-                setattr(module, name, site.sizes(sizes[site])[size])
-    if layout == "per_layer":
-        small.__class__ = modeling_pruned.model_class(type(model))
-        small.config.architectures = [type(small).__name__]
+            for name, size in attributes.items():
+                setattr(module, name, site.sizes(units[site])[size])
+    small.__class__ = smaller_class(dense, layout)
     return small
 
 
-def uniform_config(architecture: Architecture, config: PretrainedConfig, sizes: dict[Site, int]) -> PretrainedConfig:
-    """The stock config of a model with the same sizes in every layer.
-
-    Raises:
-        ValueError: If layers differ, or the family's config cannot say the sizes.
-    """
-    widths, heads = ({size for site, size in sizes.items() if site.kind == kind} for kind in ("neuron", "head"))
-    for name, found in (("neurons", widths), ("heads", heads)):
-        if len(found) != 1:
-            raise ValueError(f"layout uniform needs the same number of {name} in every layer, got {sorted(found)}")
-    if isinstance(config, modeling_pruned.PerLayerConfig):
-        raise ValueError("the model has per-layer sizes already: use layout per_layer")
-    return architecture.uniform_config(config, widths.pop(), heads.pop())
-
-
-def may_have_bias(model: PreTrainedModel, site: Site) -> bool:
-    """Whether a site's output projection has a bias, or can be given one that the checkpoint still says."""
-    if linear_at(model, site.output).bias is not None or isinstance(model, modeling_pruned.PerLayerModel):
-        return True
-    return site.kind in architecture_of(model).bias_fields
-
-
-def declare_biases(model: PreTrainedModel, given: Sequence[Site]) -> None:
-    """Makes a model's config say the biases that output projections were given after they were built, in place.
-
-    A stock config says them for all projections of a kind in all layers, so the others get zeros; the plan of a
-    per-layer config names the projections themselves.
+def cut_sites(dense: PreTrainedModel, keep: KeepIndices) -> Iterator[tuple[Site, dict[str, nn.Linear]]]:
+    """Cuts the projections of one site after the other, each site when it is asked for.
 
     Args:
-        given: Sites whose output projections got a bias that they did not have.
+        dense: Supported model; it is not changed.
+        keep: Unit indices that stay; layers that it does not name stay whole.
+
+    Returns:
+        Iterator over sites, layer by layer, with path -> smaller projection. All of `keep` is checked at once.
+
+    Raises:
+        ValueError: If a key-value group would be cut in part, or a layer would be left empty.
     """
-    if not given:
-        return
-    if isinstance(model.config, modeling_pruned.PerLayerConfig):
-        plan = model.config.mabprune
-        plan["biases"] = sorted({*plan.get("biases", ()), *(site.output for site in given)})
-        return
-    architecture = architecture_of(model)
-    for kind in {site.kind for site in given}:
-        setattr(model.config, architecture.bias_fields[kind], True)
-        for path in [path for site in architecture.sites(model) if site.kind == kind for path in site.linears()]:
-            linear = linear_at(model, path)
-            if linear.bias is None:
-                zeros = linear.weight.new_zeros(linear.out_features)
-                linear.bias = nn.Parameter(zeros, requires_grad=linear.weight.requires_grad)
+    kept = _kept_units(dense, keep)
+    return (
+        (site, {path: _cut_projection(linear_at(dense, path), path, site, units) for path in site.linears()})
+        for site, units in kept.items()
+    )
 
 
-def _kept(site: Site, keep: KeepIndices) -> np.ndarray:
-    """The units of a site that stay, checked."""
+def smaller_config(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PretrainedConfig:
+    """Gives the config of the smaller model without building it; arguments and errors as those of `cut`."""
+    units = {site: len(kept) for site, kept in _kept_units(dense, keep).items()}
+    architecture = architecture_of(dense)
+    if layout == "uniform":
+        return uniform_config(architecture, dense.config, units)
+    config = per_layer_config(architecture, dense, units)
+    config.architectures = [smaller_class(dense, layout).__name__]
+    return config
+
+
+def smaller_class(dense: PreTrainedModel, layout: Layout) -> type[PreTrainedModel]:
+    """Gives the class of the smaller model: the stock one, or the one that travels with a per-layer checkpoint."""
+    return type(dense) if layout == "uniform" else modeling_pruned.model_class(type(dense))
+
+
+def _kept_units(dense: PreTrainedModel, keep: KeepIndices) -> dict[Site, Ints]:
+    """Lists the units that stay at every site of a model, checked."""
+    return {site: _kept_at(site, keep) for site in architecture_of(dense).sites(dense)}
+
+
+def _kept_at(site: Site, keep: KeepIndices) -> Ints:
+    """Lists the units of a site that stay, sorted; raises ValueError where they cannot be cut out."""
     units = np.unique(keep.of(site.kind).get(site.layer, np.arange(site.units)))
     if len(units) == 0:
         raise ValueError(f"layer {site.layer} would keep no {site.kind}s: at least one must stay")
@@ -120,8 +107,12 @@ def _kept(site: Site, keep: KeepIndices) -> np.ndarray:
     return units
 
 
-def _cut(linear: nn.Linear, path: str, site: Site, units: np.ndarray) -> nn.Linear:
-    """The kept rows of an input projection, or the kept columns of the output projection."""
+def _cut_projection(linear: nn.Linear, path: str, site: Site, units: Ints) -> nn.Linear:
+    """Builds a projection with the kept rows of an input projection, or the kept columns of the output projection.
+
+    Unit u holds the rows (columns) u * Dh ... u * Dh + Dh - 1, with Dh = 1 for neurons; keys and values have one such
+    block a group of H / G query heads.
+    """
     blocks = np.unique(units // site.group) if path in site.per_group else units
     index = torch.as_tensor(
         (blocks[:, None] * site.unit_size + np.arange(site.unit_size)).ravel(), device=linear.weight.device
@@ -136,34 +127,3 @@ def _cut(linear: nn.Linear, path: str, site: Site, units: np.ndarray) -> nn.Line
             bias.index_select(0, index) if rows else bias.clone(), requires_grad=linear.bias.requires_grad
         )
     return small.train(linear.training)
-
-
-def _per_layer_config(
-    architecture: Architecture, model: PreTrainedModel, sizes: dict[Site, int]
-) -> PretrainedConfig:
-    """The stock config's contents under a per-layer type, with the plan and the ecosystem's `per_layer_config`."""
-    modules: dict[str, list[int]] = {}
-    attributes: dict[str, dict[str, int]] = {}
-    per_layer: dict[int, dict[str, int]] = {}
-    for site, units in sizes.items():
-        for path in site.linears():
-            linear = linear_at(model, path)
-            rows = site.sizes(units)["groups"] * site.unit_size if path in site.per_group else units * site.unit_size
-            modules[path] = [linear.out_features, rows] if path == site.output else [rows, linear.in_features]
-        for path, names in site.attributes.items():
-            attributes[path] = {name: site.sizes(units)[size] for name, size in names.items()}
-        per_layer.setdefault(site.layer, {}).update(architecture.layer_fields(site, units))
-    stock = type(model.config)
-    settings = model.config.to_dict()
-    for own in ("model_type", "transformers_version", "auto_map"):
-        settings.pop(own, None)
-    earlier = settings.get("mabprune") or {}
-    settings["mabprune"] = {"format": modeling_pruned.FORMAT, "modules": modules, "attributes": attributes}
-    if "biases" in earlier:
-        settings["mabprune"]["biases"] = earlier["biases"]
-    settings["per_layer_config"] = per_layer
-    new = modeling_pruned.config_class(stock)(**settings)
-    new.auto_map = modeling_pruned.auto_map(modeling_pruned.stock_config_class(stock))
-    new._attn_implementation = model.config._attn_implementation
-    new.name_or_path = model.config.name_or_path
-    return new

@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_mabprune.tasks.base import TASKS, Batch, Readout, Task, refuse_encoder
-from hf_mabprune.tasks.readout import NO_TARGET
+from hf_mabprune.tasks.base import TASKS, Task, refuse_encoder
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.readout import NO_TARGET, Readout
 
 QUESTIONS = ("question", "prompt", "instruction")
 ANSWERS = ("answer", "completion", "response", "output")
@@ -20,7 +21,7 @@ PADDING = 0  # any token will do, since an answer does not see what stands to it
 @TASKS.register("answer")
 @dataclass(kw_only=True)
 class Answer(Task):
-    """Roles: `question` and `answer`. Has to be asked for: task.type: answer.
+    """Predicts the tokens of an answer. Roles: `question` and `answer`. Has to be asked for: task.type: answer.
 
     An example is one row: `Question: ...`, a new line, `Answer: ...`, and the tokenizer's end-of-sequence token if it
     has one. The loss, the KL divergence and the perplexity count the tokens of the answer and the end alone. What is
@@ -42,7 +43,7 @@ class Answer(Task):
         super().__post_init__()
 
     def usual_columns(self) -> list[dict[str, str]]:
-        """All combinations of the usual names."""
+        """Lists all combinations of the usual names."""
         return [{"question": question, "answer": answer} for question in QUESTIONS for answer in ANSWERS]
 
     def check(self, dataset: Dataset, split: str) -> None:
@@ -54,7 +55,7 @@ class Answer(Task):
             self.check_texts(dataset, columns[role], split)
 
     def encode(self, dataset: Dataset) -> Dataset:
-        """Columns: `input_ids`, [T], and `prompt`, the number of its tokens that are not of the answer.
+        """Tokenises rows; columns: `input_ids`, [T], and `prompt`, how many of its tokens are before the answer.
 
         Raises:
             ValueError: If a question leaves no room for its answer, or an answer has no token.
@@ -84,7 +85,7 @@ class Answer(Task):
         return encoded
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """`input_ids` and `attention_mask`, padded on the right, and `labels`: the ids, -100 where no answer is;
+        """Makes `input_ids` and `attention_mask`, padded on the right, and `labels`: the ids, -100 where no answer is;
         [B, T] each. The shift is made where logits are read."""
         ids = [torch.tensor(example["input_ids"]) for example in examples]
         labels = [row.clone() for row in ids]
@@ -97,5 +98,5 @@ class Answer(Task):
         }
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """[B, T, C] -> all positions but the last, [B, T - 1, C], whose targets are the tokens that follow."""
+        """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""
         return Readout(logits=logits[:, :-1], targets=batch["labels"][:, 1:])

@@ -1,6 +1,9 @@
-"""The contract of a task: from a data set to batches, logits with targets, and metrics.
+"""The contract of a task: how a data set becomes batches, what a model's logits say about them, and its metrics.
 
-Symbols: B examples in a batch, N in a split; T tokens; C classes or vocabulary.
+All that pruning knows of a model's purpose goes through here: a search asks a task for the losses of a batch and never
+knows whether classes, numbers or words are predicted. `lookup.py` finds the task of a model.
+
+Symbols: B examples in a batch, N in a split; T tokens; P positions whose logits may count; C classes or vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -14,31 +17,27 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_mabprune.config import TaskConfig
+from hf_mabprune.architectures.positions import max_positions
+from hf_mabprune.data.columns import column_of, refuse_missing_values
 from hf_mabprune.registry import Registry, nearest
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.metrics import load_metric, measure
-from hf_mabprune.tasks.readout import Readout, Scores
+from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.scores import Scores
 
 TASKS: Registry[type["Task"]] = Registry("task", "hf_mabprune.tasks")
-
-Batch = dict[str, torch.Tensor]
-
-# Their first position embedding in use is `pad_token_id + 1`, so the table serves fewer tokens than it has rows.
-# fmt: off
-POSITIONS_AFTER_PADDING = frozenset((
-    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
-    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-))
-# fmt: on
 
 
 @dataclass(kw_only=True)
 class Task(ABC):
     """One kind of task, bound to a model's tokenizer and config. Everything that needs no data is checked here.
 
+    A kind is a subclass in a file of its own. It says which heads it is for and which columns it reads, and has
+    `check`, `encode`, `collate` and `read`, which lead from rows to logits with targets.
+
     Args:
-        tokenizer: Of the model.
-        model_config: Of the model: its classes, positions and vocabulary.
+        tokenizer: Tokenizer of the model.
+        model_config: Config of the model: its classes, positions and vocabulary.
         columns: Role -> column name in the data set; missing roles are found among the usual names.
         max_length: Longest sequence in tokens, or None for the task's default.
         metrics: Names of metrics, the main one first; none means the task's own. Names that are unknown here go to
@@ -51,10 +50,10 @@ class Task(ABC):
 
     auto_class: ClassVar[str]  # e.g. "AutoModelForSequenceClassification"
     heads: ClassVar[tuple[str, ...]]  # how the names of the model classes end that this task is for
-    roles: ClassVar[tuple[str, ...]]
-    default_metrics: ClassVar[tuple[str, ...]]
+    roles: ClassVar[tuple[str, ...]]  # what columns are for, e.g. "text" and "label"
+    default_metrics: ClassVar[tuple[str, ...]]  # the main one first
     metric_inputs: ClassVar[dict[str, str]]  # input of a metric -> attribute of `Scores`
-    default_length: ClassVar[int]
+    default_length: ClassVar[int]  # tokens
     rows_are_examples: ClassVar[bool]  # whether an encoded example is one row of the data set
     reads_one_position: ClassVar[bool] = False  # whether the logits of a sequence come from one position
     predicts_classes: ClassVar[bool] = True  # else numbers
@@ -92,20 +91,20 @@ class Task(ABC):
 
     @classmethod
     def serves(cls, architecture: str, model_config: PreTrainedConfig | None = None) -> bool:
-        """Whether a model is for this task where nobody names one.
+        """Tells whether a model is for this task where nobody names one.
 
         Args:
             architecture: Name of the model class.
-            model_config: Of the model, where it is at hand.
+            model_config: Config of the model, where it is at hand.
         """
         return not cls.asked_for_by_name and architecture.endswith(cls.heads)
 
     @classmethod
     def new_head(cls, dataset: Dataset, columns: dict[str, str]) -> dict[str, Any]:
-        """Config fields of a new head that fits the labels of a data set, for fine-tuning.
+        """Gives the config fields of a new head that fits the labels of a data set, for fine-tuning.
 
         Args:
-            dataset: That the head is trained on.
+            dataset: Data that the head is trained on.
             columns: Role -> column, as in `Task`.
 
         Raises:
@@ -114,7 +113,7 @@ class Task(ABC):
         return {}
 
     def rehearsal(self) -> Scores:
-        """Scores like those of a split, for trying metrics out: one example a class, all right."""
+        """Makes scores like those of a split, for trying metrics out: one example a class, all of them right."""
         classes = np.arange(self.classes)
         return Scores(np.ones(len(classes)), np.ones_like(classes), classes, classes)
 
@@ -129,25 +128,29 @@ class Task(ABC):
 
     @property
     def classes(self) -> int:
-        """Number of classes of the model's head."""
+        """Counts the classes of the model's head."""
         return int(self.model_config.num_labels or 0)
 
     @property
     def main_metric(self) -> str:
-        """The first metric: its key in `compute_metrics`."""
+        """Names the first metric: its key in `compute_metrics`."""
         return self.metrics[0]
 
     @property
     def greater_is_better(self) -> bool:
-        """Direction of the main metric. Metrics from the Hub do not say theirs and count as greater is better."""
+        """Gives the direction of the main metric. Those from the Hub do not say theirs: greater counts as better."""
         return bool(getattr(self._loaded[self.main_metric], "greater_is_better", True))
 
     @abstractmethod
     def usual_columns(self) -> list[dict[str, str]]:
-        """Role -> column for the names that data sets usually have, the preferred ones first."""
+        """Lists role -> column for the names that data sets usually have, the preferred ones first."""
 
     def find_columns(self, dataset: Dataset, split: str) -> dict[str, str]:
-        """Role -> column of this data set.
+        """Finds the columns of a data set, role -> column.
+
+        Args:
+            dataset: Data set to look at.
+            split: Name of its split, for messages.
 
         Raises:
             ValueError: If a column that was asked for is missing, or none of the usual names is there.
@@ -170,31 +173,31 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, dataset: Dataset, split: str) -> None:
-        """Raises ValueError, naming the split, for a missing column, empty data or labels that do not fit the head."""
+        """Refuses missing columns, empty data and labels that do not fit the head; the ValueError names the split."""
 
     @abstractmethod
     def encode(self, dataset: Dataset) -> Dataset:
-        """Tokenised examples, ready for `collate`."""
+        """Tokenises rows into examples that are ready for `collate`."""
 
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """A padded batch of model inputs, [B, T] each ([B, choices, T] where the head chooses among several
+        """Makes a padded batch of model inputs, [B, T] each ([B, choices, T] where the head chooses among several
         sequences), plus `labels`, on the CPU."""
 
     @abstractmethod
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """From the model's logits on `batch` to the positions that count, as views where possible."""
+        """Leads from the model's logits on `batch` to those that count, [B, P, C], as views where possible."""
 
     def inputs(self, batch: Batch) -> Batch:
-        """The model's inputs: the batch without its labels, so that the model computes no loss of its own."""
+        """Leaves the labels out of a batch, so that the model computes no loss of its own."""
         return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
     def readout(self, model: PreTrainedModel, batch: Batch) -> Readout:
-        """One forward pass of `model` on `batch`, which must be on the model's device. Modes are the caller's."""
+        """Runs one forward pass of `model` on `batch`, which must be on the model's device. Modes are the caller's."""
         return self.read(model(**self.inputs(batch), **self.forward_options).logits, batch)
 
     def compute_metrics(self, scores: Scores) -> dict[str, float]:
-        """The metrics of a whole split, name -> value. One with several values gives `name.key` for each."""
+        """Computes the metrics of a whole split, name -> value. One with several values gives `name.key` for each."""
         results: dict[str, float] = {}
         for name, metric in self._loaded.items():
             inputs = {given: getattr(scores, attribute) for given, attribute in self.metric_inputs.items()}
@@ -202,14 +205,14 @@ class Task(ABC):
         return results
 
     def check_texts(self, dataset: Dataset, column: str, split: str) -> None:
-        """Raises ValueError unless the column holds a string in every row."""
+        """Refuses a column that does not hold a string in every row, with a ValueError that names the split."""
         texts = column_of(dataset, column)
         if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
             raise ValueError(f"split '{split}', column '{column}': texts must be strings, got {texts.type}")
         refuse_missing_values(texts, column, split)
 
     def check_ids(self, encoded: Dataset, column: str = "input_ids") -> None:
-        """Raises ValueError for token ids that the model has no embedding for."""
+        """Refuses token ids that the model has no embedding for, with a ValueError."""
         vocabulary = self.model_config.get_text_config().vocab_size
         flat = column_of(encoded, column).combine_chunks().flatten()
         while pa.types.is_list(flat.type):  # several sequences a row
@@ -222,14 +225,13 @@ class Task(ABC):
             )
 
 
-def sequences_of(batch: Batch) -> int:
-    """Sequences that the model reads for each example: the choices of a multiple choice, else 1."""
-    return batch["input_ids"].shape[1:-1].numel()
-
-
 def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
-    """Tokenizer and model must agree on what padding is: decoders read the last token that is none, and others
-    count their positions by it.
+    """Refuses a tokenizer and a model that do not agree on what padding is: decoders read the last token that is none,
+    and others count their positions by it.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        model_config: Config of the model.
 
     Raises:
         ValueError: If there is no pad token, or tokenizer, config and vocabulary differ about it.
@@ -253,112 +255,10 @@ def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedCo
 
 
 def refuse_encoder(model_config: PreTrainedConfig) -> None:
-    """Raises ValueError for a language model that attends in both directions."""
+    """Refuses a language model that attends in both directions, with a ValueError."""
     encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if encoder and getattr(model_config, "is_decoder", None) is False:
         raise ValueError(
             f"a language model must not see the tokens that it predicts, but this {model_config.model_type} "
             "attends in both directions; set is_decoder to true in its config if it was trained that way"
-        )
-
-
-def column_of(dataset: Dataset, column: str) -> pa.ChunkedArray:
-    """One column of a data set, [N], as Arrow; a selection of rows is respected."""
-    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
-
-
-def refuse_missing_values(values: pa.ChunkedArray, column: str, split: str) -> None:
-    """Raises ValueError, naming the first row, if a column has missing values."""
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise ValueError(f"split '{split}', column '{column}': no value in row {row}; remove such rows")
-
-
-def max_positions(model_config: PreTrainedConfig) -> int:
-    """Longest sequence in tokens that the model has positions for; a very large number if nothing limits it.
-
-    RoBERTa and its like count positions from `pad_token_id + 1`, so they take
-    `max_position_embeddings - pad_token_id - 1` tokens: 512 of a table of 514.
-    """
-    config = model_config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    if positions <= 0:
-        return int(1e30)
-    # The bases are asked too: a pruned model's config is a subclass with a model type of its own.
-    if any(getattr(base, "model_type", None) in POSITIONS_AFTER_PADDING for base in type(config).__mro__):
-        return int(positions - config.pad_token_id - 1)
-    return int(positions)
-
-
-def task_for_model(model: PreTrainedConfig | str, model_config: PreTrainedConfig | None = None) -> str:
-    """Name of the task that a model is for: "causal_lm" for "LlamaForCausalLM".
-
-    Args:
-        model: Name of the model class, or a config, which names the class that its checkpoint was saved from.
-        model_config: Of the model, where `model` is a name; it tells one head from another of the same class, such as
-            regression from classification. Without it the head counts as a classifier.
-
-    Raises:
-        ValueError: If no task serves that head; the message lists the heads that are served.
-    """
-    architecture = model if isinstance(model, str) else _architecture(model)
-    model_config = model_config if isinstance(model, str) else model
-    if architecture is None:
-        raise ValueError(f"the model's config names no architecture; set task.type: {', '.join(TASKS.names())}")
-    for name in TASKS.names():
-        if TASKS.get(name).serves(architecture, model_config):
-            return name
-    served = "; ".join(f"{name} for *{' and *'.join(TASKS.get(name).heads)}" for name in TASKS.names())
-    raise ValueError(f"no task is known for the head of {architecture}; use a model with another. Known: {served}")
-
-
-def _architecture(model_config: PreTrainedConfig) -> str | None:
-    return next(iter(getattr(model_config, "architectures", None) or []), None)
-
-
-def build_task(
-    config: TaskConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    model_config: PreTrainedConfig,
-    architecture: str | None = None,
-) -> Task:
-    """The task of a run.
-
-    Args:
-        config: What the user set.
-        tokenizer: Of the model.
-        model_config: Of the model.
-        architecture: Name of the model class; None takes the one that the checkpoint's config names.
-
-    Raises:
-        ValueError: If the task is unknown, cannot be told from the model, or does not fit the model's head, beside
-            what the task itself refuses.
-    """
-    architecture = architecture or _architecture(model_config)
-    name = config.type or task_for_model(architecture or model_config, model_config)
-    task = TASKS.get(name)
-    if architecture is not None:
-        check_head(name, architecture)
-    return task(
-        tokenizer=tokenizer,
-        model_config=model_config,
-        columns=dict(config.columns),
-        max_length=config.max_length,
-        metrics=list(config.metrics),
-    )
-
-
-def check_reward(reward: str, task: Task | type[Task]) -> None:
-    """Raises ValueError for a reward that the outputs of a task have no meaning for."""
-    if reward == "accuracy" and not task.predicts_classes:
-        raise ValueError("search.reward accuracy needs classes, this task predicts numbers; use kl, loss or squared")
-
-
-def check_head(name: str, architecture: str) -> None:
-    """Raises ValueError if a model class, as its checkpoint names it, lacks the head of a task."""
-    heads = TASKS.get(name).heads
-    if not architecture.endswith(heads):
-        raise ValueError(
-            f"task '{name}' needs a model class that ends in {' or '.join(heads)}, got {architecture}: its head "
-            "would be untrained; fine-tune it for the task first, or change task.type"
         )

@@ -9,7 +9,10 @@ import torch
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
-from hf_mabprune.tasks.base import TASKS, Batch, Readout, Task, column_of, refuse_encoder
+from hf_mabprune.data.columns import column_of
+from hf_mabprune.tasks.base import TASKS, Task, refuse_encoder
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.readout import Readout
 
 TEXTS = ("text", "content", "document")
 
@@ -17,7 +20,7 @@ TEXTS = ("text", "content", "document")
 @TASKS.register("causal_lm")
 @dataclass(kw_only=True)
 class CausalLM(Task):
-    """Role: `text`.
+    """Predicts every token from those before it. Role: `text`.
 
     The rows are joined in their order and cut into consecutive windows of `max_length` tokens, 128 by default; what is
     left at the end is dropped. A row is taken for a document, which the tokenizer's end-of-sequence token closes if it
@@ -40,7 +43,7 @@ class CausalLM(Task):
         super().__post_init__()
 
     def usual_columns(self) -> list[dict[str, str]]:
-        """One column of text."""
+        """Lists the usual names of a column of text."""
         return [{"text": text} for text in TEXTS]
 
     def check(self, dataset: Dataset, split: str) -> None:
@@ -53,7 +56,7 @@ class CausalLM(Task):
             raise ValueError(f"split '{split}', column '{column}': all {len(dataset):,} texts are empty")
 
     def encode(self, dataset: Dataset) -> Dataset:
-        """Column: `input_ids`, [T] with T the same for all windows.
+        """Tokenises rows and cuts windows; column: `input_ids`, [T] with T the same for all.
 
         Raises:
             ValueError: If the text does not fill one window.
@@ -77,7 +80,7 @@ class CausalLM(Task):
         return Dataset.from_dict({"input_ids": self._windows(tokens)})
 
     def _windows(self, tokens: Dataset) -> NDArray[np.int32]:
-        """[N, T] consecutive windows of all tokens."""
+        """Cuts all tokens into consecutive windows, [N, T]."""
         flat = column_of(tokens, "input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         begin = self.tokenizer.bos_token_id
         # Asked by example: whether a beginning token is added is no attribute that all tokenizers share.
@@ -90,10 +93,10 @@ class CausalLM(Task):
         return np.insert(windows, 0, begin, axis=1) if starts else windows
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """`input_ids` [B, T], and `labels`, the same ids: the shift is made where logits are read."""
+        """Makes `input_ids` [B, T], and `labels`, the same ids: the shift is made where logits are read."""
         ids = torch.tensor(np.array([example["input_ids"] for example in examples]), dtype=torch.long)
         return {"input_ids": ids, "labels": ids}
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """[B, T, C] -> all positions but the last, [B, T - 1, C], whose targets are the tokens that follow."""
+        """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""
         return Readout(logits=logits[:, :-1], targets=batch["labels"][:, 1:])

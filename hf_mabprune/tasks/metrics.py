@@ -1,4 +1,4 @@
-"""Metrics as `evaluate.Metric`s that need no network, and the way to those on the Hub.
+"""Metrics that need no network, as `evaluate.Metric`s, and the way to those on the Hub.
 
 All are kept in memory: every process computes the metric of the whole split, and nothing is written or locked.
 """
@@ -21,7 +21,7 @@ LOSSES = Features({"losses": Value("float64"), "positions": Value("int64")})
 
 
 class OfflineMetric(evaluate.Metric):
-    """A metric that comes with this package."""
+    """A metric that comes with this package; its `_compute` takes the features that `inputs` names."""
 
     greater_is_better: ClassVar[bool] = True
     inputs: ClassVar[Features] = CLASSES
@@ -95,7 +95,7 @@ class MeanSquaredError(OfflineMetric):
 
 
 def _correlation(predictions: ArrayLike, references: ArrayLike) -> float:
-    """[N] or [N, outputs] each."""
+    """Measures Pearson's r of two columns, [N] or [N, outputs]: the mean over outputs, 0 where one is constant."""
     x, y = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     spread = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
@@ -116,12 +116,12 @@ METRICS: dict[str, type[OfflineMetric]] = {
 def load_metric(
     name: str, inputs: Iterable[str], num_labels: int, predicts_classes: bool = True
 ) -> evaluate.EvaluationModule:
-    """The metric of that name: one of ours, else `evaluate.load(name)`.
+    """Loads the metric of that name: one of ours, else `evaluate.load(name)`.
 
     Args:
-        name: E.g. "accuracy", or a metric on the Hub such as "precision".
-        inputs: What the task can give a metric, e.g. predictions and references.
-        num_labels: Classes of the head; F1 is that of class 1 for two classes and macro for more.
+        name: Name such as "accuracy", or of a metric on the Hub such as "precision".
+        inputs: Names of what the task can give a metric, e.g. predictions and references.
+        num_labels: Number of classes of the head; F1 is that of class 1 for two classes and macro for more.
         predicts_classes: Whether predictions and references are classes; else they are numbers.
 
     Raises:
@@ -156,7 +156,12 @@ def _from_hub(name: str) -> evaluate.EvaluationModule:
 
 
 def measure(name: str, metric: evaluate.EvaluationModule, inputs: Mapping[str, Any]) -> dict[str, float]:
-    """One metric of a whole split: {name: value}, or {name.key: value} for each of several.
+    """Computes one metric of a whole split: {name: value}, or {name.key: value} for each of several.
+
+    Args:
+        name: Name of the metric.
+        metric: Metric, from `load_metric`.
+        inputs: What the task gives metrics, each [N] or [N, outputs], by its name.
 
     Raises:
         ValueError: If the metric fails, or gives something other than numbers.

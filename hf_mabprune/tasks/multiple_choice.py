@@ -10,15 +10,10 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from hf_mabprune.tasks.base import (
-    TASKS,
-    Batch,
-    Readout,
-    Task,
-    check_padding,
-    column_of,
-    refuse_missing_values,
-)
+from hf_mabprune.data.columns import column_of, refuse_missing_values
+from hf_mabprune.tasks.base import TASKS, Task, check_padding
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.readout import Readout
 
 CONTEXTS = ("question", "question_stem", "ctx", "context", "sent1", "startphrase")
 CHOICES = ("choices", "endings", "options")
@@ -28,7 +23,7 @@ LABELS = ("label", "labels", "answerKey", "answer")
 @TASKS.register("multiple_choice")
 @dataclass(kw_only=True)
 class MultipleChoice(Task):
-    """Roles: `context`, `choices` and `label`.
+    """Predicts the right one of several texts. Roles: `context`, `choices` and `label`.
 
     `choices` are a list of texts, as many in every row of a split, or the texts beside their names, as in
     `{text: [...], label: [A, B, C, D]}`. `label` is the index of the right one from 0 on, as a number or written out,
@@ -54,11 +49,11 @@ class MultipleChoice(Task):
 
     @property
     def classes(self) -> int:
-        """At least three: the head takes any number of choices, none of which is special as class 1 of two may be."""
+        """Counts at least three: the head takes any number of choices, none special as class 1 of two may be."""
         return max(3, super().classes)
 
     def usual_columns(self) -> list[dict[str, str]]:
-        """All combinations of the usual names."""
+        """Lists all combinations of the usual names."""
         return [
             {"context": context, "choices": choices, "label": label}
             for context in CONTEXTS
@@ -75,7 +70,7 @@ class MultipleChoice(Task):
         self._labels(dataset, columns, split)
 
     def _choices(self, dataset: Dataset, column: str, split: str) -> pa.ChunkedArray:
-        """[N] lists of as many texts each."""
+        """Gives the choices of each row, [N] lists of as many texts each, or refuses them."""
         values = column_of(dataset, column)
         where = f"split '{split}', column '{column}'"
         refuse_missing_values(values, column, split)
@@ -100,28 +95,28 @@ class MultipleChoice(Task):
         return values
 
     def _labels(self, dataset: Dataset, columns: dict[str, str], split: str) -> NDArray[np.int64]:
-        """[N] index of the right choice."""
+        """Gives the index of the right choice of each row, [N], or refuses the labels."""
         count = len(self._choices(dataset, columns["choices"], split)[0])
         values = column_of(dataset, columns["label"])
         where = f"split '{split}', column '{columns['label']}'"
         refuse_missing_values(values, columns["label"], split)
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            found = self._by_name(dataset, columns, values.to_pylist())
+            indices = self._by_name(dataset, columns, values.to_pylist())
         elif pa.types.is_integer(values.type):
-            found = values.to_numpy().astype(np.int64)
+            indices = values.to_numpy().astype(np.int64)
         else:
             raise ValueError(f"{where}: labels must be the index of a choice, or its name, got {values.type}")
-        wrong = np.flatnonzero((found < 0) | (found >= count))
+        wrong = np.flatnonzero((indices < 0) | (indices >= count))
         if len(wrong):
             value = values[wrong[0]].as_py()
             raise ValueError(
                 f"{where}: labels must be from 0 to {count - 1}, the index of a choice, or the name of one, got "
                 f"{value!r} in row {wrong[0]}; this split may have no labels, or count from 1"
             )
-        return found
+        return indices
 
     def _by_name(self, dataset: Dataset, columns: dict[str, str], written: list[str]) -> NDArray[np.int64]:
-        """[N] index of the choice that is named, or whose index is written out; -1 where there is none."""
+        """Gives the index of the choice that is named, or whose index is written out, [N]; -1 where there is none."""
         choices = column_of(dataset, columns["choices"])
         named = pa.types.is_struct(choices.type) and choices.type.get_field_index("label") >= 0
         names = pc.struct_field(choices, "label").to_pylist() if named else [[]] * len(written)
@@ -134,7 +129,7 @@ class MultipleChoice(Task):
         )
 
     def encode(self, dataset: Dataset) -> Dataset:
-        """Columns: what the tokenizer gives for each choice of a row, [choices, T] each, and `labels`."""
+        """Tokenises rows; columns: what the tokenizer gives for each choice, [choices, T], and `labels`."""
         columns = self.find_columns(dataset, "data")
         tokenizer, length = self.tokenizer, self.length
         choices = self._choices(dataset, columns["choices"], "data")
@@ -160,7 +155,7 @@ class MultipleChoice(Task):
         return encoded.add_column("labels", self._labels(dataset, columns, "data").tolist())
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Inputs [B, choices, T], padded on the right, and labels [B]."""
+        """Makes inputs [B, choices, T], padded on the right, and labels [B]."""
         names = [name for name in examples[0] if name != "labels"]
         flat = {name: [choice for example in examples for choice in example[name]] for name in names}
         padded = self.tokenizer.pad(flat, padding_side="right", return_tensors="pt")
@@ -168,7 +163,7 @@ class MultipleChoice(Task):
         return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """[B, choices] -> the one position of each example, [B, 1, choices]."""
+        """Makes the one position of each example a dimension, [B, choices] -> [B, 1, choices]."""
         return Readout(logits=logits[:, None], targets=batch["labels"][:, None])
 
 

@@ -1,20 +1,21 @@
-"""What one forward pass says: logits and targets of a batch, and per-example scores of a split.
+"""What one forward pass says: the logits that count and their targets, and what follows from them.
 
-Symbols: B examples in a batch, N in a split; P positions of an example whose logits may count; C classes or
-vocabulary; A, K arms.
+Everything that a search, a compensation or a report compares between two models (losses, hits, the divergence from the
+dense model) comes from here.
+
+Symbols: B examples in a batch; P positions of an example whose logits may count, n of which do; C classes or
+vocabulary; A arms.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from hf_mabprune.tasks.divergence import kl_divergence, probabilities_of
+from hf_mabprune.tasks.scores import Scores
 
 NO_TARGET = -100
 CHUNK = 2**22  # logits that are widened to double precision at a time, 32 MiB
@@ -29,27 +30,27 @@ class Readout:
     the distance between two outputs are.
 
     Attributes:
-        logits: [B, P, C], any floating dtype (P = 1 for a classifier); [A, B, P, C], for A arms, is for `divergence`
-            alone.
-        targets: [B, P], the right class of each position; -100 where there is none.
+        logits: Outputs, [B, P, C], any floating dtype (P = 1 for a classifier); [A, B, P, C], for A arms, is for
+            `divergence` alone.
+        targets: Right class of each position, [B, P]; -100 where there is none.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
 
     def counted(self) -> torch.Tensor:
-        """[B, P] bool, which positions count."""
+        """Tells which positions count, [B, P] bool."""
         return self.targets != NO_TARGET
 
     def positions(self) -> torch.Tensor:
-        """[B] int64, how many positions of each example count."""
+        """Counts the positions of each example that count, [B] int64."""
         return self.counted().sum(1)
 
     def losses(self) -> torch.Tensor:
-        """[B] float64 (float32 on MPS), mean cross-entropy in nats over the counted positions; 0 where none counts.
+        """Measures the mean cross-entropy in nats over the counted positions, [B] float64; 0 where none counts.
 
-        Differentiable. The logits are widened a few examples at a time, so the extra memory does not grow with the
-        batch, in the backward pass neither: there the chunks are computed again.
+        Float32 on MPS. Differentiable. The logits are widened a few examples at a time, so the extra memory does not
+        grow with the batch, in the backward pass neither: there the chunks are computed again.
         """
         examples = max(1, CHUNK // (self.logits.shape[1] * self.logits.shape[2]))
         chunks = list(zip(self.logits.split(examples), self.targets.split(examples), strict=True))
@@ -60,138 +61,137 @@ class Readout:
         return torch.cat(sums) / self.positions().clamp(min=1)
 
     def correct(self) -> torch.Tensor:
-        """[B] float64 (float32 on MPS), fraction of the counted positions whose largest logit is the right one."""
+        """Gives the fraction of the counted positions whose largest logit is the right one, [B] float64.
+
+        Float32 on MPS.
+        """
         hits = (self.logits.argmax(-1) == self.targets).sum(1)
         return hits.to(wide_dtype(self.logits)) / self.positions().clamp(min=1)
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What metrics compare, [B] each: class of the largest logit at the first counted position, right class."""
+        """Gives the class of the largest logit at the first counted position, and the right class there, [B] each."""
         rows = torch.arange(len(self.targets), device=self.targets.device)
         first = self.counted().int().argmax(1)
         return self.logits[rows, first].argmax(-1), self.targets[rows, first]
 
-    def scores(self) -> "Scores":
-        """What metrics need of these examples, on the CPU."""
+    def scores(self) -> Scores:
+        """Gives what metrics need of these examples, on the CPU."""
         columns = (self.losses(), self.positions(), *self.predictions())
         return Scores(*(column.detach().cpu().numpy() for column in columns))
 
     def distribution(self) -> torch.Tensor:
-        """The distributions of the outputs, which `divergence` measures from: probabilities, [B, P, C].
+        """Gives the distributions of the outputs, which `divergence` measures from: probabilities, [B, P, C].
 
         Float64 for up to 1,024 classes, else float32.
         """
         return probabilities_of(self.logits)
 
-    def divergence(self, original: "Readout", distribution: torch.Tensor | None = None) -> torch.Tensor:
-        """[B] or [A, B], KL divergence from the dense model's outputs in nats, mean over the counted positions.
+    def divergence(self, dense: "Readout", distribution: torch.Tensor | None = None) -> torch.Tensor:
+        """Measures the KL divergence from the dense model's outputs, in nats, mean over the counted positions.
 
-        Differentiable. Float64 for up to 1,024 classes, else float32.
+        Differentiable.
 
         Args:
-            original: What the dense model says on the batch.
-            distribution: `original.distribution()`, where it is at hand.
+            dense: Readout of the dense model on the batch.
+            distribution: `dense.distribution()`, where it is at hand.
+
+        Returns:
+            [B], or [A, B] for several arms. Float64 for up to 1,024 classes, else float32.
         """
-        each = kl_divergence(original.logits, self.logits, distribution)
+        divergences = kl_divergence(dense.logits, self.logits, distribution)
         counted = self.counted()
-        return torch.where(counted, each, 0).sum(-1) / counted.sum(-1).clamp(min=1)
+        return torch.where(counted, divergences, 0).sum(-1) / counted.sum(-1).clamp(min=1)
 
     def few_outputs(self) -> bool:
-        """Whether `coordinates` are exact, one or a few an example, rather than drawn."""
+        """Tells whether `coordinates` are exact, one or a few an example, rather than drawn."""
         return self.logits.shape[-2] == 1 and self.logits.shape[-1] <= FEW_CLASSES
 
-    def coordinates(self, original: "Readout", samples: int, seed: int) -> Iterator[torch.Tensor]:
-        """[B] float64 each, values u_d in which the divergence is half a squared distance, to second order.
+    def coordinates(self, dense: "Readout", samples: int, seed: int) -> Iterator[torch.Tensor]:
+        """Gives values u_i in which the divergence is half a squared distance, to second order, [B] float64 each.
 
-        `divergence(original)` ~ 1/2 sum_d u_d^2, and u_d = 0 where this is the original. With p and q the softmax of
-        the original's logits and of these, and d(y) = log q(y) - log p(y) less its mean under p:
-        sqrt(p_0 p_1) (odds - original odds) for two classes, sqrt(p_y) d(y) for each class y of up to 8; else d(y) for
-        labels y drawn from p at every position, summed over the positions of an example. Drawn coordinates give the
-        divergence in the mean over draws. Differentiable.
+        With d(y) = log q(y) - log p(y), where p and q are the softmax of the dense model's logits and of these,
+
+            KL(p || q) ~ 1/2 E_p[(d - E_p[d])^2],    divergence = its mean over counted positions ~ 1/2 sum_i u_i^2
+
+        since the Hessian of KL by the logits, at q = p, is the Fisher information diag(p) - p p^T, and the quadratic
+        form of that is the variance under p (Amari, Natural gradient works efficiently in learning, 1998; with the
+        Jacobian of the logits on both sides it is the Gauss-Newton matrix: Martens, arXiv 1412.1193).
+
+        Why not take the divergence itself: it is least at the dense model, so its gradient there is 0 and tells
+        nothing. A coordinate is 0 there but its gradient is not: to first order u_i moves by a sum over arms, and half
+        its square says what they do together, pairs included. Differentiable.
 
         Args:
-            original: What the dense model says on the batch.
-            samples: Label draws where the coordinates are not exact.
-            seed: Of the draws.
+            dense: Readout of the dense model on the batch; it gets no gradients.
+            samples: Label draws where the coordinates are not exact, see `few_outputs`.
+            seed: Seed of the draws.
         """
         exact = self.few_outputs()
         wide = wide_dtype(self.logits) if exact else torch.float32
-        logs, before = (each.logits.to(wide).log_softmax(-1) for each in (self, original))
-        before = before.detach()
-        if exact and logs.shape[-1] == 2:
-            odds = (logs[:, 0, 1] - logs[:, 0, 0]) - (before[:, 0, 1] - before[:, 0, 0])
-            yield (before[:, 0].sum(-1) / 2).exp() * odds
-            return
-        p = before.exp()
-        change = logs - before
-        mean = (p * change).sum(-1)
-        if exact:
-            for label in range(logs.shape[-1]):
-                yield p[:, 0, label].sqrt() * (change[:, 0, label] - mean[:, 0])
-            return
-        counted = self.counted()
-        generator = torch.Generator(device=logs.device).manual_seed(seed)
-        for _ in range(samples):
-            drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view_as(counted)
-            picked = change.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - mean
-            moved = torch.where(counted, picked, 0).sum(1, dtype=torch.float64)
-            yield moved / (samples * counted.sum(1).clamp(min=1)).sqrt()
+        log_q, log_p = (readout.logits.to(wide).log_softmax(-1) for readout in (self, dense))
+        log_p = log_p.detach()
+        if not exact:
+            yield from _drawn_coordinates(log_q, log_p, self.counted(), samples, seed)
+        elif log_q.shape[-1] == 2:
+            yield _coordinate_of_two(log_q[:, 0], log_p[:, 0])
+        else:
+            yield from _coordinates_of_classes(log_q, log_p)
+
+
+def _coordinate_of_two(log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+    """Gives the one coordinate of two classes, [B], from log probabilities [B, 2].
+
+    A variance over two values is p_0 p_1 (d(1) - d(0))^2, and d(1) - d(0) is the change of the log odds:
+    u = sqrt(p_0 p_1) (log q_1 / q_0 - log p_1 / p_0).
+    """
+    change_of_odds = (log_q[:, 1] - log_q[:, 0]) - (log_p[:, 1] - log_p[:, 0])
+    return (log_p.sum(-1) / 2).exp() * change_of_odds  # sqrt(p_0 p_1) from logarithms, which do not underflow
+
+
+def _coordinates_of_classes(log_q: torch.Tensor, log_p: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Gives a coordinate for each class y, u_y = sqrt(p_y) (d(y) - E_p[d]), [B], from log probabilities [B, 1, C].
+
+    Their squares sum to sum_y p_y (d(y) - E_p[d])^2, the variance.
+    """
+    p = log_p.exp()
+    change = log_q - log_p
+    mean = (p * change).sum(-1)
+    for label in range(log_q.shape[-1]):
+        yield p[:, 0, label].sqrt() * (change[:, 0, label] - mean[:, 0])
+
+
+def _drawn_coordinates(
+    log_q: torch.Tensor, log_p: torch.Tensor, counted: torch.Tensor, samples: int, seed: int
+) -> Iterator[torch.Tensor]:
+    """Gives a coordinate for each draw of labels, [B], from log probabilities [B, P, C]; exact in the mean over draws.
+
+    At every position t a label y_t is drawn from p, by itself: the expectation of (d(y_t) - E_p[d])^2 is the variance.
+    Draws of different positions are independent with mean 0, so products between positions vanish in expectation, and
+    one sum serves all n counted positions of an example:
+
+        u = sum_t (d(y_t) - E_p[d]) / sqrt(samples * n),    E[sum over draws of u^2] = 1/n sum_t variance_t
+
+    This is the Fisher information by labels of the model's own (Martens & Grosse, arXiv 1503.05671), at one
+    backward pass a draw instead of one a class.
+    """
+    p = log_p.exp()
+    change = log_q - log_p
+    mean = (p * change).sum(-1)  # [B, P]
+    generator = torch.Generator(device=log_q.device).manual_seed(seed)
+    for _ in range(samples):
+        labels = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view_as(counted)
+        centred = change.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - mean
+        total = torch.where(counted, centred, 0).sum(1, dtype=torch.float64)
+        yield total / (samples * counted.sum(1).clamp(min=1)).sqrt()
 
 
 def wide_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The widest floating dtype of the tensor's device: MPS has no double precision."""
+    """Gives the widest floating dtype of the tensor's device: MPS has no double precision."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """[b, P, C], [b, P] -> [b] sum of the cross-entropy over the counted positions."""
+    """Sums the cross-entropy over the counted positions, [b, P, C], [b, P] -> [b], for b of the examples."""
     flat = logits.to(wide_dtype(logits)).flatten(0, 1)
-    each = cross_entropy(flat, targets.flatten(), reduction="none", ignore_index=NO_TARGET)
-    return each.view(targets.shape).sum(1)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the metrics of a whole split are made from, one entry an example.
-
-    Attributes:
-        losses: [N] float64, mean over the counted positions: of the cross-entropy in nats, for classes.
-        positions: [N] int64, number of counted positions.
-        predicted: [N] int64, class of the largest logit at the first counted position; float64 numbers, [N] or
-            [N, outputs], where a task predicts numbers.
-        reference: What is right there, of the same shape and dtype.
-    """
-
-    losses: NDArray[np.float64]
-    positions: NDArray[np.int64]
-    predicted: NDArray[Any]
-    reference: NDArray[Any]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":
-        """The scores of several batches as one, in their order."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
-
-    def take(self, rows: NDArray[np.int64]) -> "Scores":
-        """Those of some examples, [n]; a row may be taken more than once, as a bootstrap does."""
-        return Scores(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-
-@dataclass
-class ReadoutCache:
-    """What a model said on batches, as long as the logits of all fit.
-
-    Attributes:
-        limit: Bytes.
-    """
-
-    limit: int = 2**30
-    found: dict[Hashable, Readout] = field(default_factory=dict)
-
-    def get(self, key: Hashable, make: Callable[[], Readout]) -> Readout:
-        """What is there under a key, else what `make` gives."""
-        if key in self.found:
-            return self.found[key]
-        made = make()
-        if sum(kept.logits.nbytes for kept in self.found.values()) + made.logits.nbytes <= self.limit:
-            self.found[key] = made
-        return made
+    losses = cross_entropy(flat, targets.flatten(), reduction="none", ignore_index=NO_TARGET)
+    return losses.view(targets.shape).sum(1)

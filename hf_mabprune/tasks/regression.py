@@ -11,9 +11,12 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.tasks.base import TASKS, Batch, Readout, Scores, column_of, refuse_missing_values
-from hf_mabprune.tasks.readout import wide_dtype
-from hf_mabprune.tasks.text_task import TextTask, first_column, is_regression
+from hf_mabprune.data.columns import column_of, first_column, refuse_missing_values
+from hf_mabprune.tasks.base import TASKS
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.readout import Readout, wide_dtype
+from hf_mabprune.tasks.scores import Scores
+from hf_mabprune.tasks.text_task import TextTask, is_regression
 
 
 @dataclass(frozen=True)
@@ -21,50 +24,50 @@ class NumbersReadout(Readout):
     """Outputs that are numbers; each counts as a position and as the mean of a Gaussian of variance 1.
 
     Attributes:
-        logits: [B, P, 1], the P outputs; [A, B, P, 1] for `divergence`.
-        targets: [B, P], floating, the right numbers.
+        logits: P outputs of each example, [B, P, 1]; [A, B, P, 1] for `divergence`.
+        targets: Right numbers, [B, P], floating.
     """
 
     def counted(self) -> torch.Tensor:
-        """[B, P] bool, all of them."""
+        """Counts all positions, [B, P] bool."""
         return torch.ones_like(self.targets, dtype=torch.bool)
 
     def losses(self) -> torch.Tensor:
-        """[B] float64 (float32 on MPS), squared error, mean over the outputs. Differentiable."""
+        """Measures the squared error, mean over the outputs, [B] float64 (float32 on MPS). Differentiable."""
         return (self.distribution() - self.targets).square().mean(-1)
 
     def correct(self) -> torch.Tensor:
-        """[B], not a number: numbers are near or far, not right or wrong."""
+        """Gives no number, [B] NaN: numbers are near or far, not right or wrong."""
         return torch.full_like(self.targets[:, 0], torch.nan)
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs and the right numbers, [B] each, or [B, P] where there are several."""
+        """Gives the outputs and the right numbers, [B] each, or [B, P] where there are several."""
         predicted, reference = self.distribution(), self.targets.to(wide_dtype(self.logits))
         return (predicted[:, 0], reference[:, 0]) if predicted.shape[1] == 1 else (predicted, reference)
 
     def distribution(self) -> torch.Tensor:
-        """The means of the Gaussians, [B, P], in float64 (float32 on MPS)."""
+        """Gives the means of the Gaussians, [B, P], in float64 (float32 on MPS)."""
         return self.logits.squeeze(-1).to(wide_dtype(self.logits))
 
-    def divergence(self, original: Readout, distribution: torch.Tensor | None = None) -> torch.Tensor:
-        """[B] or [A, B], KL divergence of Gaussians of variance 1: (z - z0)^2 / 2, mean over the outputs."""
-        means = original.distribution() if distribution is None else distribution
+    def divergence(self, dense: Readout, distribution: torch.Tensor | None = None) -> torch.Tensor:
+        """Measures KL(N(z0, 1) || N(z, 1)) = (z - z0)^2 / 2, mean over the outputs, [B] or [A, B]."""
+        means = dense.distribution() if distribution is None else distribution
         return (self.distribution() - means).square().mean(-1) / 2
 
     def few_outputs(self) -> bool:
-        """They always are."""
+        """Says yes: each output is a coordinate."""
         return True
 
-    def coordinates(self, original: Readout, samples: int, seed: int) -> Iterator[torch.Tensor]:
-        """[B] each, the change of every output over the square root of their number: exact."""
-        moved = self.distribution() - original.distribution().detach()
-        yield from (moved / moved.shape[1] ** 0.5).unbind(1)
+    def coordinates(self, dense: Readout, samples: int, seed: int) -> Iterator[torch.Tensor]:
+        """Gives u_i = (z_i - z0_i) / sqrt(P) for each of P outputs, [B] each: 1/2 sum_i u_i^2 is the divergence."""
+        change = self.distribution() - dense.distribution().detach()
+        yield from (change / change.shape[1] ** 0.5).unbind(1)
 
 
 @TASKS.register("regression")
 @dataclass(kw_only=True)
 class Regression(TextTask):
-    """Roles: `text`, `text_pair` (optional) and `label`, a number, or a list of one number for each output.
+    """Predicts numbers. Roles: `text`, `text_pair` (optional) and `label`, a number, or a list of one for each output.
 
     For heads whose config says `problem_type: regression`, or leaves it open and has `num_labels: 1`. The loss is the
     squared error, mean over the outputs. What is called KL divergence is that of Gaussians of variance 1 around the
@@ -81,12 +84,12 @@ class Regression(TextTask):
 
     @classmethod
     def serves(cls, architecture: str, model_config: PreTrainedConfig | None = None) -> bool:
-        """Heads for regression, which only the config can tell from classifiers."""
+        """Serves heads for regression, which only the config can tell from classifiers."""
         return super().serves(architecture, model_config) and is_regression(model_config)
 
     @classmethod
     def new_head(cls, dataset: Dataset, columns: dict[str, str]) -> dict[str, Any]:
-        """One output for each number of a row."""
+        """Gives a head one output for each number of a row."""
         values = column_of(dataset, first_column(dataset, "label", columns, cls.usual_labels))
         row = values[0].as_py()
         return {"num_labels": len(row) if isinstance(row, list) else 1, "problem_type": "regression"}
@@ -101,13 +104,13 @@ class Regression(TextTask):
             )
 
     def rehearsal(self) -> Scores:
-        """Three examples with different numbers."""
+        """Makes three examples with different numbers, all predicted right."""
         shape = (3,) if self.classes == 1 else (3, self.classes)
         numbers = np.arange(np.prod(shape)).reshape(shape) + 0.5
         return Scores(np.ones(3), np.ones(3, dtype=np.int64), numbers, numbers)
 
     def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.float64]:
-        """[N] numbers, or [N, outputs]."""
+        """Gives the numbers of each row, [N] or [N, outputs]."""
         values = column_of(dataset, column)
         where = f"split '{split}', column '{column}'"
         refuse_missing_values(values, column, split)
@@ -119,12 +122,12 @@ class Regression(TextTask):
             numbers = numbers.flatten()
         if not (pa.types.is_floating(numbers.type) or pa.types.is_integer(numbers.type)):
             raise ValueError(f"{where}: labels must be numbers, got {values.type}")
-        found = numbers.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(values), self.classes)
-        broken = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        targets = numbers.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(values), self.classes)
+        broken = np.flatnonzero(~np.isfinite(targets).all(axis=1))
         if len(broken):
-            raise ValueError(f"{where}: labels must be finite numbers, got {found[broken[0]]} in row {broken[0]}")
-        return found if several else found[:, 0]
+            raise ValueError(f"{where}: labels must be finite numbers, got {targets[broken[0]]} in row {broken[0]}")
+        return targets if several else targets[:, 0]
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """[B, outputs] -> an output a position, [B, outputs, 1]."""
+        """Makes each output a position, [B, outputs] -> [B, outputs, 1]."""
         return NumbersReadout(logits=logits.unsqueeze(-1), targets=batch["labels"].reshape(logits.shape))

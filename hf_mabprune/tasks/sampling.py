@@ -1,4 +1,4 @@
-"""From a data set to batches: sampling, batching, and batches in parts of like lengths."""
+"""How a data set becomes batches: drawn with a seed, encoded, collated, and split into parts of like lengths."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_mabprune.data.splits import draw
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 
 MOST_PARTS = 4  # that a batch is split into
 
 
 def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int) -> Dataset:
-    """At most `count` encoded examples, drawn with `seed`; None encodes all, in order.
+    """Encodes at most `count` examples, drawn with `seed`; None encodes all, in order.
 
     Where an example is a row, rows are drawn first, so that nothing is tokenised in vain; windows of a language model
     are drawn after they are cut.
@@ -27,15 +28,15 @@ def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int) ->
 def batches_of(
     task: Task, encoded: Dataset, batch_size: int, equal: bool = False, by_length: bool = False
 ) -> list[Batch]:
-    """Collated batches on the CPU, in order.
+    """Collates encoded examples into batches on the CPU, in order.
 
     Args:
-        task: That the examples were encoded by.
+        task: Task that the examples were encoded by.
         encoded: Encoded examples.
         batch_size: Examples in a batch.
-        equal: Leave out a last batch that is shorter than the others, so that means over batches weigh all examples
-            alike. A single short batch stays.
-        by_length: From the shortest example to the longest, so that little is padded.
+        equal: Whether to leave out a last batch that is shorter than the others, so that means over batches weigh all
+            examples alike. A single short batch stays.
+        by_length: Whether to go from the shortest example to the longest, so that little is padded.
 
     Raises:
         ValueError: If there are no examples.
@@ -52,9 +53,13 @@ def batches_of(
 
 
 def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
-    """The examples of a batch sorted by length and split into equal parts, each cut to its longest sequence.
+    """Sorts the examples of a batch by length and splits them into equal parts, each cut to its longest sequence.
 
     A batch that is padded on the left, or hardly at all, stays as it is.
+
+    Args:
+        batch: Batch to split, on any device.
+        parts: Largest number of parts.
     """
     attention = batch.get("attention_mask")
     if attention is None or not bool(attention[..., 0].all()):
@@ -76,5 +81,5 @@ def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
 
 
 def _length(ids: list[Any]) -> int:
-    """Tokens of an example, or of the longest of its sequences."""
+    """Counts the tokens of an example, or of the longest of its sequences."""
     return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)

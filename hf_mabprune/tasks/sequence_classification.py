@@ -11,14 +11,17 @@ from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.tasks.base import TASKS, Batch, Readout, column_of, refuse_missing_values
-from hf_mabprune.tasks.text_task import TextTask, first_column, is_regression
+from hf_mabprune.data.columns import column_of, first_column, refuse_missing_values
+from hf_mabprune.tasks.base import TASKS
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.text_task import TextTask, is_regression
 
 
 @TASKS.register("sequence_classification")
 @dataclass(kw_only=True)
 class SequenceClassification(TextTask):
-    """Roles: `text`, `text_pair` (optional) and `label`.
+    """Predicts the class of a text. Roles: `text`, `text_pair` (optional) and `label`.
 
     Texts are cut at `max_length` tokens, 256 by default or what tokenizer and model can take, and padded on the right
     to the longest of a batch. Labels are class numbers, or class names that the model's `label2id` has; a `ClassLabel`
@@ -30,12 +33,12 @@ class SequenceClassification(TextTask):
 
     @classmethod
     def serves(cls, architecture: str, model_config: PreTrainedConfig | None = None) -> bool:
-        """Every head of the kind that is not for regression."""
+        """Serves every head of the kind that is not for regression."""
         return super().serves(architecture, model_config) and not is_regression(model_config)
 
     @classmethod
     def new_head(cls, dataset: Dataset, columns: dict[str, str]) -> dict[str, Any]:
-        """One class for each name, or for each number up to the largest."""
+        """Gives a head one class for each name, or for each number up to the largest."""
         column = first_column(dataset, "label", columns, cls.usual_labels)
         values, feature = column_of(dataset, column), dataset.features[column]
         names = list(feature.names) if isinstance(feature, ClassLabel) else None
@@ -61,7 +64,7 @@ class SequenceClassification(TextTask):
             )
 
     def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.int64]:
-        """[N] class numbers of the head."""
+        """Gives the class number of each row, as the head counts, [N]."""
         values = column_of(dataset, column)
         where = f"split '{split}', column '{column}'"
         refuse_missing_values(values, column, split)
@@ -98,5 +101,5 @@ class SequenceClassification(TextTask):
             )
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """[B, C] -> the one position of each example, [B, 1, C]."""
+        """Makes the one position of each example a dimension, [B, C] -> [B, 1, C]."""
         return Readout(logits=logits[:, None], targets=batch["labels"][:, None])

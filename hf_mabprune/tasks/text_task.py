@@ -1,4 +1,4 @@
-"""What tasks share whose examples are one text, or a pair of texts, with a label."""
+"""What tasks share whose examples are one text, or a pair of texts, with a label: classification and regression."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.tasks.base import Batch, Task, check_padding, column_of
+from hf_mabprune.data.columns import column_of
+from hf_mabprune.tasks.base import Task, check_padding
+from hf_mabprune.tasks.batch import Batch
 
 # Pairs first: a data set with a question and a sentence is about both.
 TEXTS = (
@@ -31,7 +33,7 @@ TEXTS = (
 
 @dataclass(kw_only=True)
 class TextTask(Task):
-    """Roles: `text`, `text_pair` (optional) and `label`.
+    """Reads one text a row, or two. Roles: `text`, `text_pair` (optional) and `label`.
 
     Texts are cut at `max_length` tokens, 256 by default or what tokenizer and model can take, and padded on the right
     to the longest of a batch.
@@ -53,18 +55,23 @@ class TextTask(Task):
 
     @abstractmethod
     def check_head(self) -> None:
-        """Raises ValueError for a head that the task cannot serve."""
+        """Refuses a head that the task cannot serve, with a ValueError."""
 
     @abstractmethod
     def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[Any]:
-        """What the model is to say of each row, [N] or [N, outputs].
+        """Gives what the model is to say of each row, [N] or [N, outputs].
+
+        Args:
+            dataset: Data set with the labels.
+            column: Column that holds them.
+            split: Name of the split, for messages.
 
         Raises:
             ValueError: For labels that do not fit the head; the message names split and column.
         """
 
     def usual_columns(self) -> list[dict[str, str]]:
-        """A text that was named stands alone unless a pair was named too."""
+        """Lists the usual pairs and texts; a text that the user named stands alone unless a pair was named too."""
         texts = ({},) if "text" in self.columns else TEXTS
         return [{**columns, "label": label} for columns in texts for label in self.usual_labels]
 
@@ -79,7 +86,7 @@ class TextTask(Task):
         self.labels(dataset, columns["label"], split)
 
     def encode(self, dataset: Dataset) -> Dataset:
-        """Columns: what the tokenizer gives for each row, [T] each, and `labels`."""
+        """Tokenises rows; columns: what the tokenizer gives for each, [T], and `labels`."""
         columns = self.find_columns(dataset, "data")
         texts = [columns[role] for role in ("text", "text_pair") if role in columns]
         tokenizer, length = self.tokenizer, self.length
@@ -95,28 +102,18 @@ class TextTask(Task):
         return encoded.add_column("labels", self.labels(dataset, columns["label"], "data").tolist())
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Inputs [B, T], padded on the right, and labels [B] or [B, outputs]."""
+        """Makes inputs [B, T], padded on the right, and labels [B] or [B, outputs]."""
         inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
         batch = dict(self.tokenizer.pad(inputs, padding_side="right", return_tensors="pt"))
         return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
 
 
 def is_regression(model_config: PreTrainedConfig | None) -> bool:
-    """Whether a head predicts numbers: its config says so, or leaves it open and has one output, as transformers."""
+    """Tells whether a head predicts numbers: its config says so, or leaves it open and has one output.
+
+    Transformers chooses the loss of a head by the same rule.
+    """
     if model_config is None:
         return False
     kind = model_config.problem_type
     return bool(kind == "regression" or (kind is None and model_config.num_labels == 1))
-
-
-def first_column(dataset: Dataset, role: str, columns: dict[str, str], usual: tuple[str, ...]) -> str:
-    """The column of a role: the one that was named, else the first of the usual ones that is there.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    found = [name for name in ([columns[role]] if role in columns else usual) if name in dataset.column_names]
-    if not found:
-        asked = columns.get(role) or "' or '".join(usual)
-        raise ValueError(f"no column '{asked}' (role {role}). Its columns: {', '.join(dataset.column_names)}")
-    return found[0]

@@ -23,15 +23,16 @@ Control = Callable[[Pulls, Plan, int, int], Bools]
 
 
 def evolution(pulls: Pulls, plan: Plan, tokens: int, seed: int) -> Bools:
-    """Mutation and selection, after Sieberling et al. 2024 (EvoPress, arXiv 2410.14649): one parent; offspring differ
-    by one to three exchanges of an arm that goes with one that stays; selection in two steps, the second on more data
-    and with the parent. The first parent is the best of random sets.
+    """Finds a set by mutation and selection, after Sieberling et al. 2024 (EvoPress, arXiv 2410.14649).
+
+    One parent; offspring differ by one to three exchanges of an arm that goes with one that stays; selection in two
+    steps, the second on more data and with the parent. The first parent is the best of random sets.
 
     Args:
-        pulls: Measures sets.
-        plan: What goes.
+        pulls: Pulls that measure sets.
+        plan: What has to go, from which arms.
         tokens: Forward tokens that may be spent.
-        seed: Of all draws.
+        seed: Seed of all draws.
 
     Returns:
         [K], what stays.
@@ -55,9 +56,10 @@ def evolution(pulls: Pulls, plan: Plan, tokens: int, seed: int) -> Bools:
 
 
 def mask_regression(pulls: Pulls, plan: Plan, tokens: int, seed: int) -> Bools:
-    """Random sets of the target's size, one batch each, and a ridge regression of the divergence on what went; the
-    arms with the smallest coefficients go. After Dery et al. 2024 (Bonsai, arXiv 2402.05406), in one step and without
-    prior.
+    """Finds a set by a ridge regression, after Dery et al. 2024 (Bonsai, arXiv 2402.05406), in one step.
+
+    Random sets of the target's size are measured, one batch each, and their divergence is regressed on what went, no
+    prior; the arms with the smallest coefficients go.
 
     Takes and returns the same as `evolution`.
     """

@@ -1,4 +1,4 @@
-"""Fine-tuned models to prune: a base model with a new head, trained with transformers.Trainer on a task of ours."""
+"""Makes models to prune: a base model with a new head, trained with transformers.Trainer on a task of ours."""
 
 import tempfile
 import time
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_mabprune.architectures import family_of
 from hf_mabprune.checkpoints.load import load_config, load_tokenizer
@@ -18,10 +19,12 @@ from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
-from hf_mabprune.pipeline import make_accelerator
-from hf_mabprune.runtime import files
+from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.runtime.files import atomic_folder, check_output_dir
 from hf_mabprune.runtime.processes import main_first, on_main
-from hf_mabprune.tasks.base import TASKS, Batch, Task, build_task
+from hf_mabprune.tasks.base import TASKS, Task
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.lookup import build_task
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 
 
@@ -31,7 +34,7 @@ class Training:
 
     Attributes:
         epochs: Passes over the training data.
-        learning_rate: At its peak.
+        learning_rate: Learning rate at its peak.
         batch_size: Examples a step and process.
         max_train_examples: Cap on training rows (windows, for running text), drawn at random; None takes all.
         save_dtype: Precision of the saved weights; metrics are measured on weights rounded to it.
@@ -46,27 +49,28 @@ class Training:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What came of it.
+    """Says what came of a training.
 
     Attributes:
-        examples: That it was trained on.
-        seconds: Of training alone.
-        found: Purpose -> what the saved weights are worth, for validation and test.
+        task: Task with the head's classes.
+        examples: Number of examples that it was trained on.
+        seconds: Seconds of training alone.
+        quality: Split -> what the saved weights are worth, for validation and test.
     """
 
     task: Task
     examples: int
     seconds: float
-    found: dict[str, Evaluation]
+    quality: dict[str, Evaluation]
 
     def __str__(self) -> str:
         lines = [f"trained on {self.examples:,} examples in {self.seconds:.0f} s"]
-        for purpose, found in self.found.items():
+        for split, measured in self.quality.items():
             metrics = ", ".join(
-                f"{name} {value:.4f} ({found.intervals[name][0]:.4f} to {found.intervals[name][1]:.4f})"
-                for name, value in found.metrics.items()
+                f"{name} {value:.4f} ({measured.intervals[name][0]:.4f} to {measured.intervals[name][1]:.4f})"
+                for name, value in measured.metrics.items()
             )
-            lines.append(f"{purpose}: {metrics}; loss {found.loss:.4f}; {len(found.scores.losses):,} examples")
+            lines.append(f"{split}: {metrics}; loss {measured.loss:.4f}; {len(measured.scores.losses):,} examples")
         return "\n".join(lines)
 
 
@@ -76,8 +80,9 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
     Args:
         base: Hub name or folder of a model of a supported family, with or without a head.
         out: Folder of the checkpoint; it must not exist.
-        settings: Only the task and the seed are read. The validation and the test slice are measured, nothing else.
-        training: How.
+        settings: Settings, of which only the task and the seed are read. The validation and the test slice are
+            measured, nothing else.
+        training: How the model is trained.
 
     Returns:
         Time, and quality of the saved weights, measured as every model of this package is.
@@ -86,7 +91,7 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
         ValueError: For a setting, a model or data that cannot work.
         OSError: If model or data cannot be read, or `out` exists.
     """
-    files.check_output_dir(out, overwrite=False)
+    check_output_dir(out, overwrite=False)
     if settings.task.type is None:
         raise ValueError(f"task.type must be set, for a base model has no head yet: {', '.join(TASKS.names())}")
     set_seed(settings.seed)
@@ -95,30 +100,30 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
     model = load_base(base, settings, splits["calibration"])
     tokenizer = load_tokenizer(base)
     task = build_task(settings.task, load_tokenizer(base), model.config, type(model).__name__)
-    for purpose, dataset in splits.items():
-        task.check(dataset, purpose)
+    for split, dataset in splits.items():
+        task.check(dataset, split)
     examples = encode_sample(task, splits["calibration"], training.max_train_examples, settings.seed)
     start = time.perf_counter()
     train(model, task, examples, training, settings.seed)
     seconds = time.perf_counter() - start
     dtype = getattr(torch, training.save_dtype)
     round_weights(model.to(accelerator.device).eval(), dtype)
-    found = {}
-    for purpose in ("validation", "test"):
-        rows = encode_sample(task, splits[purpose], settings.task.evaluation_examples, settings.seed)
-        batches = batches_of(task, rows, settings.task.batch_size)
-        found[purpose] = evaluate(forward_of(model, task), task, batches, accelerator)
-
-    def save() -> None:
-        with files.atomic_folder(out) as folder:
-            save_checkpoint(model, folder, tokenizer, dtype)
-
-    on_main(accelerator, save)
-    return FineTuned(task, len(examples), seconds, found)
+    quality = {split: _measured(model, task, splits[split], settings, accelerator) for split in ("validation", "test")}
+    on_main(accelerator, lambda: _save(model, tokenizer, dtype, out))
+    return FineTuned(task, len(examples), seconds, quality)
 
 
 def load_base(base: str, settings: PruneConfig, data: Dataset) -> PreTrainedModel:
-    """A model with the head that the task needs; its weights are new where the checkpoint has none that fit."""
+    """Loads a model with the head that the task needs; its weights are new where the checkpoint has none that fit.
+
+    Args:
+        base: Hub name or folder of the model.
+        settings: Settings, of which only the task is read.
+        data: Examples that say which classes there are.
+
+    Raises:
+        ValueError: If the family of the model is not supported.
+    """
     stored = load_config(base)
     family_of(stored)
     kind = TASKS.get(str(settings.task.type))
@@ -129,10 +134,14 @@ def load_base(base: str, settings: PruneConfig, data: Dataset) -> PreTrainedMode
 
 
 def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Training, seed: int) -> None:
-    """Trains in place, with the model's own loss, which is that of the task.
+    """Trains a model in place, with its own loss, which is that of the task.
 
     Args:
-        examples: Encoded by the task.
+        model: A model with the task's head.
+        task: Task that makes batches.
+        examples: Examples that the task has encoded.
+        training: How the model is trained.
+        seed: Seed of the order of examples and of dropout.
     """
     lengths = [len(ids) if isinstance(ids[0], int) else max(map(len, ids)) for ids in examples["input_ids"]]
 
@@ -157,3 +166,17 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
             seed=seed,
         )
         Trainer(model, arguments, collate, examples.add_column("length", lengths)).train()
+
+
+def _measured(
+    model: PreTrainedModel, task: Task, split: Dataset, settings: PruneConfig, accelerator: Accelerator
+) -> Evaluation:
+    """What a model is worth on a split."""
+    encoded = encode_sample(task, split, settings.task.evaluation_examples, settings.seed)
+    batches = batches_of(task, encoded, settings.task.batch_size)
+    return evaluate(forward_of(model, task), task, batches, accelerator)
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, out: str | Path) -> None:
+    with atomic_folder(out) as folder:
+        save_checkpoint(model, folder, tokenizer, dtype)

@@ -1,4 +1,7 @@
-"""What a criterion costs, where several share the statistics that they are made from."""
+"""What a criterion costs, where several share the statistics that they are made from.
+
+A criterion alone costs the passes that it declares; here the seconds of what all share are charged to each as well.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -17,13 +20,22 @@ STATISTICS = {  # property -> what is computed for it, and its passes over the d
 
 @dataclass
 class Meter:
-    """Notes which statistics a criterion reads, so that each is charged for what all share."""
+    """Stands in the place of statistics, and notes which of them a criterion reads, so that each is charged for all of
+    its own, whoever computed them.
+
+    Attributes:
+        statistics: Statistics that are handed on.
+        seconds: Statistic -> seconds of its computation.
+        read: Statistics that the criterion under way has read.
+        started: Moment at which it began.
+        computed: Seconds of statistics that were computed since.
+    """
 
     statistics: CalibrationStatistics
-    seconds: dict[str, float] = field(default_factory=dict)  # statistic -> of its computation
+    seconds: dict[str, float] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     started: float = 0.0
-    computed: float = 0.0  # seconds of statistics since the start
+    computed: float = 0.0
 
     def __getattr__(self, name: str) -> Any:
         if name not in STATISTICS:
@@ -37,16 +49,16 @@ class Meter:
         return value
 
     def start(self) -> None:
-        """A criterion begins."""
+        """Begins a criterion."""
         self.read, self.computed, self.started = set(), 0.0, time.monotonic()
 
     def stop(self) -> float:
-        """Seconds of the criterion: its own, and those of the statistics that it read, whoever computed them."""
+        """Gives the seconds of the criterion: its own, and those of the statistics that it read."""
         own = time.monotonic() - self.started - self.computed
         return own + sum(self.seconds[statistic] for statistic in self.read)
 
     def passes(self) -> tuple[int, int]:
-        """Forward and backward passes over the calibration data."""
+        """Gives the forward and backward passes over the calibration data that its statistics take."""
         costs = {statistic: passes for statistic, *passes in STATISTICS.values()}
         costs["kfac_factors"][1] = self.statistics.kfac_passes if "kfac_factors" in self.read else 0
         return sum(costs[name][0] for name in self.read), sum(costs[name][1] for name in self.read)

@@ -19,16 +19,17 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of, linear_at
 from hf_mabprune.arms import Ints, KeepIndices
 from hf_mabprune.registry import option
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, to_device
 
 
 @dataclass(kw_only=True)
 class Peer(ABC):
-    """A tool.
+    """A pruning tool that is not ours.
 
     Attributes:
-        package: That has to be installed, by its name in Python.
-        removes: What a target may name.
+        package: Package that has to be installed, by its name in Python.
+        removes: Parts that a target may name.
     """
 
     package: ClassVar[str]
@@ -44,12 +45,13 @@ class Peer(ABC):
     def keep(
         self, model: PreTrainedModel, task: Task, batches: Sequence[Batch], fractions: Mapping[str, float]
     ) -> KeepIndices:
-        """What the tool keeps of a model.
+        """Finds what the tool keeps of a model.
 
         Args:
-            model: Left as it is.
-            batches: Of calibration data.
-            fractions: Name -> what goes, e.g. {"neurons": 0.5, "heads": 0.25}.
+            model: The dense model, which is left as it is.
+            task: Task that reads its outputs.
+            batches: Calibration data.
+            fractions: Name -> fraction that goes, e.g. {"neurons": 0.5, "heads": 0.25}.
 
         Raises:
             ValueError: As `check`.
@@ -58,12 +60,12 @@ class Peer(ABC):
         small = self._pruned(copy.deepcopy(model).eval(), task, batches, fractions)
         kept: dict[str, dict[int, Ints]] = {"neuron": {}, "head": {}}
         for site in architecture_of(model).sites(model):
-            whole, left = (linear_at(each, site.per_unit[0]).weight for each in (model, small))
-            kept[site.kind][site.layer] = np.unique(_rows_left(whole, left) // site.unit_size)
+            weights = (linear_at(version, site.per_unit[0]).weight for version in (model, small))
+            kept[site.kind][site.layer] = np.unique(_rows_left(*weights) // site.unit_size)
         return KeepIndices(kept["neuron"], kept["head"])
 
     def passes(self) -> tuple[int, int]:
-        """Forward and backward passes over the calibration data."""
+        """Gives the forward and backward passes over the calibration data."""
         return 0, 0
 
     @abstractmethod
@@ -97,15 +99,33 @@ class TorchPruning(Peer):
         if any(site.group > 1 for site in sites):
             raise ValueError("peer torch_pruning: no heads that share keys and values")
         model.config._attn_implementation = "eager"  # its tracer reads the graph of autograd
+        pruner = self._pruner(torch_pruning, model, sites, task.inputs(to_device(batches[0], model.device)), fractions)
+        if self.importance == "taylor":
+            model.zero_grad()
+            for batch in batches:
+                task.readout(model, to_device(batch, model.device)).losses().mean().backward()
+        for group in pruner.step(interactive=True):
+            group.prune()
+        return model
+
+    def _pruner(
+        self,
+        torch_pruning: Any,
+        model: PreTrainedModel,
+        sites: Sequence[Site],
+        inputs: Batch,
+        fractions: Mapping[str, float],
+    ) -> Any:
+        """The tool's pruner, which may touch nothing but neurons and whole heads."""
         ways = {kind: fractions.get(f"{kind}s", 0.0) for kind in ("neuron", "head")}
         inner = {kind: _inner(model, sites, kind) for kind in ways}
         cut = {linear_at(model, path) for site in sites for path in (*site.per_unit, *site.per_group)}
         ratios: dict[Any, float] = {linear: ways[kind] for kind in ways for linear in inner[kind]}
         if self.everywhere:
             ratios = {tuple(inner[kind]): ways[kind] for kind in ways}
-        pruner = torch_pruning.pruner.BasePruner(
+        return torch_pruning.pruner.BasePruner(
             model,
-            task.inputs(_on(batches[0], model)),
+            inputs,
             _importance(torch_pruning, self.importance),
             global_pruning=self.everywhere,
             pruning_ratio=0.0,
@@ -115,19 +135,10 @@ class TorchPruning(Peer):
             prune_head_dims=False,
             head_pruning_ratio=ways["head"],
             head_pruning_ratio_dict=dict.fromkeys(inner["head"], ways["head"]),
-            ignored_layers=[
-                each for each in model.modules() if isinstance(each, nn.Linear | nn.Embedding) and each not in cut
-            ],
+            ignored_layers=[other for other in _layers_with_weights(model) if other not in cut],
             forward_fn=lambda traced, inputs: traced(**inputs).logits,
             output_transform=lambda logits: logits.sum(),
         )
-        if self.importance == "taylor":
-            model.zero_grad()
-            for batch in batches:
-                task.readout(model, _on(batch, model)).losses().mean().backward()
-        for group in pruner.step(interactive=True):
-            group.prune()
-        return model
 
 
 @dataclass(kw_only=True)
@@ -163,6 +174,10 @@ def _inner(model: PreTrainedModel, sites: Sequence[Site], kind: str) -> list[nn.
     return [linear_at(model, path) for site in sites if site.kind == kind for path in site.per_unit]
 
 
+def _layers_with_weights(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+
+
 def _head_paths(site: Site) -> Sequence[str]:
     return site.per_unit if site.kind == "head" else ()
 
@@ -171,7 +186,3 @@ def _rows_left(whole: torch.Tensor, left: torch.Tensor) -> Ints:
     """Numbers of the rows of a weight that another one still has."""
     places = {row.tobytes(): number for number, row in enumerate(whole.detach().cpu().numpy())}
     return np.array(sorted(places[row.tobytes()] for row in left.detach().cpu().numpy()), dtype=np.int64)
-
-
-def _on(batch: Batch, model: PreTrainedModel) -> Batch:
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}

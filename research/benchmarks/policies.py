@@ -1,6 +1,6 @@
 """Bandit policies side by side: same model, data, arms, target and budget; only policy, reward and seed differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.data.splits import load_splits
-from hf_mabprune.evaluation.comparison import Selection, Session
+from hf_mabprune.evaluation.choice import select
+from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.quality import Evaluation, bootstrap_interval
-from hf_mabprune.pipeline import load_model, make_accelerator, prepare, search
-from hf_mabprune.result import choose_layout
-from hf_mabprune.selection import layouts
-from hf_mabprune.tasks.readout import Scores
+from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.search.run import search
+from hf_mabprune.selection.layouts import make_plans
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.selected import Selection
+from hf_mabprune.session import load_model, make_session
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.scores import Scores
+from research.benchmarks.sessions import under
 
 RANDOM, DENSE = "random", "dense"
 SCORES = tuple(Scores.__dataclass_fields__)
@@ -27,9 +33,9 @@ def compare(
     """Runs every variant with every seed, one row a run; runs that a file already holds are not made again.
 
     Args:
-        settings: What all runs share.
-        variants: `policy` or `policy:reward`; a policy alone takes the reward of the settings.
-        seeds: Of policies, of the draw of calibration data, and of the random control.
+        settings: Settings that all runs share.
+        variants: Names `policy` or `policy:reward`; a policy alone takes the reward of the settings.
+        seeds: Seeds of policies, of the draw of calibration data, and of the random control.
         out: Parquet file of the rows, scores of each test example included; it grows with each run.
         merge: Files of other launches, whose rows are taken over.
 
@@ -42,45 +48,50 @@ def compare(
     files = [path for path in map(Path, (out, *merge)) if path.is_file()]
     rows: list[Any] = [row for path in files for row in pd.read_parquet(path).to_dict("records")]
     done = {(row["variant"], row["seed"]) for row in rows}
+    model.to(accelerator.device)
     for seed in seeds:
-        session = prepare(vary(settings, {}, seed), model.to(accelerator.device), tokenizer, splits, accelerator)
-        plans = layouts.make_plans(model, session.arms, session.totals, settings.prune)
+        seeded = vary(settings, {}, seed)
+        session = make_session(seeded, model, tokenizer, splits, accelerator, model.dtype)  # nothing is saved
+        comparison = Comparison(session)
+        plan = make_plans(model, session.arms, session.totals, settings.prune).search
         for variant in (DENSE, RANDOM, *variants):
             if (variant, seed) not in done:
-                rows.append(_run(settings, session, plans, variant, seed))
+                rows.append(_run(comparison, plan, variant, seed))
                 _save(rows, out)
-    return table(pd.DataFrame(rows), session)
+    return table(pd.DataFrame(rows), session.task)
 
 
-def _run(settings: PruneConfig, session: Session, plans: layouts.Plans, variant: str, seed: int) -> dict[str, Any]:
+def _run(comparison: Comparison, plan: Plan, variant: str, seed: int) -> dict[str, Any]:
     """One search and its test scores, or one of the controls that need no search."""
+    session = comparison.session
     everything = np.ones(len(session.arms), dtype=bool)
-    whole = Selection(plans.search, everything, 1, 1)
     if variant == DENSE:
-        return _row(variant, seed, session.masked(everything, "test", intervals=False))
+        return _row(variant, seed, comparison.masked(everything, "test", intervals=False))
     if variant == RANDOM:
-        return _row(variant, seed, session.masked(whole.random(seed).kept, "test", intervals=False))
+        drawn = Selection(plan, everything, 1, 1).random(seed)
+        return _row(variant, seed, comparison.masked(drawn.kept, "test", intervals=False))
     policy, _, reward = variant.partition(":")
-    run = vary(settings, {"policy": {"name": policy}, **({"reward": reward} if reward else {})}, seed)
-    result, cost = search(run, session, [plans.search])
-    selection = choose_layout(session, plans, result, run)
-    return _row(variant, seed, session.masked(selection.kept, "test", intervals=False)) | vars(cost)
+    changes = {"criterion": None, "policy": {"name": policy}, **({"reward": reward} if reward else {})}
+    settings = vary(session.settings, changes, seed)
+    result, cost = search(under(session, settings), [plan])
+    selection = select(comparison, result, settings.prune)
+    return _row(variant, seed, comparison.masked(selection.kept, "test", intervals=False)) | vars(cost)
 
 
-def vary(settings: PruneConfig, search_changes: dict[str, object], seed: int) -> PruneConfig:
-    """The same settings with another seed and other search settings."""
+def vary(settings: PruneConfig, search_changes: Mapping[str, object], seed: int) -> PruneConfig:
+    """Gives the same settings with another seed and other search settings."""
     changed = settings.model_dump()
-    changed["search"] |= search_changes
+    changed["search"] |= dict(search_changes)
     return check(changed | {"seed": seed})
 
 
-def table(rows: pd.DataFrame, session: Session) -> str:
-    """One line a variant: its runs, what they cost, and its paired differences with their 95% intervals.
+def table(rows: pd.DataFrame, task: Task) -> str:
+    """Writes one line a variant: its runs, what they cost, and its paired differences with their 95% intervals.
 
     Differences are means over seeds; the bootstrap resamples test examples, the same for both sides. `*` marks an
     interval that excludes zero.
     """
-    metric = session.task.main_metric
+    metric = task.main_metric
     runs_of = {str(variant): runs for variant, runs in rows.groupby("variant", sort=False)}
     lines = []
     for variant, runs in runs_of.items():
@@ -92,7 +103,7 @@ def table(rows: pd.DataFrame, session: Session) -> str:
         }
         for control in (RANDOM, "uniform"):
             if control in runs_of and variant not in (control, RANDOM, DENSE):
-                line[f"minus {control} (95%)"] = _difference(session, runs, runs_of[control])
+                line[f"minus {control} (95%)"] = _difference(task, runs, runs_of[control])
         if "pulls" in runs and runs["pulls"].notna().all():
             line |= {
                 "pulls": f"{runs['pulls'].mean():,.0f}",
@@ -103,8 +114,8 @@ def table(rows: pd.DataFrame, session: Session) -> str:
     return pd.DataFrame(lines).fillna("").to_markdown(index=False, disable_numparse=True)
 
 
-def _difference(session: Session, first: pd.DataFrame, second: pd.DataFrame) -> str:
-    task, examples = session.task, len(first["losses"].iloc[0])
+def _difference(task: Task, first: pd.DataFrame, second: pd.DataFrame) -> str:
+    examples = len(first["losses"].iloc[0])
     sides = [[_scores(run) for _, run in runs.iterrows()] for runs in (first, second)]
 
     def difference(picked: NDArray[np.int64]) -> float:

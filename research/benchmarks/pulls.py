@@ -21,14 +21,15 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.base import Pulls
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.evaluation.comparison import Session
-from hf_mabprune.pipeline import load_session, make_accelerator
+from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.session import Session, open_session
+from hf_mabprune.tasks.batch import to_device
 from hf_mabprune.tasks.sampling import split_by_length
 
 
 @dataclass(frozen=True)
 class PullCost:
-    """Engines on arms of one kind; medians over repeats, each on another batch."""
+    """Compares engines on arms of one kind; medians over repeats, each on another batch."""
 
     arm: str
     products: str  # precision of replay's matrix products; the two forwards run in the model's own
@@ -45,13 +46,15 @@ class PullCost:
 
 
 def measure(settings: PruneConfig, arms_each: int = 48, repeats: int = 3) -> pd.DataFrame:
-    """The table of costs, one row a kind of arm; one more in half precision on a GPU, or where settings ask for it.
+    """Measures what pulls cost, one row a kind of arm; one more in half precision on a GPU, or where settings ask.
 
     Args:
+        settings: Run settings.
         arms_each: Arms of each kind that replay pulls; the two forwards of the paper pull a quarter of them.
+        repeats: Batches, one after another.
     """
-    session, _ = load_session(settings, make_accelerator())
-    half = session.model.device.type == "cuda" or settings.search.products == "float16"
+    session = open_session(settings, make_accelerator())
+    half = session.dense.device.type == "cuda" or settings.search.products == "float16"
     return pd.DataFrame(
         [
             asdict(_measure_kind(session, kind, settings, products, arms_each, repeats))
@@ -62,7 +65,12 @@ def measure(settings: PruneConfig, arms_each: int = 48, repeats: int = 3) -> pd.
 
 
 def plot(table: pd.DataFrame, path: str | Path) -> None:
-    """Replay over the two forwards of the paper, beside what counting operations allows; one group of bars a row."""
+    """Draws replay over the two forwards of the paper, beside what counting allows; one group of bars a row.
+
+    Args:
+        table: Rows of `measure`.
+        path: Picture file; its folder is made.
+    """
     figure = Figure(figsize=(7, 1.2 + 0.9 * len(table)), layout="constrained")
     panel = figure.subplots()
     bars = {
@@ -109,7 +117,7 @@ def _measure_kind(
     ceiling = 2 * whole / suffix
     return PullCost(
         arm=f"{kind}, {int(session.arms.units[arms].max())} units",
-        products=str(products or session.model.dtype).removeprefix("torch."),
+        products=str(products or session.dense.dtype).removeprefix("torch."),
         padded_s=padded_s,
         equal_s=equal_s,
         replay_s=replay_s,
@@ -131,19 +139,19 @@ def _seconds(
     reward: str,
 ) -> tuple[float, np.ndarray]:
     """Seconds a pull on all of the batches, and the rewards on the first."""
-    pulls = engine(session.model, session.arms, session.task, batches, reward, session.accelerator)
+    pulls = engine(session.dense, session.arms, session.task, batches, reward, session.accelerator)
     numbers = np.arange(len(batches))
     pulls.pull(np.repeat(arms[:1], len(batches)), numbers)  # the dense outputs and the context are cached
     start = time.perf_counter()
     values = pulls.pull(np.repeat(arms, len(batches)), np.tile(numbers, len(arms)))
-    if session.model.device.type == "cuda":
+    if session.dense.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / len(arms), values[:: len(batches), 0]
 
 
 def _work(session: Session, kind: str) -> tuple[float, float]:
     """Multiply-accumulates a token: of a whole forward pass, and of what a pull cannot avoid, mean over layers."""
-    architecture, model = architecture_of(session.model), session.model
+    architecture, model = architecture_of(session.dense), session.dense
     sites = {(site.kind, site.layer): site for site in architecture.sites(model)}
     layers = range(1 + max(layer for _, layer in sites))
 
@@ -170,7 +178,7 @@ def _work(session: Session, kind: str) -> tuple[float, float]:
 
 def _rate(session: Session, rows: int = 2048, repeats: int = 9) -> float:
     """Multiply-accumulates a second of a matrix product of the model's shapes."""
-    layer = linear_at(session.model, architecture_of(session.model).sites(session.model)[0].output)
+    layer = linear_at(session.dense, architecture_of(session.dense).sites(session.dense)[0].output)
     left = torch.randn(rows, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
     taken = []
     for _ in range(repeats):
@@ -185,19 +193,19 @@ def _rate(session: Session, rows: int = 2048, repeats: int = 9) -> float:
 @torch.inference_mode()
 def _share_before(session: Session, kind: str, repeats: int = 5) -> float:
     """Mean over layers of the share of a forward's time that passes before the masked projection runs."""
-    batch = {name: tensor.to(session.model.device) for name, tensor in session.batches["calibration"][0].items()}
+    batch = to_device(session.batches["calibration"][0], session.dense.device)
     shares = []
     for _ in range(repeats):
         reached: list[float] = []
-        sites = [site for site in architecture_of(session.model).sites(session.model) if site.kind == kind]
+        sites = [site for site in architecture_of(session.dense).sites(session.dense) if site.kind == kind]
         hooks = [
-            session.model.base_model.get_submodule(site.output).register_forward_pre_hook(
+            session.dense.base_model.get_submodule(site.output).register_forward_pre_hook(
                 lambda *_, reached=reached: reached.append(time.perf_counter())
             )
             for site in sites
         ]
         start = time.perf_counter()
-        session.task.readout(session.model, batch)
+        session.task.readout(session.dense, batch)
         total = time.perf_counter() - start
         for hook in hooks:
             hook.remove()

@@ -5,39 +5,35 @@ all searches' pulls and all compensations come. Test data never change with the 
 """
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hf_mabprune.architectures import architecture_of
-from hf_mabprune.arms import ArmTable, KeepIndices
+from hf_mabprune.arms import KINDS
 from hf_mabprune.checkpoints.load import load_config
-from hf_mabprune.compensation import CompensationFigures, compensate
-from hf_mabprune.config import PruningConfig, TargetConfig
-from hf_mabprune.criteria.statistics import CalibrationStatistics
+from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.data.splits import load_splits
-from hf_mabprune.effects.pulls.replay import ReplayPulls
-from hf_mabprune.evaluation.comparison import Selection, Session
-from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
+from hf_mabprune.effects.dense_outputs import DenseOutputs
+from hf_mabprune.evaluation.comparison import Comparison
+from hf_mabprune.evaluation.quality import Evaluation, forward_of
 from hf_mabprune.evaluation.report import installed_versions
-from hf_mabprune.pipeline import load_model, make_accelerator, prepare, search
+from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.processes import main_first, on_main
-from hf_mabprune.selection import layouts
-from hf_mabprune.surgery.cut import prune_copy
-from hf_mabprune.tasks.base import Batch, Task
-from hf_mabprune.tasks.readout import NO_TARGET, Scores
+from hf_mabprune.session import Session, load_model, make_session
+from hf_mabprune.surgery.cut import cut
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.readout import NO_TARGET, Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
-from research.benchmarks.controls import CONTROLS
-from research.benchmarks.meter import Meter
-from research.benchmarks.peers import Peer
+from hf_mabprune.tasks.scores import Scores
+from research.benchmarks.draw import Choice, Draw
 from research.benchmarks.results import Results
 from research.benchmarks.suite import KEY, Cell, Suite
 
@@ -48,10 +44,10 @@ def run(suite: Suite, cells: Sequence[Cell], out: str | Path, redo: bool = False
     """Measures every cell that the file does not hold, and writes its row at once.
 
     Args:
-        suite: That the cells are of.
-        cells: From `suite.cells`.
+        suite: What is compared.
+        cells: Cells of `suite.cells`.
         out: Parquet file of the rows.
-        redo: Measure cells again that have a row.
+        redo: Whether to measure cells again that have a row.
 
     Raises:
         ValueError: For settings, a model or data that cannot work; what settings alone tell comes before any compute.
@@ -71,22 +67,25 @@ def run(suite: Suite, cells: Sequence[Cell], out: str | Path, redo: bool = False
             row |= {"settings": cell.fingerprint(suite), "plan": suite.plan(), "versions": versions}
             on_main(accelerator, lambda row=row: results.add(row))  # type: ignore[misc]
             done += 1
-            said = f"{row['metric']} {row['value']:.4f} of {row['dense']:.4f}, KL {row['mean_kl']:.4f}"
-            accelerator.print(f"[{done}/{len(todo)}] {' / '.join(map(str, cell.key))}: {said}", flush=True)
+            figures = f"{row['metric']} {row['value']:.4f} of {row['dense']:.4f}, KL {row['mean_kl']:.4f}"
+            accelerator.print(f"[{done}/{len(todo)}] {' / '.join(map(str, cell.key))}: {figures}", flush=True)
 
 
 def _benches(suite: Suite, cells: Sequence[Cell], accelerator: Accelerator) -> Iterator[tuple["Bench", list[Cell]]]:
+    """The model and data of each run in turn, with its cells."""
     for task, group in groupby(cells, key=lambda cell: cell.task):
         yield Bench.load(suite, task, accelerator), list(group)
 
 
 @dataclass
 class Bench:
-    """One run's model and data, for all its cells.
+    """Measures the cells of one run on one model and one test split.
 
     Attributes:
-        session: Over arms of both kinds.
-        calibration: That seeds draw from.
+        suite: What is compared.
+        name: Name of the run.
+        session: Model, data, and arms of both kinds.
+        calibration: Examples that seeds draw from.
     """
 
     suite: Suite
@@ -96,73 +95,79 @@ class Bench:
 
     @classmethod
     def load(cls, suite: Suite, name: str, accelerator: Accelerator) -> "Bench":
-        """Raises ValueError or OSError for a model or data that cannot work."""
+        """Loads model and data of a run.
+
+        Raises:
+            ValueError, OSError: For a model or data that cannot work.
+        """
         settings = suite.settings(name)
         splits = main_first(accelerator, lambda: load_splits(settings.task))
         model, tokenizer = load_model(settings.model, settings.task, splits)
-        session = prepare(settings, model.to(accelerator.device), tokenizer, splits, accelerator)
+        moved = model.to(accelerator.device)
+        session = make_session(settings, moved, tokenizer, splits, accelerator, model.dtype)  # nothing is saved
         return cls(suite, name, session, splits["calibration"])
 
     def rows(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
         """Measures cells of this run; one choice serves all its compensations, one search all its sizes."""
-        for seed, drawn in groupby(cells, key=lambda cell: cell.seed):
+        for seed, cells_of_seed in groupby(cells, key=lambda cell: cell.seed):
             draw = self.draw(seed)
             shared: dict[str, list[Cell]] = {}
-            for cell in drawn:
+            for cell in cells_of_seed:
                 shared.setdefault(cell.choice(self.suite), []).append(cell)
-            for mine in shared.values():
-                choices = draw.choose(mine)
-                for cell in mine:
+            for sharing in shared.values():
+                choices = draw.choose(sharing)
+                for cell in sharing:
                     yield cell, self.row(cell, draw, choices[cell.target])
 
-    def draw(self, seed: int) -> "Draw":
-        """The seed's calibration data."""
+    def draw(self, seed: int) -> Draw:
+        """Draws the seed's calibration data; what the dense model says on them goes on a record of their own."""
         task, settings = self.session.task, self.suite.settings(self.name).task
         encoded = encode_sample(task, self.calibration, settings.calibration_examples, seed)
         batches = {**self.session.batches, "calibration": batches_of(task, encoded, settings.batch_size, equal=True)}
-        return Draw(self.suite, self.name, replace(self.session, batches=batches), seed)
+        return Draw(self.suite, self.name, replace(self.session, batches=batches, outputs=DenseOutputs()), seed)
 
-    def row(self, cell: Cell, draw: "Draw", choice: "Choice") -> dict[str, Any]:
-        """Measures one cell."""
-        session, dense, chance = self.session, self.dense, self.chance
-        found, figures = draw.measure(choice.keep, cell.compensation)
-        metric, better = session.task.main_metric, session.task.greater_is_better
-        value, whole = found.metrics[metric], dense.metrics[metric]
+    def row(self, cell: Cell, draw: Draw, choice: Choice) -> dict[str, Any]:
+        """Cuts, refits and measures one cell."""
+        session, dense, chance, cost = self.session, self.dense, self.chance, choice.cost
+        small = cut(session.dense, choice.keep, self.suite.layout)
+        figures = draw.refit(small, choice.keep, cell.compensation)
+        pruned = self.comparison.measured(forward_of(small, session.task), "test", intervals=False)
+        metric = session.task.main_metric
+        value, whole = pruned.metrics[metric], dense.metrics[metric]
         return {
             **dict(zip(KEY, cell.key, strict=True)),
-            "model": self.suite.settings(self.name).model.name,
+            "model": session.settings.model.name,
             "family": cell.family,
             "sparsity": cell.sparsity,
             "metric": metric,
-            "greater_is_better": better,
+            "greater_is_better": session.task.greater_is_better,
             "value": value,
             "dense": whole,
             "chance": chance,
             "retained": retained(value, whole, chance, metric),
-            "loss": found.loss,
+            "loss": pruned.loss,
             "dense_loss": dense.loss,
-            "mean_kl": float(found.kl.mean()),
-            "metrics": json.dumps(found.metrics),
+            "mean_kl": float(pruned.kl.mean()),
+            "metrics": json.dumps(pruned.metrics),
             "parameters": choice.parameters + (figures.parameters if figures else 0),
             "dense_parameters": session.totals["parameters"],
-            "kept": json.dumps({kind: choice.keep.sizes(kind) for kind in ("neuron", "head")}),
-            "pulls": choice.pulls,
-            "search_seconds": choice.seconds,
-            "forward_tokens": choice.forward_tokens,
-            "backward_tokens": choice.backward_tokens,
-            "compensation_seconds": figures.seconds if figures else 0.0,
-            "compensation_tokens": figures.forward_tokens if figures else 0,
-            "sites_refitted": sum(not site.reason for site in figures.sites) if figures else 0,
-            "sites_cut": len(figures.sites) if figures else 0,
+            "kept": json.dumps({kind: choice.keep.sizes(kind) for kind in KINDS}),
+            "pulls": cost.pulls,
+            "search_seconds": cost.seconds,
+            "forward_tokens": round(cost.forward_tokens),
+            "backward_tokens": round(cost.backward_tokens),
+            **_compensation_columns(figures),
         }
 
     @cached_property
+    def comparison(self) -> Comparison:
+        """Measures models beside the dense one, whose test outputs all draws share."""
+        return Comparison(self.session)
+
+    @cached_property
     def dense(self) -> Evaluation:
-        """On the test split."""
-        session = self.session
-        return evaluate(
-            session.originals("test"), session.task, session.batches["test"], session.accelerator, intervals=False
-        )
+        """The dense model on the test split."""
+        return self.comparison.measured(self._say, "test", beside_dense=False, intervals=False)
 
     @cached_property
     def chance(self) -> float:
@@ -170,131 +175,34 @@ class Bench:
         given = self.suite.runs[self.name].chance
         if given is not None:
             return given
-        targets = [
-            self.session.originals("test")(number, batch).targets for number, batch in enumerate(self._on_device())
-        ]
-        counted = np.concatenate([target[target != NO_TARGET].cpu().numpy() for target in targets])
-        return constant_answer(self.session.task, self.dense.scores, counted)
-
-    def _on_device(self) -> Iterator[Batch]:
         device = self.session.accelerator.device
-        for batch in self.session.batches["test"]:
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+        targets = []
+        for number, batch in enumerate(self.session.batches["test"]):
+            readout = self._say(number, to_device(batch, device))
+            targets.append(readout.targets[readout.targets != NO_TARGET].cpu().numpy())
+        return constant_answer(self.session.task, self.dense.scores, np.concatenate(targets))
+
+    def _say(self, number: int, batch: Batch) -> Readout:
+        """What the dense model says on a test batch, from the record."""
+        return self.session.dense_on("test", number, batch)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a method keeps, and what it spent on that; several sizes of one search share all of it.
-
-    Attributes:
-        parameters: Of the smaller model, before a compensation adds biases.
-    """
-
-    keep: KeepIndices
-    parameters: int
-    seconds: float
-    forward_tokens: int
-    backward_tokens: int
-    pulls: int = 0
-
-
-@dataclass
-class Draw:
-    """One seed's calibration data, and all that comes from them."""
-
-    suite: Suite
-    name: str
-    session: Session
-    seed: int
-
-    def choose(self, cells: Sequence[Cell]) -> dict[str, Choice]:
-        """Target -> what is kept; the cells share the choice."""
-        method = cells[0].method
-        spec = self.suite.methods[method]
-        if spec.policy is not None:
-            return self._by_search(cells)
-        choose = self._by_control if spec.control else self._by_peer if spec.peer else self._by_criterion
-        return {cell.target: choose(method, cell.size) for cell in _one_a_size(cells)}
-
-    def _by_criterion(self, method: str, size: TargetConfig) -> Choice:
-        criterion, prune = self.suite.criterion(method), self.suite.settings(self.name, target=size).prune
-        plan = layouts.make_plans(self.session.model, self.session.arms, self.session.totals, prune).search
-        self.meter.start()
-        kept, order = criterion.choose(cast(CalibrationStatistics, self.meter), plan)
-        tokens = sum(batch["input_ids"].numel() for batch in self.session.batches["calibration"])
-        forward, backward = (tokens * passes for passes in self.meter.passes())
-        return self._choice(Selection(plan, kept, *self._rules(prune)), order, self.meter.stop(), forward, backward)
-
-    def _by_control(self, method: str, size: TargetConfig) -> Choice:
-        spec, session, prune = (
-            self.suite.methods[method],
-            self.session,
-            self.suite.settings(self.name, target=size).prune,
-        )
-        plan = layouts.make_plans(session.model, session.arms, session.totals, prune).search
-        pulls = ReplayPulls(
-            session.model, session.arms, session.task, session.batches["calibration"], "kl", session.accelerator
-        )
-        mean = np.mean([batch["input_ids"].numel() for batch in pulls.batches])
-        started, tokens = time.monotonic(), round(spec.sweeps * len(plan.arms) * float(mean))
-        kept = CONTROLS[spec.control or ""](pulls, plan, tokens, self.seed)
-        order = np.argsort(kept, kind="stable")  # what goes comes first
-        selection = Selection(plan, kept, *self._rules(prune))
-        return self._choice(selection, order, time.monotonic() - started, pulls.cost.forward_tokens, 0)
-
-    def _by_peer(self, method: str, size: TargetConfig) -> Choice:
-        peer, session = cast(Peer, self.suite.methods[method].made_peer()), self.session
-        batches, started = session.batches["calibration"], time.monotonic()
-        keep = peer.keep(session.model, session.task, batches, size.fractions())
-        seconds = time.monotonic() - started
-        tokens = sum(batch["input_ids"].numel() for batch in batches)
-        parameters = prune_copy(session.model, keep, "per_layer").num_parameters()
-        return Choice(keep, parameters, seconds, *(tokens * passes for passes in peer.passes()))
-
-    def _by_search(self, cells: Sequence[Cell]) -> dict[str, Choice]:
-        settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
-        model, totals, prune = self.session.model, self.session.totals, settings.prune
-        arms = architecture_of(model).arm_table(model, prune.kinds(), prune.block_size, self.session.tokens)
-        session = replace(self.session, arms=arms, compensation=self.suite.compensation(cells[0].compensation))
-        plans = {size.target.name(): layouts.make_plans(model, arms, totals, size).search for size in prune.sizes()}
-        found, cost = search(settings, session, list(plans.values()), reference=self.session.reference)
-        backward = getattr(cost, "backward_tokens", 0)
-        spent = cost.seconds, cost.forward_tokens, backward, cost.pulls
-        cuts = {cell.target: Selection.along(plans[cell.target], found.order, *self._rules(prune)) for cell in cells}
-        return {target: self._choice(selection, found.order, *spent) for target, selection in cuts.items()}
-
-    def _rules(self, prune: PruningConfig) -> tuple[int, int]:
-        return layouts.width_multiple(prune, self.session.model.config.hidden_size), prune.min_neurons
-
-    def _choice(self, selection: Selection, order: Any, *spent: Any) -> Choice:
-        arms: ArmTable = selection.plan.arms
-        kept = selection.rounded(order).kept
-        parameters = self.session.totals["parameters"] - int(arms.parameters[~kept].sum())
-        return Choice(arms.kept_units(kept), parameters, *spent)
-
-    def measure(self, keep: KeepIndices, compensation: str) -> tuple[Evaluation, CompensationFigures | None]:
-        """On the test split."""
-        session, task = self.session, self.session.task
-        method, small = self.suite.compensation(compensation), prune_copy(session.model, keep, self.suite.layout)
-        figures = compensate(method, session.reference, small, keep) if method else None
-        forward, original = forward_of(small, task), session.originals("test")
-        return evaluate(
-            forward, task, session.batches["test"], session.accelerator, original, intervals=False
-        ), figures
-
-    @cached_property
-    def meter(self) -> "Meter":
-        """For all criteria."""
-        session = self.session
-        return Meter(
-            CalibrationStatistics(session.model, session.arms, session.task, session.batches["calibration"], self.seed)
-        )
+def _compensation_columns(figures: CompensationFigures | None) -> dict[str, Any]:
+    """What a refit cost, and at how many of the sites that were cut it was taken."""
+    if figures is None:
+        return {"compensation_seconds": 0.0, "compensation_tokens": 0, "sites_refitted": 0, "sites_cut": 0}
+    return {
+        "compensation_seconds": figures.seconds,
+        "compensation_tokens": figures.forward_tokens,
+        "sites_refitted": sum(not site.reason for site in figures.sites),
+        "sites_cut": len(figures.sites),
+    }
 
 
 def retained(value: float, dense: float, chance: float, metric: str) -> float:
-    """(value - chance) / (dense - chance), whichever way is better, within `RETAINED`; perplexities by their logs.
+    """Gives (value - chance) / (dense - chance), whichever way is better, within `RETAINED`.
 
-    0 where the dense model is at chance itself.
+    Perplexities go by their logs; it is 0 where the dense model is at chance itself.
     """
     if metric == "perplexity":
         value, dense, chance = np.log([value, dense, chance])
@@ -304,11 +212,12 @@ def retained(value: float, dense: float, chance: float, metric: str) -> float:
 
 
 def constant_answer(task: Task, scores: Scores, targets: Any) -> float:
-    """Main metric of the best answer that is the same for every example: the majority class, the mean number, or, for
-    a metric of losses, the distribution of the targets, whose loss is its entropy.
+    """Gives the main metric of the best answer that is the same for every example: the majority class, the mean
+    number, or, for a metric of losses, the distribution of the targets, whose loss is its entropy.
 
     Args:
-        scores: Of the dense model on the split; what is right is read.
+        task: Task that says what the metric is.
+        scores: Scores of the dense model on the split; what is right is read.
         targets: Every target of the split that counts, flat.
     """
     if task.main_metric == "perplexity":
@@ -321,7 +230,3 @@ def constant_answer(task: Task, scores: Scores, targets: Any) -> float:
         constant = np.broadcast_to(scores.reference.mean(0), scores.reference.shape)
         scores = replace(scores, predicted=constant.copy())
     return task.compute_metrics(scores)[task.main_metric]
-
-
-def _one_a_size(cells: Sequence[Cell]) -> list[Cell]:
-    return list({cell.target: cell for cell in cells}.values())

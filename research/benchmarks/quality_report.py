@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from research.benchmarks import statistics
 from research.benchmarks.results import Results
-from research.benchmarks.suite import KEY, NONE, Cell, Suite
+from research.benchmarks.specs import NONE
+from research.benchmarks.suite import KEY, Cell, Suite
 
 DPI = 150
 ALL = "all"  # compensations, averaged
@@ -25,9 +26,10 @@ MARKERS = "os^vDP*X<>ph8d"
 
 @dataclass(frozen=True)
 class QualityReport:
-    """Text, tables and figures.
+    """Holds what the rows say.
 
     Attributes:
+        text: The report, in Markdown.
         tables: Name -> table as numbers, for CSV.
         figures: Name -> figure, for PNG.
     """
@@ -51,8 +53,8 @@ def read_report(suite: Suite, cells: Sequence[Cell], out: str | Path) -> Quality
     """Makes the report of the cells that the file holds.
 
     Args:
-        suite: Says what was planned.
-        cells: Those that may count, from `suite.cells`.
+        suite: Suite that says what was planned.
+        cells: Cells that may count, from `suite.cells`.
         out: Parquet file of the rows.
 
     Raises:
@@ -69,24 +71,25 @@ def make_report(suite: Suite, rows: pd.DataFrame, expected: int) -> QualityRepor
     """Makes the report.
 
     Args:
-        rows: One a cell, in the order of the suite.
-        expected: Cells that the whole comparison has.
+        suite: Suite that says what was planned.
+        rows: One row a cell, in the order of the suite.
+        expected: Number of cells that the whole comparison has.
     """
     tables, figures = {"rows": rows.set_index("task")}, {}
     weak = statistics.near_chance(rows, suite.near_chance)
     text = [_head(suite, rows, expected), _tasks(rows, weak)]
-    for task, mine in rows.groupby("task", sort=False):
-        text.append(_task_tables(str(task), mine, bool(weak[task])))
-        figures[f"pareto_{task}"] = pareto(mine, str(task))
+    for task, rows_of_task in rows.groupby("task", sort=False):
+        text.append(_task_tables(str(task), rows_of_task, bool(weak[task])))
+        figures[f"pareto_{task}"] = pareto(rows_of_task, str(task))
     counted = rows[~rows["task"].map(weak)]
     if len(counted):
         tables["area"] = statistics.area_under_curve(counted)
         text.append(_areas(tables["area"]))
         points = counted[counted["target"].isin(suite.operating_points or counted["target"].unique())]
         for measure in TITLES:
-            said, found, diagrams = _ranks(points, measure)
-            text += [said, _planned(suite, points, measure, tables)]
-            tables |= found
+            ranks, rank_tables, diagrams = _ranks(points, measure)
+            text += [ranks, _planned(suite, points, measure, tables)]
+            tables |= rank_tables
             figures |= diagrams
     text.append(_costs(rows))
     return QualityReport("\n\n".join(part for part in text if part) + "\n", tables, figures)
@@ -104,9 +107,9 @@ def _head(suite: Suite, rows: pd.DataFrame, expected: int) -> str:
 
 
 def _tasks(rows: pd.DataFrame, weak: pd.Series) -> str:
-    found = rows.groupby("task", sort=False)[["model", "metric", "dense", "chance", "dense_loss"]].first()
-    found["near chance"] = np.where(weak.loc[found.index], "yes: left out of ranks and tests", "")
-    return "## Data sets\n\n" + found.to_markdown(floatfmt=".4g")
+    table = rows.groupby("task", sort=False)[["model", "metric", "dense", "chance", "dense_loss"]].first()
+    table["near chance"] = np.where(weak.loc[table.index], "yes: left out of ranks and tests", "")
+    return "## Data sets\n\n" + table.to_markdown(floatfmt=".4g")
 
 
 def _task_tables(task: str, rows: pd.DataFrame, weak: bool) -> str:
@@ -142,11 +145,11 @@ def _areas(areas: pd.DataFrame) -> str:
 
 def _ranks(rows: pd.DataFrame, measure: str) -> tuple[str, dict[str, pd.DataFrame], dict[str, Figure]]:
     """Text, tables and diagrams of one measure: for each compensation, and for all of them averaged."""
-    groups = {str(name): mine for name, mine in rows.groupby("compensation", sort=False)}
+    groups = {str(name): group for name, group in rows.groupby("compensation", sort=False)}
     groups |= {ALL: rows} if len(groups) > 1 else {}
     tables, figures, means, tests = {}, {}, {}, []
-    for name, mine in groups.items():
-        scores = statistics.score_table(mine, measure)
+    for name, group in groups.items():
+        scores = statistics.score_table(group, measure)
         if scores.shape[1] < 2:
             continue
         ranks = statistics.rank_table(scores, statistics.GREATER_IS_BETTER[measure])
@@ -155,20 +158,20 @@ def _ranks(rows: pd.DataFrame, measure: str) -> tuple[str, dict[str, pd.DataFram
         tables[f"scores_{label}"] = scores
         tables[f"ranks_{label}"] = ranks
         try:
-            found = statistics.friedman(scores)
+            test = statistics.friedman(scores)
         except ValueError as reason:
             tests.append(f"- {name}: no test: {reason}")
             continue
         pairs = tables[f"nemenyi_{label}"] = statistics.nemenyi(scores)
         tests.append(
-            f"- {name}: Friedman (Iman-Davenport) F = {found.f:.3g}, p = {found.p:.3g}; {found.data_sets} data sets, "
-            f"{found.methods} methods; Nemenyi critical difference {found.difference:.2f} at 5%"
+            f"- {name}: Friedman (Iman-Davenport) F = {test.f:.3g}, p = {test.p:.3g}; {test.data_sets} data sets, "
+            f"{test.methods} methods; Nemenyi critical difference {test.difference:.2f} at 5%"
         )
         figures[f"ranks_{label}"] = critical_difference(ranks.mean(), pairs, f"{TITLES[measure]}: {name}")
     if not means:
         return "", {}, {}
     shown = pd.DataFrame(means).sort_values(ALL if ALL in means else next(iter(means)))
-    dropped = len(rows) - sum(len(statistics.shared_points(mine)) for name, mine in groups.items() if name != ALL)
+    dropped = len(rows) - sum(len(statistics.shared_points(group)) for name, group in groups.items() if name != ALL)
     note = f" {dropped:,} cells that not all methods have are left out." if dropped else ""
     text = f"## Mean ranks by {TITLES[measure]}\n\nOver data sets, seeds and operating points averaged first.{note}"
     return text + "\n\n" + shown.to_markdown(floatfmt=".2f") + "\n\n" + "\n".join(tests), tables, figures
@@ -178,31 +181,36 @@ def _planned(suite: Suite, rows: pd.DataFrame, measure: str, tables: dict[str, p
     planned = [pair for pair in suite.planned if {pair.method, pair.against} <= set(rows["method"])]
     if not planned:
         return ""
-    found = statistics.compare_planned(rows, planned, measure, suite.margin)
-    tables[f"planned_{measure}"] = found
+    compared = tables[f"planned_{measure}"] = statistics.compare_planned(rows, planned, measure, suite.margin)
     skipped = len(suite.planned) - len(planned)
     note = f" {skipped} planned pairs have no rows yet." if skipped else ""
     return (
         f"### Planned comparisons by {TITLES[measure]}\n\nWilcoxon over data sets, Holm over the claims of better; "
         f"won, tied and lost cells (data set x target x compensation, seeds averaged); worse: lost by more than the "
-        f"margin of {suite.margin:g} retained.{note}\n\n" + found.to_markdown(index=False, floatfmt=".3g")
+        f"margin of {suite.margin:g} retained.{note}\n\n" + compared.to_markdown(index=False, floatfmt=".3g")
     )
 
 
 def _costs(rows: pd.DataFrame) -> str:
     names = ["search_seconds", "pulls", "forward_tokens", "backward_tokens"]
-    found = rows[rows["compensation"] == rows["compensation"].iloc[0]].groupby("method", sort=False)[names].mean()
+    choices = rows[rows["compensation"] == rows["compensation"].iloc[0]].groupby("method", sort=False)[names].mean()
     refits = rows[rows["compensation"] != NONE].groupby("compensation", sort=False)
-    said = "## Cost of a choice\n\nMeans over cells; what several sizes or methods share counts for each in full.\n\n"
-    said += found.to_markdown(floatfmt=",.0f")
+    text = "## Cost of a choice\n\nMeans over cells; what several sizes or methods share counts for each in full.\n\n"
+    text += choices.to_markdown(floatfmt=",.0f")
     if len(refits):
         costs = ["compensation_seconds", "compensation_tokens", "sites_refitted", "sites_cut"]
-        said += "\n\n" + refits[costs].mean().to_markdown(floatfmt=",.1f")
-    return said
+        text += "\n\n" + refits[costs].mean().to_markdown(floatfmt=",.1f")
+    return text
 
 
 def critical_difference(ranks: pd.Series, pairs: pd.DataFrame, title: str) -> Figure:
-    """Methods on a line by mean rank, [k]; bars join those that Nemenyi's p-values, [k, k], do not tell apart."""
+    """Draws methods on a line by mean rank; bars join those that do not differ for sure.
+
+    Args:
+        ranks: Mean rank of each method, [k].
+        pairs: Nemenyi's p-values, [k, k].
+        title: What the ranks are of.
+    """
     figure = Figure(figsize=(8, 1.6 + 0.22 * len(ranks)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -212,16 +220,21 @@ def critical_difference(ranks: pd.Series, pairs: pd.DataFrame, title: str) -> Fi
 
 
 def pareto(rows: pd.DataFrame, task: str) -> Figure:
-    """Metric over parameters kept, of one data set: a panel a compensation, a line a method, a point a target."""
+    """Draws the metric over parameters kept: a panel a compensation, a line a method, a point a target.
+
+    Args:
+        rows: Rows of the data set.
+        task: Name of the data set.
+    """
     panels = list(rows["compensation"].unique())
     figure = Figure(figsize=(1 + 4.2 * len(panels), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     methods = list(rows["method"].unique())
     for axes, compensation in zip(grid, panels, strict=True):
-        mine = rows[rows["compensation"] == compensation]
+        shown = rows[rows["compensation"] == compensation]
         for number, method in enumerate(methods):
-            points = mine[mine["method"] == method].groupby("target")[["parameters", "value"]].mean()
+            points = shown[shown["method"] == method].groupby("target")[["parameters", "value"]].mean()
             points = points.sort_values("parameters")
             axes.plot(
                 points["parameters"] / 1e6, points["value"], label=method, color=f"C{number % 10}", lw=0.8, ms=5,

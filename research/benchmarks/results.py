@@ -13,10 +13,10 @@ from research.benchmarks.suite import KEY, Cell, Suite
 
 
 class Results:
-    """The rows on disk. Several launches may write to one file, for each row is added under a lock.
+    """Keeps rows on disk. Several launches may write to one file, for each row is added under a lock.
 
     Args:
-        path: Of a parquet file; its folder is made.
+        path: Parquet file; its folder is made.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -24,7 +24,11 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> pd.DataFrame:
-        """All rows, none if there is no file."""
+        """Reads all rows, none if there is no file.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
         if not self.path.exists():
             return pd.DataFrame(columns=[*KEY, "settings"])
         rows = pd.read_parquet(self.path)
@@ -41,7 +45,7 @@ class Results:
             write_atomically(self.path, content.getvalue())
 
     def missing(self, suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
-        """The cells that have no row.
+        """Finds the cells that have no row.
 
         Raises:
             ValueError: If a cell has one that was made with other settings.

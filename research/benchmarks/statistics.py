@@ -7,6 +7,7 @@ Symbols: N data sets (the column `task`), k methods.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,19 @@ from scipy import stats
 from scipy.integrate import trapezoid
 from statsmodels.stats.multitest import multipletests
 
-from research.benchmarks.suite import PlannedSpec
+from research.benchmarks.specs import PlannedSpec
 
 POINT = ["task", "target", "compensation", "seed"]
 GREATER_IS_BETTER = {"retained": True, "mean_kl": False}  # what methods are ranked by
 
 
 def near_chance(rows: pd.DataFrame, distance: float) -> pd.Series:
-    """[N] bool by data set: whether the dense main metric is better than chance by no more than a distance,
-    perplexities by their logs."""
+    """Finds the data sets, [N] bool, whose dense main metric is better than chance by no more than a distance.
+
+    Args:
+        rows: Rows of the benchmark.
+        distance: Difference of metrics; of their logs for perplexities.
+    """
     tasks = rows.groupby("task", sort=False)[["dense", "chance", "metric", "greater_is_better"]].first()
     numbers = tasks[["dense", "chance"]].astype(float)
     perplexity = tasks["metric"] == "perplexity"
@@ -33,31 +38,32 @@ def near_chance(rows: pd.DataFrame, distance: float) -> pd.Series:
 
 
 def shared_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of points that all methods have, for averages over different points cannot be compared."""
+    """Picks the rows of points that all methods have, for averages over different points cannot be compared."""
     counts = rows.groupby(POINT)["method"].transform("nunique")
     return rows[counts == rows["method"].nunique()]
 
 
 def score_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """[N, k] mean of a measure over the points of each data set that all methods have."""
+    """Averages a measure over the points of each data set that all methods have: [N, k]."""
     shared = shared_points(rows)
     table = shared.pivot_table(index="task", columns="method", values=measure, sort=False)
     return table[[method for method in rows["method"].unique() if method in table]]
 
 
 def rank_table(scores: pd.DataFrame, greater_is_better: bool) -> pd.DataFrame:
-    """[N, k] ranks within each data set, 1 the best; ties share their mean rank."""
+    """Ranks methods within each data set, [N, k], 1 the best; ties share their mean rank."""
     return scores.rank(axis=1, ascending=not greater_is_better)
 
 
 @dataclass(frozen=True)
 class Friedman:
-    """Whether the methods differ at all.
+    """Says whether the methods differ at all.
 
     Attributes:
+        data_sets, methods: N and k.
         chi_square: Friedman's statistic, corrected for ties.
-        f: In the form of Iman and Davenport (1980), F with k - 1 and (k - 1)(N - 1) degrees of freedom.
-        p: Of `f`.
+        f: Statistic in the form of Iman and Davenport (1980), F with k - 1 and (k - 1)(N - 1) degrees of freedom.
+        p: Probability of `f` or more among equal methods.
         difference: Critical difference of mean ranks by Nemenyi at 5%.
     """
 
@@ -70,7 +76,7 @@ class Friedman:
 
 
 def friedman(scores: pd.DataFrame) -> Friedman:
-    """Friedman's test of [N, k] scores.
+    """Makes Friedman's test of [N, k] scores.
 
     Raises:
         ValueError: For fewer than 3 methods or 2 data sets.
@@ -87,13 +93,13 @@ def friedman(scores: pd.DataFrame) -> Friedman:
 
 
 def nemenyi(scores: pd.DataFrame) -> pd.DataFrame:
-    """[k, k] p-values of all pairs, from [N, k] scores (scikit-posthocs)."""
-    found: pd.DataFrame = scikit_posthocs.posthoc_nemenyi_friedman(scores.to_numpy())
-    return found.set_axis(scores.columns, axis=0).set_axis(scores.columns, axis=1)
+    """Gives the p-values of all pairs, [k, k], from [N, k] scores (scikit-posthocs)."""
+    pairs: pd.DataFrame = scikit_posthocs.posthoc_nemenyi_friedman(scores.to_numpy())
+    return pairs.set_axis(scores.columns, axis=0).set_axis(scores.columns, axis=1)
 
 
 def compare_planned(rows: pd.DataFrame, planned: Sequence[PlannedSpec], measure: str, margin: float) -> pd.DataFrame:
-    """The planned comparisons: one line each.
+    """Tests the planned comparisons: one line each.
 
     The test is Wilcoxon's signed-rank test over data sets, two-sided, zero differences split between the signs, with
     Holm's correction over the pairs of which better is claimed, for the other claim is not decided by it. Each pair is
@@ -101,8 +107,9 @@ def compare_planned(rows: pd.DataFrame, planned: Sequence[PlannedSpec], measure:
     A cell is a data set, a target and a compensation, averaged over seeds.
 
     Args:
-        rows: Of the data sets and targets that count.
-        measure: Of `GREATER_IS_BETTER`.
+        rows: Rows of the data sets and targets that count.
+        planned: Pairs of methods, with the claim of each.
+        measure: Name of a measure in `GREATER_IS_BETTER`.
         margin: Smallest loss of a cell that counts as worse; only for `retained`.
 
     Returns:
@@ -111,28 +118,7 @@ def compare_planned(rows: pd.DataFrame, planned: Sequence[PlannedSpec], measure:
         a cell) and holds: for better, a positive difference with a corrected p below 5%; for not_worse, no cell lost
         by more than the margin and a mean difference that is not negative. None where that cannot be said.
     """
-    sign = 1 if GREATER_IS_BETTER[measure] else -1
-    lines = []
-    for pair in planned:
-        both = rows[rows["method"].isin([pair.method, pair.against])]
-        shared = shared_points(both) if both["method"].nunique() == 2 else both[:0]
-        cells = shared.pivot_table(index=POINT[:3], columns="method", values=measure, sort=False)
-        line = {"method": pair.method, "against": pair.against, "claim": pair.claim, "data_sets": 0}
-        if len(cells):
-            gains = sign * (cells[pair.method] - cells[pair.against])
-            by_set = gains.groupby("task").mean()
-            line |= {
-                "data_sets": len(by_set),
-                "difference": by_set.mean(),
-                "p": float(stats.wilcoxon(by_set, zero_method="zsplit").pvalue) if by_set.any() else 1.0,
-                "won": int((gains > 0).sum()),
-                "tied": int((gains == 0).sum()),
-                "lost": int((gains < 0).sum()),
-                "worse": int((gains < -margin).sum()) if measure == "retained" else None,
-                "worst": gains.min(),
-            }
-        lines.append(line)
-    table = pd.DataFrame(lines)
+    table = pd.DataFrame([_compared(rows, pair, measure, margin) for pair in planned])
     if not (tested := table["data_sets"] > 0).any():
         return table.assign(holds=None)
     corrected = tested & (table["claim"] == "better")
@@ -147,8 +133,31 @@ def compare_planned(rows: pd.DataFrame, planned: Sequence[PlannedSpec], measure:
     return table
 
 
+def _compared(rows: pd.DataFrame, pair: PlannedSpec, measure: str, margin: float) -> dict[str, Any]:
+    """One line of `compare_planned`, before any correction; without figures where one method has no rows."""
+    both = rows[rows["method"].isin([pair.method, pair.against])]
+    shared = shared_points(both) if both["method"].nunique() == 2 else both[:0]
+    cells = shared.pivot_table(index=POINT[:3], columns="method", values=measure, sort=False)
+    line = {"method": pair.method, "against": pair.against, "claim": pair.claim, "data_sets": 0}
+    if not len(cells):
+        return line
+    sign = 1 if GREATER_IS_BETTER[measure] else -1
+    gains = sign * (cells[pair.method] - cells[pair.against])
+    by_set = gains.groupby("task").mean()
+    return line | {
+        "data_sets": len(by_set),
+        "difference": by_set.mean(),
+        "p": float(stats.wilcoxon(by_set, zero_method="zsplit").pvalue) if by_set.any() else 1.0,
+        "won": int((gains > 0).sum()),
+        "tied": int((gains == 0).sum()),
+        "lost": int((gains < 0).sum()),
+        "worse": int((gains < -margin).sum()) if measure == "retained" else None,
+        "worst": gains.min(),
+    }
+
+
 def area_under_curve(rows: pd.DataFrame, measure: str = "retained") -> pd.DataFrame:
-    """Mean height of a measure over the sparsities of each family of targets, by the trapezoid rule.
+    """Gives the mean height of a measure over the sparsities of each family of targets, by the trapezoid rule.
 
     Returns:
         Columns task, family, method, compensation, area; only for families with the sparsities that all methods have
@@ -162,5 +171,5 @@ def area_under_curve(rows: pd.DataFrame, measure: str = "retained") -> pd.DataFr
         x, y = curve["sparsity"].to_numpy(), curve[measure].to_numpy()
         return float(y[0]) if len(x) == 1 else float(trapezoid(y, x) / (x[-1] - x[0]))
 
-    found = [(*name, area(curve)) for name, curve in means.groupby(keys, sort=False)]
-    return pd.DataFrame(found, columns=[*keys, "area"])
+    areas = [(*name, area(curve)) for name, curve in means.groupby(keys, sort=False)]
+    return pd.DataFrame(areas, columns=[*keys, "area"])

@@ -2,87 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hf_mabprune.cli.settings import read_yaml
 from hf_mabprune.compensation import Compensation, make_compensation
 from hf_mabprune.config import PruneConfig, Strict, TargetConfig, check
 from hf_mabprune.criteria.base import CRITERIA, Criterion
-from hf_mabprune.pipeline import make_policy
 from hf_mabprune.registry import check_options, nearest
-from research.benchmarks.controls import CONTROLS
-from research.benchmarks.peers import PEERS, Peer
-
-NONE = "none"  # the compensation of a cell that has none
-WHOLE = ("dataset", "criterion", "policy")  # parts that an overlay replaces, for their keys belong together
-Component = str | dict[str, Any]  # a name, or a name and options
-
-
-class RunSpec(Strict):
-    """One data set of the comparison: a model on a task."""
-
-    config: str = Field(description="YAML file of a pruning run, which says model and task")
-    model: dict[str, Any] = Field({}, description="changes to the file's model section")
-    task: dict[str, Any] = Field({}, description="changes to the file's task section")
-    targets: list[TargetConfig] | None = Field(None, description="in the place of the suite's")
-    chance: float | None = Field(
-        None, description="main metric of a model that knows nothing; null: of the best constant answer"
-    )
-
-
-class MethodSpec(Strict):
-    """Something that chooses what stays: a criterion, a search with a policy, a control that measures sets, a peer."""
-
-    criterion: Component | None = Field(None, description="criterion and its options, e.g. {name: taylor}")
-    policy: Component | None = Field(None, description="policy and its options, e.g. {name: ucb1, c: 1.0}")
-    search: dict[str, Any] = Field({}, description="changes to the suite's search section, beside a policy")
-    control: str | None = Field(None, description="control of `benchmarks.controls`, e.g. evolution")
-    sweeps: float = Field(
-        1.0, gt=0, description="forward tokens of a control, in passes of the whole model over one batch for each arm"
-    )
-
-    peer: Component | None = Field(
-        None, description="another tool and its options, e.g. {name: torch_pruning, importance: taylor}"
-    )
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "MethodSpec":
-        if sum(given is not None for given in (self.criterion, self.policy, self.control, self.peer)) != 1:
-            raise ValueError("a method needs a criterion, a policy, a control or a peer, one of them")
-        if self.policy is None and self.search:
-            raise ValueError("search belongs beside a policy; nothing else makes pulls")
-        if self.control is not None and self.control not in CONTROLS:
-            raise ValueError(f"no control '{self.control}'.{nearest(self.control, CONTROLS)}")
-        self.made_peer()
-        return self
-
-    def made_peer(self) -> Peer | None:
-        """The peer with its options checked.
-
-        Raises:
-            ValueError: If there is no such peer, or an option is unknown or wrong.
-        """
-        if self.peer is None:
-            return None
-        options = _named(self.peer)
-        name = str(options.pop("name", ""))
-        if name not in PEERS:
-            raise ValueError(f"no peer '{name}'.{nearest(name, PEERS)}")
-        return PEERS[name](**check_options("peer", name, PEERS[name], options))
-
-
-class PlannedSpec(Strict):
-    """One comparison that is tested."""
-
-    method: str = Field(description="of which something is claimed")
-    against: str = Field(description="method that it is compared with")
-    claim: Literal["better", "not_worse"] = Field("better", description="not_worse: nowhere by more than the margin")
+from hf_mabprune.search.run import make_policy, make_rule
+from research.benchmarks.overlays import dotted, merged
+from research.benchmarks.specs import Component, MethodSpec, PlannedSpec, RunSpec, label_of, named
 
 
 class Suite(Strict):
@@ -125,27 +59,27 @@ class Suite(Strict):
         return self
 
     def targets_of(self, run: str) -> list[TargetConfig]:
-        """The run's own targets, or the suite's."""
+        """Gives the run's own targets, or the suite's."""
         return self.runs[run].targets or self.targets
 
     def compensation(self, label: str) -> Compensation | None:
-        """The method of that label, with its options checked; None for none."""
-        found = self._given(label)
-        return None if found is None else make_compensation(found)
+        """Makes the compensation of that label, with its options checked; None for none."""
+        given = self._given(label)
+        return None if given is None else make_compensation(given)
 
     def _given(self, label: str) -> Component | None:
         return {label_of(given): given for given in self.compensations}[label]
 
     def criterion(self, method: str) -> Criterion:
-        """The method's criterion, with its options checked.
+        """Makes the method's criterion, with its options checked.
 
         Raises:
             ValueError: If there is no such criterion, or an option is unknown or wrong.
         """
-        options = _named(self.methods[method].criterion or "")
+        options = named(self.methods[method].criterion or "")
         name = options.pop("name", "")
-        kind = CRITERIA.get(name)
-        return kind(**check_options("criterion", name, kind, options))
+        criterion = CRITERIA.get(name)
+        return criterion(**check_options("criterion", name, criterion, options))
 
     def settings(
         self,
@@ -154,11 +88,12 @@ class Suite(Strict):
         target: TargetConfig | None = None,
         compensation: str | None = None,
     ) -> PruneConfig:
-        """The config of one run.
+        """Makes the config of one run.
 
         Args:
-            method: Whose policy and search settings are taken; None for what all methods share.
-            target: None for one that has arms of both kinds.
+            run: Name of the run.
+            method: Method whose policy and search settings are taken; None for what all methods share.
+            target: What goes; None for a target that has arms of both kinds.
             compensation: Label of the one that the search may count on; None for that of the run's file.
 
         Raises:
@@ -169,9 +104,10 @@ class Suite(Strict):
         caps = {name: getattr(self, name) for name in ("calibration_examples", "evaluation_examples")}
         capped = {name: min(cap, given["task"].get(name) or cap) for name, cap in caps.items() if cap is not None}
         given = merged(given, {"task": capped})
-        given["search"] = merged(given.get("search") or {}, self.search)
+        # What chooses is the suite's to say, whatever the run's file lets a criterion choose.
+        given["search"] = merged(given.get("search") or {}, {"criterion": None, **self.search})
         if method and (policy := self.methods[method].policy):
-            given["search"] = merged(given["search"], {**self.methods[method].search, "policy": _named(policy)})
+            given["search"] = merged(given["search"], {**self.methods[method].search, "policy": named(policy)})
         if compensation is not None:
             given["compensation"] = self._given(compensation)
         goes = target.fractions() if target else {"neurons": 0.5, "heads": 0.5}
@@ -179,10 +115,10 @@ class Suite(Strict):
         return check(given | {"prune": (given.get("prune") or {}) | prune})
 
     def cells(self, only: Sequence[str] = ()) -> list["Cell"]:
-        """Every cell, or those that are asked for.
+        """Gives every cell, or those that are asked for.
 
         Args:
-            only: `name=value` or `name=value,value` of a cell's fields, e.g. `task=sst2`; all must hold.
+            only: Filters `name=value` or `name=value,value` of a cell's fields, e.g. `task=sst2`; all must hold.
 
         Raises:
             ValueError: For a field or a value that no cell has.
@@ -209,29 +145,35 @@ class Suite(Strict):
                                 yield Cell(task, seed, target, method, size, compensation)
 
     def check_cells(self, cells: Sequence["Cell"]) -> None:
-        """Everything that can be refused before a model is loaded: settings, policies, criteria, compensations.
+        """Refuses all that can be refused before a model is loaded: settings, methods, compensations.
 
         Raises:
             ValueError: One line a fault, with the method or run that has it.
         """
         for label in dict.fromkeys(cell.compensation for cell in cells):
             self.compensation(label)
-        for task, method, label in dict.fromkeys((cell.task, cell.method, cell.compensation) for cell in cells):
+        checked: set[tuple[str, str, str]] = set()
+        for cell in cells:
             try:
-                if self.methods[method].criterion is not None:
-                    self.criterion(method)
-                settings = self.settings(task, method, compensation=label)
-                if self.methods[method].policy is not None:
-                    make_policy(settings, 1)
-                if peer := self.methods[method].made_peer():
-                    for cell in cells:
-                        if (cell.task, cell.method) == (task, method):
-                            peer.check(cell.size.fractions())
+                if (combination := (cell.task, cell.method, cell.compensation)) not in checked:
+                    self._check_method(*combination)
+                    checked.add(combination)
+                if peer := self.methods[cell.method].make_peer():
+                    peer.check(cell.size.fractions())
             except (ValueError, OSError) as error:
-                raise ValueError(f"run '{task}', method '{method}': {error}") from None
+                raise ValueError(f"run '{cell.task}', method '{cell.method}': {error}") from None
+
+    def _check_method(self, run: str, method: str, compensation: str) -> None:
+        """Makes what a method needs, beside a model, with its options checked."""
+        if self.methods[method].criterion is not None:
+            self.criterion(method)
+        settings = self.settings(run, method, compensation=compensation)
+        if self.methods[method].policy is not None:
+            make_policy(settings, 1)
+            make_rule(settings)
 
     def plan(self) -> str:
-        """What the tests depend on, as a short digest: rows carry it, to show that it was there before them."""
+        """Digests what the tests depend on: rows carry it, to show that it was there before them."""
         names = {"planned", "margin", "near_chance", "operating_points"}
         return digest(self.model_dump(include=names))
 
@@ -241,9 +183,10 @@ class Cell:
     """One number of the comparison.
 
     Attributes:
-        entry: Of the suite's targets; its sizes are cut from one search.
-        size: The one that is measured.
-        compensation: Its label.
+        task: Name of the run.
+        entry: One of the suite's targets; its sizes are cut from one search.
+        size: The size that is measured.
+        compensation: Label of the compensation.
     """
 
     task: str
@@ -275,7 +218,7 @@ class Cell:
         return self.task, self.target, self.method, self.compensation, self.seed
 
     def fingerprint(self, suite: Suite) -> str:
-        """Digest of all settings that the cell's numbers depend on."""
+        """Digests all settings that the cell's numbers depend on."""
         dumped = self.settings(suite).model_dump(exclude_defaults=True, exclude={"output", "compensation"})
         if not self.searches(suite):
             dumped.pop("search", None)
@@ -284,18 +227,20 @@ class Cell:
         return digest([dumped, method, self.compensation, suite.runs[self.task].chance])
 
     def settings(self, suite: Suite) -> PruneConfig:
-        """Of what chooses what stays: a search knows all sizes that are cut from it, and what it can count on."""
+        """Gives the settings of what chooses: a search knows all sizes cut from it, and what it can count on."""
         entry = self.entry if self.searches(suite) else self.size
         return suite.settings(self.task, self.method, entry, self.compensation)
 
     def choice(self, suite: Suite) -> str:
-        """The same for cells that share one choice of what stays."""
-        search = self.settings(suite).search
-        counted = self.compensation if self.searches(suite) and search.refit else None
+        """Digests what decides which arms stay: the same for cells that share one choice."""
+        settings = self.settings(suite)
+        search = settings.search
+        counts_on_refits = self.searches(suite) and settings.resolved_rule()["name"] == "refit"
+        counted = self.compensation if counts_on_refits else None
         return digest([self.method, self.entry.model_dump(), search.model_dump(), counted])
 
     def searches(self, suite: Suite) -> bool:
-        """Whether the method makes pulls."""
+        """Says whether the method makes pulls."""
         return suite.methods[self.method].policy is not None
 
 
@@ -310,10 +255,10 @@ def read_suite(path: str, overlays: Sequence[str] = (), overrides: Sequence[str]
     """Reads and checks a suite file.
 
     Args:
-        path: Of the file.
+        path: Suite file.
         overlays: Files of which each is merged over what was before, e.g. with local paths: mappings key by key, all
             else replaced, and so `dataset`, `criterion` and `policy` as a whole.
-        overrides: The same from a command line: `--runs.sst2.model.name DIR ...`, values in YAML.
+        overrides: Changes from a command line: `--runs.sst2.model.name DIR ...`, values in YAML.
 
     Raises:
         ValueError: One line a fault.
@@ -322,7 +267,7 @@ def read_suite(path: str, overlays: Sequence[str] = (), overrides: Sequence[str]
     given: dict[str, Any] = {}
     for file in (path, *overlays):
         given = merged(given, read_yaml(file))
-    for override in _dotted(overrides):
+    for override in dotted(overrides):
         given = merged(given, override)
     try:
         return Suite.model_validate(given)
@@ -331,52 +276,19 @@ def read_suite(path: str, overlays: Sequence[str] = (), overrides: Sequence[str]
         raise ValueError("\n".join(f"{path}: {fault}" for fault in faults)) from None
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with another one put over it, key by key."""
-    result = dict(base)
-    for key, value in over.items():
-        deep = isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and key not in WHOLE
-        result[key] = merged(result[key], value) if deep else value
-    return result
-
-
-def label_of(compensation: Component | None) -> str:
-    """A compensation in a word, options included."""
-    if compensation is None:
-        return NONE
-    options = _named(compensation)
-    name = str(options.pop("name", ""))
-    return name + "".join(f":{option}={value}" for option, value in sorted(options.items()))
-
-
 def digest(value: Any) -> str:
-    """Of anything that JSON can say."""
+    """Digests anything that JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache
 def _file(path: str) -> dict[str, Any]:
-    """Read once for all cells."""
+    """Reads a run's file, once for all cells."""
     return read_yaml(path)
 
 
-def _named(component: Component) -> dict[str, Any]:
-    return {"name": component} if isinstance(component, str) else dict(component)
-
-
-def _dotted(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
-        raise ValueError(f"overrides come in pairs, --runs.NAME.model.name VALUE, got '{' '.join(arguments)}'")
-    for name, value in zip(words[::2], words[1::2], strict=True):
-        nested = yaml.safe_load(value)
-        for part in reversed(name.removeprefix("--").split(".")):
-            nested = {part: nested}
-        yield nested
-
-
 def _explain(fault: Any) -> str:
-    """One line for one pydantic fault."""
+    """Says one pydantic fault in a line."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         place = next((str(name) for name in reversed(fault["loc"][:-1]) if name in PARTS), "")
@@ -384,6 +296,6 @@ def _explain(fault: Any) -> str:
         return f"unknown key '{where}'.{nearest(str(fault['loc'][-1]), known)}"
     if fault["type"] == "missing":
         return f"missing key '{where}'"
-    said = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"].removeprefix("Value error, ")
     given = "" if isinstance(fault["input"], dict | Strict) else f", got {fault['input']!r}"
-    return f"{where}: {said}{given}" if where else said
+    return f"{where}: {message}{given}" if where else message

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
+from hf_mabprune.architectures.cost import arm_table, count_macs, count_parameters
 from hf_mabprune.effects.masking import masked
-from hf_mabprune.evaluation.quality import count_macs, count_parameters
-from hf_mabprune.surgery.cut import prune_copy
+from hf_mabprune.surgery.cut import cut
 from tests.seeds import moved
 from tests.tiny_models import HEADS, LAYERS, WIDTH, keep_for, tiny_model
 
@@ -55,7 +55,7 @@ def test_sites_have_the_sizes_of_their_modules(model_type: str, changes: dict[st
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_head_arm_is_what_shares_keys_and_values(model_type: str) -> None:
     model = model_of(model_type)
-    arms = architecture_of(model).arm_table(model, ["head"], 16, TOKENS)
+    arms = arm_table(model, ["head"], 16, TOKENS)
     size = 1 if model_type in ENCODERS else 2
     assert set(arms.units.tolist()) == {size}
     assert len(arms) == LAYERS * HEADS // size
@@ -64,12 +64,12 @@ def test_a_head_arm_is_what_shares_keys_and_values(model_type: str) -> None:
 @pytest.mark.parametrize(("model_type", "changes"), VARIANTS, ids=str)
 def test_an_arm_costs_what_surgery_removes(model_type: str, changes: dict[str, object]) -> None:
     model = model_of(model_type, **changes)
-    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 20, TOKENS)
+    arms = arm_table(model, ["neuron", "head"], 20, TOKENS)
     parameters, macs = count_parameters(model), count_macs(model, TOKENS)
     assert set(arms.units[arms.of_kind("neuron")].tolist()) == {20, 8}
     for arm in [*np.flatnonzero(arms.layer == 0), len(arms) - 1]:
         kept = np.arange(len(arms)) != arm
-        small = prune_copy(model, arms.kept_units(kept), "per_layer")
+        small = cut(model, arms.kept_units(kept), "per_layer")
         left = count_parameters(small)
         assert parameters["parameters"] - left["parameters"] == arms.parameters[arm]
         part = "ffn_parameters" if arms.kind[arm] == "neuron" else "attention_parameters"
@@ -80,25 +80,25 @@ def test_an_arm_costs_what_surgery_removes(model_type: str, changes: dict[str, o
 @pytest.mark.parametrize("model_type", TYPES)
 def test_costs_add_up(model_type: str) -> None:
     model = model_of(model_type)
-    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 16, TOKENS)
+    arms = arm_table(model, ["neuron", "head"], 16, TOKENS)
     kept = np.random.default_rng(moved(3)).random(len(arms)) < 0.5
     kept[[rows[0] for _, _, rows in arms.groups()]] = True
     assert 0 < kept.sum() < len(arms)
-    small = prune_copy(model, arms.kept_units(kept), "per_layer")
+    small = cut(model, arms.kept_units(kept), "per_layer")
     before, after = count_parameters(model), count_parameters(small)
     assert before["parameters"] - after["parameters"] == arms.parameters[~kept].sum()
     assert count_macs(model, TOKENS) - count_macs(small, TOKENS) == arms.macs[~kept].sum()
 
 
 def test_costs_by_hand() -> None:
-    bert = architecture_of(model_of("bert")).arm_table(model_of("bert"), ["neuron", "head"], 16, TOKENS)
+    bert = arm_table(model_of("bert"), ["neuron", "head"], 16, TOKENS)
     # A neuron: a row of 32 weights with its bias, and a column of 32. A head of 8: three times 8 rows, 8 columns.
     assert set(bert.parameters[bert.of_kind("neuron")].tolist()) == {16 * (32 + 1 + 32)}
     assert set(bert.parameters[bert.of_kind("head")].tolist()) == {3 * 8 * (32 + 1) + 8 * 32}
     assert set(bert.macs[bert.of_kind("neuron")].tolist()) == {16 * 64 * 7}
     assert set(bert.macs[bert.of_kind("head")].tolist()) == {4 * 8 * 32 * 7 + 2 * 7 * 7 * 8}
     model = model_of("llama")
-    llama = architecture_of(model).arm_table(model, ["neuron", "head"], 16, TOKENS)
+    llama = arm_table(model, ["neuron", "head"], 16, TOKENS)
     # Gated: two rows and a column a neuron. A group: two query heads of 8, one key and one value head, output columns.
     assert set(llama.parameters[llama.of_kind("neuron")].tolist()) == {16 * 3 * 32}
     assert set(llama.parameters[llama.of_kind("head")].tolist()) == {(16 + 8 + 8 + 16) * 32}
@@ -108,8 +108,7 @@ def test_costs_by_hand() -> None:
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_table_is_sorted_and_covers_every_unit(model_type: str) -> None:
     model = model_of(model_type)
-    architecture = architecture_of(model)
-    arms = architecture.arm_table(model, ["head", "neuron"], 20, TOKENS)
+    arms = arm_table(model, ["head", "neuron"], 20, TOKENS)
     frame = arms.to_frame().sort_values(["kind", "layer", "index"], ascending=[False, True, True], kind="stable")
     assert frame.index.tolist() == list(range(len(arms)))
     for kind, layer, rows in arms.groups():
@@ -118,7 +117,7 @@ def test_the_table_is_sorted_and_covers_every_unit(model_type: str) -> None:
         assert arms.stop[rows[-1]] == {"neuron": WIDTH, "head": HEADS}[kind]
         assert arms.index[rows].tolist() == list(range(len(rows)))
         assert layer in range(LAYERS)
-    neurons = architecture.arm_table(model, ["neuron"], 1, TOKENS)
+    neurons = arm_table(model, ["neuron"], 1, TOKENS)
     assert set(neurons.kind) == {"neuron"}
     assert len(neurons) == LAYERS * WIDTH
 
@@ -127,7 +126,7 @@ def test_the_table_is_sorted_and_covers_every_unit(model_type: str) -> None:
 def test_a_pruned_model_is_of_the_same_family_with_its_new_sizes(model_type: str) -> None:
     model = model_of(model_type)
     keep = keep_for(model, "per_layer")
-    small = prune_copy(model, keep, "per_layer")
+    small = cut(model, keep, "per_layer")
     assert type(architecture_of(small)) is type(architecture_of(model))
     for site in architecture_of(small).sites(small):
         assert site.units == len(keep.of(site.kind)[site.layer])

@@ -13,7 +13,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.compensation import COMPENSATIONS, DenseReference, compensate, make_compensation
-from hf_mabprune.surgery.cut import Layout, prune_copy
+from hf_mabprune.surgery.cut import Layout, cut
 from tests.pulls.test_pulls import DECODERS, problem
 from tests.seeds import moved
 from tests.test_equivalence import selection
@@ -27,11 +27,11 @@ def head_of(model_type: str) -> str:
     return "AutoModelForCausalLM" if model_type in DECODERS else "AutoModelForSequenceClassification"
 
 
-def cut(model_type: str, layout: Layout) -> tuple[DenseReference, PreTrainedModel, KeepIndices]:
+def cut_problem(model_type: str, layout: Layout) -> tuple[DenseReference, PreTrainedModel, KeepIndices]:
     """A reference with two fitting batches and one held out, and its pruned copy."""
     model, task, batches, _ = problem(model_type)
     keep = selection(model_type, model, layout)
-    return DenseReference.on(model, task, batches), prune_copy(model, keep, layout), keep
+    return DenseReference.on(model, task, batches), cut(model, keep, layout), keep
 
 
 def test_the_methods_of_the_literature_are_registered() -> None:
@@ -42,7 +42,7 @@ def test_the_methods_of_the_literature_are_registered() -> None:
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_saved_is_what_is_loaded(name: str, model_type: str, layout: Layout, tmp_path: Path) -> None:
-    reference, small, keep = cut(model_type, layout)
+    reference, small, keep = cut_problem(model_type, layout)
     pruned, parameters = outputs_of(small, ""), small.num_parameters()
     figures = compensate(make_compensation({"name": name, "guard": False}), reference, small, keep)
     compensated = outputs_of(small, "")
@@ -63,7 +63,7 @@ def test_what_is_saved_is_what_is_loaded(name: str, model_type: str, layout: Lay
 @pytest.mark.parametrize("model_type", ["bert", "llama", "mistral"])
 @pytest.mark.parametrize("name", NAMES)
 def test_guarded_it_never_moves_away_on_held_out_data(name: str, model_type: str, bottom_up: bool) -> None:
-    reference, small, keep = cut(model_type, "per_layer")
+    reference, small, keep = cut_problem(model_type, "per_layer")
     before = {path: parameter.clone() for path, parameter in small.named_parameters()}
     dense = {path: parameter.clone() for path, parameter in reference.model.named_parameters()}
     figures = compensate(make_compensation({"name": name, "bottom_up": bottom_up}), reference, small, keep)
@@ -89,7 +89,7 @@ def test_guarded_it_never_moves_away_on_held_out_data(name: str, model_type: str
 def test_nothing_cut_nothing_done(name: str) -> None:
     model, task, batches, arms = problem("bert")
     keep = arms.kept_units(np.ones(len(arms), dtype=bool))
-    small = prune_copy(model, keep, "uniform")
+    small = cut(model, keep, "uniform")
     figures = compensate(make_compensation(name), DenseReference.on(model, task, batches), small, keep)
 
     assert figures.sites == [] and figures.kl_before == figures.kl_after == 0
@@ -98,11 +98,11 @@ def test_nothing_cut_nothing_done(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_several_selections_share_a_teacher_and_give_what_each_gives_alone(name: str) -> None:
-    shared, small, keep = cut("bert", "per_layer")
+    shared, small, keep = cut_problem("bert", "per_layer")
     other = KeepIndices(neurons={0: np.arange(20)}, heads={})
-    compensate(make_compensation(name), shared, prune_copy(shared.model, other, "per_layer"), other)
+    compensate(make_compensation(name), shared, cut(shared.model, other, "per_layer"), other)
     second = compensate(make_compensation(name), shared, small, keep)
-    alone, again, _ = cut("bert", "per_layer")
+    alone, again, _ = cut_problem("bert", "per_layer")
     first = compensate(make_compensation(name), alone, again, keep)
 
     assert torch.equal(outputs_of(small, ""), outputs_of(again, ""))
@@ -111,7 +111,7 @@ def test_several_selections_share_a_teacher_and_give_what_each_gives_alone(name:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_data_that_is_not_finite_leaves_every_site_alone(name: str) -> None:
-    reference, small, keep = cut("bert", "per_layer")
+    reference, small, keep = cut_problem("bert", "per_layer")
     with torch.no_grad():
         reference.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
     before = outputs_of(small, "")
@@ -147,7 +147,7 @@ def test_every_fourth_batch_is_held_out_and_one_is_too_few() -> None:
 
 
 def test_a_llama_with_new_biases_generates_the_same_from_plain_automodel(tmp_path: Path) -> None:
-    reference, small, keep = cut("llama", "uniform")
+    reference, small, keep = cut_problem("llama", "uniform")
     compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
     save_checkpoint(small, tmp_path, None, torch.float32)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -163,9 +163,9 @@ def test_a_llama_with_new_biases_generates_the_same_from_plain_automodel(tmp_pat
 
 
 def test_biases_stay_when_a_per_layer_model_is_pruned_again(tmp_path: Path) -> None:
-    reference, small, keep = cut("mistral", "per_layer")
+    reference, small, keep = cut_problem("mistral", "per_layer")
     compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
-    twice = prune_copy(small, KeepIndices(neurons={0: np.arange(3)}, heads={}), "per_layer")
+    twice = cut(small, KeepIndices(neurons={0: np.arange(3)}, heads={}), "per_layer")
     save_checkpoint(twice, tmp_path, None, torch.float32)
 
     assert torch.equal(outputs_of(load_pruned(tmp_path).eval(), ""), outputs_of(twice, ""))

@@ -10,11 +10,17 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import Compensation, DenseReference, compensate, make_compensation
 from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.compensation.refit import LOWER
-from hf_mabprune.surgery.cut import prune_copy
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.surgery.cut import cut
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 from tests.pulls.test_pulls import problem
 from tests.seeds import moved
 from tests.tiny_models import outputs_of
+
+
+def keys_of(batches: list[Batch]) -> list[tuple[str, int, int]]:
+    """Names of batches that are held out as they are, in one part each."""
+    return [("calibration", number, 0) for number in range(len(batches))]
 
 
 def activations(model: PreTrainedModel, task: Task, batches: list[Batch], path: str) -> np.ndarray:
@@ -52,8 +58,8 @@ def test_weights_are_those_of_a_regression_on_raw_activations(
     keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
     if model_type == "bert":
         keep = KeepIndices(**{**vars(keep), "neurons": {**keep.neurons, 0: np.arange(9)}})  # sizes differ
-    reference, small = DenseReference.on(model, task, batches), prune_copy(model, keep, layout)  # type: ignore[arg-type]
-    cut = linear_at(small, sites[-1].output).weight.detach().double().numpy()
+    reference, small = DenseReference.on(model, task, batches), cut(model, keep, layout)  # type: ignore[arg-type]
+    weight = linear_at(small, sites[-1].output).weight.detach().double().numpy()
     method = make_compensation({"name": "least_squares", "damping": 0.05, "guard": False, "bottom_up": bottom_up})
     compensate(method, reference, small, keep)
 
@@ -66,10 +72,10 @@ def test_weights_are_those_of_a_regression_on_raw_activations(
     x = activations(small, task, fitting, site.output) if bottom_up else hidden[:, columns]
     found = linear_at(small, site.output)
     if model_type == "mistral":
-        expected = ridge(x, y, cut, 0.05)
+        expected = ridge(x, y, weight, 0.05)
         assert found.bias is None
     else:
-        expected = ridge(x - x.mean(0), y - y.mean(0), cut, 0.05)
+        expected = ridge(x - x.mean(0), y - y.mean(0), weight, 0.05)
         np.testing.assert_allclose(found.bias.detach(), y.mean(0) - expected @ x.mean(0), rtol=0, atol=1e-4)
     np.testing.assert_allclose(found.weight.detach(), expected, rtol=0, atol=2e-4)
 
@@ -96,7 +102,7 @@ def test_one_of_two_equal_units_goes_at_no_cost(model_type: str, kind: str, bott
     sites = [site for site in architecture_of(model).sites(model) if site.kind == kind]
     kept = {site.layer: np.arange(site.units - site.group) for site in sites}
     keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
-    reference, small = DenseReference(model, task, batches, batches), prune_copy(model, keep, "per_layer")
+    reference, small = DenseReference(model, task, batches, batches, keys_of(batches)), cut(model, keep, "per_layer")
     method = make_compensation({"name": "least_squares", "damping": 1e-9, "guard": False, "bottom_up": bottom_up})
     figures = compensate(method, reference, small, keep)
 
@@ -137,7 +143,7 @@ class Worse(Compensation):
 def test_the_guard_leaves_alone_what_gets_worse() -> None:
     model, task, batches, _ = problem("bert")
     keep = KeepIndices(neurons={0: np.arange(44), 1: np.arange(44)}, heads={})
-    reference, small = DenseReference.on(model, task, batches), prune_copy(model, keep, "per_layer")
+    reference, small = DenseReference.on(model, task, batches), cut(model, keep, "per_layer")
     before = outputs_of(small, "")
     figures = compensate(Worse(), reference, small, keep)
 
@@ -150,11 +156,14 @@ def test_the_guard_leaves_alone_what_gets_worse() -> None:
 def test_the_held_out_pass_ends_where_the_verdict_is_sure() -> None:
     model, task, batches, _ = problem("bert")
     keep = KeepIndices(neurons={0: np.arange(2), 1: np.arange(2)}, heads={})
-    reference, small = DenseReference(model, task, batches[:1], batches), prune_copy(model, keep, "per_layer")
+    reference = DenseReference(model, task, batches[:1], batches, keys_of(batches))
+    small = cut(model, keep, "per_layer")
     whole = reference.divergence(small)
-    parts = [DenseReference(model, task, batches[:1], [batch]).divergence(small) for batch in batches]
+    parts = [
+        DenseReference(model, task, batches[:1], [batch], keys_of([batch])).divergence(small) for batch in batches
+    ]
     assert whole == pytest.approx(np.mean(parts))
     assert reference.divergence(small, limit=whole) == whole
-    spent = len(reference.spent)
+    spent = reference.cost.forward_tokens
     assert reference.divergence(small, limit=parts[0] / 4) == float("inf")
-    assert len(reference.spent) == spent + 1, "one batch of three"
+    assert reference.cost.forward_tokens == spent + batches[0]["input_ids"].numel(), "one batch of three"

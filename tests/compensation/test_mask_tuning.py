@@ -8,7 +8,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation
 from hf_mabprune.compensation.base import Refused
 from hf_mabprune.compensation.mask_tuning import MaskTuning
-from hf_mabprune.surgery.cut import prune_copy
+from hf_mabprune.surgery.cut import cut
 from tests.pulls.test_pulls import problem
 from tests.seeds import moved
 from tests.tiny_models import outputs_of
@@ -51,7 +51,7 @@ def test_arms_that_never_fire_keep_their_scale() -> None:
 def test_a_refused_site_says_why_and_stays_as_it_was() -> None:
     model, task, batches, _ = problem("llama")
     keep = KeepIndices(neurons={0: np.arange(20)}, heads={0: np.array([0, 1])})
-    small = prune_copy(model, keep, "per_layer")
+    small = cut(model, keep, "per_layer")
     before = outputs_of(small, "")
     method = make_compensation({"name": "mask_tuning", "limit": 1e-3})
     figures = compensate(method, DenseReference.on(model, task, batches), small, keep)

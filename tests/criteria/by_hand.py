@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.criteria import CalibrationStatistics
 from tests.pulls.test_pulls import problem
 
@@ -33,7 +33,7 @@ def fresh(model_type: str, block: int) -> CalibrationStatistics:
     model, task, batches, _ = problem(model_type)
     model.double()
     batches[2] = {name: tensor[:3] for name, tensor in batches[2].items()}
-    arms = architecture_of(model).arm_table(model, ["neuron", "head"], block, 7)
+    arms = arm_table(model, ["neuron", "head"], block, 7)
     return CalibrationStatistics(model, arms, task, batches, seed=5)
 
 

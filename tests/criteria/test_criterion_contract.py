@@ -8,9 +8,10 @@ import torch
 
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
-from hf_mabprune.evaluation.comparison import Selection
 from hf_mabprune.registry import check_options
-from hf_mabprune.selection.plan import Plan, make_plan
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.selected import Selection
+from hf_mabprune.selection.target import make_plan
 from research.benchmarks.meter import Meter
 from tests.criteria.by_hand import case, fresh
 

@@ -5,20 +5,25 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import ARCHITECTURES, architecture_of
+from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruneConfig, SearchConfig, TargetConfig
+from hf_mabprune.effects.dense_outputs import DenseOutputs
 from hf_mabprune.effects.masking import masked
 from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.rewards import REWARDS
-from hf_mabprune.pipeline import load_session, make_accelerator, make_policy
 from hf_mabprune.policies import POLICIES
+from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.loop import Search
+from hf_mabprune.search.run import make_policy
 from hf_mabprune.selection.layouts import make_plans
-from hf_mabprune.selection.plan import make_plan
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.selection.target import make_plan
+from hf_mabprune.session import open_session
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.sampling import split_by_length
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
@@ -41,7 +46,7 @@ def problem(model_type: str) -> tuple[PreTrainedModel, Task, list[Batch], ArmTab
             ids[0, 5:], attention[0, 5:] = 0, 0
         labels = ids.clone() if decoder else torch.randint(0, 2, (4,), generator=generator)
         batches.append({"input_ids": ids, "attention_mask": attention, "labels": labels})
-    return model, task, batches, architecture_of(model).arm_table(model, ["neuron", "head"], 16, 7)
+    return model, task, batches, arm_table(model, ["neuron", "head"], 16, 7)
 
 
 def some_context(arms: ArmTable) -> np.ndarray:
@@ -97,10 +102,11 @@ def test_replay_without_room_for_its_cache_gives_the_same() -> None:
     model, task, batches, arms = problem("llama")
     kept = some_context(arms)
     roomy = pull_all(ReplayPulls(model, arms, task, batches), kept)
-    tight = ReplayPulls(model, arms, task, batches, cache_bytes=0)
+    outputs = DenseOutputs(memory=0, disk=0)
+    tight = ReplayPulls(model, arms, task, batches, outputs=outputs, recording_bytes=0)
 
     assert np.array_equal(pull_all(tight, kept), roomy)
-    assert not tight._recordings and not tight._originals
+    assert not tight._recordings and not outputs._readouts and not outputs._files
 
 
 def test_a_pull_is_the_loss_with_the_arm_masked_minus_the_loss_without() -> None:
@@ -180,7 +186,7 @@ def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
 def test_half_precision_products_keep_the_effects_of_single_neurons(model_type: str, reward: str) -> None:
     model, task, batches, _ = problem(model_type)
-    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 1, 7)
+    arms = arm_table(model, ["neuron", "head"], 1, 7)
     kept = some_context(arms)
     half = pull_all(ReplayPulls(model, arms, task, batches, reward, products=torch.float16), kept)[:, 0]
     exact = pull_all(ReplayPulls(model.double(), arms, task, batches, reward), kept)[:, 0]
@@ -203,12 +209,12 @@ def searches(model_type: str) -> tuple[Search, Search]:
     """The same search with either engine, in double precision, where rounding is far below what sets arms apart."""
     model, task, batches, _ = problem(model_type)
     model.double()
-    arms = architecture_of(model).arm_table(model, ["neuron", "head"], 4, 7)
+    arms = arm_table(model, ["neuron", "head"], 4, 7)
     target = TargetConfig(neurons=0.5, heads=0.5)
     plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", {"neuron": 1, "head": 1})
     config = SearchConfig(rounds=2, pulls_per_arm=2)
     reference, replay = (
-        Search(engine(model, arms, task, batches), POLICIES.get("ucb1")(arms=len(arms), seed=0), plan, config)
+        Search(engine(model, arms, task, batches), POLICIES.get("ucb1")(arms=len(arms), seed=0), [plan], config)
         for engine in (ReferencePulls, ReplayPulls)
     )
     return reference, replay
@@ -236,13 +242,13 @@ def test_a_search_resumed_with_the_other_engine_selects_the_same_arms(model_type
 @pytest.mark.slow
 def test_fast_and_reference_pulls_select_the_same_arms_in_the_quickstart() -> None:
     settings = PruneConfig.from_yaml("configs/quickstart.yaml")
-    session, _ = load_session(settings, make_accelerator())
-    session.model.double()
-    plan = make_plans(session.model, session.arms, session.totals, settings.prune).search
+    session = open_session(settings, make_accelerator())
+    session.dense.double()
+    plan = make_plans(session.dense, session.arms, session.totals, settings.prune).search
     orders = []
     for engine in (ReferencePulls, ReplayPulls):
         pulls = engine(
-            session.model, session.arms, session.task, session.batches["calibration"], settings.search.reward
+            session.dense, session.arms, session.task, session.batches["calibration"], settings.search.reward
         )
-        orders.append(finished_order(Search(pulls, make_policy(settings, len(session.arms)), plan, settings.search)))
+        orders.append(finished_order(Search(pulls, make_policy(settings, len(session.arms)), [plan], settings.search)))
     assert np.array_equal(*orders)

@@ -6,7 +6,8 @@ from datasets import Dataset
 from transformers import BertLMHeadModel
 
 from hf_mabprune.tasks import answer
-from hf_mabprune.tasks.base import Task, task_for_model
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.lookup import task_for_model
 from hf_mabprune.tasks.sampling import batches_of
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import bert_config, llama, make_tokenizer, task_of

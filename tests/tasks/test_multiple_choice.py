@@ -4,7 +4,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_mabprune.tasks.base import Task, sequences_of
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import sequences_of
 from hf_mabprune.tasks.sampling import batches_of, split_by_length
 from tests.tasks.tiny_tasks import bert, chooser, make_tokenizer, task_of
 

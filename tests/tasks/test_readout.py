@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hf_mabprune.tasks import readout as module
-from hf_mabprune.tasks.readout import Readout, Scores
+from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.scores import Scores
 from tests.seeds import moved
 
 LOGITS = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]], [[0.0, math.log(3)], [5.0, 5.0]]])
@@ -103,3 +104,47 @@ def test_divergence_has_gradients() -> None:
     expected = (leaf.detach().softmax(-1) - LOGITS.softmax(-1)) / torch.tensor([2.0, 1.0])[:, None, None]
     expected[1, 1] = 0
     torch.testing.assert_close(leaf.grad, expected)
+
+
+def near(classes: int, positions: int = 1, size: float = 1e-3) -> tuple[Readout, Readout]:
+    """A readout whose logits differ a little from the dense model's, and that of the dense model."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = 2 * torch.randn(4, positions, classes, generator=generator, dtype=torch.float64)
+    change = size * torch.randn(4, positions, classes, generator=generator, dtype=torch.float64)
+    targets = torch.zeros(4, positions, dtype=torch.long)
+    targets[1, 1:] = -100
+    return Readout(logits + change, targets), Readout(logits, targets)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_half_the_squares_of_exact_coordinates_are_the_divergence(classes: int) -> None:
+    """To second order: what is left out is a thousandth, the size of the change."""
+    readout, dense = near(classes)
+    coordinates = list(readout.coordinates(dense, samples=5, seed=0))
+    assert len(coordinates) == (1 if classes == 2 else classes)
+    halved = sum(u.square() for u in coordinates) / 2
+    torch.testing.assert_close(halved, readout.divergence(dense), rtol=0.01, atol=0)
+    assert all(not u.any() for u in dense.coordinates(dense, 5, 0)), "nothing moved"
+
+
+def test_drawn_coordinates_give_the_divergence_in_the_mean() -> None:
+    """Several positions an example, of which the second counts one alone; 4,000 draws are right to a few percent."""
+    readout, dense = near(12, positions=3)
+    coordinates = list(readout.coordinates(dense, samples=4000, seed=0))
+    assert len(coordinates) == 4000
+    halved = torch.stack(coordinates).square().sum(0) / 2
+    torch.testing.assert_close(halved, readout.divergence(dense), rtol=0.1, atol=0)
+    again = next(iter(readout.coordinates(dense, samples=4000, seed=0)))
+    assert torch.equal(again, coordinates[0])
+    assert not torch.equal(next(iter(readout.coordinates(dense, samples=4000, seed=1))), again)
+
+
+def test_coordinates_have_gradients_where_the_divergence_has_none() -> None:
+    """At the dense model: d u / dz of two classes is sqrt(p_0 p_1) (-1, 1)."""
+    leaf = LOGITS[:, :1].clone().requires_grad_()
+    readout, dense = Readout(leaf, TARGETS[:, :1]), Readout(LOGITS[:, :1], TARGETS[:, :1])
+    (gradient,) = torch.autograd.grad(next(iter(readout.coordinates(dense, 1, 0))).sum(), leaf)
+    spread = LOGITS[:, :1].softmax(-1).prod(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(gradient, spread * torch.tensor([-1.0, 1.0]))
+    (flat,) = torch.autograd.grad(readout.divergence(dense).sum(), leaf)
+    torch.testing.assert_close(flat, torch.zeros_like(flat), rtol=0, atol=1e-7)

@@ -5,10 +5,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_mabprune.tasks.base import Task, task_for_model
-from hf_mabprune.tasks.readout import Scores
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.lookup import task_for_model
 from hf_mabprune.tasks.regression import NumbersReadout, Regression
 from hf_mabprune.tasks.sampling import batches_of
+from hf_mabprune.tasks.scores import Scores
 from tests.tasks.tiny_tasks import bert, make_tokenizer, regressor, task_of
 
 NAME = "BertForSequenceClassification"
@@ -50,6 +51,15 @@ def test_divergence_over_several_arms() -> None:
     original = NumbersReadout(torch.zeros(2, 1, 1), torch.zeros(2, 1))
     arms = NumbersReadout(torch.tensor([1.0, 2.0, 3.0, 4.0]).view(2, 2, 1, 1), torch.zeros(2, 1))
     assert arms.divergence(original, original.distribution()).tolist() == [[0.5, 2.0], [4.5, 8.0]]
+
+
+def test_half_the_squares_of_the_coordinates_are_the_divergence() -> None:
+    dense = NumbersReadout(torch.tensor([[[1.0], [2.0]]]), torch.zeros(1, 2))
+    moved = NumbersReadout(torch.tensor([[[4.0], [6.0]]]), torch.zeros(1, 2))
+    coordinates = list(moved.coordinates(dense, samples=3, seed=0))
+    assert [u.tolist() for u in coordinates] == [pytest.approx([3 / 2**0.5]), pytest.approx([4 / 2**0.5])]
+    assert moved.divergence(dense).tolist() == pytest.approx([(9 + 16) / 4])
+    assert float(sum(u.square() for u in coordinates)) / 2 == pytest.approx((9 + 16) / 4)
 
 
 def test_scores_keep_the_numbers() -> None:

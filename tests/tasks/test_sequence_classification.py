@@ -7,9 +7,10 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import LlamaForSequenceClassification, RobertaConfig
 
-from hf_mabprune.tasks.base import Task, max_positions
-from hf_mabprune.tasks.readout import Scores
+from hf_mabprune.architectures.positions import max_positions
+from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.sampling import batches_of
+from hf_mabprune.tasks.scores import Scores
 from tests.tasks.tiny_tasks import bert, llama_config, make_tokenizer, task_of
 
 SENTENCES = ["a b c d e", "a", "c d"]

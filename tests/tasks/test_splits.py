@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 
 from hf_mabprune.config import DatasetConfig, SplitsConfig, TaskConfig
+from hf_mabprune.data import splits
 from hf_mabprune.data.splits import check_slices, draw, load_splits
-from hf_mabprune.tasks import splits
 from hf_mabprune.tasks.sampling import batches_of
 from tests.tasks.tiny_tasks import CASES
 

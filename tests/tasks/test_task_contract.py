@@ -7,9 +7,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
-from hf_mabprune.tasks.base import TASKS, Task, build_task, task_for_model
-from hf_mabprune.tasks.readout import Scores
+from hf_mabprune.tasks.base import TASKS, Task
+from hf_mabprune.tasks.lookup import build_task, task_for_model
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
+from hf_mabprune.tasks.scores import Scores
 from tests.tasks.tiny_tasks import CASES, make_tokenizer
 
 Bound = tuple[Task, PreTrainedModel, Dataset]

@@ -12,13 +12,15 @@ from transformers import PreTrainedModel
 
 from hf_mabprune import prune
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures.cost import arm_table, count_macs
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.rewards import REWARDS
-from hf_mabprune.evaluation.quality import count_macs, evaluate, forward_of, masked_forward_of
-from hf_mabprune.tasks.base import TASKS, Batch, Task, sequences_of
+from hf_mabprune.evaluation.quality import evaluate, forward_of, masked_forward_of
+from hf_mabprune.tasks.base import TASKS, Task
+from hf_mabprune.tasks.batch import Batch, sequences_of
 from hf_mabprune.tasks.sampling import batches_of, split_by_length
 from tests.pulls.test_pulls import pull_all, rounding, some_context
 from tests.seeds import moved
@@ -39,7 +41,7 @@ def problem(case: Bound) -> Problem:
             parameter.add_(0.2 * torch.randn_like(parameter))
     encoded = task.encode(dataset)
     batches = batches_of(task, encoded.select([*range(len(encoded))] * 3), 4)[:3]
-    return task, model, batches, architecture_of(model).arm_table(model, ["neuron", "head"], 8, 7)
+    return task, model, batches, arm_table(model, ["neuron", "head"], 8, 7)
 
 
 @every_task

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
-from hf_mabprune.tasks.base import Task, build_task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.lookup import build_task
 from tests.seeds import moved
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghij"]

@@ -20,36 +20,18 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs, Recorded
 from hf_mabprune.effects.gradients import effects
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.rewards import NEEDS, QUANTITIES, REWARDS, Observation
-from hf_mabprune.tasks.base import Batch, Task
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch, to_device
 from hf_mabprune.tasks.readout import Readout
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-CACHE_BYTES = 2**31
-WHOLE = -1  # in the place of the number of a part: the batch as it is
-
-
-@dataclass(frozen=True)
-class Original:
-    """What the dense model says on a part of a batch.
-
-    Attributes:
-        distribution: [B, P, C], of the outputs, in the precision that divergences are formed in.
-        size: Bytes.
-    """
-
-    readout: Readout
-    distribution: torch.Tensor
-    size: int
-
-    @classmethod
-    def of(cls, readout: Readout) -> "Original":
-        """With the distribution computed."""
-        distribution = readout.distribution()
-        return cls(readout, distribution, readout.logits.nbytes + distribution.nbytes)
+SPLIT = "calibration"  # which the batches of pulls are of
 
 
 @dataclass(frozen=True)
@@ -67,16 +49,6 @@ class Cell:
     work: float
 
 
-@dataclass
-class Cost:
-    """What the search has paid, over all processes; what several of them do alike is counted once."""
-
-    pulls: int = 0
-    forward_tokens: int = 0  # positions of input that went through the model, padding included
-    backward_tokens: int = 0  # the same of backward passes
-    seconds: float = 0.0  # of wall-clock time spent on pulls
-
-
 class Pulls(ABC):
     """Measures arms of one model on a fixed list of mini-batches, which an engine may run in parts.
 
@@ -87,7 +59,7 @@ class Pulls(ABC):
         batches: Mini-batches of calibration data.
         reward: Name of a reward in `rewards.REWARDS`.
         accelerator: Of the launch.
-        cache_bytes: Logits of the dense model are kept up to this size, computed again beyond it.
+        outputs: Record of what the dense model says on calibration batches; None makes one.
         stand_ins: What comes in the place of an arm while it is pulled, by the path of its site's projection; without
             it, nothing. `observe` masks without it.
     """
@@ -102,7 +74,7 @@ class Pulls(ABC):
         batches: Sequence[Batch],
         reward: str = "kl",
         accelerator: Accelerator | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        outputs: DenseOutputs | None = None,
         stand_ins: Mapping[str, StandIn] | None = None,
     ) -> None:
         self.model = model
@@ -110,16 +82,15 @@ class Pulls(ABC):
         self.task = task
         self.reward, self.needs = REWARDS[reward], NEEDS[reward]
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-        self.batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
+        self.batches = [to_device(batch, model.device) for batch in batches]
         self.cost = Cost()
         self.arms_a_forward = 1
         self._parts = [[batch] for batch in self.batches]
         self._counted: set[tuple[int, int]] = set()  # places whose dense pass is paid for
         self._recorded: set[tuple[int, int]] = set()  # and those whose pass in the current context is
         self.kept = np.ones(len(arms), dtype=bool)
-        self._cache_bytes = cache_bytes
+        self.outputs = DenseOutputs() if outputs is None else outputs
         self.stand_ins = stand_ins
-        self._originals: dict[tuple[int, int], Original] = {}
 
     def set_context(self, kept: Bools) -> None:
         """From here on, pulls are made with all arms masked that are not in `kept`, [K]."""
@@ -152,9 +123,8 @@ class Pulls(ABC):
         if self.accelerator.num_processes > 1:  # what one had no memory for, all leave alone from here on
             fits = torch.tensor([self.arms_a_forward], device=self.accelerator.device)
             self.arms_a_forward = int(self.accelerator.gather(fits).min())
-        self.cost.forward_tokens += round(float(values[:, 2].sum()))
-        self.cost.pulls += len(arms)
-        self.cost.seconds += time.perf_counter() - start
+        tokens = round(float(values[:, 2].sum()))
+        self.cost += Cost(len(arms), tokens, seconds=time.perf_counter() - start)
         examples = np.array([len(self.batches[batch]["input_ids"]) for batch in batches])
         return values[:, :2] / examples[:, None]
 
@@ -195,7 +165,7 @@ class Pulls(ABC):
         """Counts the passes that all arms of a place share, once however many processes make them."""
         tokens = self._inputs(place)["input_ids"].numel()
         passes = (place not in self._counted) + (self.records and place not in self._recorded)
-        self.cost.forward_tokens += tokens * passes
+        self.cost += Cost(forward_tokens=tokens * passes)
         self._counted.add(place)
         self._recorded.add(place)
 
@@ -204,12 +174,12 @@ class Pulls(ABC):
         return self.batches[batch] if part == WHOLE else self._parts[batch][part]
 
     def effects(self, samples: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64], Ints, Ints]:
-        """What removing each arm does to the outputs on all batches, to first order, in the context.
+        """Estimates what removing each arm does to the outputs on all batches, to first order, in the context.
 
         The parts of batches are dealt out over processes; every one gets the same arrays.
 
         Args:
-            samples, seed: Of the label draws, as those of `estimates.effects`.
+            samples, seed: Of the label draws, as those of `gradients.effects`.
 
         Returns:
             Effects [K, D] and the batch of each coordinate [D]; derivatives of the KL divergence [K, batches], means
@@ -217,47 +187,63 @@ class Pulls(ABC):
         """
         start = time.perf_counter()
         places = [(batch, part) for batch, parts in enumerate(self._parts) for part in range(len(parts))]
-        rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
-        mine: dict[int, torch.Tensor] = {}
-        slopes = torch.zeros(len(self.arms), len(places), dtype=torch.float64, device=device)
-        passes = 0
-        for number in range(rank, len(places), world):
-            readout, inputs = self._original(places[number]).readout, self._inputs(places[number])
-            original = replace(readout, logits=readout.logits.clone())  # made in inference mode, it takes no gradients
-            mine[number], slopes[:, number], passes = effects(
-                self.model, self.arms, self.task, inputs, self.kept, original, samples, seed + number,
-                self.stand_ins,
-            )  # fmt: skip
-        passes = int(self.accelerator.gather(torch.tensor([passes], device=device)).max())
         sizes = np.array([len(self._inputs(place)["input_ids"]) for place in places])
-        ends = np.cumsum(sizes * passes)
-        table = torch.zeros(len(self.arms), int(ends[-1]), device=device)
-        for number, found in mine.items():
-            table[:, int(ends[number]) - found.shape[1] : int(ends[number])] = found
+        changes, sums, passes = self._effects_at(places, sizes, samples, seed)
         for place in places:
             tokens = self._inputs(place)["input_ids"].numel()
-            self.cost.forward_tokens += tokens * (1 + (place not in self._counted))
-            self.cost.backward_tokens += tokens * (passes + int(not self.kept.all()))
+            forward = tokens * (1 + (place not in self._counted))
+            self.cost += Cost(0, forward, tokens * (passes + int(not self.kept.all())))
             self._counted.add(place)
-        whole, sums = (self.accelerator.reduce(each).cpu().numpy() for each in (table, slopes))
-        self.cost.seconds += time.perf_counter() - start
+        self.cost += Cost(seconds=time.perf_counter() - start)
         of_batch = np.array([batch for batch, _ in places])
         batch = np.repeat(of_batch, sizes * passes)
-        broken = {*batch[~np.isfinite(whole).all(axis=0)], *of_batch[~np.isfinite(sums).all(axis=0)]}
+        broken = {*batch[~np.isfinite(changes).all(axis=0)], *of_batch[~np.isfinite(sums).all(axis=0)]}
         examples = np.bincount(of_batch, sizes).astype(np.int64)
         examples[list(broken)] = 0
         means = np.stack([sums[:, of_batch == number].sum(1) for number in range(len(examples))], 1)
         means = np.divide(means, examples, out=np.zeros_like(means), where=examples > 0)
         fine = examples[batch] > 0
-        return whole[:, fine], means, batch[fine], examples
+        return changes[:, fine], means, batch[fine], examples
+
+    def _effects_at(
+        self, places: Sequence[tuple[int, int]], sizes: Ints, samples: int, seed: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
+        """Takes the effects at every place, each on one process, and gathers them.
+
+        Args:
+            places: Parts of batches.
+            sizes: [places], examples of each.
+
+        Returns:
+            Effects [K, D], place by place; sums of derivatives over the examples of each place, [K, places]; backward
+            passes that a place took, D over the sum of sizes.
+        """
+        rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        own: dict[int, torch.Tensor] = {}  # of this process, by number of the place
+        slopes = torch.zeros(len(self.arms), len(places), dtype=torch.float64, device=device)
+        passes = 0
+        for number in range(rank, len(places), world):
+            readout, inputs = self._dense(places[number]).readout, self._inputs(places[number])
+            dense = replace(readout, logits=readout.logits.clone())  # made in inference mode, it takes no gradients
+            own[number], slopes[:, number], passes = effects(
+                self.model, self.arms, self.task, inputs, self.kept, dense, samples, seed + number, self.stand_ins
+            )
+        passes = int(self.accelerator.gather(torch.tensor([passes], device=device)).max())
+        ends = np.cumsum(sizes * passes)
+        table = torch.zeros(len(self.arms), int(ends[-1]), device=device)
+        for number, changes in own.items():
+            table[:, int(ends[number]) - changes.shape[1] : int(ends[number])] = changes
+        whole, sums = (self.accelerator.reduce(part).cpu().numpy() for part in (table, slopes))
+        return whole, sums, passes
 
     def observe(self, batch: int, kept: Bools) -> Observation:
         """One forward pass over a batch with only the `kept` arms, [K], against the dense model."""
         place = (batch, WHOLE)
         with torch.inference_mode():
-            self.cost.forward_tokens += self.batches[batch]["input_ids"].numel() * (1 + (place not in self._counted))
+            passes = 1 + (place not in self._counted)
+            self.cost += Cost(forward_tokens=self.batches[batch]["input_ids"].numel() * passes)
             self._counted.add(place)
-            return observation(self._original(place), self._forward(self.batches[batch], kept), QUANTITIES)
+            return observation(self._dense(place), self._forward(self.batches[batch], kept), QUANTITIES)
 
     @abstractmethod
     def _observe_arms(
@@ -276,31 +262,29 @@ class Pulls(ABC):
         with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept)), stand_ins=stand_ins):
             return self.task.readout(self.model, inputs)
 
-    def _original(self, place: tuple[int, int]) -> Original:
-        """What the dense model says on a part of a batch, from the cache where it fits."""
-        if place in self._originals:
-            return self._originals[place]
-        with torch.inference_mode():  # what is kept must not hold on to the pass that made it
-            original = Original.of(self._forward(self._inputs(place), np.ones(len(self.arms), dtype=bool)))
-        self._cache_bytes -= original.size
-        if self._cache_bytes >= 0:
-            self._originals[place] = original
-        return original
+    def _dense(self, place: tuple[int, int]) -> Recorded:
+        """Gives what the dense model says on a part of a batch, from the record; no masks may be on."""
+        batch, part = place
+        key = SPLIT, batch, part if len(self._parts[batch]) > 1 else WHOLE  # an only part is the batch as it is
+        everything = np.ones(len(self.arms), dtype=bool)
+        return self.outputs.recorded(key, lambda: self._forward(self._inputs(place), everything))
 
 
-def observation(original: Original, readout: Readout, quantities: Sequence[str]) -> Observation:
-    """The quantities asked for of one forward pass, beside the dense model's.
+def observation(dense: Recorded, readout: Readout, quantities: Sequence[str]) -> Observation:
+    """Takes the quantities asked for from one forward pass, beside what the dense model says.
 
     Args:
-        readout: Logits may have more dimensions in front than targets: [A, B, P, C] for A arms.
+        dense: Record of the same batch.
+        readout: Outputs of the pass; logits may have more dimensions in front than targets: [A, B, P, C] for A arms.
+        quantities: Names of fields of an observation.
     """
-    found = dict.fromkeys(QUANTITIES, torch.empty(0, dtype=torch.float64))
+    values = dict.fromkeys(QUANTITIES, torch.empty(0, dtype=torch.float64))
     if "kl" in quantities:
-        found["kl"] = readout.divergence(original.readout, original.distribution).double()
-    leading, each = readout.logits.shape[:-3], readout.logits.shape[-3:]
-    copies = [replace(readout, logits=logits) for logits in readout.logits.reshape(-1, *each)]
+        values["kl"] = readout.divergence(dense.readout, dense.distribution).double()
+    leading, trailing = readout.logits.shape[:-3], readout.logits.shape[-3:]
+    copies = [replace(readout, logits=logits) for logits in readout.logits.reshape(-1, *trailing)]
     if "loss" in quantities:
-        found["loss"] = torch.stack([copy.losses().double() for copy in copies]).reshape(*leading, -1)
+        values["loss"] = torch.stack([copy.losses().double() for copy in copies]).reshape(*leading, -1)
     if "correct" in quantities:
-        found["correct"] = torch.stack([copy.correct().double() for copy in copies]).reshape(*leading, -1)
-    return Observation(**found)
+        values["correct"] = torch.stack([copy.correct().double() for copy in copies]).reshape(*leading, -1)
+    return Observation(**values)

@@ -12,13 +12,13 @@ class ReferencePulls(Pulls):
     def _observe_arms(
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
-        inputs, original = self._inputs(place), self._original(place)
-        dense = observation(original, original.readout, self.needs)
-        for arm in groups:
+        inputs, recorded = self._inputs(place), self._dense(place)
+        dense = observation(recorded, recorded.readout, self.needs)
+        for arm in groups:  # of one arm each, since `arms_a_forward` stays 1
             without_arm = self.kept.copy()
             without_arm[arm] = False
             context, pulled = (
-                observation(original, self._forward(inputs, kept, self.stand_ins), self.needs)
+                observation(recorded, self._forward(inputs, kept, self.stand_ins), self.needs)
                 for kept in (self.kept, without_arm)
             )
             yield dense, context, pulled, 2 * inputs["input_ids"].numel()

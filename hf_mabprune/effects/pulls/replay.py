@@ -3,15 +3,16 @@
 The pass in the current context is made once a batch, and what its modules returned is kept. A pull then runs only what
 its mask changes:
 
-- The layers before the masked one, and the attention before a masked FFN, are replaced by stubs that return what the
-  context pass left.
-- The masked projection itself is not run: its output is the recorded one minus the arm's own share, h_a W_a, a product
-  over the few columns of the arm.
+- The layers before the masked one, and the attention before a masked FFN, answer with what the context pass left.
+- The masked projection itself is not run: it is linear, so that its output is the recorded one minus the arm's own
+  share, W_a h_a, a product over the few columns of the arm. With a stand-in, h_a less its prediction takes the place
+  of h_a, since that is what masking takes away.
 - Several arms of one site share a forward pass: the batch is repeated, once an arm.
 - Where a classifier reads the first position alone, the last layer's FFN runs at that position alone.
 - The examples of a batch are sorted by length and run in parts, each cut to its longest.
 - On demand, linear layers multiply in half precision, but only what the mask changed: y = y0 + W (x - x0), x0 and y0
-  recorded. Rounding is then relative to the effect of the mask, not to the activations, which would drown it.
+  recorded. A product in bfloat16 is off by about 2^-9 of its size; of the difference that is 2^-9 of the effect
+  of the mask, of the activations themselves it would be more than that effect.
 
 What runs is the model's own code on the same numbers; results differ from the reference by rounding alone.
 Symbols: B examples in a part, T tokens, D hidden, L layers, A arms in a forward pass.
@@ -28,42 +29,60 @@ from torch import nn
 from torch.nn.functional import linear
 
 from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.effects.dense_outputs import Recorded
 from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.patching import answer, replaced
-from hf_mabprune.effects.pulls.base import Ints, Original, Pulls, observation
+from hf_mabprune.effects.pulls.base import Ints, Pulls, observation
 from hf_mabprune.effects.rewards import Observation
-from hf_mabprune.tasks.base import Batch
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import split_by_length
 
+RECORDING_BYTES = 2**30
 TOKENS_A_FORWARD = {"cpu": 2048, "cuda": 65536}  # a matrix product of this many rows fills the device
-AGREE = 1e-3  # of the largest logit: how far a pass that reads one position may be from the whole one
+AGREE = 1e-3  # of the largest logit: how far a pass that reads one position may be from one that reads all
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One context pass over one part of a batch: what each module returned, and what came out at the end."""
+    """One context pass over one part of a batch: what each module returned, and what came out at the end.
+
+    Attributes:
+        outputs: What each layer, attention and block of a site returned.
+        columns: What of each site's input goes with an arm, [B, T, C], by the path of its projection.
+        linears: Input and output of linear layers, for products in half precision.
+        observation: What the model's outputs say of each example.
+        size: Bytes.
+    """
 
     outputs: dict[nn.Module, Any]
-    columns: dict[str, torch.Tensor]  # site.output -> [B, T, columns], what of its input goes with an arm
-    linears: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]]  # input and output, for products in half precision
+    columns: dict[str, torch.Tensor]
+    linears: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]]
     observation: Observation
-    size: int  # bytes
+    size: int
 
 
 class ReplayPulls(Pulls):
     """One forward pass for several pulls, from the masked site on; one full pass a batch and context.
 
-    Takes the arguments of `Pulls`. Recordings are kept between calls as long as they fit into half of `cache_bytes`;
-    beyond that they are made again, one part of a batch at a time.
+    Takes the arguments of `Pulls`. Recordings are kept between calls as long as they fit; beyond that they are made
+    again, one part of a batch at a time.
 
     Args:
+        recording_bytes: Memory for recordings.
         products: Precision of the matrix products on what a mask changes; None is the model's own.
     """
 
     records = True
 
-    def __init__(self, *args: Any, products: torch.dtype | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        products: torch.dtype | None = None,
+        recording_bytes: int = RECORDING_BYTES,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         linears = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
         halved = products is not None and products != self.model.dtype
@@ -76,8 +95,7 @@ class ReplayPulls(Pulls):
         self._attentions = [layer.get_submodule(architecture.attention_block) for layer in self._layers]
         self._parts = [split_by_length(batch) for batch in self.batches]
         self._recordings: dict[tuple[int, int], Recording] = {}
-        self._recording_bytes = self._cache_bytes // 2
-        self._cache_bytes -= self._recording_bytes
+        self._recording_bytes = recording_bytes
         self._reads_first = architecture.classifies_first and self.task.reads_one_position and self._first_suffices()
         tokens = max(part["input_ids"].numel() for parts in self._parts for part in parts)
         fill = TOKENS_A_FORWARD.get(self.model.device.type, TOKENS_A_FORWARD["cpu"])
@@ -90,19 +108,19 @@ class ReplayPulls(Pulls):
     def _observe_arms(
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
-        inputs, original = self._inputs(place), self._original(place)
-        dense = observation(original, original.readout, self.needs)
+        inputs, recorded = self._inputs(place), self._dense(place)
+        dense = observation(recorded, recorded.readout, self.needs)
         masks = keep_masks(self.model, self.arms.kept_units(self.kept))
         with masked(self.model, **masks, stand_ins=None if self.kept.all() else self.stand_ins):
-            recording = self._record(place, inputs, original)
+            recording = self._record(place, inputs, recorded)
             for group in groups:
-                pulled = observation(original, self._replay_or_less(inputs, group, recording), self.needs)
+                pulled = observation(recorded, self._replay_or_less(inputs, group, recording), self.needs)
                 layers = len(self._layers) - int(self.arms.layer[group[0]])  # that run, the masked one among them
                 tokens = inputs["input_ids"].numel() * layers / len(self._layers)
                 yield dense, recording.observation, pulled, tokens
 
-    def _record(self, place: tuple[int, int], inputs: Batch, original: Original) -> Recording:
-        """The context pass of a part of a batch; the context's masks are on."""
+    def _record(self, place: tuple[int, int], inputs: Batch, recorded: Recorded) -> Recording:
+        """Makes the context pass of a part of a batch, unless it is kept; the context's masks are on."""
         if place in self._recordings:
             return self._recordings[place]
         base, outputs, columns = self.model.base_model, {}, {}
@@ -122,19 +140,19 @@ class ReplayPulls(Pulls):
         for path, stand_in in (self.stand_ins or {}).items():
             columns[path] = stand_in.missed(columns[path])
         size = _bytes([*outputs.values(), *columns.values(), *linears.values()])
-        recording = Recording(outputs, columns, linears, observation(original, readout, self.needs), size)
+        recording = Recording(outputs, columns, linears, observation(recorded, readout, self.needs), size)
         if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
             self._recordings[place] = recording
         return recording
 
     def _replay_or_less(self, inputs: Batch, arms: Ints, recording: Recording) -> Readout:
-        """`_replay`, with fewer arms a forward pass where memory does not reach."""
+        """Runs `_replay`, with fewer arms a forward pass where memory does not reach."""
         size = min(self.arms_a_forward, len(arms))
         while True:
             try:
-                found = [self._replay(inputs, arms[at : at + size], recording) for at in range(0, len(arms), size)]
-                logits = found[0].logits if len(found) == 1 else torch.cat([part.logits for part in found])
-                return replace(found[0], logits=logits)
+                parts = [self._replay(inputs, arms[at : at + size], recording) for at in range(0, len(arms), size)]
+                logits = parts[0].logits if len(parts) == 1 else torch.cat([part.logits for part in parts])
+                return replace(parts[0], logits=logits)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if size == 1 or not _is_out_of_memory(error):
                     raise
@@ -143,57 +161,64 @@ class ReplayPulls(Pulls):
                 torch.cuda.empty_cache()
 
     def _replay(self, inputs: Batch, arms: Ints, recording: Recording) -> Readout:
-        """The context pass again, with one arm masked in each of its copies, [A * B, ...], from their site on.
+        """Runs the context pass again, with one arm masked in each of its copies, [A * B, ...], from their site on.
 
         Returns:
             Logits [A, B, P, C], and targets [B, P].
         """
-        kind, layer = str(self.arms.kind[arms[0]]), int(self.arms.layer[arms[0]])
-        site, last, base = self._sites[kind, layer], len(self._layers) - 1, self.model.base_model
-        first = slice(0, 1) if self._reads_first and layer == last else slice(None)
-        stubs = {block: recording.outputs[block] for block in self._layers[: max(layer - 1, 0)]}
-        stubs |= {(feed := base.get_submodule(path)): recording.outputs[feed] for path in site.feeds}
-        if layer:
-            stubs[self._layers[layer - 1]] = _repeated(recording.outputs[self._layers[layer - 1]], len(arms))
-        if kind == "neuron":
-            stubs[self._attentions[layer]] = _repeated(recording.outputs[self._attentions[layer]], len(arms))
-        block = base.get_submodule(site.block)
-        stubs[block] = self._without(site, arms, recording, first)
-        copies = {name: tensor.repeat(len(arms), *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
         forwards: dict[nn.Module, Callable[..., Any]] = {
             module: partial(_by_difference, self._weights[module], *recorded, len(arms))
             for module, recorded in recording.linears.items()
         }
-        forwards |= {block: partial(answer, output) for block, output in stubs.items()}
+        forwards |= {block: partial(answer, output) for block, output in self._answers(arms, recording).items()}
+        copies = {name: tensor.repeat(len(arms), *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
         with replaced(forwards), self._first_position_alone() if self._reads_first else ExitStack():
             readout = self.task.readout(self.model, copies)
         logits = readout.logits.unflatten(0, (len(arms), -1))
         return replace(readout, logits=logits, targets=readout.targets[: logits.shape[1]])
 
+    def _answers(self, arms: Ints, recording: Recording) -> dict[nn.Module, Any]:
+        """Says what modules return that are not run: those that no mask at the arms' site changes, and its block."""
+        kind, layer = str(self.arms.kind[arms[0]]), int(self.arms.layer[arms[0]])
+        site, last, base = self._sites[kind, layer], len(self._layers) - 1, self.model.base_model
+        first = slice(0, 1) if self._reads_first and layer == last else slice(None)
+        # Layers before the last of these hand their answers to one another alone: one copy will do.
+        answers = {block: recording.outputs[block] for block in self._layers[: max(layer - 1, 0)]}
+        answers |= {(feed := base.get_submodule(path)): recording.outputs[feed] for path in site.feeds}
+        if layer:
+            answers[self._layers[layer - 1]] = _repeated(recording.outputs[self._layers[layer - 1]], len(arms))
+        if kind == "neuron":
+            answers[self._attentions[layer]] = _repeated(recording.outputs[self._attentions[layer]], len(arms))
+        answers[base.get_submodule(site.block)] = self._without(site, arms, recording, first)
+        return answers
+
     def _without(self, site: Site, arms: Ints, recording: Recording, positions: slice) -> Any:
-        """What the block of a site returns without each of the arms, [A * B, T, D]: less the arm's own share."""
-        base = self.model.base_model
-        whole, weight = recording.outputs[base.get_submodule(site.block)], linear_at(self.model, site.output).weight
-        output, columns = _first(whole)[:, positions], recording.columns[site.output][:, positions]
+        """Gives what the block of a site returns without each of the arms, [A * B, T, D]: less the arm's own share.
+
+        y - W_a h_a for y = W h + b, W_a [D, columns of the arm]; the bias stays, as it does when an arm is cut out.
+        """
+        block = self.model.base_model.get_submodule(site.block)
+        recorded, weight = recording.outputs[block], linear_at(self.model, site.output).weight
+        output, columns = _first(recorded)[:, positions], recording.columns[site.output][:, positions]
         changed = output.new_empty(len(arms), *output.shape)
         for number, arm in enumerate(arms):
             start, stop = (int(bound) * site.unit_size for bound in (self.arms.start[arm], self.arms.stop[arm]))
             torch.sub(output, columns[..., start:stop] @ weight[:, start:stop].T, out=changed[number])
         changed = changed.flatten(0, 1)
-        return (changed, *whole[1:]) if isinstance(whole, tuple) else changed
+        return (changed, *recorded[1:]) if isinstance(recorded, tuple) else changed
 
     def _first_suffices(self) -> bool:
-        """Whether the last layer's FFN at the first position alone gives the model's logits, on one example."""
+        """Tries whether the last layer's FFN at the first position alone gives the model's logits, on one example."""
         inputs = {name: tensor[:1] for name, tensor in self._parts[0][0].items()}
         with torch.inference_mode():
-            whole = self.task.readout(self.model, inputs).logits
+            everywhere = self.task.readout(self.model, inputs).logits
             with self._first_position_alone():
                 alone = self.task.readout(self.model, inputs).logits
-        return bool((whole - alone).abs().max() <= AGREE * whole.abs().max())
+        return bool((everywhere - alone).abs().max() <= AGREE * everywhere.abs().max())
 
     @contextmanager
     def _first_position_alone(self) -> Iterator[None]:
-        """What follows the attention of the last layer sees the first position alone, [B, 1, D]."""
+        """Shows what follows the attention of the last layer the first position alone, [B, 1, D]."""
 
         def cut(module: nn.Module, arguments: Any, output: Any) -> Any:
             return (output[0][:, :1], *output[1:]) if isinstance(output, tuple) else output[:, :1]
@@ -208,15 +233,16 @@ class ReplayPulls(Pulls):
 def _by_difference(
     weight: torch.Tensor, before: torch.Tensor, after: torch.Tensor, copies: int, changed: torch.Tensor
 ) -> torch.Tensor:
-    """A linear layer on inputs that differ little from recorded ones; the product is made in the weight's precision.
+    """Runs a linear layer on inputs x near recorded ones: y0 + W (x - x0), the product in the weight's precision.
 
-    Each copy is scaled by a power of two to a largest difference of about 1, so that half precision's range holds it.
+    Each copy's difference is scaled to a largest entry in [1, 2), which the range of half precision holds: float16
+    ends at 6e-5, and effects of single neurons are smaller. By a power of two, so that scaling itself rounds nothing.
 
     Args:
-        weight: [C', C], in half precision.
-        before, after: [B, ..., C] and [B, ..., C'], recorded input and output.
+        weight: W, [C', C], in half precision.
+        before, after: x0 [B, ..., C] and y0 [B, ..., C'], recorded input and output.
         copies: A, how often the recorded examples are repeated.
-        changed: [A * B, ..., C]; may hold the first position alone.
+        changed: x, [A * B, ..., C]; may hold the first position alone.
 
     Returns:
         [A * B, ..., C'], in the precision of `changed`.
@@ -231,12 +257,12 @@ def _by_difference(
 
 
 def _first(output: Any) -> torch.Tensor:
-    """The hidden state among what a block returned."""
+    """Picks the hidden state out of what a block returned."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def _repeated(output: Any, times: int) -> Any:
-    """What a block returned, its hidden state repeated along the examples."""
+    """Repeats the hidden state of what a block returned along the examples."""
     if times == 1:
         return output
     hidden = _first(output)
@@ -249,7 +275,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _bytes(outputs: Sequence[Any]) -> int:
-    """Bytes of the tensors that blocks returned, each storage once."""
+    """Counts the bytes of the tensors that blocks returned, each storage once."""
     tensors = [part for output in outputs for part in (output if isinstance(output, tuple) else (output,))]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t)}
     return sum(storages.values())
+
+
+def memory(sizes: Sizes) -> int:
+    """Estimates the bytes that recordings take: two hidden states a layer and token, as long as they fit."""
+    return min(RECORDING_BYTES, 2 * sizes.layers * sizes.item * sizes.hidden * sizes.tokens)

@@ -1,0 +1,169 @@
+"""Writes the folder of a run: checkpoint, report, table of arms, figures and model card of every size."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from hf_mabprune.artifacts import card, plots
+from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.checkpoints.load import reload_difference
+from hf_mabprune.checkpoints.save import save_checkpoint
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.evaluation.report import Report, SizeFigures
+from hf_mabprune.runtime.files import atomic_folder
+from hf_mabprune.runtime.processes import on_main
+from hf_mabprune.session import Session
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
+HALF_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What is kept of a size once its weights are written."""
+
+    report: Report
+    arms: pd.DataFrame
+    config_yaml: str
+
+
+class RunWriter:
+    """Fills the folder of a run, all or nothing: it is in place once `finish` returns, and not there before.
+
+    Use as a context manager, on every process of a launch; the main process writes, and its errors reach all. Of
+    several sizes each gets a folder of its own. Add them from the largest model to the smallest, and drop each model
+    once it is added: none is kept here.
+
+        with RunWriter(RunFolder("runs/x"), session, settings) as writer:
+            for result in results:
+                writer.add(result.model, result.report, result.arms_table(), result.settings.to_yaml())
+            reports = writer.finish()
+
+    Args:
+        folder: Folder of the run; what is there must have passed `check_output_dir`.
+        session: Task, data, tokenizer and precision of the files, the same for all sizes.
+        settings: Run settings, with all sizes that were asked for.
+    """
+
+    def __init__(self, folder: RunFolder, session: Session, settings: PruneConfig) -> None:
+        self.folder = folder
+        self.session = session
+        self.settings = settings
+        self._several = len(settings.prune.sizes()) > 1
+        self._sizes: list[_Size] = []
+        self._open = ExitStack()  # holds the unfinished folder, on the main process alone
+        self._work: RunFolder | None = None
+        self._finished = False
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and not self._finished:
+            with self._open:
+                raise RuntimeError(f"{self.folder.root} was not finished: nothing was written")
+        self._open.__exit__(kind, error, trace)
+
+    def add(self, model: PreTrainedModel, report: Report, arms: pd.DataFrame, config_yaml: str) -> None:
+        """Saves the checkpoint of one size and reads it back.
+
+        Args:
+            model: Model to save, its weights rounded to the precision of the file.
+            report: Report of this size.
+            arms: Table of arms, [K rows], that says which of them this size keeps.
+            config_yaml: Settings of this size.
+
+        Raises:
+            RuntimeError: If the checkpoint does not give the logits of the model in memory.
+            OSError: If the disk is full.
+        """
+        report = on_main(self.session.accelerator, partial(self._save, model, report))
+        self._sizes.append(_Size(report, arms, config_yaml))
+
+    def finish(self, earlier: Sequence[SizeFigures] = (), search_state: bytes | None = None) -> list[Report]:
+        """Writes reports, tables, figures and cards, and puts the folder in its place.
+
+        Args:
+            earlier: Sizes that were cut from the search before, for the comparison.
+            search_state: The saved search, to lie beside each report; None where none was saved.
+
+        Returns:
+            The reports of all sizes in the order they were added, with the figures of the files on disk.
+
+        Raises:
+            OSError: If the disk is full, or somebody has put something into the place meanwhile.
+        """
+        sizes = [*earlier, *(size.report.in_short() for size in self._sizes)]
+        self._sizes = [replace(size, report=replace(size.report, sizes=sizes)) for size in self._sizes]
+        on_main(self.session.accelerator, partial(self._complete, search_state))
+        self._finished = True
+        return [size.report for size in self._sizes]
+
+    def _save(self, model: PreTrainedModel, report: Report) -> Report:
+        """Writes a checkpoint; gives the report with the figures of the files on disk."""
+        if self._work is None:
+            self._work = RunFolder(self._open.enter_context(atomic_folder(self.folder.root)))
+        folder = self._place(self._work, report)
+        folder.root.mkdir(exist_ok=True)
+        checkpoint_bytes = save_checkpoint(model, folder.root, self.session.tokenizer, self.session.save_dtype)
+        dense_bytes = report.before.parameters * self.session.save_dtype.itemsize
+        return replace(
+            report,
+            before=replace(report.before, checkpoint_bytes=dense_bytes),
+            after=replace(report.after, checkpoint_bytes=checkpoint_bytes),
+            reload={"max_logit_difference": self._reload(model, folder)},
+        )
+
+    def _reload(self, model: PreTrainedModel, folder: RunFolder) -> float:
+        """Gives the largest difference of the checkpoint's logits from the model's, on one batch of the test split."""
+        task, batch = self.session.task, self.session.batches["test"][-1]
+        inputs = task.inputs({name: tensor.to(model.device) for name, tensor in batch.items()})
+        difference = reload_difference(model, folder.root, task.auto_class, inputs)
+        if difference > TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+            raise RuntimeError(
+                f"the saved checkpoint differs from the model in memory by {difference:.2g} on logits; nothing was "
+                "written"
+            )
+        return difference
+
+    def _complete(self, search_state: bytes | None) -> None:
+        """Adds what describes the checkpoints, and closes the folder, which moves into its place."""
+        if self._work is None:
+            raise RuntimeError(f"no size was added to {self.folder.root}: nothing was written")
+        for size in self._sizes:
+            folder = self._place(self._work, size.report)
+            _describe(folder, size)
+            if search_state is not None:
+                folder.search_state.write_bytes(search_state)
+        if self._several:
+            _describe_all(self._work, [size.report for size in self._sizes], self.settings.to_yaml())
+        self._open.close()
+
+    def _place(self, work: RunFolder, report: Report) -> RunFolder:
+        return work.size(report.size_name) if self._several else work
+
+
+def _describe(folder: RunFolder, size: _Size) -> None:
+    """Writes report, table of arms, settings, figures and model card of one size."""
+    folder.details.mkdir(exist_ok=True)
+    folder.config.write_text(size.config_yaml)
+    folder.report.write_text(size.report.to_json())
+    size.arms.to_parquet(folder.arms)
+    plots.save_figures(size.report, size.arms, folder.figures)
+    card.write_card(size.report, size.config_yaml, folder.root)
+
+
+def _describe_all(folder: RunFolder, reports: Sequence[Report], config_yaml: str) -> None:
+    """Writes card, figure and settings of a folder that holds several sizes, each in a folder of its own."""
+    folder.details.mkdir(exist_ok=True)
+    folder.config.write_text(config_yaml)
+    plots.save_pareto(reports[-1], folder.figures)
+    card.write_overview(reports, folder.root)

@@ -1,0 +1,58 @@
+"""What any stored checkpoint is worth, whoever made it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hf_mabprune.architectures.cost import count_macs, count_parameters
+from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.config import EvaluateConfig
+from hf_mabprune.data.splits import load_splits
+from hf_mabprune.evaluation.latency import measure_latency
+from hf_mabprune.evaluation.quality import evaluate, forward_of
+from hf_mabprune.evaluation.report import ModelFigures
+from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.runtime.processes import main_first
+from hf_mabprune.session import load_model
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.lookup import build_task
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
+
+
+def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
+    """Quality on the test split, size, MACs and latency of any checkpoint of a supported family.
+
+    Args:
+        settings: The checkpoint and the data that it is measured on.
+
+    Returns:
+        The task, which says what the metrics are, and the figures; the KL divergence is None, for there is no
+        dense model to compare with.
+
+    Raises:
+        ValueError: For a setting, a model or data that cannot work.
+        OSError: If model or data cannot be read.
+    """
+    accelerator = make_accelerator()
+    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    model, tokenizer = load_model(settings.model, settings.task, {"test": splits["test"]})
+    model.to(accelerator.device).eval()
+    task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
+    encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
+    batches = batches_of(task, encoded, settings.task.batch_size, by_length=True)
+    found = evaluate(forward_of(model, task), task, batches, accelerator)
+    try:
+        tokens = RunFolder(settings.model.name).read()[1].sequence_length
+    except ValueError:  # a checkpoint that no run has made
+        tokens = int(np.mean([batch["input_ids"].shape[-1] for batch in batches]))
+    weights = sum(file.stat().st_size for file in Path(settings.model.name).glob("*.safetensors"))
+    return task, ModelFigures(
+        **count_parameters(model),
+        macs=count_macs(model, tokens, task.one_sequence),
+        loss=found.loss,
+        kl=None,
+        metrics=found.metrics,
+        intervals=found.intervals,
+        latency_ms=measure_latency([model], task, batches[len(batches) // 2])[0],
+        checkpoint_bytes=weights or None,
+    )

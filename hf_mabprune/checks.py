@@ -1,0 +1,45 @@
+"""What can be refused before a model or data set is loaded."""
+
+import os
+from collections.abc import Sequence
+
+from hf_mabprune.artifacts.publish import check_name, checked_token
+from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.compensation import make_compensation
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.recovery.recover import check_recovery
+from hf_mabprune.runtime.accelerator import check_trackers
+from hf_mabprune.runtime.files import Protected
+from hf_mabprune.runtime.resume import check_free
+from hf_mabprune.search.run import make_criterion, make_policy, make_rule
+from hf_mabprune.tasks.base import TASKS
+from hf_mabprune.tasks.lookup import check_reward
+
+
+def check_settings(settings: PruneConfig, resume: bool = False, protected: Sequence[Protected] = ()) -> None:
+    """Refuses everything that can be refused before a model or data set is loaded.
+
+    Args:
+        settings: Run settings.
+        resume: Whether an interrupted run goes on.
+        protected: Places that the output must not take, beside what the settings name.
+
+    Raises:
+        ValueError, FileExistsError: With the rule, the value and the remedy.
+    """
+    make_policy(settings, 1)
+    if settings.search.criterion is not None:
+        make_criterion(settings)
+    else:
+        make_rule(settings)
+    if settings.recovery:
+        check_recovery(settings.recovery, int(os.environ.get("WORLD_SIZE", "1")))
+    if settings.compensation:
+        make_compensation(settings.compensation)
+    check_free(settings, RunFolder(settings.output.dir).under_way, resume, protected)
+    check_trackers(settings.output.log_with)
+    if settings.output.push_to_hub:
+        check_name("output.push_to_hub", settings.output.push_to_hub)
+        checked_token(None)
+    if settings.task.type is not None:
+        check_reward(settings.search.reward, TASKS.get(settings.task.type))

@@ -1,0 +1,30 @@
+"""What a person sees before a search: the model and where it runs, and what the dense model reaches."""
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hf_mabprune.arms import KINDS, ArmTable
+from hf_mabprune.evaluation.quality import Evaluation
+from hf_mabprune.tasks.base import Task
+
+
+def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> str:
+    """The model, its arms and where it runs, in one line."""
+    names = {"neuron": ("neurons", "neuron blocks"), "head": ("heads", "key-value groups")}
+    counts = [
+        f"{len(rows):,} {names[kind][int(arms.units[rows].max()) > 1]}"
+        for kind in KINDS
+        if len(rows := arms.of_kind(kind))
+    ]
+    processes = f" x {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    where = f"{accelerator.device} {str(model.dtype).removeprefix('torch.')}{processes}"
+    return " | ".join([model.config.model_type, f"{model.config.num_hidden_layers} layers", *counts, where])
+
+
+def baseline(task: Task, dense: Evaluation) -> str:
+    """What the dense model reaches, in one line: a wrong head or wrong labels are seen before the search."""
+    low, high = dense.intervals[task.main_metric]
+    return (
+        f"dense: {task.main_metric} {dense.metrics[task.main_metric]:.4g} ({low:.4g}-{high:.4g}), "
+        f"loss {dense.loss:.3f} on {len(dense.scores.losses):,} test examples"
+    )

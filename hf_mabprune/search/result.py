@@ -1,0 +1,98 @@
+"""Where a search is, or ended: the arms that stay, the order of removal, and what every round did.
+
+Symbols: K arms.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hf_mabprune.arms import ArmTable
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did: for the log, the report and the figures."""
+
+    number: int
+    removed: int  # arms gone after the round
+    removed_fraction: float  # of the target
+    pulls: int  # so far
+    kl: float  # mean over one batch, after the removal
+    loss: float
+    loss_before: float  # of the dense model on the same batch
+    seconds: float  # spent on pulls so far
+
+
+@dataclass
+class SearchResult:
+    """Where a search is, or ended.
+
+    Attributes:
+        kept: [K], the arms that stay.
+        order: The arms removed so far, in their order; of a finished search [K], all arms: the removed, then the kept,
+            least harmful first.
+        scores: [K], mean reward of each arm in the context it was last pulled in.
+        pulls: [K], number of pulls of each arm.
+        removed_round: [K], 1-based; 0 for arms that stay.
+        broken: Calibration batches that were skipped because their loss is not finite.
+    """
+
+    kept: Bools
+    order: Ints
+    scores: Floats
+    pulls: Ints
+    removed_round: Ints
+    rounds: list[Round] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
+    stopped_because: str = "target reached"
+
+    @classmethod
+    def of_all(cls, arms: int) -> "SearchResult":
+        """Where a search of so many arms begins."""
+        return cls(
+            kept=np.ones(arms, dtype=bool),
+            order=np.empty(0, dtype=np.int64),
+            scores=np.full(arms, -np.inf),
+            pulls=np.zeros(arms, dtype=np.int64),
+            removed_round=np.zeros(arms, dtype=np.int64),
+        )
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame, arms: ArmTable, rounds: list[dict[str, Any]]) -> "SearchResult":
+        """Reads `table` back.
+
+        Raises:
+            ValueError: If the table is of other arms.
+        """
+        names = ["kind", "layer", "start", "stop"]
+        if not table[names].equals(arms.to_frame()[names].astype(table[names].dtypes)):
+            raise ValueError(
+                f"the finished search had {len(table):,} arms that do not fit this model's {len(arms):,}: keep its "
+                "model, arms and block_size"
+            )
+        return cls(
+            kept=(table["removed_round"] == 0).to_numpy(),
+            order=np.argsort(table["order"].to_numpy()),
+            scores=table["mean"].to_numpy(dtype=float),
+            pulls=table["pulls"].to_numpy(),
+            removed_round=table["removed_round"].to_numpy(),
+            rounds=[Round(**done) for done in rounds],
+        )
+
+    def table(self, arms: ArmTable, kept: Bools) -> pd.DataFrame:
+        """One row an arm: what it is, what was found out about it, and whether it stays in the final model."""
+        return arms.to_frame().assign(
+            pulls=self.pulls,
+            mean=self.scores,
+            kept=kept,
+            removed_round=self.removed_round,
+            order=np.argsort(self.order),
+        )

@@ -1,0 +1,128 @@
+"""Refit: what counts is the model as it will be once all that stays has been refitted.
+
+A layer whose arms stand in for each other loses little when one goes, but masking does not show it: the stand-ins have
+other weights until they are refitted. So four things are brought together:
+
+- `along`, the cost of each arm in the order in which its layer's arms go, each removal followed by a refit of what
+  stays, in the metric of the outputs (`effects.refit_costs`). It sees sets, but takes positions as independent.
+- pulls with stand-ins: the model itself, with one arm replaced by what the others of its layer predict of it. They see
+  the outputs as they are, but one arm at a time; `alone` is what `along` would say of them.
+- effects with stand-ins, from gradients: what pulls would say, to second order, for all arms at once.
+- whole allocations of the removals to layers, each cut, refitted and measured on held-out data (`search.allocation`).
+
+The cost that removals go by is `along`, corrected by measured over predicted cost of the arm alone; allocations have
+the last word on how much goes from which layer.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from hf_mabprune.compensation import refit
+from hf_mabprune.compensation.dense_reference import HELD_OUT
+from hf_mabprune.compensation.least_squares import LeastSquares
+from hf_mabprune.effects import gradients, refit_costs
+from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.refit_costs import RefitCosts
+from hf_mabprune.registry import option
+from hf_mabprune.search.allocation import Allocation
+from hf_mabprune.search.rules.base import RULES, EstimatingRule, Removal, RuleMemory
+from hf_mabprune.selection.plan import Bools, Floats, Plan
+from hf_mabprune.session import Session
+
+COST_PASSES = 8  # over the calibration data that costs and moments take, backward ones counted twice
+LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
+
+
+@RULES.register("refit")
+@dataclass(kw_only=True)
+class Refit(EstimatingRule):
+    """One round of pulls with stand-ins, then whole allocations measured on the refitted model.
+
+    Args:
+        moves: Allocations that are measured at most for each size; 0 goes by the corrected costs alone.
+    """
+
+    default_rounds: ClassVar[int] = 1
+
+    moves: int = option(48, "allocations of removals to layers that are measured on the refitted model; 0: none")
+    costs: RefitCosts | None = field(default=None, init=False, repr=False)
+    allocation: Allocation | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.moves < 0:
+            raise ValueError(f"moves must be at least 0, got {self.moves}")
+
+    def prepare(self, session: Session) -> None:
+        """Finds the costs of removals with refits; they, the stand-ins and the refits themselves share one damping.
+
+        Raises:
+            ValueError: If the run refits by anything but least squares, which is what costs and stand-ins are of.
+        """
+        method = session.compensation
+        if not isinstance(method, LeastSquares):
+            raise ValueError("search.rule refit counts on compensation least_squares: set it, or take another rule")
+        batches = session.batches["calibration"]
+        seed = session.settings.seed
+        self.costs = RefitCosts.of(session.dense, session.arms, session.task, batches, seed, method.damping)
+        self.stand_ins, self.cost = self.costs.stand_ins, self.costs.cost
+        if self.moves:
+            self.allocation = Allocation(method, session.reference, self.moves, seed)
+            self.planned = self.moves * len(session.settings.prune.sizes())
+
+    def choose(self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float) -> Removal:
+        """See `Rule.choose`; rewards are those of pulls with stand-ins."""
+        scores = -self._known().along * self._correction(rewards)
+        return Removal(*plan.choose(scores, kept, progress), scores)
+
+    def settle(
+        self, plans: Sequence[Plan], rewards: Floats, kept: Bools, start: float, progress: float
+    ) -> Generator[None, None, Removal]:
+        """Settles every size in turn, from the largest model on: what goes follows what was measured of the whole
+        refitted model."""
+        if self.allocation is None:
+            return self.choose(plans[-1], rewards, kept, start, progress)
+        allocation, candidates, removed = self.allocation, self.candidates(rewards), []
+        for plan in plans:
+            for _ in allocation.run(plan, candidates, kept):
+                self.measured = allocation.cost.pulls
+                yield
+            kept, gone = plan.choose(allocation.scores, kept)
+            removed.append(gone)
+            candidates = [allocation.scores, *candidates]
+        self.cost += Cost(forward_tokens=allocation.cost.forward_tokens, seconds=allocation.cost.seconds)
+        return Removal(kept, np.concatenate(removed), allocation.scores)
+
+    def candidates(self, rewards: Floats) -> list[Floats]:
+        """Gives scores, [K] each, that trust the correction wholly, by half and not at all: by pulls, by effects."""
+        corrections = [self._correction(known) for known in (rewards, self.interactions.rewards())]
+        powers = [correction**trust for trust in (1.0, 0.5) for correction in corrections]
+        along = self._known().along
+        return [-along * power for power in (*powers, np.ones_like(along))]
+
+    def memory(self, sizes: Sizes) -> RuleMemory:
+        """See `Rule.memory`."""
+        moments, stand_ins = refit_costs.memory(sizes)
+        pulling = gradients.memory(sizes)
+        return RuleMemory(stand_ins, moments + pulling, pulling, refit.memory(sizes, self.moves))
+
+    def passes(self, batches: int) -> float:
+        """See `Rule.passes`: effects, costs and moments, and a part of the batches for every move."""
+        return super().passes(batches) + COST_PASSES * batches + self.moves * batches / HELD_OUT
+
+    def summary(self) -> str:
+        """See `Rule.summary`."""
+        return self.allocation.summary() if self.allocation and self.allocation.cost.pulls else ""
+
+    def _correction(self, rewards: Floats) -> Floats:
+        """Measured over predicted cost of each arm alone, [K], within `LIMIT`."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.nan_to_num(-rewards / self._known().alone, nan=1.0).clip(1 / LIMIT, LIMIT)
+
+    def _known(self) -> RefitCosts:
+        assert self.costs is not None, "a rule is prepared before a search"
+        return self.costs

@@ -1,0 +1,19 @@
+"""Single: arms go by what was measured of each alone."""
+
+from dataclasses import dataclass
+
+from hf_mabprune.search.rules.base import RULES, Removal, Rule
+from hf_mabprune.selection.plan import Bools, Floats, Plan
+
+
+@RULES.register("single")
+@dataclass(kw_only=True)
+class Single(Rule):
+    """The paper's rule (arXiv 2606.07615): the safest arms go, as if effects added up within a round.
+
+    Later rounds see the context of what has gone, so more rounds make up for that.
+    """
+
+    def choose(self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float) -> Removal:
+        """See `Rule.choose`."""
+        return Removal(*plan.choose(rewards, kept, progress), rewards)

@@ -1,0 +1,157 @@
+"""The search stage: from a session and the plans of its sizes to an order of removal.
+
+Arms are found by pulls, a policy and a removal rule; or, where the settings name one, by a criterion alone.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.criteria import CRITERIA, CalibrationStatistics, Criterion
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.policies import POLICIES, Policy
+from hf_mabprune.registry import check_options
+from hf_mabprune.runtime.resume import RunState
+from hf_mabprune.search.loop import Search
+from hf_mabprune.search.progress import SearchProgress
+from hf_mabprune.search.result import SearchResult
+from hf_mabprune.search.rules import RULES, Rule
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.session import Session
+from hf_mabprune.tasks.batch import to_device
+
+
+def search(session: Session, plans: Sequence[Plan], run: RunState | None = None) -> tuple[SearchResult, Cost]:
+    """Finds the arms that go, and says what that cost.
+
+    Args:
+        session: Model, data and arms.
+        plans: Plans of all sizes, least removed first; the search follows the last.
+        run: Where the search is kept after every round, and taken up from; None keeps nothing.
+
+    Returns:
+        The finished search, whose order of removal serves every size, and its cost.
+    """
+    if session.settings.search.criterion is not None:
+        return by_criterion(session, plans)
+    accelerator = session.accelerator
+    under_way = make_search(session, plans)
+    if run and run.restore(under_way):
+        accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")
+    bar = SearchProgress(under_way, accelerator.is_main_process)
+    with bar, run.deferred_signals() if run else nullcontext():
+        for done in under_way.run():
+            bar.show(done)
+            if done:
+                accelerator.log({f"search/{name}": value for name, value in asdict(done).items()}, step=done.number)
+            if run:
+                run.keep(under_way, round_ended=done is not None)
+    if run:
+        run.ended(under_way)
+    return under_way.finished(), under_way.pulls.cost
+
+
+def make_search(session: Session, plans: Sequence[Plan]) -> Search:
+    """Makes the search of a session, before its first round."""
+    settings = session.settings
+    rule = make_rule(settings)
+    rule.prepare(session)
+    pulls = ReplayPulls(
+        session.dense,
+        session.arms,
+        session.task,
+        session.batches["calibration"],
+        settings.search.reward,
+        session.accelerator,
+        products=half_of(settings),
+        outputs=session.outputs,
+        stand_ins=rule.stand_ins,
+    )
+    policy = make_policy(settings, len(session.arms))
+    return Search(pulls, policy, plans, settings.search, rule, settings.task.max_broken_batches)
+
+
+def by_criterion(session: Session, plans: Sequence[Plan]) -> tuple[SearchResult, Cost]:
+    """Lets the criterion that the settings name choose what goes, without a pull: the cheap way.
+
+    Args:
+        session: Model, data and arms.
+        plans: Plans of all sizes, least removed first; the criterion follows the last, and smaller ones its order.
+
+    Returns:
+        As `search`: one round without pulls; scores are minus those of the criterion.
+    """
+    settings, started = session.settings, time.perf_counter()
+    criterion = make_criterion(settings)
+    batches = session.batches["calibration"]
+    statistics = CalibrationStatistics(session.dense, session.arms, session.task, batches, settings.seed)
+    kept, order = criterion.choose(statistics, plans[-1])
+    result = SearchResult(
+        kept=kept,
+        order=order,
+        scores=-criterion.scores(statistics),
+        pulls=np.zeros(len(kept), dtype=np.int64),
+        removed_round=(~kept).astype(np.int64),
+        stopped_because=f"criterion {criterion_name(settings)}, no pulls",
+    )
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    first = to_device(batches[0], session.dense.device)
+    forward, backward = criterion.passes_on(session.dense_on("calibration", 0, first))
+    return result, Cost(0, forward * tokens, backward * tokens, time.perf_counter() - started)
+
+
+def criterion_name(settings: PruneConfig) -> str | None:
+    """Gives the name of the criterion that chooses alone; None where pulls are made."""
+    given = settings.search.criterion
+    return given["name"] if isinstance(given, dict) else given
+
+
+def make_criterion(settings: PruneConfig) -> Criterion:
+    """Makes the criterion that the settings name, with its options checked.
+
+    Raises:
+        ValueError: If there is no such criterion, or an option is unknown or wrong.
+    """
+    given = settings.search.criterion
+    options = dict(given) if isinstance(given, dict) else {}
+    options.pop("name", None)
+    name = str(criterion_name(settings))
+    criterion = CRITERIA.get(name)
+    return criterion(**check_options("criterion", name, criterion, options))
+
+
+def half_of(settings: PruneConfig) -> torch.dtype | None:
+    """Gives the precision of the products of a pull, where it is not the model's own."""
+    return None if settings.search.products == "auto" else getattr(torch, settings.search.products)
+
+
+def make_policy(settings: PruneConfig, arms: int) -> Policy:
+    """Makes the policy that the settings name, with its options checked.
+
+    Raises:
+        ValueError: If there is no such policy, or an option is unknown or wrong.
+    """
+    options = dict(settings.search.policy)
+    name = options.pop("name", None)
+    if name is None:
+        raise ValueError(f"search.policy needs a name. Known: {', '.join(POLICIES.names())}")
+    policy = POLICIES.get(name)
+    return policy(arms=arms, seed=settings.seed, **check_options("policy", name, policy, options))
+
+
+def make_rule(settings: PruneConfig) -> Rule:
+    """Makes the removal rule that the settings name, or that follows from them, with its options checked.
+
+    Raises:
+        ValueError: If there is no such rule, or an option is unknown or wrong.
+    """
+    options = dict(settings.resolved_rule())
+    name = options.pop("name")
+    rule = RULES.get(name)
+    return rule(**check_options("rule", name, rule, options))

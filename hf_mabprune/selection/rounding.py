@@ -1,0 +1,36 @@
+"""Kept FFN widths at multiples that hardware likes. Pure: arrays in, arrays out."""
+
+import numpy as np
+
+from hf_mabprune.arms import ArmTable, Bools, Ints
+
+
+def round_widths(arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_units: int = 1) -> Bools:
+    """Moves each layer's number of kept neurons to a multiple, up or down, so that their sum changes least.
+
+    Args:
+        arms: All arms of the model.
+        order: [K], all arms, first removed first; decides which arms go or come back.
+        kept: [K], arms that stay so far.
+        multiple: Number that kept neurons are a multiple of; a layer that stays whole keeps its remainder.
+        min_units: Neurons that every layer keeps at least.
+
+    Returns:
+        [K], arms that stay. Heads are left as they are.
+    """
+    place = np.empty(len(arms), dtype=np.int64)
+    place[order] = np.arange(len(arms))
+    kept = kept.copy()
+    surplus = 0.0  # neurons kept beyond what was asked for, carried from layer to layer
+    for kind, _, rows in arms.groups():
+        if kind == "neuron":
+            wanted = arms.units[rows[kept[rows]]].sum()
+            safest_last = rows[np.argsort(-place[rows])]
+            widths = np.cumsum(arms.units[safest_last])
+            enough = widths >= min(min_units, widths[-1])
+            fits = np.flatnonzero(((widths % multiple == 0) | (widths == widths[-1])) & enough)
+            choice = fits[np.argmin(np.abs(widths[fits] - (wanted - surplus)))]
+            surplus += float(widths[choice] - wanted)
+            kept[rows] = False
+            kept[safest_last[: choice + 1]] = True
+    return kept

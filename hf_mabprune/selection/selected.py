@@ -1,0 +1,59 @@
+"""Selections: the arms that stay, found by following a search's order of removal or drawn at random."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hf_mabprune.arms import Bools, Ints
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.rounding import round_widths
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which arms of a model stay, and by which plan.
+
+    Attributes:
+        plan: Plan whose target it meets.
+        kept: [K], arms that stay.
+        multiple: Number that kept FFN widths are rounded to a multiple of.
+        min_neurons: FFN neurons that every layer keeps at least.
+        reason: Why the plan's layout is what it is.
+    """
+
+    plan: Plan
+    kept: Bools
+    multiple: int
+    min_neurons: int
+    reason: str = ""
+
+    @classmethod
+    def along(cls, plan: Plan, order: Ints, multiple: int, min_neurons: int, reason: str = "") -> "Selection":
+        """Follows an order of removal from the dense model on, until the target is met.
+
+        Args:
+            plan: Plan whose target is to be met.
+            order: [K], all arms, first removed first.
+            multiple, min_neurons, reason: As in `Selection`.
+        """
+        scores = np.empty(len(order))
+        scores[order] = -np.arange(1, len(order) + 1, dtype=float)
+        kept, _ = plan.choose(scores * plan.cost(), np.ones(len(order), dtype=bool))
+        return cls(plan, kept, multiple, min_neurons, reason).rounded(order)
+
+    def rounded(self, order: Ints) -> "Selection":
+        """Moves kept FFN widths to the multiple; `uniform` plans step by it already.
+
+        Args:
+            order: [K], all arms, first removed first; decides which arms go or come back.
+        """
+        if self.plan.layout == "uniform" or self.multiple == 1:
+            return self
+        return replace(self, kept=round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons))
+
+    def random(self, seed: int) -> "Selection":
+        """Draws arms at random, whatever they cost, with the same target, layout, floors and rounding."""
+        plan, rng = self.plan, np.random.default_rng(seed)
+        scores = rng.random(len(plan.arms)) * plan.cost()
+        kept, _ = plan.choose(scores, np.ones(len(scores), dtype=bool))
+        return replace(self, kept=kept).rounded(np.argsort(-scores))

@@ -1,0 +1,206 @@
+"""What every stage of a run works on: the dense model, its task, batches by split, arms, and the launch."""
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mabprune.architectures import family_of
+from hf_mabprune.architectures.cost import arm_table, count_macs, count_parameters
+from hf_mabprune.arms import ArmTable, KeepIndices
+from hf_mabprune.checkpoints.load import load_config, load_tokenizer, load_weights
+from hf_mabprune.compensation import (
+    Compensation,
+    CompensationFigures,
+    DenseReference,
+    compensate,
+    make_compensation,
+)
+from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
+from hf_mabprune.data.splits import load_splits
+from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.runtime.processes import main_first
+from hf_mabprune.tasks.base import TASKS, Task
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.lookup import build_task, check_head, check_reward, task_for_model
+from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
+
+SPLITS = ("calibration", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Session:
+    """Holds what all stages share; made by `open_session`, or by `make_session` from parts in memory.
+
+    Attributes:
+        settings: Run settings.
+        dense: The model before pruning, on the device of the launch, in evaluation mode; it is never changed.
+        tokenizer: Tokenizer of the model, as it came.
+        batches: Split -> batches.
+        tokens: T, length of the sequence that MACs are counted for.
+        totals: `parameters`, `ffn_parameters`, `attention_parameters` and `macs` of the dense model.
+        save_dtype: Precision of saved weights.
+        compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
+        training: Encoded examples of the calibration split for recovery, where the run asks for it.
+        outputs: Record of what the dense model says.
+    """
+
+    settings: PruneConfig
+    dense: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    arms: ArmTable
+    batches: Mapping[str, Sequence[Batch]]
+    tokens: int
+    totals: dict[str, int]
+    accelerator: Accelerator
+    save_dtype: torch.dtype
+    compensation: Compensation | None = None
+    training: Dataset | None = None
+    outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
+
+    @cached_property
+    def reference(self) -> DenseReference:
+        """The dense model on calibration data, for the refit of every selection."""
+        return DenseReference.on(self.dense, self.task, self.batches["calibration"], self.outputs)
+
+    def dense_on(self, split: str, number: int, batch: Batch) -> Readout:
+        """Gives what the dense model says on a batch, from the record.
+
+        Args:
+            split: Split of the batch.
+            number: Number of the batch in its split.
+            batch: The batch, on the model's device.
+        """
+        return self.outputs.readout((split, number, WHOLE), lambda: self.task.readout(self.dense, batch))
+
+    def record(self) -> Cost:
+        """Records what the stages after the search read of the dense model, so that none of them has to run it.
+
+        Returns:
+            What that cost; nothing where all was on record already.
+        """
+        if not self.compensation:
+            return Cost()
+        started, paid = time.perf_counter(), self.reference.cost
+        self.reference.record(sorted(set(self.arms.kind.tolist())))
+        tokens = (self.reference.cost - paid).forward_tokens
+        return Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)
+
+    def refit(self, small: PreTrainedModel, keep: KeepIndices) -> CompensationFigures | None:
+        """Refits what stays of a cut model, in place, where the run asks for it; None where it does not."""
+        return compensate(self.compensation, self.reference, small, keep) if self.compensation else None
+
+
+def open_session(settings: PruneConfig, accelerator: Accelerator) -> Session:
+    """Loads the model and the data that a config names, and makes them ready.
+
+    Raises:
+        ValueError, OSError: As `load_splits` and `load_model`.
+    """
+    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    model, tokenizer = load_model(settings.model, settings.task, splits)
+    save_dtype = saved_precision(settings.model, model.dtype)
+    return make_session(settings, model.to(accelerator.device), tokenizer, splits, accelerator, save_dtype)
+
+
+def make_session(
+    settings: PruneConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, Dataset],
+    accelerator: Accelerator,
+    save_dtype: torch.dtype,
+) -> Session:
+    """Makes model, data and arms ready for the search and all that follows.
+
+    Args:
+        settings: Run settings.
+        model: The dense model, on the device of the launch.
+        tokenizer: Tokenizer of the model.
+        splits: Split -> data set.
+        save_dtype: Precision of saved weights.
+
+    Raises:
+        ValueError: For a setting or data that cannot work.
+    """
+    set_seed(settings.seed)
+    model.eval()
+    # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
+    task = build_task(settings.task, copy.deepcopy(tokenizer), model.config, type(model).__name__)
+    check_reward(settings.search.reward, task)
+    batches = make_batches(settings, task, splits)
+    tokens = int(np.mean([batch["input_ids"].shape[-1] for batch in batches["calibration"]]))
+    prune = settings.prune
+    arms = arm_table(model, prune.kinds(), prune.block_size, tokens)
+    totals = count_parameters(model) | {"macs": count_macs(model, tokens, task.one_sequence)}
+    compensation = make_compensation(settings.compensation) if settings.compensation else None
+    training = None
+    if settings.recovery:
+        training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
+    data = task, arms, batches, tokens, totals
+    session = Session(settings, model, tokenizer, *data, accelerator, save_dtype, compensation, training)
+    if compensation:
+        _ = session.reference  # too few batches for it are refused before any pull
+    return session
+
+
+def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, list[Batch]]:
+    """Checks, samples, encodes and collates: split -> batches."""
+    for split in SPLITS:
+        task.check(splits[split], split)
+    batches = {}
+    for split in SPLITS:
+        drawn = split == "calibration"
+        count = settings.task.calibration_examples if drawn else settings.task.evaluation_examples
+        encoded = encode_sample(task, splits[split], count, settings.seed)
+        batches[split] = batches_of(task, encoded, settings.task.batch_size, equal=drawn, by_length=not drawn)
+    return batches
+
+
+def load_model(
+    settings: ModelConfig, task: TaskConfig, splits: Mapping[str, Dataset] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads the model with the head that the task needs, in the precision of the search, and its tokenizer.
+
+    Args:
+        settings: Which model.
+        task: Which task.
+        splits: Split -> data that must suit the task; what does not is refused before the weights are loaded.
+
+    Raises:
+        ValueError: If the model is quantised, an adapter, of an unknown family, has no head for the task or lacks
+            weights, or if settings or data do not suit the task.
+        OSError: If it does not exist.
+    """
+    origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    stored = load_config(settings.name, **origin)
+    family_of(stored)
+    head = (stored.architectures or ["a model of unknown head"])[0]
+    kind = task.type or task_for_model(head, stored)
+    check_head(kind, head)
+    tokenizer = load_tokenizer(settings.name, **origin)
+    suited = build_task(task, tokenizer, stored, head)
+    for split, dataset in (splits or {}).items():
+        suited.check(dataset, split)
+    dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    return load_weights(TASKS.get(kind).auto_class, settings.name, dtype=dtype, **origin), tokenizer
+
+
+def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype:
+    """Gives the precision of saved weights: that of the source checkpoint, unless the settings name one."""
+    if settings.save_dtype != "auto":
+        return getattr(torch, settings.save_dtype)
+    origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    stored = load_config(settings.name, **origin).dtype
+    return stored if isinstance(stored, torch.dtype) else searched

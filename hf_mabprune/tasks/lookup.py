@@ -1,0 +1,92 @@
+"""From a model to its task: which task a model's head is for, and whether head, task and reward fit."""
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from hf_mabprune.config import TaskConfig
+from hf_mabprune.tasks.base import TASKS, Task
+
+
+def build_task(
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PreTrainedConfig,
+    architecture: str | None = None,
+) -> Task:
+    """Builds the task of a run.
+
+    Args:
+        config: Task settings of the user.
+        tokenizer: Tokenizer of the model.
+        model_config: Config of the model.
+        architecture: Name of the model class; None takes the one that the checkpoint's config names.
+
+    Raises:
+        ValueError: If the task is unknown, cannot be told from the model, or does not fit the model's head, beside
+            what the task itself refuses.
+    """
+    architecture = architecture or _architecture(model_config)
+    name = config.type or task_for_model(architecture or model_config, model_config)
+    task = TASKS.get(name)
+    if architecture is not None:
+        check_head(name, architecture)
+    return task(
+        tokenizer=tokenizer,
+        model_config=model_config,
+        columns=dict(config.columns),
+        max_length=config.max_length,
+        metrics=list(config.metrics),
+    )
+
+
+def task_for_model(model: PreTrainedConfig | str, model_config: PreTrainedConfig | None = None) -> str:
+    """Gives the name of the task that a model is for: "causal_lm" for "LlamaForCausalLM".
+
+    Args:
+        model: Name of the model class, or a config, which names the class that its checkpoint was saved from.
+        model_config: Config of the model, where `model` is a name; it tells one head from another of the same class,
+            such as regression from classification. Without it the head counts as a classifier.
+
+    Raises:
+        ValueError: If no task serves that head; the message lists the heads that are served.
+    """
+    architecture = model if isinstance(model, str) else _architecture(model)
+    model_config = model_config if isinstance(model, str) else model
+    if architecture is None:
+        raise ValueError(f"the model's config names no architecture; set task.type: {', '.join(TASKS.names())}")
+    for name in TASKS.names():
+        if TASKS.get(name).serves(architecture, model_config):
+            return name
+    served = "; ".join(f"{name} for *{' and *'.join(TASKS.get(name).heads)}" for name in TASKS.names())
+    raise ValueError(f"no task is known for the head of {architecture}; use a model with another. Known: {served}")
+
+
+def check_head(name: str, architecture: str) -> None:
+    """Refuses a model whose head a task cannot use.
+
+    Args:
+        name: Name of the task.
+        architecture: Name of the model class, as its checkpoint has it.
+
+    Raises:
+        ValueError: If the model class lacks the head of the task.
+    """
+    heads = TASKS.get(name).heads
+    if not architecture.endswith(heads):
+        raise ValueError(
+            f"task '{name}' needs a model class that ends in {' or '.join(heads)}, got {architecture}: its head "
+            "would be untrained; fine-tune it for the task first, or change task.type"
+        )
+
+
+def check_reward(reward: str, task: Task | type[Task]) -> None:
+    """Refuses a reward that the outputs of a task have no meaning for.
+
+    Raises:
+        ValueError: If the reward compares classes and the task predicts numbers.
+    """
+    if reward == "accuracy" and not task.predicts_classes:
+        raise ValueError("search.reward accuracy needs classes, this task predicts numbers; use kl, loss or squared")
+
+
+def _architecture(model_config: PreTrainedConfig) -> str | None:
+    return next(iter(getattr(model_config, "architectures", None) or []), None)

@@ -1,0 +1,150 @@
+"""One draw of calibration data: what each method keeps by it, and what compensations learn from it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures.cost import arm_table
+from hf_mabprune.arms import Ints, KeepIndices
+from hf_mabprune.compensation import CompensationFigures, compensate
+from hf_mabprune.config import PruningConfig, TargetConfig
+from hf_mabprune.criteria import CalibrationStatistics
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.search.run import search
+from hf_mabprune.selection.layouts import make_plans, width_multiple
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.selected import Selection
+from hf_mabprune.session import Session
+from hf_mabprune.surgery.cut import cut
+from research.benchmarks.controls import CONTROLS
+from research.benchmarks.meter import Meter
+from research.benchmarks.peers import Peer
+from research.benchmarks.sessions import under
+from research.benchmarks.suite import Cell, Suite
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method keeps, and what it spent on that; several sizes of one search share all of the cost.
+
+    Attributes:
+        keep: Units that stay.
+        parameters: Parameters of the smaller model, before a compensation adds biases.
+        cost: Price of the choice; a criterion makes no pulls.
+    """
+
+    keep: KeepIndices
+    parameters: int
+    cost: Cost
+
+
+@dataclass
+class Draw:
+    """Lets methods choose what stays by one draw of calibration data, and compensations refit it.
+
+    Attributes:
+        suite: What is compared.
+        name: Name of the run whose model and task these are.
+        session: Model, arms of both kinds, and the calibration data that were drawn.
+        seed: Seed of the draw, of policies and of controls.
+    """
+
+    suite: Suite
+    name: str
+    session: Session
+    seed: int
+
+    def choose(self, cells: Sequence[Cell]) -> dict[str, Choice]:
+        """Maps targets to what is kept.
+
+        Args:
+            cells: Cells that share the choice, see `Cell.choice`.
+        """
+        method = cells[0].method
+        spec = self.suite.methods[method]
+        if spec.policy is not None:
+            return self._by_search(cells)
+        choose = self._by_control if spec.control else self._by_peer if spec.peer else self._by_criterion
+        sizes = {cell.target: cell.size for cell in cells}
+        return {target: choose(method, size) for target, size in sizes.items()}
+
+    def refit(self, small: PreTrainedModel, keep: KeepIndices, compensation: str) -> CompensationFigures | None:
+        """Refits a cut model, in place, by the compensation of that label; None where it is none."""
+        method = self.suite.compensation(compensation)
+        return compensate(method, self.session.reference, small, keep) if method else None
+
+    def _by_criterion(self, method: str, size: TargetConfig) -> Choice:
+        prune = self.suite.settings(self.name, target=size).prune
+        plan = self._plan(prune)
+        self._meter.start()
+        kept, order = self.suite.criterion(method).choose(cast(CalibrationStatistics, self._meter), plan)
+        forward, backward = (self._tokens * passes for passes in self._meter.passes())
+        cost = Cost(0, forward, backward, self._meter.stop())
+        return self._choice(Selection(plan, kept, *self._rounding(prune)), order, cost)
+
+    def _by_control(self, method: str, size: TargetConfig) -> Choice:
+        spec, session = self.suite.methods[method], self.session
+        prune = self.suite.settings(self.name, target=size).prune
+        plan, batches = self._plan(prune), session.batches["calibration"]
+        model = session.dense, session.arms, session.task
+        pulls = ReplayPulls(*model, batches, "kl", session.accelerator, outputs=session.outputs)
+        started, tokens = time.monotonic(), round(spec.sweeps * len(plan.arms) * (self._tokens / len(batches)))
+        kept = CONTROLS[spec.control or ""](pulls, plan, tokens, self.seed)
+        cost = Cost(0, pulls.cost.forward_tokens, 0, time.monotonic() - started)
+        order = np.argsort(kept, kind="stable")  # what goes comes first
+        return self._choice(Selection(plan, kept, *self._rounding(prune)), order, cost)
+
+    def _by_peer(self, method: str, size: TargetConfig) -> Choice:
+        peer, session, started = cast(Peer, self.suite.methods[method].make_peer()), self.session, time.monotonic()
+        keep = peer.keep(session.dense, session.task, session.batches["calibration"], size.fractions())
+        seconds = time.monotonic() - started
+        forward, backward = (self._tokens * passes for passes in peer.passes())
+        parameters = cut(session.dense, keep, "per_layer").num_parameters()
+        return Choice(keep, parameters, Cost(0, forward, backward, seconds))
+
+    def _by_search(self, cells: Sequence[Cell]) -> dict[str, Choice]:
+        settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
+        prune, session = settings.prune, self.session
+        arms = arm_table(session.dense, prune.kinds(), prune.block_size, session.tokens)
+        compensation = self.suite.compensation(cells[0].compensation)
+        session = under(session, settings, arms=arms, compensation=compensation)
+        plans = {
+            size.target.name(): make_plans(session.dense, arms, session.totals, size).search for size in prune.sizes()
+        }
+        result, cost = search(session, list(plans.values()))
+        rounding = self._rounding(prune)
+        return {
+            cell.target: self._choice(Selection.along(plans[cell.target], result.order, *rounding), result.order, cost)
+            for cell in cells
+        }
+
+    def _plan(self, prune: PruningConfig) -> Plan:
+        """What has to go, from arms of both kinds."""
+        return make_plans(self.session.dense, self.session.arms, self.session.totals, prune).search
+
+    def _rounding(self, prune: PruningConfig) -> tuple[int, int]:
+        """Multiple that kept widths are rounded to, and the neurons that a layer keeps at least."""
+        return width_multiple(prune, self.session.dense.config.hidden_size), prune.min_neurons
+
+    def _choice(self, selection: Selection, order: Ints, cost: Cost) -> Choice:
+        arms, kept = selection.plan.arms, selection.rounded(order).kept
+        parameters = self.session.totals["parameters"] - int(arms.parameters[~kept].sum())
+        return Choice(arms.kept_units(kept), parameters, cost)
+
+    @property
+    def _tokens(self) -> int:
+        """Positions of one pass over the calibration data, padding included."""
+        return sum(batch["input_ids"].numel() for batch in self.session.batches["calibration"])
+
+    @cached_property
+    def _meter(self) -> Meter:
+        """Statistics for all criteria."""
+        session = self.session
+        batches = session.batches["calibration"]
+        return Meter(CalibrationStatistics(session.dense, session.arms, session.task, batches, self.seed))
