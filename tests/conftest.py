@@ -8,9 +8,13 @@ os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
+
+from tests.problems import write_splits
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,3 +23,15 @@ def quiet_and_small() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no figures, which take a third of a small run; for tests that look at something else."""
+    monkeypatch.setattr("hf_mabprune.artifacts.plots.save_figures", lambda *_: [])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Three parquet files of sentences."""
+    return write_splits(tmp_path)

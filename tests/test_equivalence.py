@@ -14,18 +14,11 @@ from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.surgery.cut import Layout, cut
+from tests.problems import selection
 from tests.seeds import moved
 from tests.tiny_models import every_type_and_head, keep_for, outputs_of, tiny_model
 
 TOLERANCE = 1e-5
-HEADS_FIXED = ("bert", "roberta", "electra", "xlm-roberta")  # whose stock config cannot say fewer heads
-
-
-def selection(model_type: str, model: transformers.PreTrainedModel, layout: Layout) -> KeepIndices:
-    keep = keep_for(model, layout)
-    if layout == "uniform" and model_type in HEADS_FIXED:
-        return KeepIndices(neurons=keep.neurons, heads={})
-    return keep
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])

@@ -14,9 +14,9 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.evaluation import comparison
 from hf_mabprune.pipeline import prune_from_config
-from tests.test_pipeline import files, settings_for
+from tests.problems import settings_for
 
-__all__ = ["files"]
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])

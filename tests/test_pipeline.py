@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,55 +16,38 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_mabprune import PruneResult, load_pruned, prune
-from hf_mabprune.config import PruneConfig, check
+from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
-from tests.seeds import moved
+from tests.problems import sentences, settings_for, write_splits
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import tiny_model
 
-LETTERS = "abcdefghij"
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
+UNIFORM = {"arms": ["neuron"], "target": {"neurons": 0.5}, "layout": "auto", "auto_tolerance": 10.0}
 
 
-def sentences(count: int, seed: int) -> dict[str, list[Any]]:
-    rng = np.random.default_rng(moved(seed))
-    texts = [" ".join(rng.choice(list(LETTERS), int(rng.integers(2, 8)))) for _ in range(count)]
-    return {"sentence": texts, "label": [text.count("a") % 2 for text in texts]}
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
-    """Three parquet files."""
-    paths = {}
-    for seed, split in enumerate(("train", "validation", "test")):
-        paths[split] = str(tmp_path / f"{split}.parquet")
-        Dataset.from_dict(sentences(48, seed)).to_parquet(paths[split])
-    return paths
+@pytest.fixture(scope="module")
+def data(place: Path) -> dict[str, str]:
+    return write_splits(place)
 
 
-def settings_for(tmp_path: Path, files: dict[str, str], model_type: str, **changes: Any) -> PruneConfig:
-    """Saves a tiny model with its tokenizer and describes a small run on it."""
-    classifier = model_type == "bert"
-    head = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
-    folder = tmp_path / "model"
-    tiny_model(model_type, head).save_pretrained(folder)
-    make_tokenizer("pair" if classifier else "plain").save_pretrained(folder)
-    text = {} if classifier else {"columns": {"text": "sentence"}, "max_length": 8}
-    base: dict[str, Any] = {
-        "model": {"name": str(folder)},
-        "task": {
-            "dataset": {"path": "parquet", "data_files": files},
-            "splits": {"test": "test"},
-            "batch_size": 8,
-            **text,
-        },
-        "prune": {"target": {"neurons": 0.5, "heads": 0.5}, "block_size": 8, "layout": "per_layer"},
-        "search": {"rounds": 2, "pulls_per_arm": 2},
-        "output": {"dir": str(tmp_path / "out"), "random_seeds": 2},
-    }
-    for part, values in changes.items():
-        base[part] = {**base[part], **values} if part in base and isinstance(values, dict) else values
-    return check(base)
+@pytest.fixture(scope="module")
+def finished(place: Path, data: dict[str, str]) -> tuple[PruneResult, Path]:
+    """A run with per-layer sizes and figures, and its folder; nobody changes either."""
+    return prune_from_config(settings_for(place, data, "bert")), place / "out"
+
+
+@pytest.fixture(scope="module")
+def uniform(place: Path, data: dict[str, str]) -> tuple[PruneResult, Path]:
+    """A run whose layout `auto` is uniform, and its folder."""
+    folder = place / "uniform"
+    return prune_from_config(settings_for(place, data, "bert", prune=UNIFORM, output={"dir": str(folder)})), folder
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
@@ -103,13 +87,14 @@ def test_the_defaults_count_on_the_refit(tmp_path: Path, files: dict[str, str], 
     assert len(report.search.rounds) == 1 and report.search.backward_tokens > 0
     assert report.compensation is not None and report.reload["max_logit_difference"] < 1e-4
     assert report.after.parameters == load_pruned(tmp_path / "out").num_parameters()
-    overwrite = settings.output.model_copy(update={"overwrite": True})
-    again = prune_from_config(settings.model_copy(update={"output": overwrite}))
-    assert np.array_equal(again.selection.kept, result.selection.kept)
+    if model_type == "bert":
+        overwrite = settings.output.model_copy(update={"overwrite": True})
+        again = prune_from_config(settings.model_copy(update={"output": overwrite}))
+        assert np.array_equal(again.selection.kept, result.selection.kept)
 
 
-def test_recovery_trains_what_stays(tmp_path: Path, files: dict[str, str]) -> None:
-    plain = prune_from_config(settings_for(tmp_path, files, "bert"))
+def test_recovery_trains_what_stays(tmp_path: Path, files: dict[str, str], finished: tuple[PruneResult, Path]) -> None:
+    plain, _ = finished
     changes = {"recovery": {"epochs": 2, "learning_rate": 1e-3}, "output": {"dir": str(tmp_path / "trained")}}
     result = prune_from_config(settings_for(tmp_path, files, "bert", **changes))
     report = Report.from_json(tmp_path / "trained" / "mabprune" / "report.json")
@@ -118,11 +103,6 @@ def test_recovery_trains_what_stays(tmp_path: Path, files: dict[str, str]) -> No
     assert report.after.loss != plain.report.after.loss and report.random == plain.report.random
     assert report.reload["max_logit_difference"] < 1e-4
     assert "recovery trained the pruned model, not the random draws" in report.warnings
-
-
-@pytest.fixture
-def finished(tmp_path: Path, files: dict[str, str]) -> tuple[PruneResult, Path]:
-    return prune_from_config(settings_for(tmp_path, files, "bert")), tmp_path / "out"
 
 
 def test_the_folder_holds_everything(finished: tuple[PruneResult, Path]) -> None:
@@ -182,10 +162,10 @@ def test_the_table_of_arms_says_what_stays(finished: tuple[PruneResult, Path]) -
 
 
 def test_random_rows_and_the_after_row_are_what_they_say(
-    finished: tuple[PruneResult, Path], files: dict[str, str]
+    finished: tuple[PruneResult, Path], data: dict[str, str]
 ) -> None:
     result, folder = finished
-    test = Dataset.from_parquet(files["test"])
+    test = Dataset.from_parquet(data["test"])
     model, tokenizer = load_pruned(folder).eval(), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         logits = model(**tokenizer(test["sentence"][:], padding=True, return_tensors="pt")).logits
@@ -198,9 +178,12 @@ def test_random_rows_and_the_after_row_are_what_they_say(
     assert "With 95% confidence on data like the test split" in (folder / "README.md").read_text()
 
 
-def test_a_second_run_gives_the_same_and_needs_leave_to_overwrite(tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_second_run_gives_the_same_and_needs_leave_to_overwrite(
+    tmp_path: Path, files: dict[str, str], finished: tuple[PruneResult, Path]
+) -> None:
+    first, folder = finished
+    shutil.copytree(folder, tmp_path / "out")
     settings = settings_for(tmp_path, files, "bert")
-    first = prune_from_config(settings)
     with pytest.raises(FileExistsError, match=r"exists.*output.overwrite"):
         prune_from_config(settings)
     second = prune_from_config(settings_for(tmp_path, files, "bert", output={"overwrite": True}))
@@ -272,19 +255,15 @@ def test_language_models_in_both_layouts(layout: str, tmp_path: Path, files: dic
         assert (again.config.intermediate_size, again.config.num_key_value_heads) == (24, 1)
 
 
-@pytest.mark.parametrize(
-    ("arms", "target", "layout", "reason"),
-    [
-        (["neuron", "head"], {"heads": 0.5}, "per_layer", "not possible: a stock bert config cannot say"),
-        (["neuron"], {"neurons": 0.5}, "uniform", "loads with plain AutoModel and costs little"),
-    ],
-)
 def test_layout_auto_says_what_it_took_and_why(
-    arms: list[str], target: dict[str, float], layout: str, reason: str, tmp_path: Path, files: dict[str, str]
+    tmp_path: Path, files: dict[str, str], uniform: tuple[PruneResult, Path]
 ) -> None:
-    changes = {"arms": arms, "target": target, "layout": "auto", "auto_tolerance": 10.0}
+    report = uniform[0].report
+    assert report.layout == "uniform" and "loads with plain AutoModel and costs little" in report.layout_reason
+    changes = {"arms": ["neuron", "head"], "target": {"heads": 0.5}, "layout": "auto", "auto_tolerance": 10.0}
     report = prune_from_config(settings_for(tmp_path, files, "bert", prune=changes)).report
-    assert (report.layout, reason in report.layout_reason) == (layout, True), report.layout_reason
+    assert report.layout == "per_layer"
+    assert "not possible: a stock bert config cannot say" in report.layout_reason
 
 
 def test_parameters_and_macs_as_targets_are_reached(tmp_path: Path, files: dict[str, str]) -> None:
@@ -321,45 +300,57 @@ def test_the_python_call_leaves_the_model_alone(tmp_path: Path) -> None:
 
 
 WITHOUT_PACKAGE = """
-import sys
+import json, sys
 sys.modules["hf_mabprune"] = None
 import torch
 from transformers import AutoModelForSequenceClassification
-trust = sys.argv[2] == "trust"
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=trust).eval()
-with torch.no_grad():
-    print(type(model).__name__, model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item())
+for folder, trust in json.loads(sys.argv[1]):
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=trust).eval()
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item()
+        print(json.dumps([type(model).__name__, logits]))
+    except Exception as error:
+        print(json.dumps([type(error).__name__, str(error)]))
 """
 
 
-def load_elsewhere(folder: Path, trust: bool, cache: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_PACKAGE, str(folder), "trust" if trust else "plain"],
+@pytest.fixture(scope="module")
+def elsewhere(
+    finished: tuple[PruneResult, Path], uniform: tuple[PruneResult, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Any]]:
+    """What a process makes of the checkpoints that has no package: a class and its logits, or an error."""
+    cases = {"refused": (finished[1], False), "trusted": (finished[1], True), "uniform": (uniform[1], False)}
+    asked = json.dumps([(str(folder), trust) for folder, trust in cases.values()])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGE, asked],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_MODULES_CACHE": str(cache)},
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))},
         stdin=subprocess.DEVNULL,
     )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def test_a_per_layer_checkpoint_loads_where_the_package_is_not(finished: tuple[PruneResult, Path]) -> None:
-    result, folder = finished
-    trusted = load_elsewhere(folder, True, folder.parent / "cache")
+def logits_of(result: PruneResult) -> float:
     with torch.no_grad():
-        expected = result.model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item()
-    name, value = trusted.stdout.split()
+        return result.model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item()
+
+
+def test_a_per_layer_checkpoint_loads_where_the_package_is_not(
+    finished: tuple[PruneResult, Path], elsewhere: dict[str, list[Any]]
+) -> None:
+    name, value = elsewhere["trusted"]
     assert name == "MabpruneBertForSequenceClassification"
-    assert float(value) == pytest.approx(expected, abs=1e-4)
-    refused = load_elsewhere(folder, False, folder.parent / "cache")
-    assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
+    assert value == pytest.approx(logits_of(finished[0]), abs=1e-4)
+    error, message = elsewhere["refused"]
+    assert error.endswith("Error") and "trust_remote_code" in message
 
 
-def test_a_uniform_checkpoint_needs_neither_package_nor_trust(tmp_path: Path, files: dict[str, str]) -> None:
-    changes = {"arms": ["neuron"], "target": {"neurons": 0.5}, "layout": "uniform"}
-    result = prune_from_config(settings_for(tmp_path, files, "bert", prune=changes))
-    plain = load_elsewhere(tmp_path / "out", False, tmp_path / "cache")
-    with torch.no_grad():
-        expected = result.model(input_ids=torch.tensor([[2, 6, 7, 3]])).logits.sum().item()
-    name, value = plain.stdout.split()
+def test_a_uniform_checkpoint_needs_neither_package_nor_trust(
+    uniform: tuple[PruneResult, Path], elsewhere: dict[str, list[Any]]
+) -> None:
+    name, value = elsewhere["uniform"]
     assert name == "BertForSequenceClassification"
-    assert float(value) == pytest.approx(expected, abs=1e-4)
+    assert value == pytest.approx(logits_of(uniform[0]), abs=1e-4)

@@ -1,30 +1,21 @@
-"""Several sizes from one search: lists of targets, `cut`, `plan` and `evaluate`."""
+"""Several sizes from one search: lists of targets, `cut` and `evaluate`."""
 
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from hf_mabprune import load_pruned
 from hf_mabprune.cli.commands import main
-from hf_mabprune.config import PruneConfig, TargetConfig, check
+from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
-from hf_mabprune.preview import plan_run
-from hf_mabprune.selection.selected import Selection
-from hf_mabprune.selection.target import make_plan
-from tests.seeds import moved
-from tests.test_pipeline import sentences, settings_for
-from tests.test_selection import table
-from tests.tiny_models import tiny_model
+from tests.problems import settings_for, write_splits
 
 SIZES = {"neurons": [0.25, 0.5], "heads": [0.25, 0.5]}
 
@@ -36,10 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(place: Path) -> dict[str, str]:
-    paths = {split: str(place / f"{split}.parquet") for split in ("train", "validation", "test")}
-    for seed, path in enumerate(paths.values()):
-        Dataset.from_dict(sentences(48, seed)).to_parquet(path)
-    return paths
+    return write_splits(place)
 
 
 @pytest.fixture(scope="module")
@@ -128,61 +116,6 @@ def test_results_in_memory_are_cut_and_saved(place: Path, data: dict[str, str]) 
         result.cut(target={"neurons": [0.25, 0.5]})
     with pytest.raises(ValueError, match="the nearest that can is"):
         result.cut(target={"parameters": 0.99})
-
-
-@pytest.mark.parametrize("target", [{"parameters": 0.3}, {"macs": 0.4}, {"neurons": 0.5, "heads": 0.25}])
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-def test_cutting_along_the_order_gives_what_the_search_removed(target: dict[str, float], layout: Any) -> None:
-    arms = table(neurons=[[8] * 6] * 2, heads=[[1] * 4] * 2, parameters=(3, 5), macs=(7, 2))
-    totals = {"parameters": 2 * int(arms.parameters.sum()), "macs": 2 * int(arms.macs.sum())}
-    plan = make_plan(arms, TargetConfig(**target), totals, layout, {"neuron": 1, "head": 1})
-    rng = np.random.default_rng(moved(0))
-    kept, order = np.ones(len(arms), dtype=bool), []
-    for progress in (0.3, 0.7, 1.0):
-        kept, removed = plan.choose(rng.normal(size=len(arms)) - 1, kept, progress)
-        order.append(removed)
-    order.append(np.flatnonzero(kept))
-    assert np.array_equal(Selection.along(plan, np.concatenate(order), 1, 1).kept, kept)
-
-
-def test_plan_names_arms_layouts_targets_time_and_memory(
-    run: Path, place: Path, data: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["plan", "--config", str(place / "run.yaml"), "--output.dir", str(place / "none")]) == 0
-    said = capsys.readouterr().out
-    assert "arms: 12 of kind neuron, up to 8 FFN neurons each" in said
-    assert "layout per_layer: loads after import hf_mabprune" in said
-    assert "layout uniform: not possible: a stock bert config cannot say" in said
-    assert "target neurons 0.5, heads 0.5: within reach, removes 48 of 96 neurons, 4 of 8 heads" in said
-    assert re.search(r"without pulls \(--search.criterion NAME\): kfac_obs \d+k tokens", said)
-    assert not (place / "none").exists() and not (place / "none.state").exists()
-
-
-def test_plan_counts_the_memory_of_refits(place: Path, data: dict[str, str]) -> None:
-    def memory(compensation: str | None, rule: str) -> int:
-        rounds = None if rule == "refit" else 2
-        changes = {"search": {"rule": rule, "rounds": rounds}, "compensation": compensation}
-        return plan_run(settings_for(place / "memory", data, "bert", **changes)).memory_bytes
-
-    weights = tiny_model("bert", "AutoModelForSequenceClassification").get_memory_footprint()
-    alone, with_gradients = memory(None, "single"), memory(None, "interactions")
-    assert 2 * weights < alone < with_gradients < memory("least_squares", "refit")
-
-
-def test_targets_are_within_reach_exactly_as_far_as_plan_says(place: Path, data: dict[str, str]) -> None:
-    def settings(**prune: Any) -> PruneConfig:
-        return settings_for(place / "llama", data, "llama", prune=prune)
-
-    reach = plan_run(settings(layout="auto")).reach
-    assert set(reach) == {"uniform", "per_layer"}
-    for layout, largest in reach.items():
-        assert set(largest) == {"parameters", "macs", "neurons", "heads"}
-        for name, fraction in largest.items():
-            asked = {"layout": layout, "arms": ["neuron", "head"]}
-            assert plan_run(settings(target={name: fraction - 1e-9}, **asked)).pulls > 0
-            if name in ("parameters", "macs"):
-                with pytest.raises(ValueError, match="cannot be met"):
-                    plan_run(settings(target={name: fraction + 0.02}, **asked))
 
 
 def test_evaluate_gives_the_figures_of_the_report(run: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

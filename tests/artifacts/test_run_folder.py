@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from hf_mabprune.artifacts.run_folder import ARMS_COLUMNS, RunFolder
-from tests.test_model_card import make_report
+from tests.artifacts.reports import make_report
 
 ROOT = Path(__file__).parents[2]
 ALONE = "hf_mabprune/artifacts/run_folder.py"

@@ -14,9 +14,8 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import RunWriter
 from hf_mabprune.config import check
 from hf_mabprune.session import Session
+from tests.artifacts.reports import config, make_arms, report_of
 from tests.tasks.tiny_tasks import bert, make_tokenizer, task_of
-from tests.test_model_card import config
-from tests.test_plots import make_arms, make_report
 
 ARMS = make_arms()
 IDS = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
@@ -37,7 +36,7 @@ def writer_for(place: Path, *fractions: float) -> RunWriter:
 
 
 def add(writer: RunWriter, fraction: float) -> None:
-    report = replace(make_report(ARMS), target={"neurons": fraction})
+    report = replace(report_of(ARMS), target={"neurons": fraction})
     writer.add(MODEL, report, ARMS, settings_text(fraction))
 
 

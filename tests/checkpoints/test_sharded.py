@@ -18,7 +18,7 @@ from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.checkpoints.sharded import save_sharded
 from hf_mabprune.surgery.cut import Layout, cut, smaller_class, smaller_config
 from hf_mabprune.surgery.pieces import pieces
-from tests.test_equivalence import selection
+from tests.problems import selection
 from tests.tiny_models import keep_for, outputs_of, tiny_model
 
 SMALL = 20_000  # bytes; a layer of a tiny model has more

@@ -14,9 +14,8 @@ from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.compensation import COMPENSATIONS, DenseReference, compensate, make_compensation
 from hf_mabprune.surgery.cut import Layout, cut
-from tests.pulls.test_pulls import DECODERS, problem
+from tests.problems import DECODERS, problem, selection
 from tests.seeds import moved
-from tests.test_equivalence import selection
 from tests.tiny_models import inputs_for, outputs_of
 
 NAMES = COMPENSATIONS.names()

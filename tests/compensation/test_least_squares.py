@@ -13,7 +13,7 @@ from hf_mabprune.compensation.refit import LOWER
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
-from tests.pulls.test_pulls import problem
+from tests.problems import problem
 from tests.seeds import moved
 from tests.tiny_models import outputs_of
 

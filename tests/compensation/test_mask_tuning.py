@@ -9,7 +9,7 @@ from hf_mabprune.compensation import DenseReference, compensate, make_compensati
 from hf_mabprune.compensation.base import Refused
 from hf_mabprune.compensation.mask_tuning import MaskTuning
 from hf_mabprune.surgery.cut import cut
-from tests.pulls.test_pulls import problem
+from tests.problems import problem
 from tests.seeds import moved
 from tests.tiny_models import outputs_of
 

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from hf_mabprune.architectures.cost import arm_table
+from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CalibrationStatistics
-from tests.pulls.test_pulls import problem
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.target import make_plan
+from tests.problems import problem
 
 HEAD_SIZE = 8
 OUTPUTS = {
@@ -137,3 +140,38 @@ def batch_gradients(statistics: CalibrationStatistics) -> np.ndarray:
     """[K, 3], of the mean losses of the batches, which have 4, 4 and 3 examples."""
     each = gradients(statistics)
     return np.stack([each[:, :4].mean(1), each[:, 4:8].mean(1), each[:, 8:].mean(1)], axis=1)
+
+
+def error_without(weight: np.ndarray, rows: np.ndarray, ridge: float, gone: list[int]) -> float:
+    """min over W' without the columns `gone` of mean norm((W - W') h)^2 + ridge norm(W - W')^2."""
+    seen = np.concatenate([rows / np.sqrt(len(rows)), np.sqrt(ridge) * np.eye(rows.shape[1])])
+    stay = np.setdiff1d(np.arange(rows.shape[1]), gone)
+    target = seen @ weight.T
+    refitted = np.linalg.lstsq(seen[:, stay], target, rcond=None)[0]
+    return float(((target - seen[:, stay] @ refitted) ** 2).sum())
+
+
+def greedy(weight: np.ndarray, rows: np.ndarray, ridge: float, size: int) -> tuple[list[int], list[float]]:
+    """Order and increases, every candidate's error solved for."""
+    gone: list[int] = []
+    order: list[int] = []
+    increases: list[float] = []
+    now = 0.0
+    for _ in range(weight.shape[1] // size):
+        errors = {
+            block: error_without(weight, rows, ridge, [*gone, *range(block * size, (block + 1) * size)])
+            for block in range(weight.shape[1] // size)
+            if block not in order
+        }
+        best = min(errors, key=lambda block: errors[block])
+        gone += range(best * size, (best + 1) * size)
+        order.append(best)
+        increases.append(errors[best] - now)
+        now = errors[best]
+    return order, increases
+
+
+def plan_of(statistics: CalibrationStatistics, target: dict[str, float], layout: str) -> Plan:
+    arms = statistics.arms
+    totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
+    return make_plan(arms, TargetConfig(**target), totals, layout, {"neuron": 16, "head": 1})  # type: ignore[arg-type]

@@ -6,24 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
 from hf_mabprune.registry import check_options
-from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.selected import Selection
-from hf_mabprune.selection.target import make_plan
 from research.benchmarks.meter import Meter
-from tests.criteria.by_hand import case, fresh
+from tests.criteria.by_hand import case, fresh, plan_of
 
 NAMES = CRITERIA.names()
 TYPES = ("bert", "llama")
 TARGETS = [{"neurons": 0.6, "heads": 0.5}, {"heads": 0.5}, {"parameters": 0.4}, {"macs": 0.5}]
-
-
-def plan_of(statistics: CalibrationStatistics, target: dict[str, float], layout: str) -> Plan:
-    arms = statistics.arms
-    totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
-    return make_plan(arms, TargetConfig(**target), totals, layout, {"neuron": 16, "head": 1})  # type: ignore[arg-type]
 
 
 def test_the_criteria_of_the_literature_are_registered() -> None:

@@ -7,8 +7,7 @@ import pytest
 
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.criteria.fisher_rearranged import exchange
-from tests.criteria.by_hand import batch_gradients, case
-from tests.criteria.test_criterion_contract import plan_of
+from tests.criteria.by_hand import batch_gradients, case, plan_of
 from tests.seeds import moved
 
 

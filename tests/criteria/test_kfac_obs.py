@@ -6,8 +6,7 @@ import torch
 
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.effects.kfac import READ
-from tests.criteria.by_hand import case, columns, examples, inputs_of, projection, weight
-from tests.criteria.test_obs import greedy
+from tests.criteria.by_hand import case, columns, examples, greedy, inputs_of, projection, weight
 
 
 def slopes(statistics, arm: int) -> list[np.ndarray]:

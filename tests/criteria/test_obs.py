@@ -6,37 +6,8 @@ import pytest
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.effects import obs as elimination
 from hf_mabprune.effects.obs import remove_blocks
-from tests.criteria.by_hand import case, columns, inputs_of, weight
+from tests.criteria.by_hand import case, columns, error_without, greedy, inputs_of, weight
 from tests.seeds import moved
-
-
-def error_without(weight: np.ndarray, rows: np.ndarray, ridge: float, gone: list[int]) -> float:
-    """min over W' without the columns `gone` of mean norm((W - W') h)^2 + ridge norm(W - W')^2."""
-    seen = np.concatenate([rows / np.sqrt(len(rows)), np.sqrt(ridge) * np.eye(rows.shape[1])])
-    stay = np.setdiff1d(np.arange(rows.shape[1]), gone)
-    target = seen @ weight.T
-    refitted = np.linalg.lstsq(seen[:, stay], target, rcond=None)[0]
-    return float(((target - seen[:, stay] @ refitted) ** 2).sum())
-
-
-def greedy(weight: np.ndarray, rows: np.ndarray, ridge: float, size: int) -> tuple[list[int], list[float]]:
-    """Order and increases, every candidate's error solved for."""
-    gone: list[int] = []
-    order: list[int] = []
-    increases: list[float] = []
-    now = 0.0
-    for _ in range(weight.shape[1] // size):
-        errors = {
-            block: error_without(weight, rows, ridge, [*gone, *range(block * size, (block + 1) * size)])
-            for block in range(weight.shape[1] // size)
-            if block not in order
-        }
-        best = min(errors, key=lambda block: errors[block])
-        gone += range(best * size, (best + 1) * size)
-        order.append(best)
-        increases.append(errors[best] - now)
-        now = errors[best]
-    return order, increases
 
 
 def layer(size: int, blocks: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:

@@ -12,7 +12,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.surgery.biases import declare_biases
 from hf_mabprune.surgery.cut import Layout, cut, cut_sites, smaller_class, smaller_config
 from hf_mabprune.surgery.pieces import pieces
-from tests.test_equivalence import selection
+from tests.problems import selection
 from tests.tiny_models import LAYERS, keep_for, outputs_of, tiny_model
 
 TYPES = ARCHITECTURES.names()

@@ -22,7 +22,7 @@ from hf_mabprune.evaluation.quality import evaluate, forward_of, masked_forward_
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, sequences_of
 from hf_mabprune.tasks.sampling import batches_of, split_by_length
-from tests.pulls.test_pulls import pull_all, rounding, some_context
+from tests.problems import pull_all, rounding, some_context
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import CASES, make_tokenizer
 

@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import Dataset
+
+from hf_mabprune.config import DatasetConfig, SplitsConfig, TaskConfig
+from hf_mabprune.data import splits
+from hf_mabprune.data.splits import check_slices, draw, load_splits
+
+SIZES = {"train": 3000, "validation": 100, "test": 100}
+
+
+def slices(calibration: str, validation: str, test: str = "test") -> dict[str, str]:
+    return {"calibration": calibration, "validation": validation, "test": test}
+
+
+@pytest.mark.parametrize(
+    ("calibration", "validation"),
+    [
+        ("train", "validation"),
+        ("train[2000:]", "train[:2000]"),
+        ("train[50%:]", "train[:50%]"),
+        ("train[:-1000]", "train[-1000:]"),
+        ("train[:10%]", "train[300:600]"),
+        ("train[:1000]+train[2000:]", "train[1000:2000]"),
+    ],
+)
+def test_disjoint_slices_are_accepted(calibration: str, validation: str) -> None:
+    check_slices(slices(calibration, validation), SIZES)
+    check_slices(slices(calibration, validation))
+
+
+@pytest.mark.parametrize(
+    ("calibration", "validation", "shared"),
+    [
+        ("train", "train", "3,000"),
+        ("train[1000:]", "train[:2000]", "1,000"),
+        ("train[:60%]", "train[50%:]", "300"),
+        ("train[:-1000]", "train[1999:]", "1"),
+        ("train[:10%]", "train[299:600]", "1"),
+        ("validation+train[:10]", "train[5:]", "5"),
+    ],
+)
+def test_overlaps_are_refused(calibration: str, validation: str, shared: str) -> None:
+    message = f"calibration '.*' and validation '.*' share {shared} rows of 'train'; slice them apart"
+    with pytest.raises(ValueError, match=message):
+        check_slices(slices(calibration, validation), SIZES)
+
+
+def test_an_overlap_with_the_test_split_is_refused_too() -> None:
+    with pytest.raises(ValueError, match="validation 'test' and test 'test"):
+        check_slices(slices("train", "test", "test[:10]"), SIZES)
+
+
+def test_certain_overlaps_are_refused_before_the_size_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*args: Any, **options: Any) -> None:
+        raise AssertionError("data were touched")
+
+    monkeypatch.setattr(splits, "load_dataset_builder", fetch)
+    chosen = SplitsConfig(calibration="train[1000:]", validation="train[:2000]", test="test")
+    with pytest.raises(ValueError, match="share rows of 'train'"):
+        load_splits(TaskConfig(dataset=DatasetConfig(path="some/data"), splits=chosen))
+    with pytest.raises(AssertionError, match="data were touched"):
+        load_splits(TaskConfig(dataset=DatasetConfig(path="some/data")))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("trian", r"splits.calibration: no split 'trian' in the data set. Did you mean 'train'\? Its splits: train"),
+        ("train[5000:]", r"'train\[5000:\]' must not be empty, but it holds no row \('train' has 3,000 rows\)"),
+        ("train[10:10]", r"'train\[10:10\]' must not be empty"),
+        ("train[0.5:]", r"splits.calibration: 'train\[0.5:\]' is no slice"),
+        ("train[:200%]", r"splits.calibration: 'train\[:200%\]' is no slice"),
+    ],
+)
+def test_slices_that_select_nothing_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_slices(slices(spec, "validation"), SIZES)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Two JSON-lines files, of 10 and 4 rows."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    found = {}
+    for split, rows in (("train", 10), ("test", 4)):
+        path = tmp_path / f"{split}.json"
+        path.write_text("\n".join(json.dumps({"text": f"{split} {row}", "label": row % 2}) for row in range(rows)))
+        found[split] = str(path)
+    return found
+
+
+def config(files: dict[str, str] | None, loader: str = "json", **chosen: str) -> TaskConfig:
+    wanted = {"calibration": "train[6:]", "validation": "train[:6]", "test": "test"} | chosen
+    return TaskConfig(dataset=DatasetConfig(path=loader, data_files=files), splits=SplitsConfig(**wanted))
+
+
+def test_local_files_are_sliced(files: dict[str, str]) -> None:
+    loaded = load_splits(config(files))
+    assert {purpose: dataset["text"][:] for purpose, dataset in loaded.items()} == {
+        "calibration": [f"train {row}" for row in range(6, 10)],
+        "validation": [f"train {row}" for row in range(6)],
+        "test": [f"test {row}" for row in range(4)],
+    }
+
+
+def test_an_overlap_that_depends_on_the_size_is_found_in_the_data(files: dict[str, str]) -> None:
+    assert len(load_splits(config(files, calibration="train[6:]", validation="train[:60%]"))["validation"]) == 6
+    with pytest.raises(ValueError, match=r"share 1 rows of 'train'"):
+        load_splits(config(files, calibration="train[6:]", validation="train[:70%]"))
+
+
+def test_a_missing_file_is_named(files: dict[str, str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\.json' for split 'train'"):
+        load_splits(config(files | {"train": "nowhere.json"}))
+    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\*\.json' for split 'train'"):
+        load_splits(config(files | {"train": "nowhere*.json"}))
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"dataset.path: no folder '\./nowhere'"):
+        load_splits(TaskConfig(dataset=DatasetConfig(path="./nowhere")))
+
+
+def test_a_folder_of_files_is_read(files: dict[str, str]) -> None:
+    assert len(load_splits(config(None, str(Path(files["train"]).parent)))["calibration"]) == 4
+
+
+def test_a_missing_split_names_those_there_are(files: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"splits.validation: no split 'validation' .* Its splits: train, test"):
+        load_splits(config(files, validation="validation"))
+
+
+def test_files_that_cannot_be_read_are_refused(files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{broken")
+    with pytest.raises(ValueError, match="data of 'json' cannot be read"):
+        load_splits(config(files | {"train": str(tmp_path / "broken.json")}))
+    (tmp_path / "broken.parquet").write_text("broken")
+    with pytest.raises(ValueError, match="data of 'parquet' cannot be read"):
+        load_splits(config({"train": str(tmp_path / "broken.parquet"), "test": files["test"]}, "parquet"))
+
+
+def test_a_file_without_rows_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.csv"
+    empty.write_text("text,label\n")
+    full = tmp_path / "full.csv"
+    full.write_text("text,label\na,0\nb,1\n")
+    chosen = {"calibration": "train[1:]", "validation": "train[:1]"}
+    assert len(load_splits(config({"train": str(full), "test": str(full)}, "csv", **chosen))["test"]) == 2
+    with pytest.raises(ValueError, match=r"splits.test: 'test' must not be empty, .*'test' has 0 rows"):
+        load_splits(config({"train": str(full), "test": str(empty)}, "csv", **chosen))
+
+
+def test_a_loader_without_files_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dataset\.path 'parquet' needs data_files"):
+        load_splits(config(None, "parquet"))
+
+
+def test_a_hub_that_cannot_be_reached_says_what_else_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **options: Any) -> None:
+        raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub")
+
+    monkeypatch.setattr(splits, "load_dataset_builder", unreachable)
+    with pytest.raises(ConnectionError, match=r"'nyu-mll/glue' cannot be fetched from the Hub.*path one of parquet"):
+        load_splits(TaskConfig(dataset=DatasetConfig(path="nyu-mll/glue", name="sst2")))
+
+
+def test_a_draw_takes_each_row_at_most_once() -> None:
+    dataset = Dataset.from_dict({"row": list(range(50))})
+    drawn = draw(dataset, 20, seed=3)["row"][:]
+    assert len(set(drawn)) == 20
+    assert drawn == draw(dataset, 20, seed=3)["row"][:]
+    assert drawn != draw(dataset, 20, seed=4)["row"][:]
+    assert sorted(draw(dataset, 80, seed=3)["row"][:]) == list(range(50))
+    assert draw(dataset, None, seed=3)["row"][:] == list(range(50))

@@ -1,0 +1,61 @@
+"""Moments of projection inputs against tensors taken by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mabprune.architectures import architecture_of
+from hf_mabprune.effects.activations import moments
+from hf_mabprune.effects.kfac import kfac_factors
+from hf_mabprune.effects.masking import keep_masks, masked
+from tests.problems import problem, some_context
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_moments_are_those_of_the_positions_that_are_not_padding(model_type: str) -> None:
+    model, task, batches, _ = problem(model_type)
+    sites = architecture_of(model).sites(model)
+    found = moments(model, task, batches, sites)
+    site = sites[-1]
+    rows = []
+    projection = model.base_model.get_submodule(site.output)
+    for batch in batches:
+        seen: list[torch.Tensor] = []
+        handle = projection.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0]))
+        with torch.no_grad():
+            task.readout(model, batch)
+        handle.remove()
+        attention = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        rows += [seen[0][example][attention[example] == 1] for example in range(len(attention))]
+    hidden = torch.cat(rows).double().numpy()
+    assert set(found) == {site.output for site in sites}
+    assert found[site.output].count == len(hidden)
+    np.testing.assert_allclose(found[site.output].mean, hidden.mean(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found[site.output].covariance(), np.cov(hidden.T, bias=True), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found[site.output].variance(), hidden.var(0), rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_masked_is_seen_as_zero() -> None:
+    model, task, batches, arms = problem("bert")
+    kept = some_context(arms)
+    sites = architecture_of(model).sites(model)
+    with masked(model, **keep_masks(model, arms.kept_units(kept))):
+        found = moments(model, task, batches, sites)
+    arm = int(np.flatnonzero(~kept & (arms.kind == "neuron"))[0])
+    site = next(site for site in sites if site.kind == "neuron" and site.layer == arms.layer[arm])
+    assert float(found[site.output].second[int(arms.start[arm])].abs().max()) == 0
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_batch_is_left_out(broken: int) -> None:
+    model, task, batches, _ = problem("bert")
+    sites = architecture_of(model).sites(model)
+    others = [batch for number, batch in enumerate(batches) if number != broken]
+    expected, expected_curvature = moments(model, task, others, sites), kfac_factors(model, task, others, sites)[0]
+    with torch.no_grad():
+        model.base_model.embeddings.word_embeddings.weight[19] = float("nan")
+    batches[broken]["input_ids"][0, 1] = 19
+    found, kfac = moments(model, task, batches, sites), kfac_factors(model, task, batches, sites)[0]
+    for path in expected:
+        torch.testing.assert_close(found[path].second, expected[path].second)
+        torch.testing.assert_close(kfac[path].outputs, expected_curvature[path].outputs)

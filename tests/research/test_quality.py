@@ -1,0 +1,145 @@
+"""The quality benchmark: suite files, resumable runs, and statistics that are those of scipy and scikit-posthocs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from hf_mabprune.config import check
+from hf_mabprune.criteria import CRITERIA
+from hf_mabprune.session import load_model
+from hf_mabprune.tasks.lookup import build_task
+from hf_mabprune.tasks.scores import Scores
+from research.benchmarks import quality, quality_report
+from research.benchmarks.meter import Meter
+from research.benchmarks.quality import constant_answer, retained
+from research.benchmarks.results import Results
+from research.benchmarks.suite import Suite, read_suite
+from tests.criteria.by_hand import case
+from tests.research.suites import QUICKSTART, SUITE, write
+
+ROOT = Path(__file__).parents[2]
+
+
+class Stop(Exception):
+    """An interruption."""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, Path, list[int]]:
+    """A run of all cells, interrupted on the way; the suite, its file, and how many rows each launch added."""
+    folder = tmp_path_factory.mktemp("quality")
+    out, added = folder / "rows.parquet", [0, 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        suite = read_suite(write(folder, SUITE))
+        add = Results.add
+
+        def interrupted(results: Results, row: dict[str, Any]) -> None:
+            if added[0] == 5:
+                raise Stop
+            added[0] += 1
+            add(results, row)
+
+        def counted(results: Results, row: dict[str, Any]) -> None:
+            added[1] += 1
+            add(results, row)
+
+        patch.setattr(Results, "add", interrupted)
+        with pytest.raises(Stop):
+            quality.run(suite, suite.cells(), out)
+        patch.setattr(Results, "add", counted)
+        quality.run(suite, suite.cells(), out)
+    return suite, out, added
+
+
+def test_an_interrupted_run_goes_on_with_the_cells_that_are_missing(measured: tuple[Suite, Path, list[int]]) -> None:
+    suite, out, added = measured
+    rows = pd.read_parquet(out)
+    assert added == [5, 19] and len(rows) == 2 * 2 * 3 * 2
+    measures = ["value", "loss", "mean_kl", "parameters", "kept", "forward_tokens", "backward_tokens"]
+    rows = rows.sort_values(["target", "method", "compensation"])
+    first, second = (rows[rows["task"] == task] for task in suite.runs)
+    # The tasks are the same but for their names, and only the first was interrupted.
+    pd.testing.assert_frame_equal(first[measures].reset_index(drop=True), second[measures].reset_index(drop=True))
+    assert (first["plan"] == suite.plan()).all()
+
+
+def test_cells_that_are_there_load_no_model(
+    measured: tuple[Suite, Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, out, _ = measured
+    monkeypatch.setattr(quality, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    before = out.read_bytes()
+    quality.run(suite, suite.cells(), out)
+    assert out.read_bytes() == before
+
+
+def test_rows_say_what_was_kept_and_what_it_cost(measured: tuple[Suite, Path, list[int]]) -> None:
+    rows = pd.read_parquet(measured[1]).set_index(["task", "target", "method", "compensation"]).sort_index()
+    magnitude, sweep = (rows.loc[("first", "heads-0.5", method, "none")] for method in ("magnitude", "sweep"))
+    for row in (magnitude, sweep):
+        kept = yaml.safe_load(row["kept"])
+        assert sum(kept["head"].values()) == 16  # of 4 layers of 8
+        assert row["retained"] == retained(row["value"], row["dense"], row["chance"], "accuracy")
+    assert magnitude["parameters"] == sweep["parameters"] < magnitude["dense_parameters"]
+    assert magnitude["forward_tokens"] == magnitude["backward_tokens"] == magnitude["pulls"] == 0  # weights alone
+    assert sweep["pulls"] == 32 and sweep["forward_tokens"] > 0
+    assert (rows.xs("mask_tuning", level=3)["compensation_tokens"] > 0).all()
+    one_search = rows.loc["second"].xs("sweep", level=1)["search_seconds"]
+    assert one_search.nunique() == 1 and len(one_search) == 4  # two sizes, with and without a refit
+
+
+@pytest.mark.parametrize(
+    ("criterion", "passes"),
+    [("magnitude", (0, 0)), ("wanda_sp", (1, 0)), ("taylor", (1, 1)), ("kfac_obs", (1, 1))],  # of two classes
+)
+def test_a_criterion_is_charged_for_the_statistics_that_it_reads(criterion: str, passes: tuple[int, int]) -> None:
+    meter = Meter(case("bert", 16))
+    for _ in range(2):  # the second time all are there
+        meter.start()
+        CRITERIA.get(criterion)().scores(meter)
+        assert meter.passes() == passes and meter.stop() > 0
+
+
+def test_other_settings_are_refused_unless_redone(measured: tuple[Suite, Path, list[int]], tmp_path: Path) -> None:
+    _, out, _ = measured
+    changed = read_suite(write(tmp_path, SUITE), overrides=["--block_size", "8"])
+    with pytest.raises(ValueError, match=r"has cell first / heads-0.25 / evolution / none / 0 with other settings"):
+        quality.run(changed, changed.cells(["task=first"]), out)
+
+
+def test_the_report_comes_from_the_file_alone(
+    measured: tuple[Suite, Path, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, out, _ = measured
+    monkeypatch.setattr(quality, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    report = quality_report.read_report(suite, suite.cells(), out)
+    assert "24 of 24 cells" in report.text and "before all 24 cells" in report.text
+    assert "magnitude + mask_tuning" in report.text
+    report.save(tmp_path / "report")
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.md", "pareto_first.png", "pareto_second.png", "rows.csv"} <= names
+    replanned = suite.model_copy(update={"margin": 0.5})
+    text = quality_report.read_report(replanned, replanned.cells(["task=first"]), out).text
+    assert "before 0 of 12 cells only" in text
+
+
+def test_the_metric_retained_goes_from_chance_to_the_dense_model() -> None:
+    assert retained(0.75, 1.0, 0.5, "accuracy") == 0.5
+    assert retained(0.4, 1.0, 0.5, "accuracy") == 0.0
+    assert retained(3.0, 1.0, 5.0, "mse") == 0.5
+    assert retained(100.0, 10.0, 1000.0, "perplexity") == pytest.approx(0.5)
+    assert retained(float("inf"), 10.0, 1000.0, "perplexity") == 0.0
+
+
+def test_chance_is_the_best_constant_answer() -> None:
+    settings = check(yaml.safe_load(Path(QUICKSTART).read_text()))
+    model, tokenizer = load_model(settings.model, settings.task)
+    task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
+    reference = np.array([1, 0, 1, 1])
+    scores = Scores(np.ones(4), np.ones(4, dtype=np.int64), np.zeros(4, dtype=np.int64), reference)
+    assert constant_answer(task, scores, reference) == 0.75

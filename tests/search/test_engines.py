@@ -1,0 +1,73 @@
+"""Searches with fast and with reference pulls select the same arms, also where one takes up the other."""
+
+import numpy as np
+import pytest
+
+from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.architectures.cost import arm_table
+from hf_mabprune.config import PruneConfig, SearchConfig, TargetConfig
+from hf_mabprune.effects.pulls.reference import ReferencePulls
+from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.policies import POLICIES
+from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.search.loop import Search
+from hf_mabprune.search.run import make_policy
+from hf_mabprune.selection.layouts import make_plans
+from hf_mabprune.selection.target import make_plan
+from hf_mabprune.session import open_session
+from tests.problems import problem
+
+
+def finished_order(search: Search) -> np.ndarray:
+    for _ in search.run():
+        pass
+    return search.finished().order
+
+
+def searches(model_type: str) -> tuple[Search, Search]:
+    """The same search with either engine, in double precision, where rounding is far below what sets arms apart."""
+    model, task, batches, _ = problem(model_type)
+    model.double()
+    arms = arm_table(model, ["neuron", "head"], 4, 7)
+    target = TargetConfig(neurons=0.5, heads=0.5)
+    plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", {"neuron": 1, "head": 1})
+    config = SearchConfig(rounds=2, pulls_per_arm=2)
+    reference, replay = (
+        Search(engine(model, arms, task, batches), POLICIES.get("ucb1")(arms=len(arms), seed=0), [plan], config)
+        for engine in (ReferencePulls, ReplayPulls)
+    )
+    return reference, replay
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_fast_and_reference_pulls_select_the_same_arms(model_type: str) -> None:
+    reference, replay = searches(model_type)
+    assert np.array_equal(finished_order(reference), finished_order(replay))
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_a_search_resumed_with_the_other_engine_selects_the_same_arms(model_type: str) -> None:
+    expected = finished_order(searches(model_type)[0])
+    for steps in (1, 4):
+        first, second = searches(model_type)
+        for begun, other in ((first, second), (second, first)):
+            for _ in zip(range(steps), begun.run(), strict=False):
+                pass
+            other.load_state_dict(begun.state_dict())
+            assert np.array_equal(finished_order(other), expected)
+            first, second = searches(model_type)
+
+
+@pytest.mark.slow
+def test_fast_and_reference_pulls_select_the_same_arms_in_the_quickstart() -> None:
+    settings = PruneConfig.from_yaml("configs/quickstart.yaml")
+    session = open_session(settings, make_accelerator())
+    session.dense.double()
+    plan = make_plans(session.dense, session.arms, session.totals, settings.prune).search
+    orders = []
+    for engine in (ReferencePulls, ReplayPulls):
+        pulls = engine(
+            session.dense, session.arms, session.task, session.batches["calibration"], settings.search.reward
+        )
+        orders.append(finished_order(Search(pulls, make_policy(settings, len(session.arms)), [plan], settings.search)))
+    assert np.array_equal(*orders)

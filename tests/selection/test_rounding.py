@@ -1,0 +1,80 @@
+"""Widths rounded to multiples, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from hf_mabprune.selection.rounding import round_widths
+from tests.problems import table
+from tests.seeds import moved
+
+# Round widths: two layers of eight blocks of 8; arms go in ascending order within each layer.
+BLOCKS = table(neurons=[[8] * 8, [8] * 8])
+ORDER = np.arange(16)
+
+
+def kept_of(*counts: int) -> np.ndarray:
+    """The last arms of each layer stay."""
+    return np.concatenate([np.arange(8) >= 8 - count for count in counts])
+
+
+@pytest.mark.parametrize(
+    ("kept", "multiple", "min_units", "expected"),
+    [
+        ((3, 5), 16, 1, (2, 6)),  # 24 + 40: one goes down, the other up
+        ((3, 5), 16, 32, (4, 4)),
+        ((3, 3), 16, 1, (2, 4)),
+        ((4, 2), 16, 1, (4, 2)),
+        ((3, 5), 8, 1, (3, 5)),
+        ((1, 1), 16, 1, (2, 2)),  # not to nothing
+        ((3, 5), 32, 1, (4, 4)),
+        ((8, 1), 64, 1, (8, 8)),
+        ((3, 5), 16, 1000, (8, 8)),  # a floor above the width keeps the layer whole
+    ],
+)
+def test_widths_move_to_multiples_and_keep_their_sum(
+    kept: tuple[int, int], multiple: int, min_units: int, expected: tuple[int, int]
+) -> None:
+    rounded = round_widths(BLOCKS, ORDER, kept_of(*kept), multiple, min_units)
+    assert np.array_equal(rounded, kept_of(*expected))
+
+
+def test_the_arms_removed_last_come_back_first() -> None:
+    order = np.array([3, 1, 0, 2, 7, 5, 4, 6])
+    arms = table(neurons=[[8] * 8])
+    kept = np.isin(np.arange(8), [4, 6, 5])
+    assert np.flatnonzero(round_widths(arms, order, kept, 32)).tolist() == [4, 5, 6, 7]
+    assert np.flatnonzero(round_widths(arms, order, kept, 16)).tolist() == [4, 6]
+
+
+def test_a_whole_layer_keeps_its_remainder() -> None:
+    arms = table(neurons=[[8, 8, 4], [8, 8, 4]])
+    order = np.array([2, 1, 0, 5, 4, 3])
+    kept = np.array([True, True, True, True, False, False])
+    rounded = round_widths(arms, order, kept, 16)
+    assert rounded.tolist() == [True, True, True, True, True, False]
+
+
+def test_heads_are_not_rounded() -> None:
+    arms = table(neurons=[[8] * 4], heads=[[2] * 4])
+    kept = np.array([True, False, False, True, True, False, True, False])
+    rounded = round_widths(arms, np.array([1, 2, 3, 0, 5, 7, 4, 6]), kept, 32)
+    assert rounded.tolist() == [True, True, True, True, True, False, True, False]
+
+
+@pytest.mark.parametrize("multiple", [4, 8, 12, 40])
+def test_rounding_holds_for_any_selection(multiple: int) -> None:
+    rng = np.random.default_rng(moved(multiple))
+    arms = table(neurons=[[4] * 30] * 12)
+    for _ in range(20):
+        order = rng.permutation(len(arms))
+        kept = np.ones(len(arms), dtype=bool)
+        kept[order[: int(rng.integers(1, 200))]] = False
+        rounded = round_widths(arms, order, kept, multiple, 4)
+        sizes = arms.kept_units(rounded).sizes("neuron").values()
+        assert all(size % multiple == 0 and size >= 4 for size in sizes)
+        before, after = (sum(arms.kept_units(mask).sizes("neuron").values()) for mask in (kept, rounded))
+        assert abs(after - before) <= multiple / 2
+        place = np.argsort(order)
+        for _, _, rows in arms.groups():
+            gone, stay = rows[~rounded[rows]], rows[rounded[rows]]
+            assert len(gone) == 0 or place[gone].max() < place[stay].min()

@@ -1,0 +1,48 @@
+"""Batches of encoded examples: which examples, in what order, with how much padding."""
+
+import pytest
+import torch
+
+from hf_mabprune.tasks.sampling import batches_of, split_by_length
+from tests.seeds import moved
+from tests.tasks.tiny_tasks import CASES
+
+
+def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
+    generator = torch.Generator().manual_seed(moved(0))
+    lengths = torch.tensor([3, 12, 5, 4, 11, 2, 6, 5])
+    attention = (torch.arange(12) < lengths[:, None]).long()
+    ids = torch.randint(3, 16, (8, 12), generator=generator) * attention
+    batch = {"input_ids": ids, "attention_mask": attention, "labels": torch.arange(8)}
+    parts = split_by_length(batch)
+    assert [part["input_ids"].shape for part in parts] == [(2, 3), (2, 5), (2, 6), (2, 12)]
+    for part in parts:
+        for row, label in enumerate(part["labels"]):
+            width = part["input_ids"].shape[1]
+            assert torch.equal(part["input_ids"][row], ids[label, :width]) and not ids[label, width:].any()
+    assert sorted(torch.cat([part["labels"] for part in parts]).tolist()) == list(range(8))
+    assert len(split_by_length({**batch, "attention_mask": attention.flip(1)})) == 1, "padded on the left"
+    even = torch.ones_like(attention)
+    assert len(split_by_length({**batch, "attention_mask": even})) == 1
+    assert len(split_by_length({"input_ids": ids})) == 1
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_batches_by_length_hold_the_same_examples_and_less_padding(name: str) -> None:
+    task, _, dataset = CASES[name].build()
+    encoded = task.encode(dataset)
+    plain, sorted_ = (batches_of(task, encoded, 2, by_length=by_length) for by_length in (False, True))
+    widths = [batch["input_ids"].shape[-1] for batch in sorted_]
+    assert widths == sorted(widths)
+    assert sum(batch["input_ids"].numel() for batch in sorted_) <= sum(batch["input_ids"].numel() for batch in plain)
+    assert sum(len(batch["input_ids"]) for batch in sorted_) == len(encoded)
+
+
+def test_batches_keep_the_order_and_the_last_short_one() -> None:
+    task, _, dataset = CASES["sequence_classification"].build()
+    encoded = task.encode(dataset)
+    assert [batch["labels"].tolist() for batch in batches_of(task, encoded, 2)] == [[0, 2], [1, 1], [0]]
+    assert [batch["labels"].tolist() for batch in batches_of(task, encoded, 2, equal=True)] == [[0, 2], [1, 1]]
+    assert [batch["labels"].tolist() for batch in batches_of(task, encoded, 8, equal=True)] == [[0, 2, 1, 1, 0]]
+    with pytest.raises(ValueError, match="a batch takes at least one example"):
+        batches_of(task, encoded.select([]), 2)
