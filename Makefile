@@ -1,6 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Where `make lowest` works, which transformers it tries besides the lowest, and the tests that it runs.
+LOWEST := .venv-lowest
+LOWEST_BIN := $(LOWEST)/bin
+LOWEST_TRANSFORMERS ?= 5.19.*
+CONTRACTS := $(addprefix tests/, architectures artifacts checkpoints cli compensation config criteria effects policies \
+	runtime selection surgery tasks test_equivalence.py test_pipeline.py test_wheel.py)
 # Modules of the API reference: what is called, then what is extended.
 REFERENCE := $(addprefix hf_mabprune., pipeline recut preview result session config.run config.search config.target \
 	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer effects.masking checkpoints.load \
@@ -15,14 +21,17 @@ REFERENCE := $(addprefix hf_mabprune., pipeline recut preview result session con
 	selection.plan selection.target selection.layouts selection.selected surgery.cut surgery.pieces registry)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: prune test lint slow docs clean
+.PHONY: prune test quick lint slow lowest docs clean
 
 prune: $(VENV)/.installed  ## prune the embedded model: the first thing to try
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml scripts/prune.py \
 		--config configs/quickstart.yaml
 
 test: $(VENV)/.installed lint  ## everything that must be green
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=25
+
+quick: $(VENV)/.installed  ## the tests that make no whole run: for the inner loop
+	$(BIN)/python -m pytest -n 2 -m "not whole and not slow and not gpu"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -31,6 +40,15 @@ lint: $(VENV)/.installed
 
 slow: $(VENV)/.installed  ## minutes-long tests
 	$(BIN)/python -m pytest -m slow
+
+lowest:  ## contract tests on the lowest versions that pyproject.toml allows, then with another transformers
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST_BIN)/pip install -q --no-deps -e . packaging
+	$(LOWEST_BIN)/python scripts/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST_BIN)/pip install -q -c $(LOWEST)/constraints.txt -e . pytest pytest-xdist "setuptools>=77"
+	$(LOWEST_BIN)/python -m pytest -n 2 $(CONTRACTS)
+	$(LOWEST_BIN)/pip install -q "transformers==$(LOWEST_TRANSFORMERS)"
+	$(LOWEST_BIN)/python -m pytest -n 2 $(CONTRACTS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,4 +59,4 @@ docs: $(VENV)/.installed  ## API reference in docs/api, from the docstrings
 	$(BIN)/pdoc --docformat google --output-directory docs/api $(REFERENCE)
 
 clean:
-	rm -rf $(VENV) runs docs/api
+	rm -rf $(VENV) $(LOWEST) runs docs/api

@@ -17,6 +17,12 @@ import transformers
 from tests.problems import write_splits
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole runs come first, for what is long must not begin last; a worker takes a file at a time."""
+    whole = {item.path for item in items if item.get_closest_marker("whole")}
+    items.sort(key=lambda item: item.path not in whole)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def quiet_and_small() -> None:
     """As many threads as were asked for, whoever imported torch first, and no progress bars among the dots."""

@@ -90,6 +90,7 @@ def run(command: list[str], text: str, place: Path, environment: dict[str, str])
     return done.stdout
 
 
+@pytest.mark.whole
 def test_the_tutorial_does_what_it_shows(tmp_path: Path) -> None:
     """One test, for it is one path: the commands in order, then all Python in one process, as in one session."""
     environment = checkout(tmp_path)
@@ -154,12 +155,14 @@ def reference_modules() -> list[str]:
     return [f"{listed['prefix']}{name}" for name in listed["names"].split()]
 
 
+@pytest.mark.whole
 def test_public_names_are_in_the_reference(tmp_path: Path) -> None:
     """Builds the pages of the modules where they live, as `make docs` does, in a process of its own: pdoc renames
     modules that it takes for parts of others."""
     homes = {name: getattr(hf_mabprune, name).__module__ for name in hf_mabprune.__all__}
-    pages = ["--docformat", "google", "--output-directory", str(tmp_path), *sorted(set(homes.values()))]
-    subprocess.run([sys.executable, "-m", "pdoc", *pages], check=True, cwd=ROOT, capture_output=True)
+    options = ["--docformat", "google", "--no-show-source", "--output-directory", str(tmp_path)]
+    command = [sys.executable, "-m", "pdoc", *options, *sorted(set(homes.values()))]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     for name, home in homes.items():
         page = (tmp_path / f"{home.replace('.', '/')}.html").read_text()
         assert f'id="{name}"' in page, f"{name} is not on the page of {home}"

@@ -17,6 +17,7 @@ from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
 from tests.problems import settings_for, write_splits
 
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 SIZES = {"neurons": [0.25, 0.5], "heads": [0.25, 0.5]}
 
 
@@ -32,7 +33,7 @@ def data(place: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(place: Path, data: dict[str, str]) -> Path:
-    """A finished run with two sizes."""
+    """A finished run with two sizes, and with figures."""
     settings = settings_for(place, data, "bert", prune={"target": SIZES}, output={"dir": str(place / "run")})
     (place / "run.yaml").write_text(settings.to_yaml())
     prune_from_config(settings)

@@ -109,7 +109,10 @@ class RunFolder:
                 f"{self.root} holds no finished run: no {self.details.name}/{self.arms.name} and {self.report.name} "
                 "in it"
             )
-        arms = pd.read_parquet(run.arms)
+        try:
+            arms = pd.read_parquet(run.arms)
+        except ValueError as error:  # some versions of pandas do not name the file
+            raise ValueError(f"{run.arms} cannot be read: {error}") from error
         if missing := ARMS_COLUMNS - set(arms.columns):
             raise ValueError(f"{run.arms} is not of this version of hf_mabprune: no column {min(missing)}")
         return arms, Report.from_json(run.report)

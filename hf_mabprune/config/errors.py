@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -68,7 +68,7 @@ def _known_keys(kind: type[BaseModel], path: tuple[str | int, ...]) -> list[str]
 
 def _part_of(annotation: Any) -> type[BaseModel] | None:
     """Gives the part of a config that a field holds, or may hold; None for plain values."""
-    options = [annotation, *get_args(annotation)]
+    options = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is None]
     return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
 
 

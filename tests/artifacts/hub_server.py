@@ -225,7 +225,8 @@ class HubServer:
             raise Refusal(403, f"you do not have the rights to create a model under the namespace {owner}")
         if name in self.repos:
             return Answer({"error": "You already created this model repo", "url": f"{self.url}/{name}"}, 409)
-        self.add_repo(name, {}, private=asked.get("visibility") == "private")
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))  # newer, older clients
+        self.add_repo(name, {}, private=private)
         return Answer({"url": f"{self.url}/{name}", "name": name, "id": name})
 
     def validate_card(self, body: bytes) -> Answer:

@@ -26,6 +26,7 @@ from tests.artifacts.reports import config, make_report
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import inputs_for, keep_for, tiny_model
 
+pytestmark = pytest.mark.whole
 TOKEN, READ_TOKEN, WRONG_TOKEN = "hf_test_writes_0123", "hf_test_reads_0123", "hf_test_unknown_0123"
 AUTO = "AutoModelForSequenceClassification"
 BASE = "textattack/bert-base-uncased-SST-2"

@@ -18,6 +18,8 @@ from hf_mabprune.cli.commands import main
 from tests.cli.mistakes import LLAMA, TABLES, Case
 from tests.cli.world import break_runs, make_data, make_models, write_yaml
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:

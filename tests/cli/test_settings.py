@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -232,7 +233,7 @@ def described(part: type[BaseModel] = PruneConfig, prefix: str = "") -> list[tup
     found = []
     for name, field in part.model_fields.items():
         found.append((prefix + name, field.description or ""))
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if get_origin(field.annotation) is None and issubclass(field.annotation, BaseModel):
             found += described(field.annotation, f"{prefix}{name}.")
     return found
 

@@ -1,6 +1,7 @@
 """What the user types, and nothing found inside a checkpoint, decides about remote code and metrics from elsewhere."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import yaml
 
 from hf_mabprune.cli.commands import main
 from hf_mabprune.pipeline import prune_from_config
-from tests.problems import settings_for
+from tests.problems import settings_for, write_splits
 
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 HOSTILE = """
 from pathlib import Path
 Path({trace!r}).write_text("ran")
@@ -26,12 +28,19 @@ Path({trace!r}).write_text("ran")
 """
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("trust")
+    prune = {"layout": "uniform", "target": {"neurons": 0.5}}
+    prune_from_config(settings_for(folder, write_splits(folder), "bert", prune=prune))
+    return folder / "out"
+
+
 @pytest.fixture
-def hostile(tmp_path: Path, files: dict[str, str]) -> Path:
+def hostile(tmp_path: Path, finished: Path) -> Path:
     """A finished run whose checkpoint brings code, and whose config asks for that to be run."""
-    settings = settings_for(tmp_path, files, "bert", prune={"layout": "uniform", "target": {"neurons": 0.5}})
-    prune_from_config(settings)
-    folder = tmp_path / "out"
+    folder = shutil.copytree(finished, tmp_path / "out")
     (folder / "hostile.py").write_text(HOSTILE.format(trace=str(tmp_path / "trace")))
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {

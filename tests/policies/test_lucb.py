@@ -31,9 +31,9 @@ def test_bounds_and_choice_by_hand() -> None:
 
 
 def test_it_finds_the_right_set_and_stops() -> None:
-    """100 runs, 12 arms in [0, 1], 5 to remove, a gap of 0.3 between the sides."""
+    """40 runs, 12 arms in [0, 1], 5 to remove, a gap of 0.3 between the sides."""
     wrong = early = 0
-    for run in range(100):
+    for run in range(40):
         rng = np.random.default_rng(moved(run))
         means = np.concatenate([rng.uniform(0.7, 0.9, 5), rng.uniform(0.1, 0.4, 7)])
         table = (rng.uniform(size=(12, 2000)) < means[:, None]).astype(float)
@@ -41,7 +41,7 @@ def test_it_finds_the_right_set_and_stops() -> None:
         seen = play(policy, table, top(5, np.ones(12, dtype=bool)), 12)
         wrong += set(np.argsort(-policy.scores())[:5].tolist()) != set(range(5))
         early += seen.sum() < table.size / 2
-    assert wrong <= 5 and early >= 90
+    assert wrong <= 2 and early >= 36
 
 
 def test_a_tolerance_lets_it_stop_earlier() -> None:

@@ -36,12 +36,12 @@ def test_budgets_of_two_kinds_have_a_boundary_each() -> None:
 
 
 def test_it_errs_less_than_equal_shares() -> None:
-    """100 runs at equal budget: one arm in two of 32 goes, gaps are small beside the noise."""
+    """60 runs at equal budget: one arm in two of 32 goes, and the gap at the boundary is a sixth of the noise."""
     wrong = {"sequential_halving": 0, "uniform": 0}
-    for run in range(100):
+    for run in range(60):
         rng = np.random.default_rng(moved(run))
         means = np.linspace(0, 1, 32)
-        table = means[:, None] + rng.normal(0, 0.5, size=(32, 400))
+        table = means[:, None] + rng.normal(0, 0.2, size=(32, 400))
         for name in wrong:
             policy = POLICIES.get(name)(arms=32, seed=run)
             play(policy, table, top(16, np.ones(32, dtype=bool)), 32, budget=32 * 60)

@@ -26,6 +26,7 @@ from tests.recovery.case import SETTINGS, Case, needs_peft, same
 from tests.tasks.tiny_tasks import CASES, task_of
 from tests.tiny_models import keep_for
 
+pytestmark = pytest.mark.whole
 ROOT = Path(__file__).parents[2]
 
 

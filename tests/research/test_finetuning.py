@@ -88,6 +88,7 @@ def settings_for(folder: Path, task: str, **changes: Any) -> PruneConfig:
     )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("task", sorted(ROWS))
 def test_a_model_is_trained_saved_and_measured(task: str, tmp_path: Path) -> None:
     base, settings = base_model(tmp_path / "base", task), settings_for(tmp_path, task)
@@ -107,6 +108,7 @@ def test_a_model_is_trained_saved_and_measured(task: str, tmp_path: Path) -> Non
     assert f"test: {next(iter(figures.metrics))} " in str(tuned)
 
 
+@pytest.mark.whole
 def test_the_head_has_the_classes_of_the_data(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, "sequence_classification")
     tuned = finetune(base_model(tmp_path / "base", "regression"), tmp_path / "out", settings, QUICK)
@@ -129,6 +131,7 @@ def test_a_new_head_has_a_class_for_each_label(labels: list[Any], feature: Any, 
     assert SequenceClassification.new_head(dataset, {}) == fields
 
 
+@pytest.mark.whole
 def test_fewer_examples_can_be_asked_for(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, "multiple_choice")
     training = Training(epochs=1, max_train_examples=20)

@@ -83,6 +83,7 @@ def test_what_a_peer_cannot_do_is_said_before_any_compute(tmp_path, monkeypatch)
             peer().check({"neurons": 0.5})
 
 
+@pytest.mark.whole
 def test_a_peer_is_a_method_of_the_suite(tmp_path) -> None:
     pytest.importorskip("torch_pruning")
     methods = {"peer": {"peer": "torch_pruning"}, "magnitude": {"criterion": "magnitude"}}

@@ -56,6 +56,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, Path, lis
     return suite, out, added
 
 
+@pytest.mark.whole
 def test_an_interrupted_run_goes_on_with_the_cells_that_are_missing(measured: tuple[Suite, Path, list[int]]) -> None:
     suite, out, added = measured
     rows = pd.read_parquet(out)
@@ -68,6 +69,7 @@ def test_an_interrupted_run_goes_on_with_the_cells_that_are_missing(measured: tu
     assert (first["plan"] == suite.plan()).all()
 
 
+@pytest.mark.whole
 def test_cells_that_are_there_load_no_model(
     measured: tuple[Suite, Path, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +80,7 @@ def test_cells_that_are_there_load_no_model(
     assert out.read_bytes() == before
 
 
+@pytest.mark.whole
 def test_rows_say_what_was_kept_and_what_it_cost(measured: tuple[Suite, Path, list[int]]) -> None:
     rows = pd.read_parquet(measured[1]).set_index(["task", "target", "method", "compensation"]).sort_index()
     magnitude, sweep = (rows.loc[("first", "heads-0.5", method, "none")] for method in ("magnitude", "sweep"))
@@ -105,6 +108,7 @@ def test_a_criterion_is_charged_for_the_statistics_that_it_reads(criterion: str,
         assert meter.passes() == passes and meter.stop() > 0
 
 
+@pytest.mark.whole
 def test_other_settings_are_refused_unless_redone(measured: tuple[Suite, Path, list[int]], tmp_path: Path) -> None:
     _, out, _ = measured
     changed = read_suite(write(tmp_path, SUITE), overrides=["--block_size", "8"])
@@ -112,6 +116,7 @@ def test_other_settings_are_refused_unless_redone(measured: tuple[Suite, Path, l
         quality.run(changed, changed.cells(["task=first"]), out)
 
 
+@pytest.mark.whole
 def test_the_report_comes_from_the_file_alone(
     measured: tuple[Suite, Path, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,8 @@ def rows_like(name: str, count: int) -> Dataset:
     return Dataset.from_dict(repeated)
 
 
+@pytest.mark.whole
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("name", ["answer", "multiple_choice", "regression"])
 def test_a_whole_run(name: str, tmp_path: Path) -> None:
     case = CASES[name]
