@@ -17,6 +17,7 @@ from hf_mabprune.session import Session
 from tests.artifacts.reports import config, make_arms, report_of
 from tests.tasks.tiny_tasks import bert, make_tokenizer, task_of
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 ARMS = make_arms()
 IDS = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
 MODEL = bert()

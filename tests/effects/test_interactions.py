@@ -23,7 +23,7 @@ def test_the_kl_of_sets_is_predicted(model_type: str, in_context: bool) -> None:
     count = len(pulls.arms)
     kept = some_context(pulls.arms) if in_context else np.ones(count, dtype=bool)
     pulls.set_context(kept)
-    found = Interactions(*pulls.effects(samples=600, seed=0))
+    found = Interactions(*pulls.effects(samples=200, seed=0))
     now, rng = mean_kl(pulls, kept), np.random.default_rng(moved(0))
     predicted, exact = [], []
     for size in (1, 2, 5):

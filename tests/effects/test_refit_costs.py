@@ -67,7 +67,7 @@ def test_effects_with_stand_ins_say_what_pulls_with_stand_ins_say(model_type: st
     pulls = ReplayPulls(plain.model, plain.arms, plain.task, plain.batches, stand_ins=refit_costs.stand_ins)
     count, batches = len(pulls.arms), len(pulls.batches)
     pulled = pulls.pull(np.repeat(np.arange(count), batches), np.tile(np.arange(batches), count))[:, 0]
-    rewards = Interactions(*pulls.effects(samples=600, seed=0)).rewards()
+    rewards = Interactions(*pulls.effects(samples=200, seed=0)).rewards()
     expected = pulled.reshape(count, batches).mean(1)
 
     tolerance = 0.02 if model_type == "bert" else 0.15  # labels are drawn for the language model
