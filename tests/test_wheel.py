@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.whole
 ROOT = Path(__file__).parents[1]
 PACKAGE = "hf_mabprune"
 LOOK = """

@@ -96,7 +96,7 @@ def test_nothing_cut_nothing_done(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_several_selections_share_a_teacher_and_give_what_each_gives_alone(name: str) -> None:
+def test_several_selections_share_a_reference_and_give_what_each_gives_alone(name: str) -> None:
     shared, small, keep = cut_problem("bert", "per_layer")
     other = KeepIndices(neurons={0: np.arange(20)}, heads={})
     compensate(make_compensation(name), shared, cut(shared.model, other, "per_layer"), other)

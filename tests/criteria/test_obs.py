@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_mabprune.criteria import CRITERIA
-from hf_mabprune.effects import obs as elimination
+from hf_mabprune.effects import obs
 from hf_mabprune.effects.obs import remove_blocks
 from tests.criteria.by_hand import case, columns, error_without, greedy, inputs_of, weight
 from tests.seeds import moved
@@ -30,7 +30,7 @@ def test_a_sequence_of_removals_is_that_of_least_squares(size: int, blocks: int)
 @pytest.mark.parametrize("size", [1, 4])
 def test_updates_that_are_put_off_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More columns than are put off at a time; along the order found, the whole error is that of least squares."""
-    monkeypatch.setattr(elimination, "PENDING", 16)
+    monkeypatch.setattr(obs, "PENDING", 16)
     blocks = 32 // size + 7
     rng = np.random.default_rng(moved(1))
     weight, rows = rng.normal(size=(3, size * blocks)), rng.normal(size=(400, size * blocks))

@@ -51,11 +51,11 @@ def test_a_broken_batch_is_left_out(broken: int) -> None:
     model, task, batches, _ = problem("bert")
     sites = architecture_of(model).sites(model)
     others = [batch for number, batch in enumerate(batches) if number != broken]
-    expected, expected_curvature = moments(model, task, others, sites), kfac_factors(model, task, others, sites)[0]
+    expected, expected_kfac = moments(model, task, others, sites), kfac_factors(model, task, others, sites)[0]
     with torch.no_grad():
         model.base_model.embeddings.word_embeddings.weight[19] = float("nan")
     batches[broken]["input_ids"][0, 1] = 19
     found, kfac = moments(model, task, batches, sites), kfac_factors(model, task, batches, sites)[0]
     for path in expected:
         torch.testing.assert_close(found[path].second, expected[path].second)
-        torch.testing.assert_close(kfac[path].outputs, expected_curvature[path].outputs)
+        torch.testing.assert_close(kfac[path].outputs, expected_kfac[path].outputs)

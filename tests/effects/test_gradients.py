@@ -23,8 +23,8 @@ def test_estimates_are_the_limit_of_small_arms(model_type: str, reward: str, in_
         for path in [name for name, _ in model.named_modules() if name.endswith(OUTPUTS)]:
             model.get_submodule(path).weight.mul_(1e-3)
     kept = some_context(arms) if in_context else np.ones(len(arms), dtype=bool)
-    original = task.readout(model, batches[0])
-    found, backwards = estimate(model, arms, task, batches[0], reward, kept, original, samples=400)
+    dense = task.readout(model, batches[0])
+    found, backwards = estimate(model, arms, task, batches[0], reward, kept, dense, samples=400)
     pulls = ReferencePulls(model, arms, task, batches[:1], reward)
     pulls.set_context(kept)
     rows = np.flatnonzero(kept)

@@ -56,7 +56,7 @@ def test_effects(model_type: str, pulls_class: type) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
-def test_surgeon(model_type: str) -> None:
+def test_refit_costs(model_type: str) -> None:
     model, task, batches, arms = problem(model_type)
     model.requires_grad_(True)
     with nothing_left_behind():

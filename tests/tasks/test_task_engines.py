@@ -92,10 +92,10 @@ def test_estimates_are_the_limit_of_small_arms(problem: Problem, reward: str) ->
     with torch.no_grad():
         for site in architecture_of(model).sites(model):
             model.base_model.get_submodule(site.output).weight.mul_(1e-3)
-    original = task.readout(model, batches[0])
-    drawn = reward == "kl" and original.logits.shape[1] > 1
+    dense = task.readout(model, batches[0])
+    drawn = reward == "kl" and dense.logits.shape[1] > 1
     for kept in (np.ones(len(arms), dtype=bool), some_context(arms)):
-        found, _ = estimate(model, arms, task, batches[0], reward, kept, original, samples=400)
+        found, _ = estimate(model, arms, task, batches[0], reward, kept, dense, samples=400)
         pulls = ReferencePulls(model, arms, task, batches[:1], reward)
         pulls.set_context(kept)
         rows = np.flatnonzero(kept)
@@ -109,8 +109,8 @@ def test_estimates_are_the_limit_of_small_arms(problem: Problem, reward: str) ->
 def test_estimates_of_a_batch_are_those_of_its_examples(problem: Problem) -> None:
     task, model, batches, arms = problem
     model.double()
-    original, kept = task.readout(model, batches[0]), some_context(arms)
-    together, _ = estimate(model, arms, task, batches[0], "squared", kept, original)
+    dense, kept = task.readout(model, batches[0]), some_context(arms)
+    together, _ = estimate(model, arms, task, batches[0], "squared", kept, dense)
     assert together.shape == (len(arms), len(batches[0]["labels"]))
     for row in range(len(batches[0]["labels"])):
         one = {name: tensor[row : row + 1] for name, tensor in batches[0].items()}
