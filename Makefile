@@ -45,7 +45,7 @@ lowest:  ## contract tests on the lowest versions that pyproject.toml allows, th
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST_BIN)/pip install -q --no-deps -e . packaging
 	$(LOWEST_BIN)/python scripts/lowest.py > $(LOWEST)/constraints.txt
-	$(LOWEST_BIN)/pip install -q -c $(LOWEST)/constraints.txt -e . pytest pytest-xdist "setuptools>=77"
+	$(LOWEST_BIN)/pip install -q -c $(LOWEST)/constraints.txt -e . pytest pytest-xdist mabwiser tensorboardX "setuptools>=77"
 	$(LOWEST_BIN)/python -m pytest -n 2 $(CONTRACTS)
 	$(LOWEST_BIN)/pip install -q "transformers==$(LOWEST_TRANSFORMERS)"
 	$(LOWEST_BIN)/python -m pytest -n 2 $(CONTRACTS)
