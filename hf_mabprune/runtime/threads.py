@@ -30,6 +30,7 @@ EVERY = 20.0  # seconds between trials, at least
 SHARE = 0.015  # of the time that trials may take
 ROUNDS = 5  # timings of each number
 CLEAR = 3.0  # times as slow as another number: two timings are enough
+CALM = 2  # trials in a row that more threads must win: a moment in which another process waits is no idle machine
 GAIN = 0.85  # of the time with the number in use that another one must stay below
 ROWS = 768  # positions that a trial passes through a layer, fewer where the layer is large
 OPERATIONS = 1e9  # of a trial, about
@@ -59,6 +60,7 @@ class ThreadChoice:
         self.counts, self.trial, self.say, self.use, self.clock = tuple(counts), trial, say, use, clock
         self.now = self.counts[0]
         self.due = clock()
+        self.calm = 0  # trials in a row that more threads would have won
         self.for_latency: int | None = None
 
     def check(self) -> None:
@@ -68,8 +70,10 @@ class ThreadChoice:
             return
         times = self._times()
         best = min(times, key=times.__getitem__)
-        if times[best] < GAIN * times[self.now]:
-            self.now = best
+        better = times[best] < GAIN * times[self.now]
+        self.calm = self.calm + 1 if better and best > self.now else 0
+        if better and (best < self.now or self.calm >= CALM):
+            self.now, self.calm = best, 0
             self.say(described(best, max(self.counts), times))
         self.use(self.now)
         end = self.clock()

@@ -61,6 +61,8 @@ def test_the_number_goes_both_ways() -> None:
     machine.later(two=0.2)
     assert machine.threads == 1
     machine.later(two=0.02)
+    assert machine.threads == 1, "a single quiet moment is not believed"
+    machine.later()
     assert machine.threads == 2
     assert machine.said[-1] == "threads: 2 of 2 (a trial takes 30 ms with 1, 20 ms with 2)"
     assert len(machine.said) == 2
@@ -79,6 +81,10 @@ def test_hysteresis_holds_in_both_directions() -> None:
     machine.later(two=0.028)
     assert machine.threads == 1
     machine.later(two=0.02)
+    machine.later(two=0.2)
+    machine.later(two=0.02)
+    assert machine.threads == 1, "quiet moments with a busy one between them are not believed either"
+    machine.later()
     assert machine.threads == 2
 
 
