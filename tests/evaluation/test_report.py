@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_mabprune.evaluation.report import PACKAGES, ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.evaluation.report import PACKAGES, ModelFigures, RandomFigures, Report, installed_versions
+from tests.artifacts.reports import make_report
 
 
 def figures(parameters: int, accuracy: float, loss: float) -> ModelFigures:
@@ -26,28 +27,16 @@ def figures(parameters: int, accuracy: float, loss: float) -> ModelFigures:
 
 @pytest.fixture
 def report() -> Report:
-    return Report(
+    return replace(
+        make_report(),
         model="bert-base-uncased",
-        architecture="bert",
-        task="sequence_classification",
         dataset="glue",
-        layout="per_layer",
-        layout_reason="asked for",
-        target={"parameters": 0.3},
-        seed=7,
-        device="cpu",
-        sequence_length=66,
-        main_metric="accuracy",
-        greater_is_better=True,
         before=figures(100_000_000, 0.924, 0.21),
         after=figures(70_000_000, 0.919, 0.2344),
         random=[RandomFigures(0, figures(70_000_000, 0.841, 0.45)), RandomFigures(4, figures(70_000_000, 0.85, 0.41))],
         kept={"neuron": {0: (512, 3072), 11: (3072, 3072)}, "head": {0: (12, 12), 11: (5, 12)}},
-        search=SearchFigures(
-            {"name": "ucb1", "c": 0.5}, "kl", 2448, 9216, 19_500_000, 0, 41.25, 2, "target reached", [{"number": 1}]
-        ),
-        reload={"max_logit_difference": 2e-6},
         warnings=["careful"],
+        versions=installed_versions(),
     )
 
 
