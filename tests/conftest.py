@@ -41,3 +41,15 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def files(tmp_path: Path) -> dict[str, str]:
     """Three parquet files of sentences."""
     return write_splits(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the tests of a file share."""
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def data(place: Path) -> dict[str, str]:
+    """Three parquet files of sentences in the folder of the file."""
+    return write_splits(place)

@@ -19,22 +19,12 @@ from hf_mabprune import PruneResult, load_pruned, prune
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
-from tests.problems import sentences, settings_for, write_splits
+from tests.problems import sentences, settings_for
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 UNIFORM = {"arms": ["neuron"], "target": {"neurons": 0.5}, "layout": "auto", "auto_tolerance": 10.0}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pipeline")
-
-
-@pytest.fixture(scope="module")
-def data(place: Path) -> dict[str, str]:
-    return write_splits(place)
 
 
 @pytest.fixture(scope="module")

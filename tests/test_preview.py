@@ -9,18 +9,8 @@ import pytest
 from hf_mabprune.cli.commands import main
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.preview import plan_run
-from tests.problems import settings_for, write_splits
+from tests.problems import settings_for
 from tests.tiny_models import tiny_model
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("preview")
-
-
-@pytest.fixture(scope="module")
-def data(place: Path) -> dict[str, str]:
-    return write_splits(place)
 
 
 def test_plan_names_arms_layouts_targets_time_and_memory(

@@ -15,20 +15,10 @@ from hf_mabprune.cli.commands import main
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
-from tests.problems import settings_for, write_splits
+from tests.problems import settings_for
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 SIZES = {"neurons": [0.25, 0.5], "heads": [0.25, 0.5]}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sizes")
-
-
-@pytest.fixture(scope="module")
-def data(place: Path) -> dict[str, str]:
-    return write_splits(place)
 
 
 @pytest.fixture(scope="module")
