@@ -7,18 +7,16 @@ LOWEST_BIN := $(LOWEST)/bin
 LOWEST_TRANSFORMERS ?= 5.19.*
 CONTRACTS := $(addprefix tests/, architectures artifacts checkpoints cli compensation config criteria effects policies \
 	runtime selection surgery tasks test_equivalence.py test_pipeline.py test_wheel.py)
-# Modules of the API reference: what is called, then what is extended.
+# Modules of the API reference: what is called, then what is extended; and all that lies in open folders.
+OPEN := architectures tasks policies criteria compensation search/rules
 REFERENCE := $(addprefix hf_mabprune., pipeline recut preview result session config.run config.search config.target \
 	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer effects.masking checkpoints.load \
 	checkpoints.sharded checkpoints.modeling_pruned evaluation.report evaluation.quality evaluation.bounds \
-	architectures.base architectures.sites architectures.cost tasks.base tasks.batch tasks.readout tasks.divergence \
-	policies.base policies.epsilon_greedy policies.softmax policies.ucb1 policies.thompson policies.hedge policies.exp3 \
-	policies.race policies.sequential_halving policies.lucb policies.uniform policies.sweep policies.set_policy \
-	policies.confidence_sequence effects.rewards effects.gradients effects.interactions effects.refit_costs \
-	effects.kfac effects.obs effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost \
-	search.run search.loop search.allocation search.rules.base search.rules.refit criteria.base criteria.statistics \
-	compensation.base compensation.refit compensation.dense_reference recovery.recover recovery.losses arms \
-	selection.plan selection.target selection.layouts selection.selected surgery.cut surgery.pieces registry)
+	effects.rewards effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
+	effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost search.run search.loop \
+	search.allocation recovery.recover recovery.losses arms selection.plan selection.target selection.layouts \
+	selection.selected surgery.cut surgery.pieces registry plugins)
+REFERENCE += $(subst /,.,$(basename $(wildcard $(OPEN:%=hf_mabprune/%/[a-z]*.py))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: prune test quick lint slow lowest docs clean
@@ -55,7 +53,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
 	touch $@
 
-docs: $(VENV)/.installed  ## API reference in docs/api, from the docstrings
+docs: $(VENV)/.installed  ## tables of components, and the API reference in docs/api, from the docstrings
+	$(BIN)/python scripts/components.py
 	$(BIN)/pdoc --docformat google --output-directory docs/api $(REFERENCE)
 
 clean:

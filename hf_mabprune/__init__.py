@@ -44,10 +44,11 @@ __all__ = [
     "push_checkpoint",
 ]
 
-register_auto_classes()
-
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"hf_mabprune.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'hf_mabprune' has no attribute '{name}'")
+
+
+register_auto_classes()  # last, for it loads installed plugins, which import from here

@@ -1,35 +1,40 @@
-"""Lists what can be removed from a model, one row an arm, with what each costs; and what stays, by layer.
+"""Lists what can be removed from a model, one row an arm, with what each costs; and what stays, by site.
 
-Symbols: K arms; L layers; F FFN neurons and H query heads in a layer; D hidden; Dh head size; T tokens.
+Symbols: K arms; F FFN neurons, H query heads and E experts of a site; D hidden; Dh head size; T tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-KINDS = ("neuron", "head")
+KINDS = ("neuron", "head", "expert")
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+# Name of a site -> its units that stay, sorted: FFN neurons, query heads or experts. Sites not named stay whole.
+KeepIndices = Mapping[str, Ints]
 
 
 @dataclass(frozen=True)
 class ArmTable:
-    """Holds all arms of a model, as parallel arrays of length K, sorted by kind, layer and index.
+    """Holds all arms of a model, as parallel arrays of length K, sorted by kind, then in the order in which they run.
 
     An arm covers the units `start <= u < stop` of its site: FFN neurons for a neuron arm, query heads for a head arm
-    (a key-value group, where query heads share keys and values).
+    (a key-value group, where query heads share keys and values), one expert for an expert arm.
 
     Attributes:
-        kind: [K], "neuron" or "head".
-        layer: [K], number of the layer.
-        index: [K], number of the arm within its layer and kind.
+        site: [K], name of the site: the path of its projection in the base model.
+        kind: [K], "neuron", "head" or "expert".
+        layer: [K], number of the layer in its stack.
+        index: [K], number of the arm within its site.
         start, stop: [K], first unit covered, and the one after the last.
         parameters: [K], parameters that go with the arm.
         macs: [K], multiply-accumulates of one forward pass over one sequence that go with the arm.
     """
 
+    site: NDArray[np.str_]
     kind: NDArray[np.str_]
     layer: NDArray[np.int64]
     index: NDArray[np.int64]
@@ -43,50 +48,30 @@ class ArmTable:
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """Counts the neurons or query heads that each arm covers, [K]."""
+        """Counts the neurons, query heads or experts that each arm covers, [K]."""
         return self.stop - self.start
 
-    def groups(self) -> list[tuple[str, int, NDArray[np.int64]]]:
-        """Lists (kind, layer, numbers of the arms) for every site, in order."""
-        sites = [(kind, layer) for kind in KINDS for layer in np.unique(self.layer[self.kind == kind])]
-        return [
-            (kind, int(layer), np.flatnonzero((self.kind == kind) & (self.layer == layer))) for kind, layer in sites
-        ]
+    def groups(self) -> list[tuple[str, Ints]]:
+        """Lists the name of every site and the numbers of its arms, in order."""
+        starts = np.flatnonzero(np.append(True, self.site[1:] != self.site[:-1]))
+        return [(str(self.site[rows[0]]), rows) for rows in np.split(np.arange(len(self)), starts[1:])]
 
-    def of_kind(self, kind: str) -> NDArray[np.int64]:
+    def kinds(self) -> list[str]:
+        """Lists the kinds that there are arms of, in order."""
+        return [kind for kind in KINDS if (self.kind == kind).any()]
+
+    def of_kind(self, kind: str) -> Ints:
         """Lists the numbers of the arms of one kind."""
         return np.flatnonzero(self.kind == kind)
 
-    def kept_units(self, kept: Bools) -> "KeepIndices":
-        """Turns a mask over arms, [K], 1 = keep, into the unit indices that stay in each layer."""
-        keep: dict[str, dict[int, NDArray[np.int64]]] = {kind: {} for kind in KINDS}
-        for kind, layer, rows in self.groups():
-            stays = rows[kept[rows]]
-            units = [np.arange(self.start[arm], self.stop[arm]) for arm in stays]
-            keep[kind][layer] = np.concatenate(units) if units else np.empty(0, dtype=np.int64)
-        return KeepIndices(neurons=keep["neuron"], heads=keep["head"])
+    def kept_units(self, kept: Bools) -> dict[str, Ints]:
+        """Turns a mask over arms, [K], 1 = keep, into the unit indices that stay at each site."""
+        keep: dict[str, Ints] = {}
+        for site, rows in self.groups():
+            units = [np.arange(self.start[arm], self.stop[arm]) for arm in rows[kept[rows]]]
+            keep[site] = np.concatenate(units) if units else np.empty(0, dtype=np.int64)
+        return keep
 
     def to_frame(self) -> pd.DataFrame:
         """Makes a data frame with one row an arm and one column an attribute."""
         return pd.DataFrame({name: getattr(self, name) for name in self.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
-class KeepIndices:
-    """Says which units stay. A layer that is missing keeps everything.
-
-    Attributes:
-        neurons: layer -> sorted FFN neuron indices.
-        heads: layer -> sorted query head indices.
-    """
-
-    neurons: dict[int, NDArray[np.int64]]
-    heads: dict[int, NDArray[np.int64]]
-
-    def of(self, kind: str) -> dict[int, NDArray[np.int64]]:
-        """Gives layer -> unit indices for one kind."""
-        return {"neuron": self.neurons, "head": self.heads}[kind]
-
-    def sizes(self, kind: str) -> dict[int, int]:
-        """Gives layer -> number of kept units for one kind."""
-        return {layer: len(indices) for layer, indices in self.of(kind).items()}

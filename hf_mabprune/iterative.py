@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from transformers import PreTrainedModel
 
+from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.cost import arm_table
+from hf_mabprune.architectures.sites import members
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PruningConfig, RecoveryConfig
 from hf_mabprune.effects.dense_outputs import DenseOutputs
@@ -73,7 +75,7 @@ class Stage:
         dense, settings = self.dense, self.dense.settings
         assert settings.recovery is not None and dense.training is not None
         number, prune = self.number + 1, settings.prune
-        multiple = width_multiple(prune, dense.dense.config.hidden_size) if number == settings.stages else 1
+        multiple = width_multiple(prune, dense.dense.config) if number == settings.stages else 1
         selection = Selection(plan, found.kept, multiple, prune.min_neurons).rounded(found.order)
         keep = self.session.arms.kept_units(selection.kept)
         small = cut(self.session.dense, keep, plan.layout)
@@ -82,15 +84,15 @@ class Stage:
             small, dense.dense, dense.task, dense.training, share(settings.recovery), dense.accelerator,
             settings.seed + number - 1,
         )  # fmt: skip
-        together = self._together(found, selection.kept, number)
+        left = _left(self.session, selection.kept)
+        together = self._together(found, left, number)
         if refitted:  # the biases that are there now: of those that came earlier, some have gone with their arms
-            unbiased = dense.totals["parameters"] - int(dense.arms.parameters[~together.kept].sum())
-            refitted = replace(refitted.after(self.refitted), parameters=small.num_parameters() - unbiased)
-        arms = arm_table(small, prune.kinds(), prune.block_size, dense.tokens)
+            refitted = replace(refitted.after(self.refitted), parameters=_new_biases(dense.dense, small))
+        arms = arm_table(small, prune.kinds(), prune.block_size, dense.example)
         return replace(
             self,
             session=replace(self.session, dense=small, arms=arms, outputs=DenseOutputs()),
-            rows=self.rows[selection.kept],
+            rows=self.rows[left],
             found=together,
             cost=self.cost + cost,
             number=number,
@@ -165,3 +167,26 @@ def share(recovery: RecoveryConfig) -> RecoveryConfig:
     """The training of one stage: each has the same part of the epochs and steps, and a schedule of its own."""
     steps = None if recovery.max_steps is None else max(1, recovery.max_steps // recovery.stages)
     return recovery.model_copy(update={"epochs": recovery.epochs / recovery.stages, "max_steps": steps})
+
+
+def _left(session: Session, kept: Bools) -> Bools:
+    """[K], the arms that a cut model still has: those kept, but for the neurons of experts that went."""
+    arms, left = session.arms, kept.copy()
+    sites = architecture_of(session.dense).sites(session.dense)
+    rows = dict(arms.groups())
+    for router in (site for site in sites if site.kind == "expert" and site.name in rows):
+        for part, arm in zip(members(router, sites), rows[router.name], strict=True):
+            if not kept[arm] and part.name in rows:
+                left[rows[part.name]] = False
+    return left
+
+
+def _new_biases(dense: PreTrainedModel, small: PreTrainedModel) -> int:
+    """Counts the parameters of biases of output projections that the dense model does not have."""
+    there = {site.name: site for site in architecture_of(dense).sites(dense)}
+    return sum(
+        bias.numel()
+        for site in architecture_of(small).sites(small)
+        if (bias := projection_of(small, site).bias) is not None
+        and projection_of(dense, there[site.name]).bias is None
+    )

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hf_mabprune import config
 from hf_mabprune.artifacts.publish import push_run
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import RunWriter
+from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.checkpoints.save import round_weights
 from hf_mabprune.checks import check_settings
 from hf_mabprune.config import PruneConfig, PruningConfig
@@ -39,7 +40,7 @@ from hf_mabprune.surgery.cut import cut
 
 def prune(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Processor,
     calibration: Dataset,
     validation: Dataset,
     test: Dataset,
@@ -59,7 +60,7 @@ def prune(
 
     Args:
         model: A supported model, in the precision that the search should run in (float32, best).
-        tokenizer: Tokenizer of the model; it is saved with the checkpoint.
+        tokenizer: Tokenizer of the model, or its image processor; it is saved with the checkpoint.
         calibration, validation, test: Data sets that share no examples. Rewards see calibration, the choice of the
             layout sees validation, and the report sees test.
         target: Fractions to remove, e.g. `{"parameters": 0.3}` or `{"neurons": 0.5, "heads": 0.5}`; a list of

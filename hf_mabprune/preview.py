@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.checks import check_settings
 from hf_mabprune.compensation import dense_reference
 from hf_mabprune.config import PruneConfig, PruningConfig
@@ -20,13 +21,12 @@ from hf_mabprune.search.rules import Rule, RuleMemory
 from hf_mabprune.search.run import criterion_name, make_rule
 from hf_mabprune.selection import layouts
 from hf_mabprune.session import Session, open_session
-from hf_mabprune.tasks.batch import to_device
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 
-UNITS = {"neuron": "FFN neurons", "head": "query heads"}
+UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts"}
 MEASURED = 3  # forward passes that the time is estimated from
 LOOKS = 4  # batches that a round runs whole, in its context and for its last look
-COMPARED = ("kfac_obs", "obs", "fisher_rearranged", "flap")  # criteria whose cost is shown beside a search's
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def plan_run(settings: PruneConfig) -> RunPlan:
         *_describe_arms(session),
         *_describe_layouts(session, reach, refused),
         *(_describe_target(size, found) for size, found in zip(settings.prune.sizes(), plans, strict=True)),
-        _describe_search(settings, budgets, costs["search"], seconds),
-        *_describe_criteria(costs),
+        _describe_search(session, budgets, costs["search"], seconds),
+        *_describe_criteria(session, costs),
         f"memory: about {memory / 2**20:,.0f} MiB beside the libraries "
         f"({session.dense.get_memory_footprint() / 2**20:,.0f} weights, at most {cache / 2**20:,.0f} caches)",
         *_notes(settings, budgets, rule),
@@ -91,10 +91,11 @@ def plan_run(settings: PruneConfig) -> RunPlan:
 
 
 def _describe_arms(session: Session) -> list[str]:
-    arms, config = session.arms, session.dense.config
+    arms, model = session.arms, session.dense
+    layers = len(architecture_of(model).layers(model))
     lines = [
-        f"{config.model_type} | {config.num_hidden_layers} layers | {session.totals['parameters']:,} parameters | "
-        f"{session.totals['macs'] / 1e6:,.1f}M MACs for {session.tokens} tokens | {session.accelerator.device}"
+        f"{model.config.model_type} | {layers} layers | {session.totals['parameters']:,} parameters | "
+        f"{session.totals['macs'] / 1e6:,.1f}M MACs for {_size(session.example)} | {session.accelerator.device}"
     ]
     for kind, name in UNITS.items():
         rows = arms.of_kind(kind)
@@ -146,10 +147,11 @@ def _reach(session: Session, prune: PruningConfig) -> tuple[dict[str, dict[str, 
     return reach, refused
 
 
-def _describe_search(settings: PruneConfig, budgets: list[int], cost: Cost, seconds: float) -> str:
+def _describe_search(session: Session, budgets: list[int], cost: Cost, seconds: float) -> str:
     """What chooses, and what it and the whole run would take."""
+    settings = session.settings
     rest = (
-        f"{_tokens(cost)}, about {_duration(cost.seconds)} on one process; with evaluation and "
+        f"{_passes(cost, session.example)}, about {_duration(cost.seconds)} on one process; with evaluation and "
         f"{settings.output.random_seeds} random draws about {_duration(seconds)}"
     )
     if settings.search.criterion is not None:
@@ -157,10 +159,16 @@ def _describe_search(settings: PruneConfig, budgets: list[int], cost: Cost, seco
     return f"search: {sum(budgets):,} pulls in {len(budgets)} round{'s' if len(budgets) > 1 else ''}, {rest}"
 
 
-def _describe_criteria(costs: dict[str, Cost]) -> list[str]:
-    """What cheaper ways to choose would cost."""
-    others = {name: cost for name, cost in costs.items() if name != "search"}
-    prices = [f"{name} {_tokens(cost)}, about {_duration(cost.seconds)}" for name, cost in others.items()]
+def _describe_criteria(session: Session, costs: dict[str, Cost]) -> list[str]:
+    """What cheaper ways to choose would cost, the cheapest first; those that cost the same stand together."""
+    names: dict[Cost, list[str]] = {}
+    for name, cost in costs.items():
+        if name != "search":
+            names.setdefault(cost, []).append(name)
+    prices = [
+        f"{', '.join(alike)} {_passes(cost, session.example)}, about {_duration(cost.seconds)}"
+        for cost, alike in sorted(names.items(), key=lambda item: item[0].seconds)
+    ]
     return [f"without pulls (--search.criterion NAME): {'; '.join(prices)}"]
 
 
@@ -191,7 +199,7 @@ def _rehearsal(session: Session) -> tuple[float, Readout]:
     """Seconds of a forward pass over one batch, from a few, and what such a pass gives."""
     device = session.dense.device
     batches = session.batches["calibration"][:MEASURED]
-    inputs = [to_device(batch, device) for batch in batches]
+    inputs = [batch.to(device) for batch in batches]
     readout = session.task.readout(session.dense, inputs[0])  # warms up
     start = time.perf_counter()
     for batch in inputs:
@@ -211,17 +219,19 @@ def _costs(
         readout: What such a pass gives.
     """
     batches = len(session.batches["calibration"])
-    tokens = sum(batch["input_ids"].numel() for batch in session.batches["calibration"])
+    tokens = sum(batch.tokens for batch in session.batches["calibration"])
 
     def of_criterion(name: str) -> Cost:
         forward, backward = CRITERIA.get(name).passes_on(readout)
         return Cost(0, forward * tokens, backward * tokens, per_batch * batches * (forward + 2 * backward))
 
-    costs = {name: of_criterion(name) for name in COMPARED}
+    costs = {name: of_criterion(name) for name in CRITERIA.names()}
     if rule is None:
         return {"search": of_criterion(str(criterion_name(session.settings))), **costs}
-    layers = session.arms.layer.max() + 1
-    share = float(np.mean((layers - session.arms.layer) / layers))  # of a forward pass that a pull runs
+    architecture = architecture_of(session.dense)
+    layers = len(architecture.layers(session.dense))
+    depth = {site.name: site.depth for site in architecture.sites(session.dense)}
+    share = float(np.mean([(layers - depth[name]) / layers for name in session.arms.site]))  # of a pass, a pull runs
     rounds = session.settings.search.rounds or rule.default_rounds
     passes = pulls * share + rounds * min(batches, LOOKS) + rule.passes(batches)
     return {"search": Cost(pulls, passes * tokens / batches, 0.0, per_batch * passes), **costs}
@@ -229,7 +239,7 @@ def _costs(
 
 def _memory(session: Session, rule: Rule | None) -> tuple[int, int]:
     """Bytes at the peak beside the libraries' own, and bytes of the caches in it."""
-    sizes = Sizes.of(session.dense, session.arms, session.batches["calibration"])
+    sizes = Sizes.of(session.dense, session.arms, session.task, session.batches["calibration"])
     recordings = 0 if rule is None else replay.memory(sizes)
     moments = dense_reference.memory(sizes) if session.compensation else 0
     needed = RuleMemory(pulling=gradients.memory(sizes)) if rule is None else rule.memory(sizes)
@@ -237,9 +247,15 @@ def _memory(session: Session, rule: Rule | None) -> tuple[int, int]:
     return 2 * sizes.weights + needed.kept + dense_outputs.memory(sizes) + peak, recordings
 
 
-def _tokens(cost: Cost) -> str:
-    """Forward and backward tokens in words."""
-    return f"{(cost.forward_tokens + cost.backward_tokens) / 1e3:,.0f}k tokens"
+def _size(example: Batch) -> str:
+    """Length of an example in words, where it has one."""
+    return f"{example.length} tokens" if example.length else "one example"
+
+
+def _passes(cost: Cost, example: Batch) -> str:
+    """Forward and backward tokens in words; examples, where there are no tokens."""
+    unit = "tokens" if example.length else "examples"
+    return f"{(cost.forward_tokens + cost.backward_tokens) / 1e3:,.0f}k {unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,18 +1,25 @@
 """Finds components by name: every open folder (architectures, tasks, policies, ...) has one registry.
 
 A file in an open folder registers what it defines with a decorator. The folder is imported on first use, so adding a
-component is adding one file.
+component is adding one file. A plugin, a module from elsewhere, does the same (`plugins.py`).
 """
 
 import dataclasses
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from hf_mabprune.plugins import load_installed
+
+UNKNOWN = (
+    "unknown {kind} '{name}'.{nearest} Known: {known}; one of a plugin needs --plugin FILE (in Python: import it "
+    "first)"
+)
 T = TypeVar("T")
 
 
@@ -27,12 +34,15 @@ class Registry(Generic[T]):
 
     Args:
         kind: Word for an entry in messages, e.g. `"policy"`.
-        package: Dotted name of the open folder; its modules are imported on first look-up.
+        package: Dotted name of the open folder; its modules are imported on first look-up, and after them the plugins
+            of installed packages.
+        unknown: Message for a name that is not there, a format of `kind`, `name`, `nearest` and `known`.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, unknown: str = UNKNOWN) -> None:
         self.kind = kind
         self.package = package
+        self.unknown = unknown
         self._entries: dict[str, T] = {}
         self._discovered = False
 
@@ -40,13 +50,17 @@ class Registry(Generic[T]):
         """Makes a decorator that enters a class under every name given.
 
         Raises:
-            ValueError: If a name is taken already.
+            ValueError: If a name is taken already; the message says where.
         """
 
-        def enter(entry: T) -> T:
+        def enter(entry: Any) -> Any:
+            if not entry.__module__.startswith(f"{self.package}."):
+                self._discover()  # the folder's own names come first
             for name in names:
                 if name in self._entries:
-                    raise ValueError(f"{self.kind} '{name}' is registered twice")
+                    first: Any = self._entries[name]
+                    places = f"{inspect.getfile(first)} and in {inspect.getfile(entry)}"
+                    raise ValueError(f"{self.kind} '{name}' is registered twice: in {places}")
                 self._entries[name] = entry
             return entry
 
@@ -65,9 +79,8 @@ class Registry(Generic[T]):
         """
         self._discover()
         if name not in self._entries:
-            raise ValueError(
-                f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} Known: {', '.join(self.names())}"
-            )
+            words = {"nearest": nearest(name, self._entries), "known": ", ".join(self.names())}
+            raise ValueError(self.unknown.format(kind=self.kind, name=name, **words))
         return self._entries[name]
 
     def _discover(self) -> None:
@@ -76,6 +89,7 @@ class Registry(Generic[T]):
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self.package}.{module.name}")
+            load_installed()
 
 
 def option(default: Any, help: str) -> Any:
@@ -116,6 +130,6 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
 
 
 def describe_options(component: type) -> list[tuple[str, Any, str]]:
-    """Lists (name, default, help) of every option that a config may give a dataclass component."""
-    fields = dataclasses.fields(component)
+    """Lists (name, default, help) of every option that a config may give a component: of none but dataclasses."""
+    fields = dataclasses.fields(component) if dataclasses.is_dataclass(component) else ()
     return [(field.name, field.default, field.metadata["help"]) for field in fields if "help" in field.metadata]

@@ -5,18 +5,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures import family_of
 from hf_mabprune.architectures.cost import arm_table, count_macs, count_parameters
 from hf_mabprune.arms import ArmTable, KeepIndices
-from hf_mabprune.checkpoints.load import load_config, load_tokenizer, load_weights
+from hf_mabprune.checkpoints.load import Processor, load_config, load_processor, load_weights
 from hf_mabprune.compensation import (
     Compensation,
     CompensationFigures,
@@ -30,7 +30,7 @@ from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.tasks.base import TASKS, Task
-from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.lookup import build_task, check_head, check_reward, task_for_model
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
@@ -45,9 +45,9 @@ class Session:
     Attributes:
         settings: Run settings.
         dense: The model before pruning, on the device of the launch, in evaluation mode; it is never changed.
-        tokenizer: Tokenizer of the model, as it came.
+        processor: Tokenizer or image processor of the model, as it came.
         batches: Split -> batches.
-        tokens: T, length of the sequence that MACs are counted for.
+        example: Inputs of one sequence, which MACs are counted for.
         totals: `parameters`, `ffn_parameters`, `attention_parameters` and `macs` of the dense model.
         save_dtype: Precision of saved weights.
         compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
@@ -57,11 +57,11 @@ class Session:
 
     settings: PruneConfig
     dense: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     task: Task
     arms: ArmTable
     batches: Mapping[str, Sequence[Batch]]
-    tokens: int
+    example: Batch
     totals: dict[str, int]
     accelerator: Accelerator
     save_dtype: torch.dtype
@@ -109,15 +109,16 @@ def open_session(settings: PruneConfig, accelerator: Accelerator) -> Session:
         ValueError, OSError: As `load_splits` and `load_model`.
     """
     splits = main_first(accelerator, lambda: load_splits(settings.task))
-    model, tokenizer = load_model(settings.model, settings.task, splits)
-    save_dtype = saved_precision(settings.model, model.dtype)
-    return make_session(settings, model.to(accelerator.device), tokenizer, splits, accelerator, save_dtype)
+    stored = stored_config(settings.model)
+    model, processor = load_model(settings.model, settings.task, splits, stored)
+    save_dtype = saved_precision(settings.model, stored, model.dtype)
+    return make_session(settings, model.to(accelerator.device), processor, splits, accelerator, save_dtype)
 
 
 def make_session(
     settings: PruneConfig,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     splits: dict[str, Dataset],
     accelerator: Accelerator,
     save_dtype: torch.dtype,
@@ -127,7 +128,7 @@ def make_session(
     Args:
         settings: Run settings.
         model: The dense model, on the device of the launch.
-        tokenizer: Tokenizer of the model.
+        processor: Tokenizer or image processor of the model.
         splits: Split -> data set.
         save_dtype: Precision of saved weights.
 
@@ -137,70 +138,83 @@ def make_session(
     set_seed(settings.seed)
     model.eval()
     # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
-    task = build_task(settings.task, copy.deepcopy(tokenizer), model.config, type(model).__name__)
+    task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
     check_reward(settings.search.reward, task)
     batches = make_batches(settings, task, splits)
-    tokens = int(np.mean([batch["input_ids"].shape[-1] for batch in batches["calibration"]]))
+    example = typical_example(batches["calibration"])
     prune = settings.prune
-    arms = arm_table(model, prune.kinds(), prune.block_size, tokens)
-    totals = count_parameters(model) | {"macs": count_macs(model, tokens, task.one_sequence)}
+    arms = arm_table(model, prune.kinds(), prune.block_size, example)
+    totals = count_parameters(model) | {"macs": count_macs(model, example)}
     compensation = make_compensation(settings.compensation) if settings.compensation else None
     training = None
     if settings.recovery:
         training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
-    data = task, arms, batches, tokens, totals
-    session = Session(settings, model, tokenizer, *data, accelerator, save_dtype, compensation, training)
+    data = task, arms, batches, example, totals
+    session = Session(settings, model, processor, *data, accelerator, save_dtype, compensation, training)
     if compensation:
         _ = session.reference  # too few batches for it are refused before any pull
     return session
 
 
-def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, list[Batch]]:
+def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, Sequence[Batch]]:
     """Checks, samples, encodes and collates: split -> batches."""
     for split in SPLITS:
         task.check(splits[split], split)
-    batches = {}
+    batches: dict[str, Sequence[Batch]] = {}
     for split in SPLITS:
         drawn = split == "calibration"
         count = settings.task.calibration_examples if drawn else settings.task.evaluation_examples
         encoded = encode_sample(task, splits[split], count, settings.seed)
-        batches[split] = batches_of(task, encoded, settings.task.batch_size, equal=drawn, by_length=not drawn)
+        made = batches_of(task, encoded, settings.task.batch_size, equal=drawn, by_length=not drawn)
+        batches[split] = list(made) if drawn else made  # a search reads those of calibration over and over
     return batches
 
 
 def load_model(
-    settings: ModelConfig, task: TaskConfig, splits: Mapping[str, Dataset] | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads the model with the head that the task needs, in the precision of the search, and its tokenizer.
+    settings: ModelConfig,
+    task: TaskConfig,
+    splits: Mapping[str, Dataset] | None = None,
+    stored: PreTrainedConfig | None = None,
+) -> tuple[PreTrainedModel, Processor]:
+    """Loads the model with the head that the task needs, in the precision of the search, and its
+    tokenizer or image processor.
 
     Args:
         settings: Which model.
         task: Which task.
         splits: Split -> data that must suit the task; what does not is refused before the weights are loaded.
+        stored: Its config, where that has been read.
 
     Raises:
         ValueError: If the model is quantised, an adapter, of an unknown family, has no head for the task or lacks
             weights, or if settings or data do not suit the task.
         OSError: If it does not exist.
     """
-    origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    stored = load_config(settings.name, **origin)
+    origin, stored = _origin(settings), stored or stored_config(settings)
     family_of(stored)
     head = (stored.architectures or ["a model of unknown head"])[0]
     kind = task.type or task_for_model(head, stored)
     check_head(kind, head)
-    tokenizer = load_tokenizer(settings.name, **origin)
-    suited = build_task(task, tokenizer, stored, head)
+    processor = load_processor(TASKS.get(kind).processor_class, settings.name, **origin)
+    suited = build_task(task, processor, stored, head)
     for split, dataset in (splits or {}).items():
         suited.check(dataset, split)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    return load_weights(TASKS.get(kind).auto_class, settings.name, dtype=dtype, **origin), tokenizer
+    return load_weights(TASKS.get(kind).auto_class, settings.name, dtype=dtype, **origin), processor
 
 
-def saved_precision(settings: ModelConfig, searched: torch.dtype) -> torch.dtype:
+def stored_config(settings: ModelConfig) -> PreTrainedConfig:
+    """Reads the config of the model that the settings name; errors as those of `load_config`."""
+    return load_config(settings.name, **_origin(settings))
+
+
+def _origin(settings: ModelConfig) -> dict[str, Any]:
+    """Options of `from_pretrained` that say which files are meant, and whether code in them may run."""
+    return {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+
+
+def saved_precision(settings: ModelConfig, stored: PreTrainedConfig, searched: torch.dtype) -> torch.dtype:
     """Gives the precision of saved weights: that of the source checkpoint, unless the settings name one."""
     if settings.save_dtype != "auto":
         return getattr(torch, settings.save_dtype)
-    origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    stored = load_config(settings.name, **origin).dtype
-    return stored if isinstance(stored, torch.dtype) else searched
+    return stored.dtype if isinstance(stored.dtype, torch.dtype) else searched

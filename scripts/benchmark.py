@@ -7,6 +7,8 @@
     python scripts/benchmark.py estimates --config configs/quickstart.yaml
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
+
+`--plugin FILE` brings policies, criteria, tasks or model types from elsewhere.
 """
 
 import argparse
@@ -18,14 +20,10 @@ from datasets.utils import disable_progress_bars
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
 
-from hf_mabprune.cli.settings import read_settings
+from hf_mabprune.cli.settings import read_settings, take_plugins
+from hf_mabprune.policies import POLICIES
 from research.benchmarks import estimates, policies, precision, pulls, quality, quality_report
 from research.benchmarks.suite import read_suite
-
-DEFAULT_VARIANTS = [
-    *("epsilon_greedy", "softmax", "ucb1", "thompson", "hedge", "exp3", "uniform", "sweep"),
-    "ucb1:loss",
-]
 
 
 def main() -> int:
@@ -33,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["estimates", "policies", "precision", "pulls", "quality"])
     parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
-    parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, help="policy, or policy:reward")
+    parser.add_argument("--variants", nargs="+", help="policy, or policy:reward; default: all, and ucb1:loss")
     parser.add_argument("--out", help="where the rows go; default: runs/policies.parquet, or what the suite says")
     parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
     parser.add_argument("--plot", help="where the figure of `pulls` goes, e.g. runs/pulls.png")
@@ -47,11 +45,17 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
+    try:
+        _, settings = take_plugins(settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.benchmark == "quality":
         return compare_methods(options, settings)
     if options.benchmark == "policies":
         out = options.out or "runs/policies.parquet"
-        print(policies.compare(read_settings(settings), options.variants, options.seeds or [0, 1], out, options.merge))
+        variants = options.variants or [*POLICIES.names(), "ucb1:loss"]
+        print(policies.compare(read_settings(settings), variants, options.seeds or [0, 1], out, options.merge))
     elif options.benchmark == "precision":
         print(precision.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
     elif options.benchmark == "estimates":

@@ -6,7 +6,7 @@
         --task.dataset "{path: parquet, data_files: {train: train.parquet, validation: validation.parquet}}"
 
 It is trained on the calibration slice; validation and test slice are measured when it is done. Other options are those
-of `mabprune prune --help`.
+of `mabprune prune --help`, `--plugin FILE` included.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from datasets.utils import disable_progress_bars
 sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
 
 from hf_mabprune.cli.commands import USER_ERRORS
-from hf_mabprune.cli.settings import read_settings
+from hf_mabprune.cli.settings import read_settings, take_plugins
 from research.benchmarks.finetuning import Training, finetune
 
 
@@ -42,6 +42,7 @@ def main() -> int:
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
     try:
+        _, rest = take_plugins(rest)
         print(finetune(base, out, read_settings(rest), Training(**chosen)), f"saved in {out}", sep="\n")
     except USER_ERRORS as error:
         print(f"finetune: {error}", file=sys.stderr)

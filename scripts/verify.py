@@ -3,7 +3,8 @@
     python scripts/verify.py runs/quickstart
     python scripts/verify.py runs/llama-wikitext2 --dense path/to/model --new-tokens 64
 
-Reads arms and layout from the run in CHECKPOINT/mabprune, and model and task from its config.yaml.
+Reads arms and layout from the run in CHECKPOINT/mabprune, and model and task from its config.yaml. `--plugin FILE`
+loads a family or task that comes from elsewhere.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_mabprune import load_pruned
 from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.cli.settings import read_run_config
+from hf_mabprune.cli.settings import read_run_config, take_plugins
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.masking import keep_masks, masked
@@ -40,7 +41,7 @@ def main() -> int:
     options = parse()
     settings = check(read_run_config(str(options.checkpoint)))
     name = options.dense or settings.model.name
-    dense, tokenizer = load_model(settings.model.model_copy(update={"name": name}), settings.task)
+    dense, processor = load_model(settings.model.model_copy(update={"name": name}), settings.task)
     table, report = RunFolder(options.checkpoint).read()
     arms = ArmTable(**{field: table[field].to_numpy() for field in ArmTable.__dataclass_fields__})
     keep = arms.kept_units(table["kept"].to_numpy())
@@ -48,13 +49,13 @@ def main() -> int:
     reloaded = load_pruned(options.checkpoint, dtype=dense.dtype).eval()
 
     test = load_splits(settings.task)["test"]
-    task = build_task(settings.task, copy.deepcopy(tokenizer), dense.config, type(dense).__name__)
+    task = build_task(settings.task, copy.deepcopy(processor), dense.config, type(dense).__name__)
     encoded = encode_sample(task, test, options.prompts, settings.seed)
     batch = batches_of(task, encoded, options.prompts)[0]
     agree = logits_agree(settings, dense, pruned, reloaded, keep, task, batch)
     if reloaded.can_generate():
-        texts = test[task.find_columns(test, "test")[task.roles[0]]]
-        prompt = prompts(texts, tokenizer, options.prompts, options.prompt_tokens)
+        texts = test.flatten()[task.find_columns(test, "test")[task.roles[0]]]
+        prompt = prompts(texts, cast(PreTrainedTokenizerBase, processor), options.prompts, options.prompt_tokens)
         first = reloaded if changed_after_cut(settings) else pruned
         agree &= generations_agree(first, reloaded, prompt, options.new_tokens)
     return int(not agree)
@@ -71,7 +72,8 @@ def parse() -> argparse.Namespace:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
-    return parser.parse_args()
+    _, arguments = take_plugins(sys.argv[1:])
+    return parser.parse_args(arguments)
 
 
 def changed_after_cut(settings: PruneConfig) -> bool:

@@ -1,47 +1,111 @@
 """What tests of several rooms share: small problems with all that pulls need, made-up arms, and small runs."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.cost import arm_table
-from hf_mabprune.arms import ArmTable, KeepIndices
+from hf_mabprune.architectures.stock import sizes_of_field
+from hf_mabprune.arms import KINDS, ArmTable, Ints
+from hf_mabprune.cli.settings import REGISTRIES
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.selection.target import Limits
 from hf_mabprune.surgery.cut import Layout
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.batch import LABELS, Batch, typical_example
+from hf_mabprune.tasks.readout import Readout
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
 from tests.tiny_models import keep_for, tiny_model
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3")
-HEADS_FIXED = ("bert", "roberta", "electra", "xlm-roberta")  # whose stock config cannot say fewer heads
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "mixtral")
 LETTERS = "abcdefghij"
 SPLITS = ("train", "validation", "test")
 
 
+class Plainly:
+    """Stands in for the tasks of images and of sequences to sequences: all logits count, each for its label."""
+
+    forward_options: ClassVar[dict[str, Any]] = {}
+    inputs, readout = Task.inputs, Task.readout
+
+    def __init__(self, one_position: bool) -> None:
+        self.reads_one_position = one_position
+
+    def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
+        """[B, C], one position an example, or [B, P, C]."""
+        labels = batch[LABELS]
+        return Readout(logits.view(*labels.view(len(labels), -1).shape, -1), labels.view(len(labels), -1))
+
+
+def head_of(model_type: str) -> str:
+    """The AutoModel class of a problem."""
+    if model_type in DECODERS:
+        return "AutoModelForCausalLM"
+    others = {"t5": "AutoModelForSeq2SeqLM", "vit": "AutoModelForImageClassification"}
+    return others.get(model_type, "AutoModelForSequenceClassification")
+
+
 def problem(model_type: str) -> tuple[PreTrainedModel, Task, list[Batch], ArmTable]:
-    """Gives a tiny model with its task, three padded batches and all its arms."""
-    decoder = model_type in DECODERS
-    model = tiny_model(model_type, "AutoModelForCausalLM" if decoder else "AutoModelForSequenceClassification")
-    task = task_of(model, make_tokenizer("plain" if decoder else "pair"))
+    """Gives a tiny model with its task, three batches, padded where that can be, and all its arms."""
+    model = tiny_model(model_type, head_of(model_type))
+    if model_type in ("t5", "vit"):
+        task: Any = Plainly(model_type == "vit")
+    else:
+        task = task_of(model, make_tokenizer("plain" if model_type in DECODERS else "pair"))
     generator = torch.Generator().manual_seed(moved(3))
-    batches = []
-    for _ in range(3):
-        ids = torch.randint(3, 16, (4, 7), generator=generator)
-        attention = torch.ones_like(ids)
-        if not decoder:
-            ids[0, 5:], attention[0, 5:] = 0, 0
-        labels = ids.clone() if decoder else torch.randint(0, 2, (4,), generator=generator)
-        batches.append({"input_ids": ids, "attention_mask": attention, "labels": labels})
-    return model, task, batches, arm_table(model, ["neuron", "head"], 16, 7)
+    batches = [_batch(model_type, generator) for _ in range(3)]
+    return model, task, batches, arms_of(model, 16, batches)
+
+
+def _batch(model_type: str, generator: torch.Generator) -> Batch:
+    """Four examples."""
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    if model_type == "vit":
+        return Batch(pixel_values=torch.randn(4, 3, 16, 16, generator=generator), labels=draw(0, 2, 4))
+    ids = draw(3, 16, 4, 7)
+    attention = torch.ones_like(ids)
+    if model_type in DECODERS:
+        return Batch(input_ids=ids, attention_mask=attention, labels=ids.clone())
+    ids[0, 5:], attention[0, 5:] = 0, 0
+    if model_type != "t5":
+        return Batch(input_ids=ids, attention_mask=attention, labels=draw(0, 2, 4))
+    decoded, labels = draw(3, 16, 4, 5), draw(3, 16, 4, 5)
+    counted = torch.ones_like(decoded)
+    decoded[1, 3:], counted[1, 3:], labels[1, 3:] = 0, 0, -100
+    return Batch(
+        input_ids=ids, attention_mask=attention, decoder_input_ids=decoded, decoder_attention_mask=counted,
+        labels=labels,
+    )  # fmt: skip
+
+
+def unasked() -> tuple[PreTrainedModel, Task, list[Batch]]:
+    """A mixtral with more experts than its batches have positions for: to many of them none is sent."""
+    model = tiny_model("mixtral", head_of("mixtral"), num_local_experts=32)
+    generator = torch.Generator().manual_seed(moved(0))
+    ids = [torch.randint(3, 16, (2, 4), generator=generator) for _ in range(3)]
+    batches = [Batch(input_ids=each, attention_mask=torch.ones_like(each), labels=each.clone()) for each in ids]
+    return model, task_of(model, make_tokenizer("plain")), batches
+
+
+def arms_of(
+    model: PreTrainedModel, block: int, batches: Sequence[Batch], kinds: Sequence[str] = KINDS
+) -> ArmTable:
+    """All arms of a model, neurons in blocks, with costs over one example of such batches."""
+    return arm_table(model, list(kinds), block, typical_example(batches))
 
 
 def some_context(arms: ArmTable) -> np.ndarray:
@@ -61,29 +125,42 @@ def pull_all(pulls: Pulls, kept: np.ndarray) -> np.ndarray:
 def rounding(model: PreTrainedModel) -> float:
     """Says how far two ways to the same numbers may end up apart in float64.
 
-    The norms of decoders work in float32 all the same: what differs in the last digit of a float64 there may differ in
-    the last digit of a float32 behind it.
+    Norms of their own kind and routers work in float32 all the same: what differs in the last digit of a float64 there
+    may differ in the last digit of a float32 behind it.
     """
-    return 1e-8 if hasattr(model.base_model, "norm") else 1e-13
+    norms = [module for module in model.modules() if type(module).__name__.endswith("Norm")]
+    return 1e-13 if all(isinstance(norm, torch.nn.LayerNorm) for norm in norms) else 1e-8
 
 
 def small_effects(model_type: str) -> ReplayPulls:
     """Gives pulls on a tiny model whose sites hardly matter, so that second order is all there is."""
     model, task, batches, arms = problem(model_type)
     model.double()
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if name.endswith(("output.dense", "down_proj", "o_proj")):
-                module.weight.mul_(1e-2)
+    shrink(model, 1e-2)
     return ReplayPulls(model, arms, task, batches)
 
 
-def selection(model_type: str, model: PreTrainedModel, layout: Layout) -> KeepIndices:
+def shrink(model: PreTrainedModel, factor: float) -> None:
+    """Scales the output projections of all sites down."""
+    for site in architecture_of(model).sites(model):
+        if site.kind != "expert":  # whose projections are those of its neurons
+            projection = projection_of(model, site)
+            projection.write(projection.weight * factor)
+
+
+def example_of(tokens: int) -> Batch:
+    """One sequence of so many tokens."""
+    ids = torch.ones(1, tokens, dtype=torch.long)
+    return Batch(input_ids=ids, attention_mask=ids)
+
+
+def selection(model: PreTrainedModel, layout: Layout) -> dict[str, Ints]:
     """Gives random keep indices that a layout can say: all heads stay where a stock config cannot say fewer."""
-    keep = keep_for(model, layout)
-    if layout == "uniform" and model_type in HEADS_FIXED:
-        return KeepIndices(neurons=keep.neurons, heads={})
-    return keep
+    if layout == "uniform":
+        heads = [site for site in architecture_of(model).sites(model) if site.kind == "head"]
+        if not sizes_of_field(model, heads):
+            return keep_for(model, layout, kinds=("neuron", "expert"))
+    return keep_for(model, layout)
 
 
 def table(
@@ -92,7 +169,10 @@ def table(
     parameters: tuple[int, int] = (1, 1),
     macs: tuple[int, int] = (1, 1),
 ) -> ArmTable:
-    """Makes up arms of the given units, layer by layer; costs are per arm, of neurons and of heads."""
+    """Makes up arms of the given units, layer by layer; costs are per arm, of neurons and of heads.
+
+    The site of the neurons of layer 3 is `neuron.3`.
+    """
     rows = []
     for kind, layers, cost, work in (
         ("neuron", neurons, parameters[0], macs[0]),
@@ -101,11 +181,20 @@ def table(
         for layer, units in enumerate(layers):
             stops = np.cumsum(units)
             rows += [
-                (kind, layer, index, stop - size, stop, cost, work)
+                (f"{kind}.{layer}", kind, layer, index, stop - size, stop, cost, work)
                 for index, (size, stop) in enumerate(zip(units, stops, strict=True))
             ]
-    kind, *numbers = zip(*rows, strict=True)
-    return ArmTable(np.array(kind), *(np.array(column, dtype=np.int64) for column in numbers))
+    site, kind, *numbers = zip(*rows, strict=True)
+    return ArmTable(np.array(site), np.array(kind), *(np.array(column, dtype=np.int64) for column in numbers))
+
+
+def limits(arms: ArmTable, neurons: int = 1, heads: int = 1, layout: str = "per_layer", sizes: Any = None) -> Limits:
+    """Gives floors by kind; under `uniform` all sites of a kind keep one size, one of those given by kind; else the
+    experts of a layer do. Two experts stay, which every position is sent to."""
+    floors = {"neuron": neurons, "head": heads, "expert": 2}
+    kinds = {site: str(arms.kind[rows[0]]) for site, rows in arms.groups()}
+    ties = kinds if layout == "uniform" else {site: site.rpartition(".")[0] for site in kinds if ".experts." in site}
+    return Limits({site: floors[kind] for site, kind in kinds.items()}, ties, sizes or {})
 
 
 def whole(arms: ArmTable) -> np.ndarray:
@@ -150,3 +239,17 @@ def settings_for(folder: Path, files: dict[str, str], model_type: str, **changes
     for part, values in changes.items():
         base[part] = {**base[part], **values} if part in base and isinstance(values, dict) else values
     return check(base)
+
+
+@contextmanager
+def apart(folder: Path) -> Iterator[None]:
+    """Lets go, at the end, of what plugins from a folder have registered."""
+    before = {kind: {name: registry.get(name) for name in registry.names()} for kind, registry in REGISTRIES.items()}
+    try:
+        yield
+    finally:
+        for kind, registry in REGISTRIES.items():
+            registry._entries = before[kind]
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", "")).startswith(str(folder)):
+                del sys.modules[name]

@@ -147,12 +147,27 @@ def test_configs_in_the_docs_are_valid(block: Block) -> None:
         TargetConfig.model_validate(settings["target"])
 
 
+def test_tables_of_components_show_what_is_registered() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "components.py"), "--check"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    marked = {name for page in PAGES for name in re.findall(r"<!-- table of (.*) -->", page.read_text())}
+    assert marked == {"model types", "tasks", "rewards", "policies", "removal rules", "criteria", "compensations"}
+
+
 def reference_modules() -> list[str]:
-    """The modules that `make docs` documents."""
+    """The modules that `make docs` documents: those that are listed, and all that lie in open folders."""
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     listed = re.search(r"^REFERENCE := \$\(addprefix (?P<prefix>\S+), (?P<names>.*)\)$", makefile, re.M)
-    assert listed
-    return [f"{listed['prefix']}{name}" for name in listed["names"].split()]
+    folders = re.search(r"^OPEN := (?P<names>.*)$", makefile, re.M)
+    assert listed and folders
+    files = [file for name in folders["names"].split() for file in (ROOT / "hf_mabprune" / name).glob("[a-z]*.py")]
+    lying = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    return [*(f"{listed['prefix']}{name}" for name in listed["names"].split()), *lying]
 
 
 @pytest.mark.whole

@@ -82,6 +82,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         ("bert", "uniform", {"neurons": 0.5}),  # whose config cannot say fewer heads
         ("llama", "per_layer", {"neurons": 0.5, "heads": 0.5}),
         ("llama", "uniform", {"neurons": 0.5, "heads": 0.5}),
+        ("gpt2", "per_layer", {"neurons": 0.5, "heads": 0.5}),
+        ("mixtral", "per_layer", {"experts": 0.5, "heads": 0.5}),
+        ("mixtral", "uniform", {"neurons": 0.5}),
     ],
 )
 def test_stages_end_at_the_target(
@@ -183,3 +186,15 @@ def test_what_stages_cannot_do_is_refused(tmp_path: Path, files: dict[str, str],
 def test_stages_share_the_training() -> None:
     shared = share(RecoveryConfig(stages=4, epochs=2, max_steps=10))
     assert (shared.epochs, shared.max_steps) == (0.5, 2)
+
+
+def test_neurons_of_experts_that_went_are_no_arms_of_the_next_stage(tmp_path: Path, files: dict[str, str]) -> None:
+    both = {"target": {"neurons": 0.5, "experts": 0.5}, "layout": "per_layer", "block_size": 8}
+    result = prune_from_config(staged(tmp_path, files, "mixtral", prune=both))
+    kept = result.report.kept
+    assert [counts for counts in kept["expert"].values()] == [(2, 4), (2, 4)]
+    widths = {site.rpartition(".")[0]: set() for site in kept["neuron"]}
+    for site, (units, _) in kept["neuron"].items():
+        widths[site.rpartition(".")[0]].add(units)
+    assert all(len(sizes - {0}) == 1 for sizes in widths.values()), "experts of a layer keep one width, or have gone"
+    assert result.report.after.parameters == sum(p.numel() for p in load_pruned(tmp_path / "out").parameters())

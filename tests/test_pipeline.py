@@ -143,9 +143,9 @@ def test_the_table_of_arms_says_what_stays(finished: tuple[PruneResult, Path]) -
     arms = pd.read_parquet(folder / "mabprune" / "arms.parquet")
     assert len(arms) == 2 * (48 // 8) + 2 * 4
     kept = arms[arms.kept]
-    for (kind, layer), rows in kept.groupby(["kind", "layer"]):
+    for (kind, site), rows in kept.groupby(["kind", "site"]):
         units = int((rows.stop - rows.start).sum())
-        assert result.report.kept[str(kind)][int(str(layer))][0] == units
+        assert result.report.kept[str(kind)][str(site)][0] == units
     assert sorted(arms.order) == list(range(len(arms)))
     assert (arms.loc[~arms.kept, "removed_round"] > 0).all() and (kept.removed_round == 0).all()
     assert arms.loc[~arms.kept, "order"].max() < kept.order.min(), "the order of removal is nested"

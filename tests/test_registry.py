@@ -1,5 +1,7 @@
 """Discovery, names and options of components."""
 
+import importlib
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,10 +9,10 @@ from typing import Any, Literal
 
 import pytest
 
+import hf_mabprune
 from hf_mabprune.architectures import ARCHITECTURES
-from hf_mabprune.policies import POLICIES
+from hf_mabprune.cli.settings import REGISTRIES
 from hf_mabprune.registry import Registry, check_options, describe_options, nearest
-from hf_mabprune.tasks.base import TASKS
 
 MODULE = """
 from {package} import FRUIT
@@ -58,25 +60,39 @@ def test_unknown_names_list_the_known_and_the_nearest(fruit: Registry[Any]) -> N
     with pytest.raises(ValueError) as error:
         fruit.get("aple")
     assert str(error.value) == (
-        "unknown fruit 'aple'. Did you mean 'apple'? Known: apple, apple_tree, cherry, cherry_tree"
+        "unknown fruit 'aple'. Did you mean 'apple'? Known: apple, apple_tree, cherry, cherry_tree; one of a plugin "
+        "needs --plugin FILE (in Python: import it first)"
     )
     with pytest.raises(ValueError, match=r"unknown fruit 'qqq'. Known: apple, "):
         fruit.get("qqq")
+    fruit.unknown = "no {name} in {known}"
+    with pytest.raises(ValueError, match=r"^no qqq in apple, apple_tree, cherry, cherry_tree$"):
+        fruit.get("qqq")
+
+
+def test_a_registry_may_say_in_its_own_words_what_is_unknown(fruit: Registry[Any]) -> None:
+    fruit.unknown = "no {kind} '{name}' yet, only {known}{nearest}"
+    with pytest.raises(ValueError, match=r"^no fruit 'plum' yet, only apple, apple_tree, cherry, cherry_tree$"):
+        fruit.get("plum")
 
 
 def test_a_name_is_taken_once(fruit: Registry[Any]) -> None:
     with pytest.raises(ValueError, match="fruit 'plum' is registered twice"):
         fruit.register("plum", "plum")(Machine)
     fruit.register("pear")(Machine)
-    with pytest.raises(ValueError, match="fruit 'pear' is registered twice"):
+    with pytest.raises(ValueError, match=r"fruit 'pear' is registered twice: in \S+test_registry.py and in "):
         fruit.register("pear")(Machine)
     assert fruit.get("pear") is Machine
+    with pytest.raises(ValueError, match=r"fruit 'apple' is registered twice: in \S+apple.py and in \S+test_registry"):
+        fruit.register("apple")(Machine)
 
 
-def test_the_open_folders() -> None:
-    assert set(ARCHITECTURES.names()) >= {"bert", "roberta", "electra", "xlm-roberta", "llama", "mistral", "qwen2"}
-    assert set(POLICIES.names()) >= {"epsilon_greedy", "softmax", "ucb1", "thompson", "hedge", "exp3", "uniform"}
-    assert set(TASKS.names()) >= {"sequence_classification", "causal_lm"}
+@pytest.mark.parametrize("registry", REGISTRIES.values(), ids=lambda registry: registry.package)
+def test_every_file_of_an_open_folder_that_registers_something_is_found(registry: Registry[Any]) -> None:
+    homes = {registry.get(name).__module__ for name in registry.names()}
+    folder = Path(str(importlib.import_module(registry.package).__file__)).parent
+    marked = {path.stem for path in folder.glob("*.py") if re.search(r"^@[A-Z]+\.register\(", path.read_text(), re.M)}
+    assert homes == {f"{registry.package}.{name}" for name in marked}
 
 
 def test_nearest() -> None:
@@ -132,3 +148,13 @@ def test_options_are_described_in_order() -> None:
         ("steps", None, "how long"),
         ("loud", False, "whether to sing"),
     ]
+
+
+def test_a_family_is_one_file() -> None:
+    """No other file of the package names a model type; which count positions from the padding is a fact apart."""
+    folder = Path(hf_mabprune.__file__).parent
+    texts = {path: path.read_text() for path in folder.rglob("*.py") if path.name != "positions.py"}
+    for name in ARCHITECTURES.names():
+        home = folder / "architectures" / f"{ARCHITECTURES.get(name).__module__.rpartition('.')[2]}.py"
+        strangers = [path for path, text in texts.items() if f'"{name}"' in text and path != home]
+        assert not strangers, f"{name} is named in {strangers}"

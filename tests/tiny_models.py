@@ -1,36 +1,48 @@
 """Tiny random models of every supported type and head, from configs: no network, milliseconds each."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from hf_mabprune.architectures import ARCHITECTURES, architecture_of
-from hf_mabprune.arms import KeepIndices
+from hf_mabprune.architectures import ARCHITECTURES, Site, architecture_of
+from hf_mabprune.arms import Ints
 from hf_mabprune.checkpoints import modeling_pruned
 from tests.seeds import moved
 
-LAYERS, WIDTH, HEADS, VOCABULARY = 2, 48, 4, 64
-
-
-def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
-    """Hidden size 32, 2 layers, 48 neurons, 4 heads; two heads share keys and values where the family can say it."""
-    sizes = {
+LAYERS, WIDTH, HEADS, EXPERTS, VOCABULARY = 2, 48, 4, 4, 64
+TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = TOKENS | {
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": WIDTH,
+    "max_position_embeddings": 64,
+}
+GROUPED = SIZES | {"num_key_value_heads": HEADS // 2}  # two heads share keys and values
+OF_TYPE: dict[str, dict[str, Any]] = {  # where they differ from `GROUPED`
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), SIZES),
+    "electra": SIZES | {"embedding_size": 16},
+    "gpt2": TOKENS | {"n_embd": 32, "n_layer": LAYERS, "n_head": HEADS, "n_inner": WIDTH, "n_positions": 64},
+    "mixtral": GROUPED | {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    "t5": TOKENS
+    | {"d_model": 32, "d_kv": 8, "d_ff": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "decoder_start_token_id": 0},
+    "vit": {
         "hidden_size": 32,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS // 2,
         "intermediate_size": WIDTH,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    if model_type == "electra":
-        sizes["embedding_size"] = 16
-    if model_type in ("bert", "roberta", "electra", "xlm-roberta"):
-        del sizes["num_key_value_heads"]
-    return AutoConfig.for_model(model_type, **{**sizes, **changes})
+        "image_size": 16,
+        "patch_size": 4,
+    },
+}
+
+
+def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
+    """Hidden size 32, 2 layers (a stack), 48 neurons, 4 heads; two heads share keys and values where that can be."""
+    return AutoConfig.for_model(model_type, **{**OF_TYPE.get(model_type, GROUPED), **changes})
 
 
 def tiny_model(model_type: str, auto_class: str, **changes: object) -> PreTrainedModel:
@@ -54,34 +66,72 @@ def every_type_and_head() -> list[tuple[str, str]]:
     return [(model_type, head) for model_type in ARCHITECTURES.names() for head in heads_of(model_type)]
 
 
-def inputs_for(auto_class: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Two sequences of 9 tokens, the second padded; [B, choices, T] for multiple choice."""
+def inputs_for(model: PreTrainedModel, auto_class: str = "", seed: int = 0) -> dict[str, torch.Tensor]:
+    """Two examples: images; or sequences of 9 tokens, the second padded, with one end of sequence each.
+
+    [B, choices, T] for multiple choice; besides, 5 tokens for a decoder that reads an encoder.
+    """
     generator = torch.Generator().manual_seed(moved(seed))
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.rand(2, 3, 16, 16, generator=generator)}
     ids = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
     attention = torch.ones_like(ids)
     ids[1, 6:], attention[1, 6:] = 0, 0
+    ids[0, 8], ids[1, 5] = 2, 2
     if auto_class == "AutoModelForMultipleChoice":
         ids, attention = ids[:, None].repeat(1, 2, 1), attention[:, None].repeat(1, 2, 1)
-    return {"input_ids": ids, "attention_mask": attention}
+    inputs = {"input_ids": ids, "attention_mask": attention}
+    if model.config.is_encoder_decoder and "SequenceClassification" not in auto_class:
+        inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY, (2, 5), generator=generator)
+    return inputs
 
 
-def outputs_of(model: PreTrainedModel, auto_class: str) -> torch.Tensor:
+def outputs_of(model: PreTrainedModel, auto_class: str = "") -> torch.Tensor:
     """Every floating-point output of one forward pass, flattened."""
     with torch.no_grad():
-        outputs = model(**inputs_for(auto_class))
+        outputs = model(**inputs_for(model, auto_class))
     tensors = [value for value in outputs.to_tuple() if isinstance(value, torch.Tensor) and value.is_floating_point()]
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def keep_for(model: PreTrainedModel, layout: str, seed: int = 0) -> KeepIndices:
-    """A random selection: half of neurons and of heads, the same counts in each layer only under `uniform`."""
+def site_of(model: PreTrainedModel, kind: str, layer: int) -> Site:
+    """The first site of a kind in a layer, counted through all stacks."""
+    sites = architecture_of(model).sites(model)
+    return next(site for site in sites if site.kind == kind and site.depth == layer)
+
+
+def keep_of(
+    model: PreTrainedModel,
+    neurons: dict[int, Iterable[int]] | None = None,
+    heads: dict[int, Iterable[int]] | None = None,
+) -> dict[str, Ints]:
+    """Keep indices by layer, for models with one such site a layer."""
+    given = {"neuron": neurons or {}, "head": heads or {}}
+    return {
+        site_of(model, kind, layer).name: np.array(list(units), dtype=np.int64)
+        for kind, layers in given.items()
+        for layer, units in layers.items()
+    }
+
+
+def keep_for(
+    model: PreTrainedModel, layout: str, seed: int = 0, kinds: Iterable[str] = ("neuron", "head", "expert")
+) -> dict[str, Ints]:
+    """A random selection: half of neurons and of heads, the same counts in each layer only under `uniform`.
+
+    Experts of a layer keep one width, a multiple of 8, and under `uniform` those of all layers do.
+    """
     rng = np.random.default_rng(moved(seed))
-    keep: dict[str, dict[int, np.ndarray]] = {"neuron": {}, "head": {}}
+    keep: dict[str, Ints] = {}
+    widths: dict[str | None, int] = {}
     for site in architecture_of(model).sites(model):
+        if site.kind not in kinds:
+            continue
         groups = site.units // site.group
-        count = max(1, groups // 2) if layout == "uniform" else int(rng.integers(1, groups))
+        least = architecture_of(model).least_units(model, site) // site.group
+        count = max(least, groups // 2) if layout == "uniform" else int(rng.integers(least, max(groups, least + 1)))
+        if site.tie:
+            count = widths.setdefault(None if layout == "uniform" else site.tie, max(8, count // 8 * 8))
         kept = np.sort(rng.choice(groups, count, replace=False))
-        keep[site.kind][site.layer] = (kept[:, None] * site.group + np.arange(site.group)).ravel()
-    return KeepIndices(neurons=keep["neuron"], heads=keep["head"])
-
-
+        keep[site.name] = (kept[:, None] * site.group + np.arange(site.group)).ravel()
+    return keep

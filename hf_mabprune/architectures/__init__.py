@@ -1,6 +1,16 @@
-"""Model families: where the FFN and attention sites are, and what a family's stock config can say."""
+"""Model families: where the sites of a model are, how their weights are read and cut, and what they cost."""
 
-from hf_mabprune.architectures.base import ARCHITECTURES, Architecture, architecture_of, family_of
-from hf_mabprune.architectures.sites import Site, linear_at
+from hf_mabprune.architectures.base import ARCHITECTURES, Architecture, Layer, architecture_of, family_of
+from hf_mabprune.architectures.projections import Projection, projection_of
+from hf_mabprune.architectures.sites import Site
 
-__all__ = ["ARCHITECTURES", "Architecture", "Site", "architecture_of", "family_of", "linear_at"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Layer",
+    "Projection",
+    "Site",
+    "architecture_of",
+    "family_of",
+    "projection_of",
+]

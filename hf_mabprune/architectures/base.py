@@ -1,124 +1,113 @@
-"""The contract of a model family: a declaration of its sites; everything else follows from it.
+"""The contract of a model family: a declaration of its stacks and their sites; everything else follows from it.
 
-Symbols: L layers; D hidden; F FFN neurons; H query heads; G key-value heads; Dh head size.
+Symbols: D hidden; F FFN neurons; H query heads; G key-value heads; Dh head size; E experts.
 """
 
-import copy
 from abc import ABC
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_mabprune.architectures.sites import Site, SiteSpec, linear_at
+from hf_mabprune.architectures.projections import projection_of
+from hf_mabprune.architectures.sites import Site, SiteSpec, Stack, part_at
 from hf_mabprune.registry import Registry
 
-ARCHITECTURES: Registry[type["Architecture"]] = Registry("architecture", "hf_mabprune.architectures")
+UNSUPPORTED = (
+    "model type '{name}' is not supported yet. Adding it is one file, in hf_mabprune/architectures/ or your own "
+    "(--plugin FILE); CONTRIBUTING.md, \"Add an architecture\", has the recipe. Supported: {known}"
+)
+ARCHITECTURES: Registry[type["Architecture"]] = Registry("architecture", "hf_mabprune.architectures", UNSUPPORTED)
 PRUNED_PREFIX = "mabprune_"
 QUANTISED = "the model is quantised: packed weights cannot be cut. Prune first, then quantise"
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer of a model.
+
+    Attributes:
+        path: Of its module in the base model.
+        stack: Declaration that it comes from.
+        number: Its place in the stack.
+        depth: Its place among all layers, in the order in which they run.
+    """
+
+    path: str
+    stack: Stack
+    number: int
+    depth: int
 
 
 class Architecture(ABC):
     """A family of model types that share module paths and config fields.
 
-    A family states the class attributes below, and overrides a method where its configs say something differently.
+    A family states the class attributes below, and overrides `head_size` where its configs say it differently.
 
     Attributes:
-        layers: Path of the layer list in the base model.
-        ffn: Where the FFN neurons of a layer are.
-        attention: Where the heads of a layer are.
-        attention_block: Module of a layer whose output FFN arms of that layer cannot change.
+        stacks: In the order in which they run; those that a model lacks are skipped.
+        head_size_field: Config field that states Dh where it is not D / H; None where there is no such field.
         classifies_first: Whether classifiers read the first position alone.
-        width_field: Config field of F.
-        heads_field: Config field of H.
-        groups_field: Config field of G; None where every query head has keys and values of its own.
-        bias_fields: Kind -> config field that gives all projections of such sites a bias, where they have none
-            without it.
     """
 
-    layers: ClassVar[str]
-    ffn: ClassVar[SiteSpec]
-    attention: ClassVar[SiteSpec]
-    attention_block: ClassVar[str]
+    stacks: ClassVar[tuple[Stack, ...]]
+    head_size_field: ClassVar[str | None] = "head_dim"
     classifies_first: ClassVar[bool] = False
-    width_field: ClassVar[str] = "intermediate_size"
-    heads_field: ClassVar[str] = "num_attention_heads"
-    groups_field: ClassVar[str | None] = None
-    bias_fields: ClassVar[Mapping[str, str]] = {}
 
-    def head_size(self, config: PretrainedConfig) -> int:
-        """Gives Dh, from the sizes that the model was built with."""
-        return int(config.hidden_size // getattr(config, self.heads_field))
-
-    def group_size(self, config: PretrainedConfig) -> int:
-        """Counts the query heads that share one key-value head, H / G."""
-        return int(getattr(config, self.heads_field) // getattr(config, self.groups_field)) if self.groups_field else 1
-
-    def sites(self, model: PreTrainedModel) -> list[Site]:
-        """Lists all sites of a model, FFN and attention of each layer in turn, with the sizes they have now."""
-        return [site for layer in range(len(self.layer_list(model))) for site in self._layer_sites(model, layer)]
-
-    def layer_list(self, model: PreTrainedModel) -> nn.ModuleList:
-        """Gives the layers of the base model, L of them."""
-        layers = model.base_model.get_submodule(self.layers)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
-
-    def _layer_sites(self, model: PreTrainedModel, layer: int) -> Iterator[Site]:
-        prefix = f"{self.layers}.{layer}."
-        head_size, group = self.head_size(model.config), self.group_size(model.config)
-        for kind, spec, unit_size, group_size in (
-            ("neuron", self.ffn, 1, 1),
-            ("head", self.attention, head_size, group),
-        ):
-            columns = linear_at(model, prefix + spec.output).in_features
-            yield Site(
-                kind=kind,
-                layer=layer,
-                output=prefix + spec.output,
-                per_unit=tuple(prefix + path for path in spec.per_unit),
-                per_group=tuple(prefix + path for path in spec.per_group),
-                attributes={prefix + path: names for path, names in spec.attributes.items()},
-                units=columns // unit_size,
-                unit_size=unit_size,
-                group=group_size,
-                block=prefix + (spec.block or spec.output),
-                feeds=tuple(prefix + path for path in spec.feeds),
-            )
-
-    def layer_fields(self, site: Site, units: int) -> dict[str, int]:
-        """Gives the config fields, in the family's own names, that describe a site with a number of units."""
-        if site.kind == "neuron":
-            return {self.width_field: units}
-        fields = {self.heads_field: units}
-        if self.groups_field:
-            fields[self.groups_field] = units // site.group
-        return fields
-
-    def uniform_config(self, config: PretrainedConfig, width: int, heads: int) -> PretrainedConfig:
-        """Makes a stock config that describes the same sizes in every layer.
+    def head_size(self, config: PreTrainedConfig, spec: SiteSpec) -> int:
+        """Gives Dh, from the sizes that the model was built with.
 
         Args:
-            config: Config of the dense model; it is not changed.
-            width: F in every layer.
-            heads: H in every layer.
-
-        Raises:
-            ValueError: If the family's config cannot say it, with the reason and the remedy.
+            config: Config of the stack.
+            spec: Heads in question.
         """
-        new = copy.deepcopy(config)
-        setattr(new, self.width_field, width)
-        if heads != getattr(config, self.heads_field):
-            self.set_uniform_heads(new, heads)
-        return new
+        stated = getattr(config, self.head_size_field, None) if self.head_size_field else None
+        return int(stated or config.hidden_size // getattr(config, spec.units))
 
-    def set_uniform_heads(self, config: PretrainedConfig, heads: int) -> None:
-        """Writes another number of query heads into a stock config, or raises ValueError with the reason."""
-        raise ValueError(
-            f"a stock {config.model_type} config cannot say {heads} heads of {self.head_size(config)}: its head size "
-            f"is {config.hidden_size} / heads. Use layout per_layer, or prune neurons only"
-        )
+    def layers(self, model: PreTrainedModel) -> list[Layer]:
+        """Lists the layers of all stacks that a model has, in the order in which they run."""
+        found: list[Layer] = []
+        for stack in self.stacks:
+            part = part_at(model.base_model, stack.layers)
+            several = isinstance(part, nn.ModuleList)
+            paths = [f"{stack.layers}.{number}" for number in range(len(part))] if several else [stack.layers]
+            found += [
+                Layer(path, stack, number, len(found) + number)
+                for number, path in enumerate(paths if part is not None else [])
+            ]
+        return found
+
+    def sites(self, model: PreTrainedModel) -> list[Site]:
+        """Lists all sites of a model in the order in which they run, with the sizes they have now."""
+        return [site for layer in self.layers(model) for site in self._sites_of(model, layer)]
+
+    def least_units(self, model: PreTrainedModel, site: Site) -> int:
+        """Counts the units that a site cannot do without: one group, or the experts that a position is sent to."""
+        return int(part_at(model.base_model, site.name).top_k) if site.kind == "expert" else site.group
+
+    def _sites_of(self, model: PreTrainedModel, layer: Layer) -> Iterator[Site]:
+        base, prefix, config = model.base_model, f"{layer.path}.", layer.stack.config_of(model.config)
+        for spec in layer.stack.sites:
+            inside = f"{prefix}{spec.experts}." if spec.experts and spec.kind == "neuron" else prefix
+            output = part_at(base, inside + spec.output)
+            if output is None or not spec.when(config):
+                continue
+            place = layer.stack, layer.number, layer.depth, prefix, spec
+            if spec.kind == "expert":
+                yield Site(inside + spec.output, spec.kind, *place, units=len(output.weight))
+            elif spec.experts:
+                transposed = part_at(base, f"{prefix}{spec.experts}").is_transposed
+                for expert in range(len(output)):
+                    units = output.shape[1 if transposed else 2]
+                    yield Site(f"{inside}{expert}", spec.kind, *place, units=units, expert=expert)
+            else:
+                size = self.head_size(config, spec) if spec.kind == "head" else 1
+                group = int(getattr(config, spec.units) // getattr(config, spec.groups)) if spec.groups else 1
+                whole = Site(inside + spec.output, spec.kind, *place, 0, size, group)
+                columns = projection_of(model, whole).weight.shape[1]
+                yield Site(whole.name, spec.kind, *place, columns // size, size, group)
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:
@@ -134,7 +123,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     return family_of(model.config)
 
 
-def family_of(config: PretrainedConfig) -> Architecture:
+def family_of(config: PreTrainedConfig) -> Architecture:
     """Finds the family that a config describes, before any weight is loaded.
 
     Raises:

@@ -1,81 +1,206 @@
-"""Sites: the places of a model where units can be cut out, and the projections that a cut touches.
+"""Sites: the places of a model where units can be cut out, as a family declares them and as a model has them.
 
-A site is the input of one output projection: F columns of the FFN's, or H * Dh columns of the attention's. Masking a
-column there equals removing it together with the rows of the projections that produce it.
-Symbols: F FFN neurons; H query heads; G key-value heads; Dh head size.
+A site is the input of one output projection: F columns of an FFN's, H * Dh columns of an attention's, F of one
+expert's; or the experts behind one router. Masking a column equals removing it together with the rows that produce it.
+Symbols: F FFN neurons; H query heads; G key-value heads; Dh head size; E experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
+
+from hf_mabprune.arms import Ints, KeepIndices
+
+UNITS, GROUPS, COLUMNS = "units", "groups", "columns"
+Sizes = Mapping[str, str | bool]  # name -> which size it holds (units, groups or columns), or a constant
+
+
+def _always(config: PreTrainedConfig) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
-class SiteSpec:
-    """Says where one kind of arm lives inside a layer; module paths are relative to the layer.
+class Rows:
+    """Says which rows of a module, or of a bare parameter, go with the units of a site.
 
     Attributes:
-        output: Projection whose input columns are the units.
-        per_unit: Projections with one block of output rows a unit (FFN inputs, queries).
-        per_group: Projections with one block of output rows a group of units (keys, values).
-        attributes: Module path -> attribute -> which size it holds: `units`, `groups` or `columns`.
+        path: Module or parameter, relative to the layer; to the module of experts for neurons of an expert.
+        parts: What its rows hold, block after block: of all units, or of all groups.
+        interleaved: Whether the blocks alternate group by group, and do not follow one another.
+        size: Rows that a unit (or group) has in a block; None: as many as it has columns.
+        dim: Dimension of a bare parameter; None: the outputs of the module.
+    """
+
+    path: str
+    parts: tuple[str, ...] = (UNITS,)
+    interleaved: bool = False
+    size: int | None = None
+    dim: int | None = None
+
+
+def rows(*paths: str) -> tuple[Rows, ...]:
+    """Declares modules that have one block of rows a unit."""
+    return tuple(Rows(path) for path in paths)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSpec:
+    """Declares one kind of site inside the layers of a stack; paths are relative to the layer.
+
+    Attributes:
+        kind: `neuron`, `head` or `expert`.
+        output: Projection whose input columns are the units; for `expert`, the router.
+        rows: Whatever else goes with them; what a config leaves out is skipped.
+        units: Config field that counts the units, in the family's own name.
+        groups: Config field that counts the groups of units that can only go together.
+        experts: Module of 3-D parameters, an expert each: for neurons, the one that `output` and `rows` are in (one
+            site for each expert); for `expert`, the one that the router sends to.
         block: Largest module whose output (or the first of its outputs) is that of the projection; the projection
             itself when left out.
         feeds: Modules outside the block that do nothing but feed it.
-    """
-
-    output: str
-    per_unit: tuple[str, ...]
-    per_group: tuple[str, ...] = ()
-    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    block: str | None = None
-    feeds: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Site:
-    """Says where one site of one model is, and what sizes it has now; module paths are relative to the base model.
-
-    Attributes:
-        kind: `neuron` or `head`.
-        layer: Number of the layer.
-        output, per_unit, per_group, attributes: As in `SiteSpec`.
-        units: F neurons, or H query heads.
-        unit_size: Columns a unit has in the output projection: 1, or Dh.
-        group: Units that can only go together: 1, or H / G.
-        block, feeds: As in `SiteSpec`.
+        before: Modules of the layer that run before and that the site cannot change.
+        attributes: Module path -> attribute -> which size it holds.
+        settings: Module path -> field that its forward reads off the config -> which size it holds.
+        arguments: Module path -> keyword argument with one entry a unit along dimension 1 -> whether to select those
+            that stay, or else to pass none.
+        copies: Module that every layer gets for itself -> where the first layer has it.
+        when: Whether a config makes such a site at all, and one whose units can be cut out without a difference.
     """
 
     kind: str
-    layer: int
     output: str
-    per_unit: tuple[str, ...]
-    per_group: tuple[str, ...]
-    attributes: Mapping[str, Mapping[str, str]] = field(hash=False)
+    rows: tuple[Rows, ...]
+    units: str
+    groups: str | None = None
+    experts: str | None = None
+    block: str | None = None
+    feeds: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    attributes: Mapping[str, Sizes] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    arguments: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+    when: Callable[[PreTrainedConfig], bool] = _always
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Declares layers that run one after the other.
+
+    Attributes:
+        layers: Path of the list of layers in the base model, or of one module that is a layer by itself.
+        sites: What each layer has, in the order in which it runs; those that a layer lacks are skipped.
+        config: Field of the sub-config that describes the stack; empty where it is the model's own.
+        flag: Model input that is 1 at the positions that count.
+    """
+
+    layers: str
+    sites: tuple[SiteSpec, ...]
+    config: str = ""
+    flag: str = "attention_mask"
+
+    def config_of(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Picks the config that describes the stack; that of the model, where a stack is a model of its own."""
+        return getattr(config, self.config) if self.config and hasattr(config, self.config) else config
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Says where one site of one model is, and what sizes it has now; paths are relative to the base model.
+
+    Attributes:
+        name: Path of the output projection (of a router, or of an expert: `...experts.3`); the one key of a site
+            everywhere.
+        kind: `neuron`, `head` or `expert`.
+        stack: Declaration that the site comes from.
+        layer: Number of the layer in its stack.
+        depth: Number of the layer, counted through all stacks in the order in which they run.
+        prefix: Path of the layer, with a dot at the end.
+        spec: What the family says of it.
+        units: F neurons, H query heads or E experts.
+        unit_size: Columns a unit has in the output projection: 1, or Dh.
+        group: Units that can only go together: 1, or H / G.
+        expert: Number of the expert that the neurons are in, else None.
+    """
+
+    name: str
+    kind: str
+    stack: Stack
+    layer: int
+    depth: int
+    prefix: str
+    spec: SiteSpec
     units: int
-    unit_size: int
-    group: int
-    block: str
-    feeds: tuple[str, ...]
+    unit_size: int = 1
+    group: int = 1
+    expert: int | None = None
+
+    @property
+    def columns(self) -> int:
+        """Counts the input columns of its projection, C."""
+        return self.units * self.unit_size
+
+    @property
+    def field(self) -> str:
+        """Names the config field of its size: sites of one field keep one size in a stock model."""
+        return f"{self.stack.config}.{self.spec.units}" if self.stack.config else self.spec.units
+
+    @property
+    def tie(self) -> str | None:
+        """Names what keeps one size in every model: the experts of a layer; None where the site stands alone."""
+        return self.inside.removesuffix(".") if self.expert is not None else None
+
+    @property
+    def inside(self) -> str:
+        """Gives the path that those of `output` and `rows` are relative to, with a dot at the end."""
+        return f"{self.prefix}{self.spec.experts}." if self.expert is not None else self.prefix
+
+    @property
+    def block(self) -> str:
+        """Gives the path of the largest module whose output is that of the site's projection."""
+        return self.prefix + (self.spec.block or self.spec.output)
 
     def sizes(self, units: int) -> dict[str, int]:
         """Gives the sizes that go with a number of units: `units`, `groups` and `columns`."""
-        return {"units": units, "groups": units // self.group, "columns": units * self.unit_size}
-
-    def linears(self) -> tuple[str, ...]:
-        """Lists every projection that a cut of this site touches, the output projection last."""
-        return (*self.per_unit, *self.per_group, self.output)
+        return {UNITS: units, GROUPS: units // self.group, COLUMNS: units * self.unit_size}
 
 
-def linear_at(model: PreTrainedModel, path: str) -> nn.Linear:
-    """Gives the Linear module at a path of the base model.
+def members(site: Site, sites: Sequence[Site]) -> list[Site]:
+    """Lists the sites whose projections are that of a site: itself, or those of the experts behind a router.
 
-    Raises:
-        ValueError: If another kind of module is there.
+    Args:
+        site: Any site of a model.
+        sites: All sites of the model.
     """
-    linear = model.base_model.get_submodule(path)
-    if not isinstance(linear, nn.Linear):
-        raise ValueError(f"{path} is a {type(linear).__name__}, not an nn.Linear: its weights cannot be cut")
-    return linear
+    if site.kind != "expert":
+        return [site]
+    return [other for other in sites if other.tie == f"{site.prefix}{site.spec.experts}"]
+
+
+def columns_behind(router: Site, own: Sequence[Site], keep: KeepIndices) -> Ints:
+    """Lists the columns that stay, [S], of all experts behind a router side by side.
+
+    Args:
+        router: Site of the experts.
+        own: Its members.
+        keep: Which experts stay, and which of their neurons.
+    """
+    starts = np.cumsum([0, *(part.columns for part in own)])
+    experts = np.unique(keep[router.name])
+    neurons = [np.unique(keep.get(own[expert].name, np.arange(own[expert].units))) for expert in experts]
+    return np.concatenate([starts[expert] + each for expert, each in zip(experts, neurons, strict=True)])
+
+
+def part_at(base_model: nn.Module, path: str) -> Any:
+    """Finds the module or the parameter at a path; None where there is none."""
+    part: Any = base_model
+    for name in path.split("."):
+        children = {**getattr(part, "_parameters", {}), **getattr(part, "_modules", {})}
+        part = children.get(name)
+        if part is None:
+            return None
+    return part

@@ -23,6 +23,7 @@ from hf_mabprune.artifacts.redaction import (
 )
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
+from hf_mabprune.checkpoints.load import kind_of_processor
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.evaluation.report import Report, SearchFigures
 from hf_mabprune.tasks.base import TASKS
@@ -30,11 +31,6 @@ from hf_mabprune.tasks.base import TASKS
 TEMPLATE = Path(__file__).with_name("card_template.md")
 TAGS = ["pruned", "structured-pruning", "hf_mabprune"]
 POLICY_TAG = "multi-armed-bandit"
-PIPELINE_TAGS = {
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForMultipleChoice": "multiple-choice",
-}
 FIGURES = {
     "kept_widths": "FFN neurons and attention heads kept in each layer",
     "effects": "Effects of removed and of kept arms",
@@ -104,7 +100,7 @@ def _metadata(
         base_model=base,
         license=license,
         library_name="transformers",
-        pipeline_tag=PIPELINE_TAGS.get(TASKS.get(report.task).auto_class),
+        pipeline_tag=TASKS.get(report.task).pipeline_tag,
         tags=tags,
         datasets=[dataset] if dataset else None,
         metrics=list(report.after.metrics),
@@ -118,7 +114,7 @@ def _eval_results(report: Report, settings: PruneConfig) -> list[EvalResult] | N
     source, dataset = settings.task.dataset, hub_dataset(settings)
     results = [
         EvalResult(
-            task_type=PIPELINE_TAGS.get(TASKS.get(report.task).auto_class, report.task),
+            task_type=TASKS.get(report.task).pipeline_tag or report.task,
             dataset_type=dataset or "local",
             dataset_name=" ".join(filter(None, [dataset, source.name])) if dataset else _dataset_name(settings),
             dataset_config=source.name if dataset else None,
@@ -135,14 +131,16 @@ def _eval_results(report: Report, settings: PruneConfig) -> list[EvalResult] | N
 
 def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[str, Any]:
     """Gives what the template shows, apart from names and the config."""
-    splits, dataset = settings.task.splits, _dataset_link(settings)
+    splits, dataset, task = settings.task.splits, _dataset_link(settings), TASKS.get(report.task)
     return {
         "report": report,
-        "auto_class": TASKS.get(report.task).auto_class,
+        "auto_class": task.auto_class,
+        "processor_class": task.processor_class,
+        "processor": kind_of_processor(task.processor_class).split()[-1] if task.processor_class else None,
         "summary": _summary(report, base),
         "results": results_table(report),
         "latency": report.after.latency_ms is not None,
-        "loss_name": TASKS.get(report.task).loss_name,
+        "loss_name": task.loss_name,
         "dataset": dataset,
         "test_split": splits.test,
         "calibration": f"`{splits.calibration}` of {dataset}, at most {settings.task.calibration_examples:,} examples",
@@ -230,8 +228,9 @@ def _cost(report: Report) -> str:
     search = report.search
     processes = _count(search.processes, "process", "processes")
     backward = f" and {search.backward_tokens:,} backward" if search.backward_tokens else ""
-    tokens = f"{search.forward_tokens:,} forward{backward} tokens"
-    return f"{tokens}, {search.seconds:,.1f} s on {processes} (`{report.device}`)"
+    unit = "tokens" if report.sequence_length else "examples"
+    passes = f"{search.forward_tokens:,} forward{backward} {unit}"
+    return f"{passes}, {search.seconds:,.1f} s on {processes} (`{report.device}`)"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hf_mabprune.arms import KINDS
+from hf_mabprune.artifacts.tables import kept_by_layer, layer_labels
 from hf_mabprune.evaluation.report import Report
 
 Floats = NDArray[np.float64]
@@ -24,8 +25,8 @@ KEPT, REMOVED, GREY = "#0072B2", "#D55E00", "#767676"
 WHOLE = "#E4E4E4"
 DPI = 150
 LABELLED_LAYERS = 40
-UNITS = {"neuron": "FFN neurons", "head": "query heads"}
-ARMS = {"neuron": "FFN neuron arms", "head": "Attention head arms"}
+UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts"}
+ARMS = {"neuron": "FFN neuron arms", "head": "Attention head arms", "expert": "Expert arms"}
 EFFECTS = {
     "kl": "rise in KL divergence (nats)",
     "loss": "rise in loss (nats)",
@@ -39,7 +40,7 @@ def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]
 
     Args:
         report: Report of the run.
-        arms: Table of arms, [K rows], with the columns kind, layer, index, pulls, mean (mean reward when last pulled)
+        arms: Table of arms, [K rows], with the columns site, kind, index, pulls, mean (mean reward when last pulled)
             and kept.
         folder: Folder for the files, made if it is not there.
 
@@ -64,21 +65,28 @@ def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]
 def kept_widths(report: Report) -> Figure:
     """Draws one bar a layer: the units kept, on top of the units before."""
     kinds = [kind for kind in KINDS if report.kept.get(kind)]
-    tallest = max((len(report.kept[kind]) for kind in kinds), default=1)
+    labels = layer_labels([site for kind in kinds for site in report.kept[kind]])
+    layers = {kind: kept_by_layer(report.kept[kind], labels) for kind in kinds}
+    tallest = max((len(layers[kind]) for kind in kinds), default=1)
     figure, panels = _figure(1, len(kinds), height=1.5 + 0.26 * min(max(tallest, 4), LABELLED_LAYERS))
     for panel, kind in zip(panels, kinds, strict=True):
-        _draw_widths(panel, kind, report.kept[kind])
+        _draw_widths(panel, kind, layers[kind])
     return figure
 
 
 def effects(arms: pd.DataFrame, reward: str) -> Figure:
     """Draws one dot an arm, by layer: what its removal did when last pulled; removed arms apart from kept ones."""
+    labels = layer_labels(arms["site"].unique().tolist())
+    names = list(dict.fromkeys(labels.values()))
+    arms = arms.assign(place=arms["site"].map(lambda site: names.index(labels[site])))
     shown = arms[_measured(arms)].assign(effect=lambda rows: -rows["mean"])
     kinds = [kind for kind in KINDS if (arms["kind"] == kind).any()]
     figure, panels = _figure(len(kinds), 1, height=0.6 + 3.1 * max(len(kinds), 1))
     for panel, kind in zip(panels, kinds, strict=True):
         _draw_effects(panel, kind, shown[shown["kind"] == kind], EFFECTS.get(reward, f"minus reward {reward}"))
-        panel.set_xlim(-0.6, arms["layer"].max() + 0.6)
+        shown_names = range(0, len(names), -(-len(names) // 24))
+        panel.set_xticks(shown_names, [names[number] for number in shown_names])
+        panel.set_xlim(-0.6, len(names) - 0.4)
     figure.supxlabel(_effects_caption(arms), fontsize=8, color=GREY)
     return figure
 
@@ -158,15 +166,16 @@ def _title(panel: Axes, text: str) -> None:
     panel.set_title(text, fontsize=10, loc="left")
 
 
-def _draw_widths(panel: Axes, kind: str, layers: dict[int, tuple[int, int]]) -> None:
-    numbers = sorted(layers)
-    kept, whole = (np.array([layers[number][part] for number in numbers]) for part in (0, 1))
+def _draw_widths(panel: Axes, kind: str, layers: dict[str, tuple[int, int]]) -> None:
+    numbers = np.arange(len(layers))
+    kept, whole = (np.array([counts[part] for counts in layers.values()]) for part in (0, 1))
     panel.barh(numbers, whole, color=WHOLE, height=0.72)
     panel.barh(numbers, kept, color=KEPT, height=0.72)
     if len(numbers) <= LABELLED_LAYERS:
         for number, part, total in zip(numbers, kept, whole, strict=True):
             panel.annotate(f"{part:,}", (total, number), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    panel.set_yticks(numbers[:: -(-len(numbers) // 24)])
+    step = -(-len(numbers) // 24)
+    panel.set_yticks(numbers[::step], list(layers)[::step])
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     panel.set(xlabel=f"number of {UNITS[kind]} (grey: before)", ylabel="layer", xlim=(0, 1.12 * max(whole)))
     margin = max(0.6, (4 - len(numbers)) / 2)
@@ -183,7 +192,6 @@ def _measured(arms: pd.DataFrame) -> "pd.Series[bool]":
 def _draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, label: str) -> None:
     panel.set_ylabel(label)
     panel.set_xlabel("layer")
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=24, integer=True, min_n_ticks=1))
     if arms.empty:
         _title(panel, f"{ARMS[kind]}: none was pulled")
         return
@@ -191,7 +199,7 @@ def _draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, label: str) -> Non
     groups = [("removed", arms[~arms["kept"]], REMOVED, "v", -0.36), ("kept", arms[arms["kept"]], KEPT, "o", 0.04)]
     size = float(np.clip(4000 / len(arms), 3, 28))
     for name, rows, colour, marker, left in groups:
-        x = rows["layer"] + left + 0.32 * _spread(rows)
+        x = rows["place"] + left + 0.32 * _spread(rows)
         name = f"{name} ({len(rows):,})"
         panel.scatter(x, rows["effect"], s=size, color=colour, marker=marker, alpha=0.6, linewidths=0, label=name)
     legend = panel.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2)
@@ -203,7 +211,7 @@ def _draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, label: str) -> Non
 
 def _spread(arms: pd.DataFrame) -> "pd.Series[float]":
     """Gives places in [0, 1], one a row, that keep the arms of a layer apart, in the order of their index."""
-    return arms.groupby("layer")["index"].rank(pct=True)
+    return arms.groupby("place")["index"].rank(pct=True)
 
 
 def _effects_caption(arms: pd.DataFrame) -> str:

@@ -21,6 +21,7 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import sizes_in
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
+from hf_mabprune.tasks.base import TASKS
 
 REPOSITORY = RunFolder("")  # names in a repository are paths below its root
 SEARCH_STATES = f"{REPOSITORY.search_state.with_suffix('').as_posix()}*"  # of any format there has been
@@ -174,12 +175,14 @@ def _read_run(folder: RunFolder) -> tuple[Report, str]:
     try:
         config_yaml = folder.config.read_text()
         check(yaml.safe_load(config_yaml))
-        return Report.from_json(folder.report), config_yaml
+        report = Report.from_json(folder.report)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{folder.details} is not of this version ({' '.join(str(error).split())}): "
             "push with the hf_mabprune that wrote it, or move it away to push the checkpoint alone"
         ) from None
+    TASKS.get(report.task)  # which the card asks
+    return report, config_yaml
 
 
 def _make_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:

@@ -14,9 +14,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_mabprune.config import PruneConfig, check
+from hf_mabprune.data.splits import FILE_LOADERS
 from hf_mabprune.evaluation.report import Report
 
-NOT_ON_THE_HUB = {"parquet", "json", "csv", "text", "arrow", "in-memory"}  # loaders, and data handed over in Python
+NOT_ON_THE_HUB = {*FILE_LOADERS, "in-memory"}  # loaders, and data handed over in Python
 ABSOLUTE = re.compile(r"(?<![\w:/\\.~<-])(?:~|[A-Za-z]:|\.{1,2}|file:/{2})?(?:[/\\]+[\w.@+~-]+)+[/\\]?")
 
 

@@ -1,6 +1,6 @@
 """Where the files of a run lie: the one place that spells their paths.
 
-    DIR/                            the checkpoint: weights, config.json, tokenizer
+    DIR/                            the checkpoint: weights, config.json, tokenizer or image processor
       README.md, figures/           model card
       mabprune/                     details: config.yaml, report.json, arms.parquet, search_state.safetensors
     DIR.state/                      lock, config.yaml and search_state.safetensors, while the run goes on
@@ -18,7 +18,7 @@ from hf_mabprune.evaluation.report import Report
 from hf_mabprune.runtime.resume import RunPaths
 
 SEARCH_STATE = "search_state.safetensors"
-ARMS_COLUMNS = {"kind", "layer", "start", "stop", "pulls", "mean", "removed_round", "order"}
+ARMS_COLUMNS = {"site", "kind", "layer", "start", "stop", "pulls", "mean", "removed_round", "order"}
 
 
 class RunFolder:

@@ -47,7 +47,7 @@ class RunWriter:
 
     Args:
         folder: Folder of the run; what is there must have passed `check_output_dir`.
-        session: Task, data, tokenizer and precision of the files, the same for all sizes.
+        session: Task, data, processor and precision of the files, the same for all sizes.
         settings: Run settings, with all sizes that were asked for.
     """
 
@@ -113,7 +113,7 @@ class RunWriter:
             self._work = RunFolder(self._open.enter_context(atomic_folder(self.folder.root)))
         folder = self._place(self._work, report)
         folder.root.mkdir(exist_ok=True)
-        checkpoint_bytes = save_checkpoint(model, folder.root, self.session.tokenizer, self.session.save_dtype)
+        checkpoint_bytes = save_checkpoint(model, folder.root, self.session.processor, self.session.save_dtype)
         dense_bytes = report.before.parameters * self.session.save_dtype.itemsize
         return replace(
             report,
@@ -125,7 +125,7 @@ class RunWriter:
     def _reload(self, model: PreTrainedModel, folder: RunFolder) -> float:
         """Gives the largest difference of the checkpoint's logits from the model's, on one batch of the test split."""
         task, batch = self.session.task, self.session.batches["test"][-1]
-        inputs = task.inputs({name: tensor.to(model.device) for name, tensor in batch.items()})
+        inputs = task.inputs(batch.to(model.device))
         difference = reload_difference(model, folder.root, task.auto_class, inputs)
         if difference > TOLERANCE.get(model.dtype, HALF_TOLERANCE):
             raise RuntimeError(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from hf_mabprune.architectures.cost import count_macs, count_parameters
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.config import EvaluateConfig
@@ -15,6 +13,7 @@ from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.session import load_model
 from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import typical_example
 from hf_mabprune.tasks.lookup import build_task
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 
@@ -35,20 +34,20 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     """
     accelerator = make_accelerator()
     splits = main_first(accelerator, lambda: load_splits(settings.task))
-    model, tokenizer = load_model(settings.model, settings.task, {"test": splits["test"]})
+    model, processor = load_model(settings.model, settings.task, {"test": splits["test"]})
     model.to(accelerator.device).eval()
-    task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
+    task = build_task(settings.task, processor, model.config, type(model).__name__)
     encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
     batches = batches_of(task, encoded, settings.task.batch_size, by_length=True)
     found = evaluate(forward_of(model, task), task, batches, accelerator)
     try:
-        tokens = RunFolder(settings.model.name).read()[1].sequence_length
+        length = RunFolder(settings.model.name).read()[1].sequence_length
     except ValueError:  # a checkpoint that no run has made
-        tokens = int(np.mean([batch["input_ids"].shape[-1] for batch in batches]))
+        length = None
     weights = sum(file.stat().st_size for file in Path(settings.model.name).glob("*.safetensors"))
     return task, ModelFigures(
         **count_parameters(model),
-        macs=count_macs(model, tokens, task.one_sequence),
+        macs=count_macs(model, typical_example(batches, length)),
         loss=found.loss,
         kl=None,
         metrics=found.metrics,

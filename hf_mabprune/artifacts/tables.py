@@ -1,15 +1,18 @@
 """The Markdown tables of the model cards: figures before, after and at random; sizes kept in each layer; several sizes
 of one search. The tables for a terminal are views of the report, in `evaluation.report`."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.evaluation.report import ModelFigures, Report
 from hf_mabprune.tasks.base import TASKS
 
-UNITS = {"neuron": "FFN neurons", "head": "attention heads"}
+UNITS = {"neuron": "FFN neurons", "head": "attention heads", "expert": "experts"}
 LONG_TABLE = 16  # layers; longer tables are folded away
+LAYER = re.compile(r"(?P<stack>.+?)\.(?P<number>\d+)(\.|$)")  # how the name of a site begins
+Kept = Mapping[str, Mapping[str, tuple[int, int]]]
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -29,22 +32,54 @@ def results_table(report: Report) -> str:
     return markdown_table(headings, [[name, *_cells(figures, metrics)] for name, figures in rows])
 
 
-def kept_table(kept: dict[str, dict[int, tuple[int, int]]]) -> str:
+def kept_table(kept: Kept) -> str:
     """Lays out what each layer keeps, folded away where there are many layers.
 
     Args:
-        kept: kind -> layer -> (units kept, units before).
+        kept: kind -> name of the site -> (units kept, units before).
     """
     kinds = [kind for kind in KINDS if kept.get(kind)]
-    layers = sorted({layer for kind in kinds for layer in kept[kind]})
+    layers = layer_labels([site for kind in kinds for site in kept[kind]])
+    counts = {kind: kept_by_layer(kept[kind], layers) for kind in kinds}
     rows = [
-        [str(layer), *("{:,} of {:,}".format(*kept[kind][layer]) if layer in kept[kind] else "" for kind in kinds)]
-        for layer in layers
+        [label, *("{:,} of {:,}".format(*counts[kind][label]) if label in counts[kind] else "" for kind in kinds)]
+        for label in dict.fromkeys(layers.values())
     ]
     table = markdown_table(["layer", *(UNITS[kind] for kind in kinds)], rows)
     if len(rows) <= LONG_TABLE:
         return table
     return f"<details>\n<summary>{len(rows)} layers</summary>\n\n{table}\n\n</details>"
+
+
+def layer_labels(sites: Sequence[str]) -> dict[str, str]:
+    """Names the layer of each site for people, in the order of stacks and layers: its number, and its stack where
+    there are several.
+
+    Returns:
+        Name of a site -> label, layers in order.
+    """
+    found = {site: LAYER.match(site) for site in sites}
+    stacks = list(dict.fromkeys(match["stack"] for match in found.values() if match))
+    places = {
+        site: (stacks.index(match["stack"]), int(match["number"])) if match else (len(stacks), 0)
+        for site, match in found.items()
+    }
+    labels = {}
+    for site in sorted(found, key=lambda site: places[site]):
+        stack, number = places[site]
+        name = f"{stacks[stack].partition('.')[0]} " if len(stacks) > 1 and stack < len(stacks) else ""
+        labels[site] = f"{name}{number}" if stack < len(stacks) else site
+    return labels
+
+
+def kept_by_layer(kept: Mapping[str, tuple[int, int]], labels: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Adds up what the sites of each layer keep: label -> (units kept, units before)."""
+    sums: dict[str, tuple[int, int]] = {}
+    for site, label in labels.items():
+        if site in kept:
+            earlier = sums.get(label, (0, 0))
+            sums[label] = (earlier[0] + kept[site][0], earlier[1] + kept[site][1])
+    return sums
 
 
 def sizes_table(reports: Sequence[Report]) -> str:

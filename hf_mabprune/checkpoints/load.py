@@ -1,6 +1,7 @@
-"""Loads stored models, configs and tokenizers, whole or not at all; per-layer checkpoints too."""
+"""Loads stored models, configs, tokenizers and image processors, whole or not at all; per-layer checkpoints too."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,25 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.checkpoints import modeling_pruned
 
+# Makes texts, or images, into inputs of a model; None where rows are inputs as they are.
+Processor = PreTrainedTokenizerBase | BaseImageProcessor | None
+
 
 def register_auto_classes() -> None:
-    """Lets AutoConfig and AutoModel* read per-layer checkpoints of every supported family."""
-    modeling_pruned.register(ARCHITECTURES.names())
+    """Lets AutoConfig and AutoModel* read per-layer checkpoints of every supported type that transformers knows."""
+    modeling_pruned.register([name for name in ARCHITECTURES.names() if name in CONFIG_MAPPING])
 
 
 def load_config(name: str, **origin: Any) -> PreTrainedConfig:
@@ -39,6 +50,8 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
             f"{name} holds no config.json: give {sizes_in(folder) or 'the folder that a model was saved to'}"
         )
     try:
+        if folder.exists():
+            refuse_unknown_family(folder)
         return AutoConfig.from_pretrained(name, **origin)
     except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
         if folder.exists():
@@ -46,20 +59,45 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
         raise OSError(f"model '{name}' is no folder in {Path.cwd()}, and the Hub does not give it: {error}") from error
 
 
-def load_tokenizer(name: str, **origin: Any) -> PreTrainedTokenizerBase:
-    """Reads the tokenizer of a stored model; arguments as those of `load_config`.
+def refuse_unknown_family(folder: Path) -> None:
+    """Refuses a per-layer checkpoint of a family that is not known here; transformers would only see its code.
+
+    Raises:
+        ValueError: Saying how to make the family known.
+        OSError: If the config cannot be read.
+    """
+    model_type = str(PreTrainedConfig.get_config_dict(folder)[0].get("model_type"))
+    if model_type.startswith(modeling_pruned.TYPE_PREFIX):
+        ARCHITECTURES.get(model_type.removeprefix(modeling_pruned.TYPE_PREFIX))
+
+
+def load_processor(auto_class: str | None, name: str, **origin: Any) -> Processor:
+    """Reads the tokenizer or the image processor of a stored model; other arguments as those of `load_config`.
+
+    Args:
+        auto_class: Name of the class that reads it, "AutoTokenizer" or "AutoImageProcessor"; None where there is none.
 
     Raises:
         ValueError: If there is none.
     """
+    if auto_class is None:
+        return None
+    kind = kind_of_processor(auto_class)
+    remedy = f"save it beside the model ({kind.split()[-1]}.save_pretrained)"
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **origin)
+        reader = getattr(transformers, auto_class)
+        processor: PreTrainedTokenizerBase | BaseImageProcessor = reader.from_pretrained(name, **origin)
     except Exception as error:  # the library behind raises bare Exceptions for files that it cannot read
-        raise ValueError(f"the tokenizer of {name} cannot be read ({error}): save it beside the model") from error
+        raise ValueError(f"the {kind} of {name} cannot be read ({error}): {remedy}") from error
     # Where there are no files, transformers makes a tokenizer from the config that knows no word.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ValueError(f"{name} holds no tokenizer: save it beside the model (tokenizer.save_pretrained)")
-    return tokenizer
+    if isinstance(processor, BaseImageProcessor) or set(processor.get_vocab()) - set(processor.all_special_tokens):
+        return processor
+    raise ValueError(f"{name} holds no {kind}: {remedy}")
+
+
+def kind_of_processor(auto_class: str) -> str:
+    """Says in words what a class reads: "image processor" for "AutoImageProcessor"."""
+    return " ".join(re.findall("[A-Z][a-z]+", auto_class)[1:]).lower()
 
 
 def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:

@@ -1,23 +1,54 @@
 """Transformers models whose layers have sizes of their own, as written by hf_mabprune.
 
 This one file travels inside every per-layer checkpoint. It needs torch and transformers only, knows no model family,
-and holds no weights: a checkpoint's config.json says which Linear modules have which sizes (`mabprune`), and this
-file builds the stock model and then swaps those modules for ones of the right size before the weights are loaded.
+and holds no weights: it builds the stock model and then gives it the sizes of a plan, before the weights are loaded.
+The plan is `mabprune` in the checkpoint's config.json. Paths are relative to the base model; every key but `format`
+may be missing:
+
+    format      2
+    parameters  {parameter: shape}                   a bias that the stock constructor leaves out, too
+    attributes  {module: {attribute: size}}          beside those that a Linear, a Conv1D or an Embedding has of itself
+    settings    {module: {config field: size}}       fields that its forward reads from its config
+    arguments   {module: {argument: kept indices}}   of dimension 1 of what its forward is given; null: it gets None
+    copies      {module: module}                     where the stock model has none, an own copy of that one
+
+A plan is data, and not trusted: names come from closed lists, sizes never grow, everything else is refused.
 
 `MabpruneBertForSequenceClassification` is transformers' `BertForSequenceClassification` with such sizes; the classes
 are made on demand, by name, for any model in transformers.
 """
 
-from typing import Any
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
 
-FORMAT = 1
+FORMAT = 2
 CLASS_PREFIX = "Mabprune"
 TYPE_PREFIX = "mabprune_"
+
+EXPERTS = {"num_experts", "num_local_experts"}
+FLAGS = {"has_relative_attention_bias"}  # true, where there is a relative_attention_bias
+NAMES = {  # all that a plan can write to, by its keys
+    "attributes": {"num_attention_heads", "num_key_value_heads", "num_heads", "n_heads", "all_head_size", "inner_dim"}
+    | {"dim", "split_size", "intermediate_size", "intermediate_dim", *EXPERTS, *FLAGS},
+    "settings": {"num_attention_heads", "num_key_value_heads"},
+    "arguments": {"position_bias"},
+    "copies": {"relative_attention_bias"},
+}
+KEYS = {1: ("modules", "biases", "attributes"), 2: ("parameters", *NAMES)}
+STACKS = {"encoder", "decoder", "text_model", "vision_model"}  # some task heads have one of two
+LAYERS = (  # class, what it says of its weight's shape, dimension of its outputs
+    (nn.Linear, ("out_features", "in_features"), 0),
+    (Conv1D, ("nx", "nf"), 1),
+    (nn.Embedding, ("num_embeddings", "embedding_dim"), 1),
+)
 _classes: dict[str, type] = {}
 
 
@@ -27,17 +58,11 @@ class PerLayerConfig:
     allow_global_per_layer_attribute_access = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Every way to a config passes here; transformers gives its subclasses an __init__ that would skip one of ours.
+        if kwargs.get("mabprune") is not None:
+            read_plan(kwargs["mabprune"])
         _register_models(cls)
         return super().__new__(cls)
-
-    def __init__(self, **kwargs: Any) -> None:
-        plan = kwargs.get("mabprune") or {}
-        if plan.get("format", FORMAT) != FORMAT:
-            raise ValueError(
-                f"this checkpoint has hf_mabprune format {plan['format']}, this file reads format {FORMAT}: "
-                "install the hf_mabprune that wrote it, or load it with trust_remote_code=True"
-            )
-        super().__init__(**kwargs)
 
     def __getattribute__(self, key: str) -> Any:
         # The stock constructors read the original sizes here; the per-layer ones follow from the plan.
@@ -46,33 +71,239 @@ class PerLayerConfig:
 
 
 class PerLayerModel:
-    """Is mixed into a stock model class: after the stock constructor, the planned modules get their sizes."""
+    """Is mixed into a stock model class: after the stock constructor, the planned parameters get their shapes."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        resize(self.base_model, getattr(config, "mabprune", None) or {})  # type: ignore[attr-defined]
+        if getattr(config, "mabprune", None) is not None:
+            resize(self.base_model, config.mabprune)  # type: ignore[attr-defined]
+
+
+def read_plan(plan: Any) -> dict[str, Any]:
+    """Checks a plan as far as that goes without a model.
+
+    Args:
+        plan: `mabprune` of a config, of format 1 or 2.
+
+    Returns:
+        The plan in format 2.
+
+    Raises:
+        ValueError: If this file does not read its format, or it says what no cut needs.
+    """
+    version = _mapping(plan, "").get("format")
+    if type(version) is not int or version < 1:
+        _refuse("format", f"must be 1 or 2, got {version!r:.60}")
+    if version > FORMAT:
+        raise ValueError(
+            f"this checkpoint has hf_mabprune format {version}, this file reads formats 1 and 2: update hf_mabprune, "
+            "or load with trust_remote_code=True the file beside it (without importing hf_mabprune)"
+        )
+    if unknown := sorted(plan.keys() - {"format", *KEYS[version]}):
+        _refuse(f"{unknown[0]!r:.60}", f"format {version} has {', '.join(KEYS[version])}")
+    plan = plan if version == FORMAT else _from_format_1(plan)
+    sizes: dict[str, set[int]] = {}  # path of a module -> dimensions of the planned parameters in it
+    for path, shape in _mapping(plan.get("parameters", {}), "parameters").items():
+        if not _are_ints(shape, 1) or len(shape) > 4:
+            _refuse("parameters", f"must be a shape of 1 to 4 positive integers, got {shape!r:.60}", path)
+        for end in (place for place, letter in enumerate(path) if letter == "."):
+            sizes.setdefault(path[:end], set()).update(shape)
+    for section in ("attributes", "settings"):
+        for path, name, value in _entries(plan, section):
+            if name in FLAGS:
+                if value is not True:
+                    _refuse(section, f"{name} can only be true, got {value!r:.60}", path)
+                continue
+            inside = path.rpartition(".")[0] if name in EXPERTS and path not in sizes else path
+            if not _are_ints([value], 1) or not any(size % value == 0 for size in sizes.get(inside, ())):
+                why = "must be a dimension of a planned parameter in that module, or divide one"
+                _refuse(section, f"{name} {why}, got {value!r:.60}", path)
+    for path, name, kept in _entries(plan, "arguments"):
+        if kept is not None and not (_are_ints(kept, 0) and len(set(kept)) == len(kept)):
+            _refuse("arguments", f"{name} must be null or indices from 0 on, each once, got {kept!r:.60}", path)
+    for path, source in _mapping(plan.get("copies", {}), "copies").items():
+        for each in (path, source):
+            if not isinstance(each, str) or each.rpartition(".")[2] not in NAMES["copies"]:
+                _refuse("copies", f"only {', '.join(NAMES['copies'])} can be copied, got {each!r:.60}", path)
+    return {"format": FORMAT, **{key: plan[key] for key in KEYS[FORMAT] if key in plan}}
 
 
 def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
-    """Gives the modules of a freshly built base model the sizes of a plan, in place.
+    """Gives a base model the sizes of a plan, in place; where they are right already, nothing changes.
+
+    A parameter that gets smaller keeps its first entries; a new bias is zero.
 
     Args:
-        base_model: Model as its stock constructor leaves it.
-        plan: `modules`: path -> [out_features, in_features]; `biases`: paths of those that have a bias although the
-            stock constructor gives them none; `attributes`: path -> {attribute: value}.
+        base_model: Model as its stock constructor leaves it, or cut already.
+        plan: Plan that `read_plan` can read.
+
+    Raises:
+        ValueError: If `read_plan` refuses the plan, or it does not fit the model.
     """
-    biases = plan.get("biases", ())
-    for path, (out_features, in_features) in plan.get("modules", {}).items():
-        old = base_model.get_submodule(path)
-        bias = old.bias is not None or path in biases
-        if (old.out_features, old.in_features, old.bias is not None) != (out_features, in_features, bias):
-            parent, _, name = path.rpartition(".")
-            new = nn.Linear(in_features, out_features, bias, device=old.weight.device, dtype=old.weight.dtype)
-            setattr(base_model.get_submodule(parent), name, new)
-    for path, attributes in plan.get("attributes", {}).items():
-        module = base_model.get_submodule(path)
-        for name, value in attributes.items():
+    read, missing = read_plan(plan), STACKS - base_model._modules.keys()
+    planned = {
+        key: {path: entry for path, entry in read.get(key, {}).items() if path.partition(".")[0] not in missing}
+        for key in KEYS[FORMAT]
+    }
+    fresh = {path for path, source in planned["copies"].items() if _give_copy(base_model, path, source)}
+    shapes: dict[str, dict[str, list[int]]] = {}
+    for path, shape in planned["parameters"].items():
+        owner, _, name = path.rpartition(".")
+        shapes.setdefault(owner, {})[name] = shape
+    for path, own in shapes.items():
+        # A copy in a model that is cut already may have to be larger than what it is a copy of.
+        around = _module(base_model, "copies", path.rpartition(".")[0]) if path in fresh else nn.Module()
+        limit = max((size for parameter in around.parameters() for size in parameter.shape), default=0)
+        _give_shapes(_module(base_model, "parameters", path), path, own, limit)
+    for path, values in planned["attributes"].items():
+        module = _module(base_model, "attributes", path)
+        for name, value in values.items():
+            _check_change("attributes", path, module, name, value)
             setattr(module, name, value)
+    for path, values in planned["settings"].items():
+        module = _module(base_model, "settings", path)
+        config = getattr(module, "config", None)
+        shared = config._shared if isinstance(config, _Settings) else config
+        for name, value in values.items():
+            _check_change("settings", path, shared, name, value)
+        module.config = _Settings(shared, values)
+    for path, values in planned["arguments"].items():
+        _give_arguments(_module(base_model, "arguments", path), path, values)
+
+
+def _give_copy(base_model: nn.Module, path: str, source: str) -> bool:
+    """Gives a module an own copy of what another one has; says whether it had none."""
+    (owner, _, name), (other, _, _) = path.rpartition("."), source.rpartition(".")
+    module, original = _module(base_model, "copies", owner), _module(base_model, "copies", source)
+    if type(module) is not type(_module(base_model, "copies", other)):
+        _refuse("copies", f"{source!r:.99} is in a module of another class", path)
+    if module._modules.get(name) is not None:
+        return False
+    setattr(module, name, copy.deepcopy(original))
+    return True
+
+
+def _give_shapes(module: Any, path: str, shapes: dict[str, list[int]], limit: int) -> None:
+    """Gives a module's own parameters their shapes; the bias and the sizes of a Linear and its like follow."""
+    if "weight" in shapes:
+        _give_shape(module, path, "weight", shapes["weight"], limit)
+    for kind, names, outputs in LAYERS:
+        if isinstance(module, kind):
+            for name, size in zip(names, module.weight.shape, strict=True):
+                setattr(module, name, size)
+            if module._parameters.get("bias") is not None or "bias" in shapes:
+                bias = [module.weight.shape[outputs]]
+                if shapes.setdefault("bias", bias) != bias:
+                    _refuse("parameters", f"must be {bias}, as the weight says, got {shapes['bias']}", f"{path}.bias")
+    for name, shape in shapes.items():
+        _give_shape(module, path, name, shape, limit)
+
+
+def _give_shape(module: Any, path: str, name: str, shape: list[int], limit: int) -> None:
+    """Gives one parameter its shape, on its device and in its precision."""
+    if name not in module._parameters:
+        _refuse("parameters", f"{type(module).__name__} has no such parameter", f"{path}.{name}")
+    old = module._parameters[name]
+    if old is None and not (name == "bias" and isinstance(module, (nn.Linear, Conv1D))):
+        _refuse("parameters", "only the bias of a Linear or Conv1D can be new", f"{path}.{name}")
+    was = shape if old is None else list(old.shape)
+    if len(shape) != len(was) or any(new > max(size, limit) for new, size in zip(shape, was, strict=True)):
+        _refuse("parameters", f"must be no larger than {was}, got {shape!r:.60}", f"{path}.{name}")
+    like = module.weight if old is None else old
+    if old is None or any(new > size for new, size in zip(shape, was, strict=True)):
+        setattr(module, name, nn.Parameter(like.new_zeros(shape), like.requires_grad))
+    elif shape != was:
+        first = old.detach()[tuple(slice(size) for size in shape)].clone()
+        setattr(module, name, nn.Parameter(first, like.requires_grad))
+
+
+def _give_arguments(module: Any, path: str, kept: dict[str, list[int] | None]) -> None:
+    """Lets a module's forward see the kept entries of its arguments only."""
+    names = list(inspect.signature(module.forward).parameters)
+    for name in kept.keys() - set(names):
+        _refuse("arguments", f"the forward of {type(module).__name__} has no {name}", path)
+    if not hasattr(module, "own_arguments"):
+        module.register_forward_pre_hook(_with_own_arguments, with_kwargs=True)
+    module.own_arguments = {name: (names.index(name), indices) for name, indices in kept.items()}
+
+
+def _with_own_arguments(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Forward pre-hook that selects arguments, given by name or by place."""
+    given: Any = list(arguments)
+    for name, (place, kept) in module.own_arguments.items():
+        holder, key = (named, name) if name in named else (given, place)
+        if (name in named or place < len(given)) and holder[key] is not None:
+            holder[key] = None if kept is None else holder[key][:, kept]
+    return tuple(given), named
+
+
+class _Settings:
+    """A config of which one module sees some fields with values of its own, and all else as it is at the time."""
+
+    def __init__(self, shared: Any, own: dict[str, int]) -> None:
+        self._shared, self._own = shared, dict(own)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_shared", "_own"):  # what copy and pickle ask before these are there
+            raise AttributeError(name)
+        return self._own[name] if name in self._own else getattr(self._shared, name)
+
+
+def _from_format_1(plan: dict[str, Any]) -> dict[str, Any]:
+    """Translates {modules: {path: [outputs, inputs]}, biases: [path], attributes}; other biases follow the weights."""
+    modules, biases = _mapping(plan.get("modules", {}), "modules"), plan.get("biases", [])
+    for path, shape in modules.items():
+        if not _are_ints(shape, 1) or len(shape) != 2:
+            _refuse("modules", f"must be [outputs, inputs], got {shape!r:.60}", path)
+    if not isinstance(biases, list) or not all(isinstance(path, str) and path in modules for path in biases):
+        _refuse("biases", f"must be paths that modules has, got {biases!r:.99}")
+    parameters = {f"{path}.weight": shape for path, shape in modules.items()}
+    parameters.update({f"{path}.bias": modules[path][:1] for path in biases})
+    return {"parameters": parameters, "attributes": plan.get("attributes", {})}
+
+
+def _entries(plan: dict[str, Any], section: str) -> Iterator[tuple[str, str, Any]]:
+    """Goes through {path: {name: value}}, with names of the closed list only."""
+    for path, values in _mapping(plan.get(section, {}), section).items():
+        for name, value in _mapping(values, section, path).items():
+            if name not in NAMES[section]:
+                _refuse(section, f"{name!r:.60} is none of {', '.join(sorted(NAMES[section]))}", path)
+            yield path, name, value
+
+
+def _check_change(section: str, path: str, holder: Any, name: str, value: int | bool) -> None:
+    """Refuses to write over anything but a value of that kind, and to let a size grow."""
+    current = getattr(holder, name, value)
+    if type(current) is not type(value) or (name not in FLAGS and current < value):
+        _refuse(section, f"{name} must be no larger than {current!r:.60}, got {value}", path)
+    if holder is None or (name in FLAGS and getattr(holder, name.removeprefix("has_"), None) is None):
+        _refuse(section, f"the module has nothing that {name} could tell of", path)
+
+
+def _module(base_model: nn.Module, section: str, path: str) -> Any:
+    place: nn.Module | None = base_model
+    for name in path.split(".") if path else ():
+        place = place._modules.get(name) if place is not None else None
+    if place is None:
+        name = f"{type(base_model).__name__} of transformers {transformers.__version__}"
+        _refuse(section, f"{name} has no such module", path)
+    return place
+
+
+def _mapping(value: Any, section: str, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) and len(key) <= 200 for key in value):
+        _refuse(section, f"must be a mapping from names of up to 200 letters, got {value!r:.60}", path)
+    return value
+
+
+def _are_ints(values: Any, least: int) -> bool:
+    """Says whether something is a list of integers from the least on, which a bool is not, and at least one."""
+    return isinstance(values, list) and bool(values) and all(type(each) is int and each >= least for each in values)
+
+
+def _refuse(section: str, why: str, path: str = "") -> NoReturn:
+    key = f"mabprune.{section}" if section else "mabprune"
+    raise ValueError(f"{key}[{path!r:.200}]: {why}" if path else f"{key}: {why}")
 
 
 def stock_config_class(config: type[PretrainedConfig]) -> type[PretrainedConfig]:
@@ -149,7 +380,7 @@ def register(model_types: list[str]) -> None:
 def __getattr__(name: str) -> type:
     """Gives classes by name, for auto_map: `MabpruneBertConfig`, `MabpruneBertModel`, ..."""
     stock = getattr(transformers, name.removeprefix(CLASS_PREFIX), None) if name.startswith(CLASS_PREFIX) else None
-    if stock is None:
+    if not isinstance(stock, type) or not issubclass(stock, (PretrainedConfig, PreTrainedModel)):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if issubclass(stock, PretrainedConfig):
         AutoConfig.register(TYPE_PREFIX + stock.model_type, config_class(stock), exist_ok=True)

@@ -1,11 +1,13 @@
-"""Writes checkpoints: weights, config, tokenizer and, for per-layer sizes, their model file."""
+"""Writes checkpoints: weights, config, tokenizer or image processor and, for per-layer sizes, their model
+file."""
 
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hf_mabprune.checkpoints import modeling_pruned
+from hf_mabprune.checkpoints.load import Processor
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -17,15 +19,13 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
 
-def save_checkpoint(
-    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
-) -> int:
-    """Writes weights (safetensors), config, generation config, tokenizer and, for per-layer sizes, their model file.
+def save_checkpoint(model: PreTrainedModel, folder: Path, processor: Processor | None, dtype: torch.dtype) -> int:
+    """Writes weights (safetensors), config, generation config, processor and, for per-layer sizes, their model file.
 
     Args:
         model: Model to save, stock or per-layer; it is as before afterwards.
         folder: Folder to write to.
-        tokenizer: Tokenizer to save beside it, if any.
+        processor: Tokenizer or image processor to save beside it, if any.
         dtype: Precision of the weights on disk.
 
     Returns:
@@ -40,6 +40,6 @@ def save_checkpoint(
     finally:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(kept_dtype[name])
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hf_mabprune.artifacts.publish import push_checkpoint
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
 from hf_mabprune.cli.settings import (
+    PLUGIN_HELP,
     Arguments,
     as_file,
     config_files,
@@ -24,6 +26,7 @@ from hf_mabprune.cli.settings import (
     read_run_config,
     read_settings,
     read_yaml,
+    take_plugins,
 )
 from hf_mabprune.config import EvaluateConfig, check_as
 from hf_mabprune.evaluation.report import figures_table
@@ -41,7 +44,7 @@ def main(arguments: Arguments | None = None) -> int:
     parser = argparse.ArgumentParser(
         "mabprune",
         description="Prune Hugging Face Transformers with bandits.",
-        epilog="\n".join(f"  {command.__doc__}" for command in COMMANDS.values()),
+        epilog="\n".join([*(f"  {command.__doc__}" for command in COMMANDS.values()), "", PLUGIN_HELP]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, help="what to do; COMMAND --help explains its settings")
@@ -49,17 +52,20 @@ def main(arguments: Arguments | None = None) -> int:
 
 
 def _guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
-    """Runs a command and prints its result, or what is wrong, on the main process alone."""
+    """Loads plugins, runs a command and prints its result, or what is wrong, on the main process alone."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
     datasets_logging.set_verbosity(datasets_logging.CRITICAL)  # it prints what it raises
     speaks = os.environ.get("RANK", "0") == "0"
     warnings.formatwarning = lambda message, *_: f"mabprune: warning: {message}\n" if speaks else ""
+    plugins: list[str] = []
     try:
+        plugins, arguments = take_plugins(arguments)
         message, code = command(arguments), 0
     except Interrupted as stop:
-        way_on = f"{stop}; go on with: {stop.resume}" if stop.resume else str(stop)
+        again = " ".join([str(stop.resume), *(f"--plugin {shlex.quote(plugin)}" for plugin in plugins)])
+        way_on = f"{stop}; go on with: {again}" if stop.resume else str(stop)
         message, code = _one_line(way_on), 128 + stop.number
     except USER_ERRORS as error:
         message, code = _one_line(str(error)), 2
@@ -142,8 +148,10 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
 def _parser_with(command: str, folder: str, text: str, usage: str = "") -> argparse.ArgumentParser:
     """Makes the parser of a command that starts from a folder."""
     description = (COMMANDS[command].__doc__ or "").partition(": ")[2]
-    epilog = f"Further settings are those of `mabprune prune --help`, e.g. {usage}" if usage else None
-    parser = argparse.ArgumentParser(f"mabprune {command}", description=description, epilog=epilog, allow_abbrev=False)
+    settings = f"Further settings are those of `mabprune prune --help`, e.g. {usage}. " if usage else ""
+    parser = argparse.ArgumentParser(
+        f"mabprune {command}", description=description, epilog=settings + PLUGIN_HELP, allow_abbrev=False
+    )
     parser.add_argument(folder, help=text)
     return parser
 

@@ -13,18 +13,33 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.compensation import COMPENSATIONS
 from hf_mabprune.config import PruneConfig, Strict, check, known_types
 from hf_mabprune.config.search import RETIRED
 from hf_mabprune.criteria import CRITERIA
-from hf_mabprune.policies import POLICIES, Policy
-from hf_mabprune.registry import describe_options, nearest
+from hf_mabprune.plugins import load_plugin
+from hf_mabprune.policies import POLICIES
+from hf_mabprune.registry import Registry, describe_options, nearest
 from hf_mabprune.search.rules import RULES
 from hf_mabprune.tasks.base import TASKS
 
 COMPONENTS = ("policy", "rule", "criterion")  # parts of the search that have a name and options of their own
+REGISTRIES: dict[str, Registry[Any]] = {  # by what their names are, and where they are written
+    "model types": ARCHITECTURES,
+    "tasks (task.type)": TASKS,
+    "policies (search.policy)": POLICIES,
+    "removal rules (search.rule)": RULES,
+    "criteria (search.criterion)": CRITERIA,
+    "compensations (compensation)": COMPENSATIONS,
+}
 TARGET = "--prune.target."
-COUNTED = {"neurons", "heads"}
+COUNTED = {"neurons", "heads", "experts"}
+PLUGIN_HELP = (
+    "--plugin FILE, as often as you like, first loads what registers components of\nyour own: a .py file, or the "
+    "dotted name of a module."
+)
 Arguments = Sequence[str]
 
 
@@ -33,7 +48,7 @@ def read_settings(arguments: Arguments) -> PruneConfig:
 
     Another `--search.policy.name` than the file's starts from that policy's defaults, for the file's options belong to
     its own policy; rules and criteria alike. A `--prune.target.x` takes the place of the file's target, unless both
-    are of neurons and heads.
+    are of neurons, heads or experts.
 
     Raises:
         ValueError: What is wrong, one line a fault.
@@ -68,6 +83,26 @@ def parse_settings(arguments: Arguments, kind: type[Strict] = PruneConfig) -> di
     except jsonargparse.ArgumentError as error:
         raise ValueError(_explain(str(error))) from None
     return {name: part for name, part in given.items() if name not in ("config", "resume")}
+
+
+def take_plugins(arguments: Arguments) -> tuple[list[str], list[str]]:
+    """Loads the plugins that `--plugin` names on a command line.
+
+    Returns:
+        The plugins as they were named, and the command line without them.
+
+    Raises:
+        ValueError: If one cannot be imported, or none is named.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plugin", action="append", default=[])
+    try:
+        known, rest = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    for plugin in known.plugin:
+        load_plugin(plugin)
+    return known.plugin, rest
 
 
 def _name_of(component: Any) -> Any:
@@ -160,7 +195,7 @@ def settings_parser(kind: type[Strict] = PruneConfig) -> jsonargparse.ArgumentPa
         prog="mabprune prune",
         description="Prunes a Hugging Face model and writes a smaller checkpoint. Settings come from\n"
         "--config, a YAML file, and dotted options override it:\n"
-        "--search.policy.name exp3 --prune.target.neurons 0.5",
+        f"--search.policy.name exp3 --prune.target.neurons 0.5\n\n{PLUGIN_HELP}",
         epilog=_components(),
         exit_on_error=False,
         formatter_class=HelpFormatter,
@@ -174,22 +209,25 @@ def settings_parser(kind: type[Strict] = PruneConfig) -> jsonargparse.ArgumentPa
 
 
 def _components() -> str:
-    """Lists tasks, and policies, removal rules and criteria with their options."""
-    shared = describe_options(Policy)
-    lines = [f"tasks (task.type): {', '.join(TASKS.names())}", "", "policies (search.policy) and their options:"]
-    for name in POLICIES.names():
-        own = [option for option in describe_options(POLICIES.get(name)) if option not in shared]
-        lines += [f"  {name}", *map(_option_line, own)]
-    lines += ["  every policy", *map(_option_line, shared)]
-    for title, registry in (("removal rules (search.rule)", RULES), ("criteria (search.criterion)", CRITERIA)):
-        lines += ["", f"{title} and their options:"]
-        for name in registry.names():
-            lines += [f"  {name}", *map(_option_line, describe_options(registry.get(name)))]
+    """Lists what is registered, with the options of each; those that all of a kind share come once."""
+    lines = []
+    for title, registry in REGISTRIES.items():
+        options = {name: describe_options(registry.get(name)) for name in registry.names()}
+        if not any(options.values()):
+            lines += [textwrap.fill(f"{title}: {', '.join(options)}", width=79, subsequent_indent="  "), ""]
+            continue
+        shared = [option for option in next(iter(options.values())) if all(option in own for own in options.values())]
+        lines.append(f"{title} and their options:")
+        for name, own in options.items():
+            lines += [f"  {name}", *(_option_line(option) for option in own if option not in shared)]
+        if shared:
+            lines += [f"  every {registry.kind}", *map(_option_line, shared)]
+        lines.append("")
     return "\n".join(lines)
 
 
 def _option_line(option: tuple[str, Any, str]) -> str:
-    """Writes an option of a policy (name, default, description) as indented lines."""
+    """Writes an option of a component (name, default, description) as indented lines."""
     name, default, text = option
     return textwrap.fill(
         f"{name}: {text} (default: {default})", width=79, initial_indent=" " * 6, subsequent_indent=" " * 10

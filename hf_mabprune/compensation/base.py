@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from hf_mabprune.architectures import Projection
 from hf_mabprune.effects.activations import Moments
 from hf_mabprune.registry import Registry, check_options, option
 
@@ -43,12 +43,12 @@ class Regression:
     yy: float
 
     @classmethod
-    def of_moments(cls, inputs: Moments, projection: nn.Linear) -> "Regression":
+    def of_moments(cls, inputs: Moments, projection: Projection) -> "Regression":
         """From moments of h alone, where x is all of h: y = W h + b is linear in it, so no output need be seen.
 
         E[y] = W E[h] + b, E[y h'] = W E[h h'] + b E[h]' and E|y|^2 = tr(W E[h h'] W') + 2 b' W E[h] + |b|^2.
         """
-        weight, bias = float64_of(projection)
+        weight, bias = projection.float64()
         wh = weight @ inputs.second  # [D, C], W E[h h']
         mean = weight @ inputs.mean  # [D], W E[h]
         yy = float((wh * weight).sum() + 2 * bias @ mean + bias @ bias)
@@ -75,13 +75,14 @@ class Regression:
         return self.xx - torch.outer(self.x, self.x), self.yx - torch.outer(self.y, self.x)
 
     def error(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
-        """Gives E|W x + b - y|^2 over the variance of y; weight [D, S], bias [D], float64.
+        """Gives E|W x + b - y|^2 over the variance of y, 0 where y is constant; weight [D, S], bias [D], float64.
 
         By moments: tr((W E[x x'] - 2 E[y x']) W') + b'(2 (W E[x] - E[y]) + b) + E|y|^2, over E|y|^2 - |E[y]|^2.
         """
         quadratic = ((weight @ self.xx - 2 * self.yx) * weight).sum()
         linear = bias @ (2 * (weight @ self.x - self.y) + bias)
-        return float((quadratic + linear + self.yy) / (self.yy - self.y @ self.y))
+        variance = self.yy - self.y @ self.y
+        return float((quadratic + linear + self.yy) / variance) if variance > 0 else 0.0
 
 
 @dataclass(kw_only=True)
@@ -130,13 +131,6 @@ def make_compensation(settings: str | Mapping[str, Any]) -> Compensation:
         raise ValueError(f"compensation needs a name. Known: {', '.join(COMPENSATIONS.names())}")
     method = COMPENSATIONS.get(name)
     return method(**check_options("compensation", name, method, options))
-
-
-def float64_of(projection: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gives weight [D, S] and bias [D]; zeros where there is no bias."""
-    weight = projection.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias.detach().double()
-    return weight, bias
 
 
 def ridge(xx: torch.Tensor, yx: torch.Tensor, damping: float) -> torch.Tensor:

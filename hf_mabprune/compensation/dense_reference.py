@@ -4,7 +4,7 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen; B exam
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,16 +15,19 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, linear_at
-from hf_mabprune.compensation.base import Regression, float64_of
+from hf_mabprune.architectures import Layer, Site, architecture_of, projection_of
+from hf_mabprune.architectures.sites import Stack, columns_behind, members
+from hf_mabprune.arms import KeepIndices
+from hf_mabprune.compensation.base import Regression
 from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
+from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.patching import answer, replaced
 from hf_mabprune.effects.pulls.base import SPLIT
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import split_by_length
 
@@ -87,7 +90,7 @@ class DenseReference:
         return cls(model, task, fitting, held_out, keys, DenseOutputs() if outputs is None else outputs)
 
     def moments(self, kind: str, held_out: bool = False) -> dict[str, Moments]:
-        """Of the inputs of all sites of a kind, by the path of the projection; one pass when first asked for."""
+        """Of the inputs of all sites of neurons, or of heads, by name of the site; one pass when first asked for."""
         if (kind, held_out) not in self._moments:
             batches = self.held_out if held_out else self.batches
             sites = [site for site in architecture_of(self.model).sites(self.model) if site.kind == kind]
@@ -102,28 +105,49 @@ class DenseReference:
             kinds: Kinds of sites that may be refitted.
         """
         for kind in kinds:
+            if kind == "expert":
+                continue  # what flows through those that stay depends on which do
             for held_out in (False, True):
                 self.moments(kind, held_out)
         for number, batch in enumerate(self.held_out):
-            self._said(number, to_device(batch, self.model.device))
+            self._said(number, batch.to(self.model.device))
 
     def regression(self, site: Site, held_out: bool = False) -> Regression:
         """Of a site's outputs on all its inputs, both the dense model's."""
-        if (site.output, held_out) not in self._regressions:
-            found = self.moments(site.kind, held_out)[site.output]
-            self._regressions[site.output, held_out] = Regression.of_moments(found, linear_at(self.model, site.output))
-        return self._regressions[site.output, held_out]
+        if (site.name, held_out) not in self._regressions:
+            found = self.moments(site.kind, held_out)[site.name]
+            self._regressions[site.name, held_out] = Regression.of_moments(found, projection_of(self.model, site))
+        return self._regressions[site.name, held_out]
 
     def pairs(
         self, small: PreTrainedModel, site: Site, batches: Sequence[Batch]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The pruned model's inputs x [N, S] of a site and the dense model's outputs y [N, D], batch by batch."""
-        weight, bias = float64_of(linear_at(self.model, site.output))
-        layers = len(architecture_of(small).layer_list(small))
-        self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.layer + 1) / layers)
+        weight, bias = projection_of(self.model, site).float64()
+        layers = len(architecture_of(small).layers(small))
+        self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
         for batch in batches:
-            hidden, x = (_input_of(model, self.task, batch, site) for model in (self.model, small))
+            hidden, x = (_input_of(model, self.task, batch, site.name) for model in (self.model, small))
             yield x, nn.functional.linear(hidden, weight.float(), bias.float())
+
+    def rerouted(
+        self, site: Site, keep: KeepIndices, batches: Sequence[Batch]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What the experts that stay behind a router are sent by the dense model once the others are gone, x [N, S],
+        all of theirs side by side, and what all of them gave before, y [N, D]; batch by batch."""
+        everything = architecture_of(self.model).sites(self.model)
+        own = members(site, everything)
+        stay = {part.name: keep.get(part.name, np.arange(part.units)) for part in own}
+        masks = keep_masks(self.model, {**stay, site.name: keep[site.name]})
+        columns = torch.as_tensor(columns_behind(site, own, keep))
+        weight = projection_of(self.model, site).weight.float()
+        layers = len(architecture_of(self.model).layers(self.model))
+        self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
+        for batch in batches:
+            hidden = _input_of(self.model, self.task, batch, site.name)
+            with masked(self.model, masks=masks):
+                x = _input_of(self.model, self.task, batch, site.name)
+            yield x[:, columns], nn.functional.linear(hidden, weight)
 
     def divergence(
         self, small: PreTrainedModel, limit: float = float("inf"), finished: "FinishedLayers | None" = None
@@ -134,7 +158,7 @@ class DenseReference:
             limit: Where it is sure to come out above this, the rest is not measured and it counts as infinite.
             finished: Layers of the pruned model that need not be run again.
         """
-        examples, total = sum(len(batch["input_ids"]) for batch in self.held_out), 0.0
+        examples, total = sum(batch.examples for batch in self.held_out), 0.0
         for found in self._divergences(small, finished):
             total += float(found.sum())
             if total > limit * examples:
@@ -153,7 +177,7 @@ class DenseReference:
         """[B] of each held-out batch, without those on which the dense model itself is not finite."""
         for number, batch in enumerate(self.held_out):
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
-                batch = to_device(batch, small.device)
+                batch = batch.to(small.device)
                 dense = self._said(number, batch)
                 if not dense.logits.isfinite().all():
                     continue
@@ -180,9 +204,9 @@ class FinishedLayers:
 
     def __init__(self, reference: DenseReference, small: PreTrainedModel) -> None:
         self.reference, self.small = reference, small
-        self.layers = list(architecture_of(small).layer_list(small))
+        self.layers = architecture_of(small).layers(small)
         self.count = 0
-        self._outputs: list[Any] = []  # of the last of them, a held-out batch each
+        self._outputs: list[dict[Stack, Any]] = []  # of the last of them in each stack, a held-out batch each
 
     @property
     def share(self) -> float:
@@ -194,14 +218,17 @@ class FinishedLayers:
         """The first `count` layers are finished: runs those that were not yet, on every held-out batch."""
         if count == self.count:
             return
-        outputs: list[Any] = []
+        last = {layer.stack: layer for layer in self.layers[self.count : count]}  # of each stack
+        outputs: list[dict[Stack, Any]] = []
         for number, batch in enumerate(self.reference.held_out):
-            with self.skipped(number), suppress(_Seen):
-                handle = self.layers[count - 1].register_forward_hook(partial(_take, outputs))
-                try:
-                    self.reference.task.readout(self.small, to_device(batch, self.small.device))
-                finally:
-                    handle.remove()
+            taken: dict[Stack, Any] = dict(self._outputs[number]) if self._outputs else {}
+            with self.skipped(number), suppress(_Seen), ExitStack() as hooks:
+                for stack, layer in last.items():
+                    ends = layer is self.layers[count - 1]
+                    hook = partial(_take, taken, stack, ends)
+                    hooks.callback(self._module(layer).register_forward_hook(hook).remove)
+                self.reference.task.readout(self.small, batch.to(self.small.device))
+            outputs.append(taken)
         tokens = _tokens(self.reference.held_out) * (count - self.count) / len(self.layers)
         self.reference.cost += Cost(forward_tokens=tokens)
         self.count, self._outputs = count, outputs
@@ -210,31 +237,39 @@ class FinishedLayers:
     def skipped(self, number: int) -> Iterator[None]:
         """They answer with what they gave on a held-out batch, while the context is open."""
         finished = self.layers[: self.count]
-        with replaced({layer: partial(answer, self._outputs[number]) for layer in finished}):
+        with replaced({self._module(each): partial(answer, self._outputs[number][each.stack]) for each in finished}):
             yield
+
+    def _module(self, layer: Layer) -> nn.Module:
+        return self.small.base_model.get_submodule(layer.path)
 
 
 class _Seen(Exception):
     """The rest of a forward pass is of no interest."""
 
 
-def _take(found: list[Any], module: nn.Module, arguments: Any, output: Any) -> None:
-    """A hook that ends the pass with its module's output."""
-    found.append(output)
-    raise _Seen
+def _take(taken: dict[Stack, Any], stack: Stack, ends: bool, module: nn.Module, arguments: Any, output: Any) -> None:
+    """A hook that takes its module's output, and ends the pass there if nothing after it is of interest."""
+    taken[stack] = output
+    if ends:
+        raise _Seen
 
 
-def _input_of(model: PreTrainedModel, task: Task, batch: Batch, site: Site) -> torch.Tensor:
-    """[N, columns] float32, what flows into a site's projection, padding left out."""
-    found = []
+def _input_of(model: PreTrainedModel, task: Task, batch: Batch, name: str) -> torch.Tensor:
+    """[N, columns] float32, what flows into a site's projection (into those of all experts, side by side, behind a
+    router), padding left out."""
+    sites = architecture_of(model).sites(model)
+    parts = members(next(site for site in sites if site.name == name), sites)
+    found: list[torch.Tensor] = []
 
     def see(_: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         found.append(hidden[counted].float())
-        raise _Seen
+        if len(found) == len(parts):
+            raise _Seen
 
     with suppress(_Seen):
-        watch_inputs(model, task, [batch], [site], see)
-    return found[0]
+        watch_inputs(model, task, [batch], parts, see)
+    return torch.cat(found, 1)
 
 
 def _is_held_out(number: int) -> bool:
@@ -244,7 +279,7 @@ def _is_held_out(number: int) -> bool:
 
 def _tokens(batches: Sequence[Batch]) -> int:
     """Padding included."""
-    return sum(batch["input_ids"].numel() for batch in batches)
+    return sum(batch.tokens for batch in batches)
 
 
 def memory(sizes: Sizes) -> int:

@@ -16,18 +16,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.architectures import Site, architecture_of, projection_of
+from hf_mabprune.architectures.projections import spread
+from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.compensation.base import Compensation, Refused, Regression, float64_of
+from hf_mabprune.compensation.base import Compensation, Refused, Regression
 from hf_mabprune.compensation.dense_reference import DenseReference, FinishedLayers
 from hf_mabprune.compensation.refit_cache import CACHE_BYTES, RefitCache, Values
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
+MOST_COLUMNS = 2**14  # that are refitted at once, 2 GiB of moments
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class SiteFigures:
     """What became of one site.
 
     Attributes:
-        kind, layer: As those of the site.
+        site, kind, layer: As name, kind and layer of the site.
         refitted: Whether it has new weights.
         error_before, error_after: Mean squared distance of the site's output from the dense model's, on held-out
             data, over that output's variance; after is that of the weights it ended with.
         reason: Why the site was left alone; empty where it was not.
     """
 
+    site: str
     kind: str
     layer: int
     refitted: bool
@@ -148,7 +151,7 @@ def _guard(
     for refit in refits:
         if refit.reason:
             continue
-        finished.raise_to(refit.site.layer)
+        finished.raise_to(refit.site.depth)
         refit.put(refit.before)
         kl_without = reference.divergence(small, kl, finished)
         if kl_without < kl or not np.isfinite(kl):
@@ -180,12 +183,13 @@ class _Refit:
         keep: KeepIndices,
         cache: RefitCache | None = None,
     ) -> None:
-        self.method, self.reference, self.small, self.site = method, reference, small, site
-        self.projection, self.columns = linear_at(small, site.output), _columns(site, keep)
-        self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, site)
-        self.before = self.after = float64_of(self.projection)
+        self.method, self.reference, self.small, self.site, self.keep = method, reference, small, site, keep
+        there = next(other for other in architecture_of(small).sites(small) if other.name == site.name)
+        self.projection, self.columns = projection_of(small, there), _columns(reference.model, site, keep)
+        self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, there)
+        self.before = self.after = self.projection.float64()
         self.reason = ""
-        key = site.output, self.columns.numpy().tobytes()
+        key = site.name, self.columns.numpy().tobytes()
         try:
             self.after = (cache.get(key) if cache else None) or self._fitted()
         except Refused as reason:
@@ -197,6 +201,8 @@ class _Refit:
 
     def _fitted(self) -> Values:
         """Gives new weights and bias; raises Refused."""
+        if len(self.columns) > MOST_COLUMNS:
+            raise Refused(f"{len(self.columns)} columns are too many to be refitted at once")
         regression = self._regression(held_out=False)
         xx, yx = regression.centred() if self.biased else (regression.xx, regression.yx)
         if not (xx.isfinite().all() and yx.isfinite().all()):
@@ -208,21 +214,21 @@ class _Refit:
     def _regression(self, held_out: bool) -> Regression:
         """Gives the site's moments on the data that refits are made from, or on held-out data."""
         reference, site = self.reference, self.site
+        batches = reference.held_out if held_out else reference.batches
         if self.method.bottom_up:
-            batches = reference.held_out if held_out else reference.batches
             return Regression.of_pairs(reference.pairs(self.small, site, batches))
+        if site.kind == "expert":
+            return Regression.of_pairs(reference.rerouted(site, self.keep, batches))
         return reference.regression(site, held_out).at(self.columns)
 
     def put(self, values: Values) -> None:
         """Puts weight and bias into the pruned model; a bias that surgery did not leave comes and goes with them."""
         weight, bias = values
-        self.projection.weight.copy_(weight)
+        self.projection.write(weight)
         if self.had_bias:
-            self.projection.bias.copy_(bias)
+            self.projection.write_bias(bias)
         elif self.biased:
-            value = bias.to(self.projection.weight.dtype)
-            new = nn.Parameter(value, requires_grad=self.projection.weight.requires_grad)
-            self.projection.register_parameter("bias", None if values is self.before else new)
+            self.projection.write_bias(None if values is self.before else bias)
 
     def gave_bias(self) -> bool:
         """Whether the projection has a bias that it did not come with."""
@@ -233,20 +239,26 @@ class _Refit:
         held_out = self._regression(held_out=True)
         before = held_out.error(*self.before)
         after = before if self.reason else held_out.error(*self.after)
-        return SiteFigures(self.site.kind, self.site.layer, not self.reason, before, after, self.reason)
+        site = self.site.name, self.site.kind, self.site.layer
+        return SiteFigures(*site, not self.reason, before, after, self.reason)
 
 
 def _cut_sites(model: PreTrainedModel, keep: KeepIndices) -> list[Site]:
-    """The sites of the dense model where something went, in the order of its forward pass."""
+    """The sites of the dense model whose projections are refitted, in the order of its forward pass.
+
+    Those where something went; where experts went, all that stay behind the router are refitted together.
+    """
     sites = architecture_of(model).sites(model)
-    cut = [site for site in sites if len(keep.of(site.kind).get(site.layer, range(site.units))) < site.units]
-    return sorted(cut, key=lambda site: (site.layer, site.kind == "neuron"))
+    cut = [site for site in sites if len(keep.get(site.name, range(site.units))) < site.units]
+    together = {part.name for site in cut if site.kind == "expert" for part in members(site, sites)}
+    return [site for site in cut if site.name not in together]
 
 
-def _columns(site: Site, keep: KeepIndices) -> torch.Tensor:
-    """[S], the inputs of a site's projection that stay."""
-    units = np.unique(keep.of(site.kind)[site.layer])
-    return torch.as_tensor((units[:, None] * site.unit_size + np.arange(site.unit_size)).ravel())
+def _columns(model: PreTrainedModel, site: Site, keep: KeepIndices) -> torch.Tensor:
+    """[S], the inputs of a site's projection that stay; of all experts side by side, behind a router."""
+    if site.kind != "expert":
+        return torch.as_tensor(spread(np.unique(keep[site.name]), site.unit_size))
+    return torch.as_tensor(columns_behind(site, members(site, architecture_of(model).sites(model)), keep))
 
 
 def memory(sizes: Sizes, sets: int) -> int:

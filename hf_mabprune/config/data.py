@@ -8,7 +8,7 @@ from hf_mabprune.config.base import Strict
 class DatasetConfig(Strict):
     """Where the examples come from: a name on the Hub, or local files."""
 
-    path: str = Field(description="Hub name, or a loader for local files: parquet, json, csv, text")
+    path: str = Field(description="Hub name, or a loader for local files: parquet, json, csv, text, imagefolder")
     name: str | None = Field(None, description="configuration of the data set on the Hub")
     data_files: dict[str, str | list[str]] | None = Field(None, description="split -> file or files, for local files")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
@@ -27,7 +27,7 @@ class TaskConfig(Strict):
 
     type: str | None = Field(None, description="kind of task; taken from the model's head when left out")
     dataset: DatasetConfig = Field(description="where the examples come from")
-    columns: dict[str, str] = Field({}, description="role -> column; roles depend on the task: text, text_pair, label")
+    columns: dict[str, str] = Field({}, description="role -> column; roles depend on the task: text, image, label")
     splits: SplitsConfig = Field(SplitsConfig(), description="which slice serves which purpose")
     calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
     evaluation_examples: int | None = Field(None, gt=0, description="cap on validation and test examples; null: all")
@@ -36,4 +36,5 @@ class TaskConfig(Strict):
         2, ge=0, description="calibration batches without a finite loss that are skipped before the run gives up"
     )
     max_length: int | None = Field(None, gt=1, description="longest sequence or language-model window, in tokens")
+    prefix: str | None = Field(None, description="text before every source of a seq2seq task, e.g. 'summarize: '")
     metrics: list[str] = Field([], description="metrics; empty: the task's own. Unknown names go to evaluate.load")

@@ -48,8 +48,7 @@ class PruneConfig(Strict):
     search: SearchConfig = Field(SearchConfig(), description="how the arms are found")
     compensation: str | dict[str, Any] | None = Field(
         "least_squares",
-        description="refit of what stays on calibration data: least_squares, mask_tuning, {name: ..., option: ...}; "
-        "null: none",
+        description="refit of what stays on calibration data, a name or {name: ..., option: ...}; null: none",
     )
     recovery: RecoveryConfig | None = Field(
         None, description="training of what stays, with the dense model as teacher; null: none"

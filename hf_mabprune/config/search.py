@@ -29,7 +29,7 @@ class SearchConfig(Strict):
     )
     rule: str | dict[str, Any] | None = Field(
         None,
-        description="removal rule and its options: single | interactions | refit, e.g. {name: refit, moves: 8}; null: "
+        description="removal rule, a name or {name: ..., option: ...}, e.g. {name: refit, moves: 8}; null: "
         "refit where compensation is least_squares, the reward kl and rounds are 1 or left out, else interactions "
         "where the reward is kl, else single",
     )

@@ -1,6 +1,6 @@
 """How much is removed, and what may be removed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,29 +11,34 @@ Fractions = Fraction | Annotated[list[Fraction], Field(min_length=1)]
 
 
 class TargetConfig(Strict):
-    """How much goes. Either neurons and / or heads, or parameters, or MACs; all are fractions removed.
+    """How much goes. Either neurons, heads and / or experts, or parameters, or MACs; all are fractions removed.
 
     A list gives several sizes from one search; two lists are taken in pairs.
     """
 
     neurons: Fractions | None = Field(None, description="fraction of FFN neurons removed; a list gives several sizes")
     heads: Fractions | None = Field(None, description="fraction of attention heads (key-value groups) removed")
+    experts: Fractions | None = Field(None, description="fraction of the experts of a mixture removed")
     parameters: Fractions | None = Field(None, description="fraction of all parameters of the model removed")
     macs: Fractions | None = Field(None, description="fraction of the multiply-accumulates of a forward pass removed")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "TargetConfig":
-        counts = self.neurons is not None or self.heads is not None
+        counts = any(amount is not None for amount in self.counted().values())
         given = [counts, self.parameters is not None, self.macs is not None]
         if sum(given) != 1:
-            raise ValueError("target must be one of: neurons and / or heads, parameters, macs")
+            raise ValueError("target must be one of: neurons, heads and / or experts, parameters, macs")
         lengths = {len(fractions) for fractions in self._lists().values()}
         if len(lengths) > 1:
-            raise ValueError("target: lists of neurons and heads are taken in pairs, so they must be equally long")
+            raise ValueError("target: lists of neurons, heads, experts go together, so they must be equally long")
         for name, fractions in self._lists().items():
             if sorted(set(fractions)) != fractions:
                 raise ValueError(f"target.{name} must be a list that grows, e.g. [0.3, 0.5], for sizes are nested")
         return self
+
+    def counted(self) -> dict[str, Fractions | None]:
+        """Maps each kind of arms to the fraction of them that goes; None where they are not counted."""
+        return {"neuron": self.neurons, "head": self.heads, "expert": self.experts}
 
     def _lists(self) -> dict[str, list[float]]:
         return {name: value for name, value in self if isinstance(value, list)}
@@ -56,7 +61,9 @@ class TargetConfig(Strict):
 class PruningConfig(Strict):
     """What may be removed, and how much."""
 
-    arms: list[Literal["neuron", "head"]] = Field(["neuron", "head"], min_length=1, description="kinds of arms")
+    arms: list[Literal["neuron", "head", "expert"]] = Field(
+        ["neuron", "head"], min_length=1, description="kinds of arms; expert: whole experts of a mixture"
+    )
     block_size: int = Field(16, gt=0, description="neighbouring neurons that go together; 1 = single neurons")
     target: TargetConfig = Field(description="how much goes")
     layout: Literal["auto", "uniform", "per_layer"] = Field(
@@ -79,15 +86,28 @@ class PruningConfig(Strict):
 
     def kinds(self) -> list[str]:
         """Names the kinds of arms that the target can remove: those that it counts, or all under a budget of cost."""
-        amounts = {"neuron": self.target.neurons, "head": self.target.heads}
-        counted = any(amount is not None for amount in amounts.values())
-        return [kind for kind in self.arms if not counted or amounts[kind] is not None]
+        counted = [kind for kind, amount in self.target.counted().items() if amount is not None]
+        return counted or list(self.arms)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _experts_are_arms(cls, given: Any) -> Any:
+        """Takes experts for arms where the target counts them and nobody says what arms there are."""
+        target = given.get("target") if isinstance(given, dict) and "arms" not in given else None
+        if isinstance(target, dict) and target.get("experts") is not None:
+            return {**given, "arms": ["neuron", "head", "expert"]}
+        return given
 
     @model_validator(mode="after")
     def _target_has_arms(self) -> "PruningConfig":
-        for kind, amount in (("neuron", self.target.neurons), ("head", self.target.heads)):
+        for kind, amount in self.target.counted().items():
             if amount is not None and kind not in self.arms:
                 raise ValueError(f"target.{kind}s is set, but arms does not contain {kind}")
+        if {"neuron", "expert"} <= set(self.kinds()) and (self.target.parameters or self.target.macs):
+            raise ValueError(
+                "arms: experts hold neurons, whose cost would count twice: leave one of them out, or set "
+                "target.neurons and target.experts in the place of parameters or macs"
+            )
         if isinstance(self.round_to, int) and self.round_to < 1:
             raise ValueError(f"round_to must be at least 1, got {self.round_to}")
         return self

@@ -19,4 +19,4 @@ class ActivationVariation(Criterion):
     passes: ClassVar[tuple[int, int]] = (1, 0)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        return statistics.sums(lambda site: statistics.moments[site.output].variance().cpu().numpy())
+        return statistics.sums(lambda site: statistics.moments[site.name].variance().cpu().numpy())

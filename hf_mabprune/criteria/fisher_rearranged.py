@@ -32,7 +32,7 @@ class FisherRearranged(Criterion):
         """As the contract says; a layer's arms take one another's places in the order, so that it ends in `kept`."""
         kept, order = super().choose(statistics, plan)
         arms, scores = statistics.arms, self.scores(statistics)
-        for _, _, rows in arms.groups():
+        for _, rows in arms.groups():
             for units in np.unique(arms.units[rows]):
                 equals = rows[arms.units[rows] == units]  # arms that may change places
                 fixed = rows[~kept[rows] & (arms.units[rows] != units)]

@@ -30,10 +30,10 @@ class Flap(Criterion):
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         def standardised(site: Site) -> Floats:
-            variance = statistics.moments[site.output].variance().cpu().numpy()
-            metric = variance * np.square(statistics.weight(site.output)).sum(0)
+            variance = statistics.moments[site.name].variance().cpu().numpy()
+            metric = variance * np.square(statistics.weight(site)).sum(0)
             if self.square_heads and site.kind == "head":
                 metric = np.square(metric)
             return (metric - metric.mean()) / max(metric.std(ddof=1), np.finfo(float).tiny)
 
-        return statistics.sums(standardised) / statistics.sums(lambda site: np.ones(site.units * site.unit_size))
+        return statistics.sums(standardised) / statistics.sums(lambda site: np.ones(site.columns))

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from hf_mabprune.architectures.sites import members
 from hf_mabprune.criteria.base import CRITERIA, Criterion
 from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 from hf_mabprune.effects.obs import increases
-from hf_mabprune.effects.refit_costs import in_outputs
+from hf_mabprune.effects.refit_costs import in_outputs, whole_cost
 from hf_mabprune.registry import option
 
 
@@ -19,7 +20,8 @@ class KfacOBS(Criterion):
 
     So an arm's score is the KL divergence from the dense model, in nats, that its removal adds when all other
     columns of its layer are refitted, to second order; comparable between layers, FFNs and attention. Where the
-    projection may have a bias, which takes up the means, A is centred.
+    projection may have a bias, which takes up the means, A is centred. An expert's is that of all its columns, with
+    nothing in their place.
 
     Source: van der Ouderaa et al. 2024, "The LLM Surgeon", arXiv 2312.17244, has OBS on rows and columns with
     Kronecker factors of the empirical Fisher information of the loss. Here the factors are those of the KL divergence,
@@ -40,7 +42,12 @@ class KfacOBS(Criterion):
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         costs = np.empty(len(statistics.arms))
         for site, rows in statistics.sites:
-            factors = in_outputs(statistics.model, site, statistics.kfac_factors[site.output])
+            if site.kind == "expert":
+                parts = members(site, statistics.all_sites)
+                factor = statistics.kfac_factors
+                costs[rows] = [whole_cost(statistics.model, part, factor[part.name]) for part in parts]
+                continue
+            factors = in_outputs(statistics.model, site, statistics.kfac_factors[site.name])
             weight, second = (factor.cpu().numpy() for factor in factors)  # root(G) W [D, C], A [C, C]
             size = int(statistics.arms.units[rows].max()) * site.unit_size
             costs[rows] = increases(weight, second, size, len(rows), self.damping) / 2

@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from hf_mabprune.architectures import Site
+from hf_mabprune.architectures.sites import members
 from hf_mabprune.criteria.base import CRITERIA, Criterion
-from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats, Ints
+from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 from hf_mabprune.registry import option
 
 
@@ -29,16 +30,24 @@ class Magnitude(Criterion):
     inputs: bool = option(False, "multiply by the norms of the rows that make the arm's columns")
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
+        if not self.inputs:
+            return statistics.sums(lambda site: np.square(statistics.weight(site)).sum(0))
         scores = np.empty(len(statistics.arms))
         for site, rows in statistics.sites:
-            scores[rows] = self._at(statistics, site, rows)
+            if site.kind == "expert":
+                parts = members(site, statistics.all_sites)
+                norms = [[squares.sum() for squares in self._squares(statistics, part)] for part in parts]
+                scores[rows] = [_geometric_mean(np.array(own)) for own in norms]
+            else:
+                sums = [statistics.sums_at(site, rows, squares) for squares in self._squares(statistics, site)]
+                scores[rows] = _geometric_mean(np.stack(sums))
         return scores
 
-    def _at(self, statistics: CalibrationStatistics, site: Site, rows: Ints) -> Floats:
-        """Scores of the arms of one site."""
-        squares = [np.square(statistics.weight(site.output)).sum(0)]
-        if self.inputs:
-            makers = (*site.per_unit, *site.per_group)
-            squares += [np.square(statistics.weight(path)).sum(1) for path in makers]
-        norms = [statistics.sums_at(site, rows, values) for values in squares]
-        return np.prod([norm ** (1 / len(norms)) for norm in norms], axis=0)
+    def _squares(self, statistics: CalibrationStatistics, site: Site) -> list[Floats]:
+        """Squares of the weights of a site's projection, by column, and of all that makes its columns, by row."""
+        return [np.square(statistics.weight(site)).sum(0), *statistics.row_squares(site)]
+
+
+def _geometric_mean(values: Floats) -> Floats:
+    """Of the first dimension."""
+    return np.prod(values ** (1 / len(values)), axis=0)

@@ -22,4 +22,4 @@ class Minitron(Criterion):
     passes: ClassVar[tuple[int, int]] = (1, 0)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        return statistics.sums(lambda site: statistics.magnitudes[site.output])
+        return statistics.sums(lambda site: statistics.magnitudes[site.name])

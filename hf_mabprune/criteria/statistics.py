@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.architectures import Site, architecture_of, projection_of
+from hf_mabprune.architectures.projections import rows_of
+from hf_mabprune.architectures.sites import members, part_at
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.gradients import estimate
@@ -49,17 +51,27 @@ class CalibrationStatistics:
     @cached_property
     def sites(self) -> list[tuple[Site, Ints]]:
         """Every site that has arms, with its arms in the order of their columns."""
-        places = {(site.kind, site.layer): site for site in architecture_of(self.model).sites(self.model)}
-        return [(places[kind, layer], rows) for kind, layer, rows in self.arms.groups()]
+        places = {site.name: site for site in self.all_sites}
+        return [(places[name], rows) for name, rows in self.arms.groups()]
+
+    @cached_property
+    def all_sites(self) -> list[Site]:
+        """Every site of the model."""
+        return architecture_of(self.model).sites(self.model)
+
+    @cached_property
+    def seen(self) -> list[Site]:
+        """The sites whose inputs and projections arms are judged by: an expert by its own neurons."""
+        return list({part.name: part for site, _ in self.sites for part in members(site, self.all_sites)}.values())
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
-        """Moments of each site's input, by the path of its output projection; one forward pass a batch."""
-        return moments(self.model, self.task, self.batches, [site for site, _ in self.sites])
+        """Moments of each site's input, by its name; one forward pass a batch."""
+        return moments(self.model, self.task, self.batches, self.seen)
 
     @property
     def kfac_factors(self) -> dict[str, KfacFactors]:
-        """KfacFactors of the KL divergence at each site's output projection, by its path.
+        """KfacFactors of the KL divergence at each site's output projection, by name of the site.
 
         One forward pass a batch, and `kfac_passes` backward ones.
         """
@@ -72,7 +84,7 @@ class CalibrationStatistics:
 
     @cached_property
     def _kfac(self) -> tuple[dict[str, KfacFactors], int]:
-        return kfac_factors(self.model, self.task, self.batches, [site for site, _ in self.sites], self.seed)
+        return kfac_factors(self.model, self.task, self.batches, self.seen, self.seed)
 
     @cached_property
     def magnitudes(self) -> dict[str, Floats]:
@@ -82,9 +94,9 @@ class CalibrationStatistics:
         def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
             total = (hidden.double().abs() * counted.unsqueeze(-1)).sum(1)
             mean = total / counted.sum(1, keepdim=True).clamp(min=1)
-            sums[site.output] = sums.get(site.output, 0) + mean.square().sum(0)
+            sums[site.name] = sums.get(site.name, 0) + mean.square().sum(0)
 
-        watch_inputs(self.model, self.task, self.batches, [site for site, _ in self.sites], see)
+        watch_inputs(self.model, self.task, self.batches, self.seen, see)
         return {path: total.cpu().numpy() for path, total in sums.items()}
 
     @cached_property
@@ -95,18 +107,39 @@ class CalibrationStatistics:
     @cached_property
     def gradients(self) -> Floats:
         """[K, n], dL_b/dm_a, L_b the mean loss of batch b; made from `example_gradients`."""
-        sizes = [len(batch["input_ids"]) for batch in self.batches]
+        sizes = [batch.examples for batch in self.batches]
         return np.add.reduceat(self.example_gradients, np.cumsum([0, *sizes[:-1]]), axis=1) / sizes
 
-    def weight(self, path: str) -> Floats:
-        """[out, in], the weight of a projection of the base model."""
-        return linear_at(self.model, path).weight.detach().double().cpu().numpy()
+    def weight(self, site: Site) -> Floats:
+        """[D, C], the weight of a site's projection."""
+        return projection_of(self.model, site).weight.detach().double().cpu().numpy()
+
+    def row_squares(self, site: Site) -> list[Floats]:
+        """Squares of the weights that make the columns of a site, summed over inputs; [rows] for each matrix or block.
+
+        One for each projection, or each block of a fused one, that feeds the site: gate and up; query, key and value.
+        """
+        base, found = self.model.base_model, []
+        for cut in rows_of(base, site):
+            weight = part_at(base, cut.path).detach().double()
+            weight = weight if cut.expert is None else weight[cut.expert]
+            dim = cut.dim - (cut.expert is not None)
+            if weight.ndim > 1:
+                squares = weight.square().sum([other for other in range(weight.ndim) if other != dim])
+                found.append(squares[torch.as_tensor(cut.index)].cpu().numpy())
+        return found
 
     def sums(self, values: Callable[[Site], Floats]) -> Floats:
-        """[K], for each arm the sum of `values(site)` over what is its own; see `sums_at`."""
+        """[K], for each arm the sum of `values(site)` over what is its own; see `sums_at`.
+
+        An expert is all its neurons: its sum is that over a site of its own.
+        """
         totals = np.empty(len(self.arms))
         for site, rows in self.sites:
-            totals[rows] = self.sums_at(site, rows, values(site))
+            if site.kind == "expert":
+                totals[rows] = [values(part).sum() for part in members(site, self.all_sites)]
+            else:
+                totals[rows] = self.sums_at(site, rows, values(site))
         return totals
 
     def sums_at(self, site: Site, rows: Ints, values: Floats) -> Floats:
@@ -123,5 +156,5 @@ class CalibrationStatistics:
         return np.add.reduceat(values, self.arms.start[rows] * len(values) // site.units)
 
     def _gradients_on(self, batch: Batch) -> Floats:
-        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        inputs = batch.to(self.model.device)
         return estimate(self.model, self.arms, self.task, inputs, "loss")[0].cpu().numpy()

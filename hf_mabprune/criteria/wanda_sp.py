@@ -24,7 +24,7 @@ class WandaSP(Criterion):
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         def columns(site: Site) -> Floats:
-            second = statistics.moments[site.output].second.diagonal().cpu().numpy()
-            return np.abs(statistics.weight(site.output)).mean(0) * np.sqrt(second)
+            second = statistics.moments[site.name].second.diagonal().cpu().numpy()
+            return np.abs(statistics.weight(site)).mean(0) * np.sqrt(second)
 
         return statistics.sums(columns)

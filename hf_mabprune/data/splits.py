@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetsError
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.registry import nearest
 
-FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow")
+FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
 UNKNOWN_SIZE = 10**9  # rows, beyond every bound that a slice is likely to name
 
 
@@ -62,11 +62,12 @@ def _builder(config: DatasetConfig) -> DatasetBuilder:
     """Finds what reads the data set; nothing but its description is fetched."""
     if config.path in FILE_LOADERS:
         if not config.data_files:
-            raise ValueError(f"dataset.path '{config.path}' needs data_files, e.g. {{train: train.{config.path}}}")
+            example = "train/**" if config.path == "imagefolder" else f"train.{config.path}"
+            raise ValueError(f"dataset.path '{config.path}' needs data_files, e.g. {{train: {example}}}")
         for split, files in config.data_files.items():
             for file in [files] if isinstance(files, str) else files:
                 remote = "://" in file or "{" in file  # or a pattern that only `datasets` can read
-                if not (remote or Path(file).exists() or glob(file, recursive=True)):
+                if not (remote or any(Path(match).exists() for match in [file, *glob(file, recursive=True)])):
                     raise FileNotFoundError(
                         f"dataset.data_files: no file '{file}' for split '{split}'; paths are relative to {Path.cwd()}"
                     )

@@ -4,17 +4,16 @@ Symbols: B examples, T tokens; C columns of a projection, F neurons or H * Dh; N
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site
+from hf_mabprune.effects.taps import tapped
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, counted_positions, to_device
+from hf_mabprune.tasks.batch import Batch
 
 See = Callable[[Site, torch.Tensor, torch.Tensor], None]  # site, its input [B, T, C], counted [B, T]
 
@@ -51,26 +50,24 @@ def watch_inputs(
     What flows in with masks that are on is shown.
 
     Args:
-        sites: Where to look.
+        sites: Where to look; of neurons or heads.
         see: Called with a site, its input [B, T, C] and [B, T] bool, which positions are not padding. (For multiple
             choice B counts choices.)
     """
     for batch in batches:
-        inputs = to_device(batch, model.device)
-        counted = counted_positions(inputs)
-        with ExitStack() as hooks:
-            for site in sites:
-
-                def hook(_: nn.Module, arguments: Any, site: Site = site, counted: torch.Tensor = counted) -> None:
-                    see(site, arguments[0], counted)
-
-                projection = model.base_model.get_submodule(site.output)
-                hooks.callback(projection.register_forward_pre_hook(hook).remove)
+        inputs = batch.to(model.device)
+        with tapped(model, {site.name: partial(_shown, site, inputs, see) for site in sites}):
             task.readout(model, inputs)
 
 
+def _shown(site: Site, inputs: Batch, see: See, hidden: torch.Tensor) -> torch.Tensor:
+    """A tap that shows what flows through it, and leaves it as it is."""
+    see(site, hidden, inputs.counted(site.stack.flag, hidden))
+    return hidden
+
+
 def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site]) -> dict[str, Moments]:
-    """Takes moments of every site's input, by the path of its output projection; one forward pass a batch.
+    """Takes moments of every site's input, by its name; one forward pass a batch.
 
     Batches whose activations are not finite are left out, unless there are no others. Every process of a launch
     computes the same, so that nothing depends on how many there are. Memory: C * C float64 a site.
@@ -81,7 +78,7 @@ def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites:
 
     def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         rows = hidden[counted].float()
-        path = site.output
+        path = site.name
         finite = bool(rows.isfinite().all())
         if not finite and path in counts:
             return

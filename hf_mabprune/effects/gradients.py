@@ -25,7 +25,6 @@ Symbols: K arms, B examples, D coordinates; S the context (arms already removed)
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +35,11 @@ from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, sequences_of
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 
 Bools = NDArray[np.bool_]
-Gates = dict[str, Any]  # argument of `masked` -> layer -> [B, units]
+Gates = dict[str, torch.Tensor]  # name of a site -> [B, units]
 ESTIMATED = ("kl", "loss", "squared")
 HIDDEN_STATES = 16  # of a layer that a pass with gradients keeps, roughly
 
@@ -79,8 +78,8 @@ def estimate(
         raise ValueError(f"reward '{reward}' has no gradient estimate; those that have: {', '.join(ESTIMATED)}")
     kept = np.ones(len(arms), dtype=bool) if kept is None else kept
     in_context = not kept.all()
-    gates = _gates(model, arms.kept_units(kept), len(batch["input_ids"]))
-    with frozen(model), torch.enable_grad(), masked(model, **_repeated(gates, sequences_of(batch))):
+    gates = _gates(model, arms.kept_units(kept), batch.examples)
+    with frozen(model), torch.enable_grad(), masked(model, masks=_repeated(gates, batch.sequences)):
         readout = task.readout(model, batch)
         derive = _Derivatives(arms, gates)
         if reward == "kl":
@@ -124,9 +123,9 @@ def effects(
         half their squares, which on MiniLM chose better sets than the divergence itself); and the passes that the
         first took, D / B.
     """
-    gates = _gates(model, arms.kept_units(kept), len(batch["input_ids"]))
-    repeated = _repeated(gates, sequences_of(batch))
-    with frozen(model), torch.enable_grad(), masked(model, **repeated, stand_ins=stand_ins):
+    gates = _gates(model, arms.kept_units(kept), batch.examples)
+    repeated = _repeated(gates, batch.sequences)
+    with frozen(model), torch.enable_grad(), masked(model, masks=repeated, stand_ins=stand_ins):
         derive = _Derivatives(arms, gates)
         readout = task.readout(model, batch)
         coordinates = list(readout.coordinates(dense, samples, seed))
@@ -147,26 +146,25 @@ class _Derivatives:
     Every example has gates of its own, so that one backward of the sum over examples gives all derivatives apart.
 
     Attributes:
-        sites: Kind, layer and gates [B, units] of each site.
+        gates: [B, units] of each site, by name.
         backwards: Backward passes that were made.
     """
 
     def __init__(self, arms: ArmTable, gates: Gates) -> None:
-        self.arms = arms
-        self.sites = [("neuron", layer, gate) for layer, gate in gates["neuron_mask"].items()]
-        self.sites += [("head", layer, gate) for layer, gate in gates["head_mask"].items()]
+        self.arms, self.gates = arms, gates
+        self.rows = dict(arms.groups())
         self.backwards = 0
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Derives values, [B], by the gate of every arm: [K, B] float64, the sum over the gates of the arm's units."""
-        gradients = torch.autograd.grad(values.sum(), [gate for *_, gate in self.sites], retain_graph=True)
+        gates = list(self.gates.values())
+        gradients = torch.autograd.grad(values.sum(), gates, retain_graph=True, materialize_grads=True)
         self.backwards += 1
         derivatives = torch.zeros(len(self.arms), len(values), dtype=torch.float64, device=values.device)
-        for (kind, layer, _), gradient in zip(self.sites, gradients, strict=True):
-            rows = np.flatnonzero((self.arms.kind == kind) & (self.arms.layer == layer))
-            if len(rows):
-                owner = torch.as_tensor(np.repeat(rows, self.arms.units[rows]), device=values.device)
-                derivatives.index_add_(0, owner, gradient.T.double())
+        for name, gradient in zip(self.gates, gradients, strict=True):
+            rows = self.rows[name]
+            owner = torch.as_tensor(np.repeat(rows, self.arms.units[rows]), device=values.device)
+            derivatives.index_add_(0, owner, gradient.T.double())
         return derivatives
 
 
@@ -178,19 +176,12 @@ def _needed(dense: Readout | None, reward: str) -> Readout:
 
 def _gates(model: PreTrainedModel, keep: KeepIndices, examples: int) -> Gates:
     """Makes masks of the context, one an example, [B, units] a site, that take gradients."""
-    masks = keep_masks(model, keep)
-    return {
-        name: {layer: mask.repeat(examples, 1).requires_grad_() for layer, mask in layers.items()}
-        for name, layers in masks.items()
-    }
+    return {name: mask.repeat(examples, 1).requires_grad_() for name, mask in keep_masks(model, keep).items()}
 
 
 def _repeated(gates: Gates, sequences: int) -> Gates:
     """Repeats the gates of each example for each of its sequences, [B * sequences, units]."""
-    return {
-        name: {layer: gate.repeat_interleave(sequences, dim=0) for layer, gate in layers.items()}
-        for name, layers in gates.items()
-    }
+    return {name: gate.repeat_interleave(sequences, dim=0) for name, gate in gates.items()}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ Symbols: N examples; B, T of a batch; n positions that are not padding; D output
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -29,8 +30,9 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site
 from hf_mabprune.effects.activations import Moments
 from hf_mabprune.effects.gradients import frozen
+from hf_mabprune.effects.taps import tapped
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, counted_positions, to_device
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 
 # Share of the weights w_t that follows |g_t|^2; the rest is even. Where a classifier reads one position, |g|^2 of the
@@ -61,14 +63,14 @@ class KfacFactors:
 def kfac_factors(
     model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site], seed: int = 0
 ) -> tuple[dict[str, KfacFactors], int]:
-    """Takes the factors of every site, by the path of its output projection; one forward and a few backwards a batch.
+    """Takes the factors of every site, by its name; one forward and a few backwards a batch.
 
     Masks that are on are seen. Every process of a launch computes the same, so that nothing depends on how many there
     are. The model is neither changed nor given gradients. Memory: (C * C + D * D) float64 a site.
 
     Args:
         model: Model in evaluation mode.
-        sites: Where factors are wanted.
+        sites: Where factors are wanted; of neurons or heads.
         seed: Seed of the label draws.
 
     Returns:
@@ -78,22 +80,29 @@ def kfac_factors(
         ValueError: If no batch has finite outputs.
     """
     sums: dict[str, list[torch.Tensor]] = {}
-    counts = dict.fromkeys((site.output for site in sites), 0)
+    counts = dict.fromkeys((site.name for site in sites), 0)
     examples, passes = 0, 0
     for number, batch in enumerate(batches):
-        inputs = to_device(batch, model.device)
-        counted = counted_positions(inputs)
+        inputs = batch.to(model.device)
         with frozen(model), torch.enable_grad(), _watched(model, sites) as seen:
             readout = task.readout(model, inputs)
-            outputs = [output for _, output in seen.values()]
+            outputs = list(seen.outputs.values())
             gradients = [_gradients(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
         passes = len(gradients)
         if not all(bool(tensor.isfinite().all()) for tensor in (readout.logits, *chain.from_iterable(gradients))):
             continue  # a broken batch tells nothing
-        examples += len(inputs["input_ids"])
-        for place, (path, (hidden, _)) in enumerate(seen.items()):
-            rows = hidden.detach()[counted].float()
-            slopes = torch.stack([of_outputs[place][counted] for of_outputs in gradients]).float()
+        examples += inputs.examples
+        place = {module: number for number, module in enumerate(seen.outputs)}
+        for site in sites:
+            if site.name not in seen.inputs:
+                continue  # a module that did not run
+            path, hidden = site.name, seen.inputs[site.name].detach()
+            counted = inputs.counted(site.stack.flag, hidden)
+            if site.expert is not None:
+                counted = counted & (hidden != 0).any(-1)  # the router sends it other positions
+            rows = hidden[counted].float()
+            number = place[seen.modules[path]]
+            slopes = torch.stack([grads[number].view(*hidden.shape[:2], -1)[counted] for grads in gradients]).float()
             counts[path] += len(rows)
             parts = _sums(rows, slopes)
             sums[path] = [a + b for a, b in zip(sums[path], parts, strict=True)] if path in sums else parts
@@ -132,26 +141,46 @@ def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> KfacFac
     """
     total, read, read_second, plain, plain_second, outputs = sums
     share = READ if total > 0 else 0.0
-    total = total.clamp(min=torch.finfo(total.dtype).tiny)
+    total, count = total.clamp(min=torch.finfo(total.dtype).tiny), max(count, 1)  # an expert may get no position
     mean = share * read / total + (1 - share) * plain / count
     second = share * read_second / total + (1 - share) * plain_second / count
     return KfacFactors(Moments(count, mean, second), outputs / examples)
 
 
+@dataclass
+class _Seen:
+    """What flowed through projections in one forward pass.
+
+    Attributes:
+        inputs: h [B, T, C], by name of the site.
+        outputs: Of each module, as it gave it, with gradients; experts of a layer share one, the sum of theirs.
+        modules: Module whose output is that of a site, by name of the site.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[nn.Module, torch.Tensor]
+    modules: dict[str, nn.Module]
+
+
 @contextmanager
-def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Shows input [B, T, C] and output [B, T, D] of each site's projection, as they appear; outputs take gradients."""
-    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    with ExitStack() as hooks:
-        for site in sites:
+def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
+    """Shows input and output of each site's projection, as they appear."""
+    modules = {site.name: model.base_model.get_submodule(site.tie or site.name) for site in sites}
+    seen = _Seen({}, {}, modules)
 
-            def hook(_: nn.Module, arguments: Any, output: torch.Tensor, path: str = site.output) -> torch.Tensor:
-                # No parameter takes gradients, so those of the first site begin at its own output.
-                output = output if output.requires_grad else output.detach().requires_grad_()
-                seen[path] = arguments[0], output
-                return output
+    def show(name: str, hidden: torch.Tensor) -> torch.Tensor:
+        seen.inputs[name] = hidden
+        return hidden
 
-            hooks.callback(model.base_model.get_submodule(site.output).register_forward_hook(hook).remove)
+    def hook(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        # No parameter takes gradients, so those of the first site begin at its own output.
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        seen.outputs[module] = output
+        return output
+
+    with tapped(model, {site.name: partial(show, site.name) for site in sites}), ExitStack() as hooks:
+        for module in dict.fromkeys(modules.values()):
+            hooks.callback(module.register_forward_hook(hook).remove)
         yield seen
 
 
@@ -161,7 +190,7 @@ def _coordinates(readout: Readout, seed: int) -> Iterator[torch.Tensor]:
 
 
 def _gradients(values: torch.Tensor, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Derives each example's value, [B], by its own positions: g, [B, T, D] for each of the outputs.
+    """Derives each example's value, [B], by its own positions: g, of the shape of each of the outputs.
 
     The gradient of the sum is that of each example, since no example bears on another's.
     """

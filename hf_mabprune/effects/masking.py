@@ -1,21 +1,27 @@
-"""head_mask and neuron_mask for any supported family, applied by hooks that are always taken off again.
+"""Masks for any supported family, applied by hooks that are always taken off again.
 
-Transformers 5 removed `head_mask` from its models; this brings its semantics back. A head (or neuron) that is masked
-contributes exactly what it would contribute if it were cut out: nothing.
-Symbols: B batch, T tokens, L layers, H query heads, F FFN neurons, Dh head size.
+Transformers 5 removed `head_mask` from its models; this brings its semantics back, for every kind of site. A head,
+neuron or expert that is masked contributes exactly what it would contribute if it were cut out: nothing.
+Symbols: B batch, T tokens, L layers, H query heads, F FFN neurons, E experts, Dh head size.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.arms import KeepIndices
+from hf_mabprune.effects.patching import replaced
+from hf_mabprune.effects.taps import tapped
+
+Masks = Mapping[str, torch.Tensor]  # name of a site -> [units], or [B, units]: 1 keeps, 0 removes
 
 
 @dataclass(frozen=True)
@@ -48,68 +54,115 @@ def masked(
     model: PreTrainedModel,
     head_mask: torch.Tensor | Mapping[int, torch.Tensor] | None = None,
     neuron_mask: Mapping[int, torch.Tensor] | None = None,
+    *,
+    masks: Masks | None = None,
     stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Iterator[PreTrainedModel]:
-    """Masks heads and FFN neurons of a model while the context is open.
+    """Masks heads, FFN neurons and experts of a model while the context is open.
 
     Args:
         model: A supported model; its weights are not touched.
         head_mask: [L, H], or [H] for all layers alike, or [L, B, H] for one mask an example, or {layer: [H] or [B, H]}
             where layers differ in their number of heads. 1 keeps, 0 removes; anything between scales, and gradients
-            flow to it.
+            flow to it. For models of one stack with one attention a layer; others are masked by site.
         neuron_mask: {layer: [F]} or {layer: [B, F]}. For multiple choice B counts choices, not examples.
-        stand_ins: What comes where an arm is masked, by the path of its site's projection; without it, zeros.
+        masks: The same by name of the site: [units] or [B, units]. An expert that is masked is one that the router
+            does not know; a factor between 0 and 1 multiplies its odds.
+        stand_ins: What comes where an arm is masked, by name of the site; without it, zeros.
 
     Raises:
         ValueError: If the architecture is not supported or a mask does not fit it.
     """
-    with ExitStack() as hooks:
-        for site in architecture_of(model).sites(model):
-            mask = neuron_mask.get(site.layer) if neuron_mask else None
-            if site.kind == "head":
-                mask = _head_mask_of_layer(head_mask, site)
-            if mask is not None:
-                projection = model.base_model.get_submodule(site.output)
-                hook = _mask(_columns(mask, site), (stand_ins or {}).get(site.output))
-                hooks.callback(projection.register_forward_pre_hook(hook).remove)
+    sites = architecture_of(model).sites(model)
+    by_name = {**(masks or {}), **_by_layer(sites, "head", head_mask), **_by_layer(sites, "neuron", neuron_mask)}
+    taps, routers = {}, {}
+    for site in sites:
+        mask = by_name.get(site.name)
+        if mask is None:
+            continue
+        if mask.shape[-1] != site.units:
+            raise ValueError(f"{site.name} has {site.units} {site.kind}s, the mask has {mask.shape[-1]}")
+        if site.kind == "expert":
+            router = model.base_model.get_submodule(site.name)
+            routers[router] = partial(_route, router.forward, mask)
+        else:
+            taps[site.name] = partial(_mask, _columns(mask, site), (stand_ins or {}).get(site.name))
+    with tapped(model, taps), replaced(routers) if routers else ExitStack():
         yield model
 
 
-def keep_masks(model: PreTrainedModel, keep: KeepIndices) -> dict[str, Any]:
-    """Makes the arguments of `masked` that remove what `keep` does not keep, on the model's device in its dtype."""
-    masks: dict[str, dict[int, torch.Tensor]] = {"neuron": {}, "head": {}}
+def keep_masks(model: PreTrainedModel, keep: KeepIndices) -> dict[str, torch.Tensor]:
+    """Makes the masks that remove what `keep` does not keep, on the model's device in its dtype."""
+    masks = {}
     for site in architecture_of(model).sites(model):
-        if site.layer in keep.of(site.kind):
+        if site.name in keep:
             mask = torch.zeros(site.units, device=model.device, dtype=model.dtype)
-            mask[torch.as_tensor(keep.of(site.kind)[site.layer], device=model.device)] = 1
-            masks[site.kind][site.layer] = mask
-    return {"neuron_mask": masks["neuron"], "head_mask": masks["head"]}
+            mask[torch.as_tensor(keep[site.name], device=model.device)] = 1
+            masks[site.name] = mask
+    return masks
 
 
-def _head_mask_of_layer(
-    head_mask: torch.Tensor | Mapping[int, torch.Tensor] | None, site: Site
-) -> torch.Tensor | None:
-    """Picks [H] or [B, H] of a site's layer out of what `masked` was given."""
-    if head_mask is None or isinstance(head_mask, Mapping):
-        return head_mask.get(site.layer) if head_mask else None
-    return head_mask if head_mask.dim() == 1 else head_mask[site.layer]
+def _by_layer(
+    sites: list[Site], kind: str, given: torch.Tensor | Mapping[int, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """Gives the masks by site of what was given by layer.
+
+    Raises:
+        ValueError: If a layer has several sites of the kind, or a mask is of a layer that has none.
+    """
+    if given is None:
+        return {}
+    of_layer: dict[int, list[str]] = {}
+    for site in sites:
+        if site.kind == kind:
+            of_layer.setdefault(site.depth, []).append(site.name)
+    several = next((names for names in of_layer.values() if len(names) > 1), None)
+    if several:
+        raise ValueError(f"a layer has several sites of {kind}s, {' and '.join(several)}: give masks by site")
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys(of_layer, given) if given.dim() == 1 else dict(enumerate(given))
+    if strangers := given.keys() - of_layer.keys():
+        raise ValueError(f"the model has no {kind}s in layer {min(strangers)}; layers that have: {sorted(of_layer)}")
+    return {of_layer[layer][0]: mask for layer, mask in given.items()}
 
 
 def _columns(mask: torch.Tensor, site: Site) -> torch.Tensor:
     """Turns [units] or [B, units] into a factor for the projection's input, [C] or [B, 1, C]."""
-    if mask.shape[-1] != site.units:
-        raise ValueError(f"layer {site.layer} has {site.units} {site.kind}s, the mask has {mask.shape[-1]}")
     columns = mask.repeat_interleave(site.unit_size, dim=-1)
     return columns.unsqueeze(-2) if mask.dim() > 1 else columns
 
 
-def _mask(columns: torch.Tensor, stand_in: StandIn | None) -> Any:
-    """Makes the hook that masks the input of a projection by a factor, [C] or [B, 1, C]."""
+def _mask(columns: torch.Tensor, stand_in: StandIn | None, hidden: torch.Tensor) -> torch.Tensor:
+    """A tap that masks the input of a projection by a factor, [C] or [B, 1, C]."""
+    # h less what is missed is the prediction; a factor between 0 and 1 goes a part of the way there.
+    return hidden * columns if stand_in is None else hidden - stand_in.missed(hidden) * (1 - columns)
 
-    def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = arguments[0]
-        # h less what is missed is the prediction; a factor between 0 and 1 goes a part of the way there.
-        kept = hidden * columns if stand_in is None else hidden - stand_in.missed(hidden) * (1 - columns)
-        return (kept, *arguments[1:])
 
-    return hook
+def _route(forward: Any, mask: torch.Tensor, hidden: torch.Tensor) -> Any:
+    """Runs a router with the logits of experts moved by the logarithm of their mask, -inf for those that are gone.
+
+    A softmax over logits of which some are -inf is that over the others, so the router does what it would do with the
+    rows of its weights cut out.
+
+    Args:
+        forward: The router's own.
+        mask: [E] or [B, E].
+        hidden: [N, D] or [B, T, D].
+    """
+    smallest = torch.finfo(mask.dtype).tiny
+    shift = mask.clamp(min=smallest).log().masked_fill(mask == 0, -torch.inf)
+    positions = hidden.shape[:-1].numel()
+    with _Shifted(shift.repeat_interleave(positions // len(shift), dim=0) if shift.dim() > 1 else shift):
+        return forward(hidden)
+
+
+class _Shifted(TorchFunctionMode):
+    """Adds something to the result of every linear map that runs meanwhile."""
+
+    def __init__(self, shift: torch.Tensor) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result + self.shift if func is linear else result

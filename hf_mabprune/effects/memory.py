@@ -6,11 +6,14 @@ Symbols: T tokens; D hidden; C columns of a projection, F neurons or H * Dh; V v
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects.taps import positions_a_token
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,11 @@ class Sizes:
     Attributes:
         item: Bytes of a number.
         weights: Bytes of the model.
-        layers, hidden: Of the model.
-        columns: C of every site that has arms.
+        layers: Number of layers, of all stacks.
+        hidden: D, the largest of any projection.
+        columns: C of every projection that has arms, those of experts apart.
         vocabulary: V of a language model, else 0.
-        batch_tokens: T of the largest calibration batch, padding included, all examples together.
+        batch_tokens: Positions of the largest calibration batch, padding included, all examples together.
         tokens: The same of all calibration batches.
     """
 
@@ -37,18 +41,20 @@ class Sizes:
     tokens: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel, arms: ArmTable, batches: Sequence[dict[str, torch.Tensor]]) -> "Sizes":
-        """Takes them from a model, its arms and the calibration batches."""
-        lengths = [batch["input_ids"].numel() for batch in batches]
-        config = model.config
-        sites = [site for site in architecture_of(model).sites(model) if site.kind in arms.kind]
+    def of(cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch]) -> "Sizes":
+        """Takes them from a model, its arms, its task and the calibration batches."""
+        positions = positions_a_token(model, task, batches[0])
+        lengths = [batch.tokens * positions for batch in batches]
+        architecture = architecture_of(model)
+        everything = architecture.sites(model)
+        sites = [site for site in everything if site.kind in arms.kinds()]
         return cls(
             item=model.dtype.itemsize,
             weights=model.get_memory_footprint(),
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            columns=tuple(site.units * site.unit_size for site in sites),
-            vocabulary=config.vocab_size if model.get_output_embeddings() else 0,
+            layers=len(architecture.layers(model)),
+            hidden=max(len(projection_of(model, site).parts[0]) for site in sites),
+            columns=tuple({part.name: part.columns for site in sites for part in members(site, everything)}.values()),
+            vocabulary=model.config.get_text_config().vocab_size if model.get_output_embeddings() else 0,
             batch_tokens=max(lengths),
             tokens=sum(lengths),
         )

@@ -6,6 +6,7 @@ around it, and only what has changed costs anything.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,12 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
             del module.forward
             if former is not None:
                 module.forward = former
+
+
+def answers(module: nn.Module) -> bool:
+    """Tells whether a module gives a recorded output now, whatever it is called with."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is answer
 
 
 def answer(output: Any, *_: Any, **__: Any) -> Any:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.architectures import Site, architecture_of, projection_of
+from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.effects.masking import StandIn
@@ -48,7 +49,7 @@ class RefitCosts:
     Attributes:
         along: [K], cost in nats of each arm as the last of its layer's that have gone, refitted.
         alone: [K], cost of each arm as the first.
-        stand_ins: What comes in the place of each arm, by the path of its site's projection.
+        stand_ins: What comes in the place of each arm, by name of its site; experts have none.
         cost: What finding this out took.
     """
 
@@ -80,33 +81,45 @@ class RefitCosts:
             damping: Ridge of the refits, relative to the mean of the diagonal of the second moments.
         """
         start = time.perf_counter()
-        places = {(site.kind, site.layer): site for site in architecture_of(model).sites(model)}
-        sites = [(places[kind, layer], rows) for kind, layer, rows in arms.groups()]
+        everything = architecture_of(model).sites(model)
+        places = {site.name: site for site in everything}
+        todo = [(places[name], rows, members(places[name], everything)) for name, rows in arms.groups()]
         along, alone = np.empty(len(arms)), np.empty(len(arms))
         stand_ins: dict[str, StandIn] = {}
-        factors: dict[str, KfacFactors] = {}
         sweeps = passes = 0
-        for number, (site, rows) in enumerate(sites):
-            if not factors:
-                factors, passes = kfac_factors(model, task, batches, _together(sites[number:]), seed)
-                sweeps += 1
-            kfac = factors.pop(site.output)  # freed as soon as its site is done
-            along[rows], alone[rows], stand_ins[site.output] = _costs_at(model, arms, site, rows, kfac, damping)
-        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        while todo:
+            together = _together(todo)
+            parts = list({part.name: part for *_, own in todo[:together] for part in own}.values())
+            factors, passes = kfac_factors(model, task, batches, parts, seed)
+            sweeps += 1
+            for site, rows, own in todo[:together]:
+                if site.kind == "expert":
+                    along[rows] = alone[rows] = [whole_cost(model, part, factors[part.name]) for part in own]
+                else:
+                    costs = _costs_at(model, arms, site, rows, factors[site.name], damping)
+                    along[rows], alone[rows], stand_ins[site.name] = costs
+            todo = todo[together:]
+        tokens = sum(batch.tokens for batch in batches)
         seconds = time.perf_counter() - start
         return cls(along, alone, stand_ins, Cost(0, tokens * sweeps, tokens * passes * sweeps, seconds))
 
 
 def in_outputs(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> tuple[torch.Tensor, torch.Tensor]:
     """Gives V = root(G) W [D, C] and A [C, C] of a site, float64; A is centred where a bias may take up the means."""
-    weight = kfac.root() @ linear_at(model, site.output).weight.detach().double()
+    weight = kfac.root() @ projection_of(model, site).weight.detach().double()
     return weight, kfac.inputs.covariance() if may_have_bias(model, site) else kfac.inputs.second
 
 
-def _together(sites: Sequence[tuple[Site, Ints]]) -> list[Site]:
-    """Picks the sites that share a pass: as many as fit into `MEMORY`, if all were as large as the first."""
-    square = (sites[0][0].units * sites[0][0].unit_size) ** 2 * 8 * MOMENTS
-    return [site for site, _ in sites[: max(1, MEMORY // square)]]
+def whole_cost(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> float:
+    """Gives 1/2 tr(V A V'), the cost in nats of a site that goes as a whole, with nothing in its place: an expert."""
+    weight, second = in_outputs(model, site, kfac)
+    return float((weight @ second * weight).sum()) / 2
+
+
+def _together(todo: Sequence[tuple[Site, Ints, list[Site]]]) -> int:
+    """Counts the sites that share a pass: as many as fit into `MEMORY`, at least one."""
+    bytes_of = np.cumsum([8 * MOMENTS * sum(part.columns**2 for part in own) for *_, own in todo])
+    return max(1, int(np.searchsorted(bytes_of, MEMORY, side="right")))
 
 
 def _costs_at(
@@ -147,6 +160,8 @@ def _apart(
         [H^-1]_:,S ([H^-1]_SS)^-1 side by side. The refit of W is dW = -W_S times that block transposed (see `obs`), so
         that W + dW on h, and W on h with the stand-in, are one and the same.
     """
+    if not second.diagonal().any():  # nothing ever flows in
+        return np.zeros(len(spans)), torch.zeros_like(second)
     ridge = damping * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
     inverse = torch.linalg.inv(second + ridge * torch.eye(len(second), dtype=second.dtype, device=second.device))
     matrix, costs = torch.empty_like(inverse), []

@@ -22,7 +22,7 @@ def select(comparison: Comparison, found: SearchResult, prune: PruningConfig) ->
     """
     session = comparison.session
     plans = make_plans(session.dense, session.arms, session.totals, prune)
-    rules = width_multiple(prune, session.dense.config.hidden_size), prune.min_neurons
+    rules = width_multiple(prune, session.dense.config), prune.min_neurons
     best = Selection.along(plans.search, found.order, *rules, plans.reason)
     if plans.uniform is None:
         return best

@@ -1,12 +1,14 @@
 """The rows of the report: the dense model, the pruned one and random draws of the same size, on the same data."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_mabprune.arms import KINDS, ArmTable, Bools
+from hf_mabprune.architectures.cost import count_macs, count_parameters, parameters_after
+from hf_mabprune.arms import ArmTable, Bools
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.cost import Cost
@@ -18,7 +20,8 @@ from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session
-from hf_mabprune.surgery.cut import cut
+from hf_mabprune.surgery.configs import touched
+from hf_mabprune.surgery.cut import cut, kept_units
 from hf_mabprune.tasks.lookup import task_for_model
 
 
@@ -94,7 +97,7 @@ class Comparison:
             cost: Of the search.
         """
         session, task = self.session, self.session.task
-        before, after = self._before_and_after(small, selection.kept, refitted.parameters if refitted else 0)
+        before, after = self._before_and_after(small)
         return Report(
             model=settings.model.name,
             architecture=session.dense.config.model_type,
@@ -105,7 +108,7 @@ class Comparison:
             target=settings.prune.target.fractions(),
             seed=settings.seed,
             device=session.accelerator.device.type,
-            sequence_length=session.tokens,
+            sequence_length=session.example.length,
             main_metric=task.main_metric,
             greater_is_better=task.greater_is_better,
             before=before,
@@ -122,40 +125,39 @@ class Comparison:
         """Measures one draw of the random control; by masking, which equals cutting, unless it is refitted."""
         session, drawn = self.session, selection.random(seed)
         if not session.compensation:
-            return RandomFigures(seed, self._figures(self.masked(drawn.kept, "test"), drawn.kept))
+            return RandomFigures(seed, self._figures(self.masked(drawn.kept, "test"), self._without(drawn.kept)))
         keep = session.arms.kept_units(drawn.kept)
         small = cut(session.dense, keep, drawn.plan.layout)
-        refitted = session.refit(small, keep)
-        return RandomFigures(seed, self._tested(small, drawn.kept, refitted.parameters if refitted else 0))
+        session.refit(small, keep)
+        return RandomFigures(seed, self._tested(small))
 
-    def _before_and_after(
-        self, small: PreTrainedModel, kept: Bools, biases: int
-    ) -> tuple[ModelFigures, ModelFigures]:
-        """The dense and the cut model on the test split, with latencies measured in turns.
-
-        Args:
-            biases: Parameters that the compensation added.
-        """
+    def _before_and_after(self, small: PreTrainedModel) -> tuple[ModelFigures, ModelFigures]:
+        """The dense and the cut model on the test split, with latencies measured in turns."""
         session, test = self.session, self.session.batches["test"]
-        before = self._figures(self.dense, np.ones(len(kept), dtype=bool))
-        after = self._tested(small, kept, biases)
+        before = self._figures(self.dense, session.totals)
+        after = self._tested(small)
         slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])
         return replace(before, latency_ms=slow), replace(after, latency_ms=fast)
 
-    def _tested(self, small: PreTrainedModel, kept: Bools, biases: int) -> ModelFigures:
+    def _tested(self, small: PreTrainedModel) -> ModelFigures:
         """A cut model on the test split."""
-        return self._figures(self.measured(forward_of(small, self.session.task), "test"), kept, biases)
+        counts = count_parameters(small) | {"macs": count_macs(small, self.session.example)}
+        return self._figures(self.measured(forward_of(small, self.session.task), "test"), counts)
 
-    def _figures(self, evaluation: Evaluation, kept: Bools, biases: int = 0) -> ModelFigures:
-        arms, totals = self.session.arms, self.session.totals
-        gone = {kind: int(arms.parameters[(arms.kind == kind) & ~kept].sum()) for kind in KINDS}
+    def _without(self, kept: Bools) -> dict[str, int]:
+        """Parameters and MACs of the model that only has the arms kept, [K]."""
+        session = self.session
+        arms, totals = session.arms, session.totals
+        changed = touched(kept_units(session.dense, arms.kept_units(kept)))
+        counts = {name: totals[name] for name in ("parameters", "ffn_parameters", "attention_parameters")}
+        left = parameters_after(session.dense, changed, counts)
+        return left | {"macs": totals["macs"] - int(arms.macs[~kept].sum())}
+
+    def _figures(self, evaluation: Evaluation, counts: Mapping[str, int]) -> ModelFigures:
         pruned = evaluation is not self.dense
         changed = self._changed(evaluation) if pruned else None
         return ModelFigures(
-            parameters=totals["parameters"] - sum(gone.values()) + biases,
-            ffn_parameters=totals["ffn_parameters"] - gone["neuron"],
-            attention_parameters=totals["attention_parameters"] - gone["head"],
-            macs=totals["macs"] - int(arms.macs[~kept].sum()),
+            **counts,
             loss=evaluation.loss,
             kl=float(evaluation.kl.mean()),
             metrics=evaluation.metrics,
@@ -208,7 +210,7 @@ def warnings_of(
         said.append(f"{beyond} arms beyond the target of the search were removed by their last scores, not in context")
     left = [site for site in refitted.sites if not site.refitted] if refitted else []
     if left:
-        sites = ", ".join(f"{site.kind}s of layer {site.layer} ({site.reason})" for site in left)
+        sites = ", ".join(f"{site.site} ({site.reason})" for site in left)
         said.append(f"the compensation left alone: {sites}")
     if trained:
         said.append("recovery trained the pruned model, not the random draws")
@@ -217,9 +219,10 @@ def warnings_of(
     return said
 
 
-def kept_counts(arms: ArmTable, selection: Selection) -> dict[str, dict[int, tuple[int, int]]]:
-    """kind -> layer -> (units kept, units before)."""
-    counts: dict[str, dict[int, tuple[int, int]]] = {kind: {} for kind in KINDS}
-    for kind, layer, rows in arms.groups():
-        counts[kind][layer] = (int(arms.units[rows[selection.kept[rows]]].sum()), int(arms.units[rows].sum()))
+def kept_counts(arms: ArmTable, selection: Selection) -> dict[str, dict[str, tuple[int, int]]]:
+    """kind -> name of the site -> (units kept, units before)."""
+    counts: dict[str, dict[str, tuple[int, int]]] = {kind: {} for kind in arms.kinds()}
+    for site, rows in arms.groups():
+        kept = int(arms.units[rows[selection.kept[rows]]].sum())
+        counts[str(arms.kind[rows[0]])][site] = (kept, int(arms.units[rows].sum()))
     return counts

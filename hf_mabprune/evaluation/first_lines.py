@@ -3,6 +3,7 @@
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KINDS, ArmTable
 from hf_mabprune.evaluation.quality import Evaluation
 from hf_mabprune.tasks.base import Task
@@ -10,7 +11,7 @@ from hf_mabprune.tasks.base import Task
 
 def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> str:
     """The model, its arms and where it runs, in one line."""
-    names = {"neuron": ("neurons", "neuron blocks"), "head": ("heads", "key-value groups")}
+    names = {"neuron": ("neurons", "neuron blocks"), "head": ("heads", "key-value groups"), "expert": ("experts", "")}
     counts = [
         f"{len(rows):,} {names[kind][int(arms.units[rows].max()) > 1]}"
         for kind in KINDS
@@ -18,7 +19,7 @@ def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> 
     ]
     processes = f" x {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     where = f"{accelerator.device} {str(model.dtype).removeprefix('torch.')}{processes}"
-    return " | ".join([model.config.model_type, f"{model.config.num_hidden_layers} layers", *counts, where])
+    return " | ".join([model.config.model_type, f"{len(architecture_of(model).layers(model))} layers", *counts, where])
 
 
 def baseline(task: Task, dense: Evaluation) -> str:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.runtime import threads
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.batch import Batch
 
 
 @torch.inference_mode()
@@ -19,7 +19,7 @@ def measure_latency(models: Sequence[PreTrainedModel], task: Task, batch: Batch,
     with threads.fixed():
         for repeat in range(repeats + 2):
             for model, taken in zip(models, times, strict=True):
-                inputs = to_device(batch, model.device)
+                inputs = batch.to(model.device)
                 start = time.perf_counter()
                 task.readout(model, inputs)
                 if model.device.type == "cuda":

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.scores import Scores
 
@@ -56,7 +56,7 @@ def masked_forward_of(model: PreTrainedModel, task: Task, keep: KeepIndices) -> 
     """The forward pass with everything masked that `keep` does not keep: the pruned model, without surgery."""
 
     def forward(number: int, batch: Batch) -> Readout:
-        with masked(model, **keep_masks(model, keep)):
+        with masked(model, masks=keep_masks(model, keep)):
             return task.readout(model, batch)
 
     return forward
@@ -80,7 +80,7 @@ def evaluate(
     """
     found = []
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
-        batch = to_device(batches[number], accelerator.device)
+        batch = batches[number].to(accelerator.device)
         readout = forward(number, batch)
         kl = torch.zeros(len(readout.targets), dtype=torch.float64)
         if original is not None:

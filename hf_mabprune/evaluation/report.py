@@ -18,7 +18,8 @@ class ModelFigures:
     """One model, measured.
 
     Attributes:
-        macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens.
+        macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens; over one example
+            where that is 0.
         loss: Mean loss on the test split: cross-entropy, or the squared error of a regression.
         kl: Mean KL divergence of the outputs from the dense model's, in nats, on the test split; None where there
             is no dense model to compare with.
@@ -101,7 +102,7 @@ class Report:
     """Everything about one run.
 
     Attributes:
-        kept: kind -> layer -> (units kept, units before).
+        kept: kind -> name of the site -> (units kept, units before).
         layout_reason: Why the layout is what it is.
         main_metric: The name in `metrics` that the table shows.
         greater_is_better: Of the main metric.
@@ -128,7 +129,7 @@ class Report:
     before: ModelFigures
     after: ModelFigures
     random: list[RandomFigures]
-    kept: dict[str, dict[int, tuple[int, int]]]
+    kept: dict[str, dict[str, tuple[int, int]]]
     search: SearchFigures
     compensation: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None
@@ -155,8 +156,7 @@ class Report:
             raw["search"] = SearchFigures(**raw["search"])
             raw["sizes"] = [SizeFigures(**{**size, "interval": tuple(size["interval"])}) for size in raw["sizes"]]
             raw["kept"] = {
-                kind: {int(layer): tuple(counts) for layer, counts in layers.items()}
-                for kind, layers in raw["kept"].items()
+                kind: {site: tuple(counts) for site, counts in sites.items()} for kind, sites in raw["kept"].items()
             }
             return cls(**raw)
         except (AttributeError, KeyError, TypeError, ValueError) as error:

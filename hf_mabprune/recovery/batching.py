@@ -6,19 +6,11 @@ Symbols: N examples; n examples in an optimizer step, over all processes.
 import math
 
 import numpy as np
-import pyarrow.compute as pc
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_mabprune.config import RecoveryConfig
-from hf_mabprune.data.columns import column_of
 
 BATCHES_IN_A_RUN = 50  # whose examples are sorted by length together
-
-
-def lengths_of(examples: Dataset) -> NDArray[np.int64]:
-    """Gives the length of each encoded example, [N]: its tokens, or its sequences where it has several."""
-    return np.asarray(pc.list_value_length(column_of(examples, "input_ids")), dtype=np.int64)
 
 
 def batch_order(lengths: NDArray[np.int64], settings: RecoveryConfig, seed: int) -> NDArray[np.int64]:
@@ -28,7 +20,7 @@ def batch_order(lengths: NDArray[np.int64], settings: RecoveryConfig, seed: int)
     random order. The order depends on the seed alone, so any number of processes takes the same steps.
 
     Args:
-        lengths: Length of each example, [N], from `lengths_of`.
+        lengths: Length of each example, [N], from `Task.lengths`.
         settings: Recovery settings: how many epochs or steps, and n, `batch_size`.
         seed: Seed of the order.
 

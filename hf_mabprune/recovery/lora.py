@@ -4,9 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures.projections import cuts
+from hf_mabprune.architectures.sites import part_at
 
 
 @contextmanager
@@ -23,7 +28,7 @@ def low_rank(small: PreTrainedModel, rank: int) -> Iterator[Any]:
     """
     from peft import LoraConfig, get_peft_model
 
-    paths = [path for site in architecture_of(small).sites(small) for path in site.linears()]
+    paths = sorted(_paths(small))
     trained: Any = get_peft_model(small, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=paths))
     try:
         yield trained
@@ -31,3 +36,14 @@ def low_rank(small: PreTrainedModel, rank: int) -> Iterator[Any]:
         trained.unload()
         raise
     trained.merge_and_unload()
+
+
+def _paths(small: PreTrainedModel) -> set[str]:
+    """Paths of the modules that pruning can cut and that take such updates: all but experts, routers and tables."""
+    base, found = small.base_model, set()
+    for site in architecture_of(small).sites(small):
+        for cut in cuts(base, site, np.arange(site.units)):
+            path = cut.path.rpartition(".")[0]
+            if isinstance(part_at(base, path), nn.Linear | Conv1D):
+                found.add(path)
+    return found

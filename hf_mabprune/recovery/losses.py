@@ -12,7 +12,8 @@ outputs are no classes brings its own loss and divergence (`Readout`).
 
 The distance of hidden states may be added, `hidden_weight` times: pruning never changes the hidden size, so states
 after each layer are compared as they are, without a projection between them (Sun et al., arXiv 1908.09355; they scale
-both states to unit length, here the length of the dense model's state is the unit of both).
+both states to unit length, here the length of the dense model's state is the unit of both). Of an encoder-decoder both
+stacks count alike.
 
 Symbols: B examples in a batch; P positions whose logits may count; C classes or vocabulary; T tokens where it is a
 dimension, else the temperature; D hidden size.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.config import RecoveryConfig
-from hf_mabprune.recovery.batching import batch_order, lengths_of
+from hf_mabprune.recovery.batching import batch_order
 from hf_mabprune.recovery.lora import low_rank
 from hf_mabprune.recovery.trainer import DistillationTrainer, not_finite, training_arguments
 from hf_mabprune.tasks.base import Task
@@ -116,7 +116,7 @@ def recover(
         raise ValueError("recovery takes at least one example, got none; choose a larger calibration slice")
     set_seed(seed)
     start = time.perf_counter()
-    order = batch_order(lengths_of(examples), settings, seed)
+    order = batch_order(task.lengths(examples), settings, seed)
     with _undone_on_error(small), _evaluating(dense):
         trainer = _train(small, dense, task, examples, order, settings, accelerator, seed)
     forward, backward = accelerator.reduce(trainer.tokens).tolist()

@@ -25,8 +25,15 @@ from transformers import (
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, tokens_of
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
+
+# What a forward pass calls the hidden states of a stack of layers -> the input that tells its tokens from padding.
+STACKS = {
+    "hidden_states": "attention_mask",
+    "encoder_hidden_states": "attention_mask",
+    "decoder_hidden_states": "decoder_attention_mask",
+}
 
 
 class DistillationTrainer(Trainer):
@@ -64,34 +71,38 @@ class DistillationTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Batch,
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Gives the loss of a batch; one that is not finite on any process ends the training of all."""
-        settings = self.settings
-        student, student_states = self._forward(model, inputs)
+        settings, batch = self.settings, Batch(inputs)
+        student, student_states = self._forward(model, batch)
         dense: Readout | None = None
         if settings.alpha > 0 or settings.hidden_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
-                dense, dense_states = self._forward(self.dense, inputs)
-        self.tokens += tokens_of(inputs) * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
+                dense, dense_states = self._forward(self.dense, batch)
+        self.tokens += batch.tokens * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
         loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
         if settings.hidden_weight > 0:
-            distance = hidden_distance(student_states, dense_states, inputs.get("attention_mask"))
-            loss = loss + settings.hidden_weight * distance
+            distances = [
+                hidden_distance(student_states[stack], dense_states[stack], batch.get(STACKS[stack]))
+                for stack in dense_states
+            ]
+            loss = loss + settings.hidden_weight * torch.stack(distances).mean()
         # A loss that is not finite on one process makes the mean so on all of them: they stop at the same step.
         self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
         if not math.isfinite(self.losses[-1]):
             raise not_finite(len(self.losses))
         return (loss, student) if return_outputs else loss
 
-    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Readout, Sequence[torch.Tensor]]:
-        """Gives what a task reads off a forward pass and the hidden states after each layer, [B, T, D], if needed."""
+    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Readout, dict[str, Sequence[torch.Tensor]]]:
+        """Gives what a task reads off a forward pass and, if needed, the states after each layer of each stack."""
         with_states = self.settings.hidden_weight > 0
         options = {**self.task.forward_options, **({"output_hidden_states": True} if with_states else {})}
         outputs = model(**self.task.inputs(batch), **options)
-        return self.task.read(outputs.logits, batch), outputs.hidden_states[1:] if with_states else ()
+        states = {stack: outputs[stack][1:] for stack in STACKS if with_states and outputs.get(stack)}
+        return self.task.read(outputs.logits, batch), states
 
 
 class ProgressBar(ProgressCallback):

@@ -89,7 +89,7 @@ class Allocation:
     def _moves(self, plan: Plan) -> Iterator[tuple[Ints, float]]:
         """Rows of a site and what their scores are multiplied by, until there are no more trials or no move helps."""
         rng, last = np.random.default_rng(self.seed), self.cost.pulls + self.trials
-        sites = [rows for _, _, rows in plan.arms.groups()]
+        sites = plan.parts()
         for factor in FACTORS:
             moves = [(rows, each) for rows in sites for each in (factor, 1 / factor)]
             turns = chain.from_iterable(rng.permutation(len(moves)) for _ in count())

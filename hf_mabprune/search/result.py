@@ -72,7 +72,7 @@ class SearchResult:
         Raises:
             ValueError: If the table is of other arms.
         """
-        names = ["kind", "layer", "start", "stop"]
+        names = ["site", "start", "stop"]
         if not table[names].equals(arms.to_frame()[names].astype(table[names].dtypes)):
             raise ValueError(
                 f"the finished search had {len(table):,} arms that do not fit this model's {len(arms):,}: keep its "

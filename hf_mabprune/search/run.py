@@ -24,7 +24,6 @@ from hf_mabprune.search.result import SearchResult
 from hf_mabprune.search.rules import RULES, Rule
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.session import Session
-from hf_mabprune.tasks.batch import to_device
 
 
 def search(session: Session, plans: Sequence[Plan], run: RunState | None = None) -> tuple[SearchResult, Cost]:
@@ -100,8 +99,8 @@ def by_criterion(session: Session, plans: Sequence[Plan]) -> tuple[SearchResult,
         removed_round=(~kept).astype(np.int64),
         stopped_because=f"criterion {criterion_name(settings)}, no pulls",
     )
-    tokens = sum(batch["input_ids"].numel() for batch in batches)
-    first = to_device(batches[0], session.dense.device)
+    tokens = sum(batch.tokens for batch in batches)
+    first = batches[0].to(session.dense.device)
     forward, backward = criterion.passes_on(session.dense_on("calibration", 0, first))
     return result, Cost(0, forward * tokens, backward * tokens, time.perf_counter() - started)
 

@@ -1,18 +1,21 @@
 """Finds out which checkpoint layouts a model, its arms and a target allow, and what `auto` may choose from."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_mabprune.architectures import Architecture, architecture_of
+from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.architectures.stock import sizes_of_field, stock_config
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.config import PruningConfig
 from hf_mabprune.selection.plan import Plan
-from hf_mabprune.selection.target import make_plan, reach
+from hf_mabprune.selection.target import Limits, make_plan, reach
+
+EXPERT_MULTIPLE = 8  # widths of experts: grouped products take rows of 16 bytes, in half precision as well
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def make_plans(
         ValueError: If the target is out of reach in the layout asked for, or in every layout for `auto`.
     """
     def plan(layout: Literal["uniform", "per_layer"]) -> Plan:
-        return make_plan(arms, config.target, totals, layout, *_limits(model, arms, config, layout))
+        return make_plan(arms, config.target, totals, layout, _limits(model, arms, config, layout))
 
     if config.layout == "uniform":
         return Plans(plan("uniform"), None, "asked for")
@@ -70,60 +73,64 @@ def largest_targets(
         ValueError: If the layout is not possible at all.
     """
     layout: Literal["uniform", "per_layer"] = "uniform" if config.layout == "uniform" else "per_layer"
-    return reach(arms, totals, layout, *_limits(model, arms, config, layout))
+    return reach(arms, totals, layout, _limits(model, arms, config, layout))
 
 
 def _limits(
     model: PreTrainedModel, arms: ArmTable, config: PruningConfig, layout: Literal["uniform", "per_layer"]
-) -> tuple[dict[str, int], dict[str, set[int]]]:
-    """Works out floors in units and the sizes that `uniform` may take: the last arguments of `make_plan`.
+) -> Limits:
+    """Works out what sites may keep: floors in units, what keeps one size, and which sizes a stock config can say.
 
     Raises:
-        ValueError: If the family's stock config cannot say fewer heads, for `uniform`.
+        ValueError: If the family's stock config cannot say fewer of some kind, for `uniform`.
     """
     architecture = architecture_of(model)
-    floors = {"neuron": config.min_neurons, "head": config.min_heads * architecture.group_size(model.config)}
-    widths = [int(arms.stop[rows].max()) for kind, _, rows in arms.groups() if kind == "neuron"]
-    if widths and width_multiple(config, model.config.hidden_size) >= min(widths):
+    sites = {site.name: site for site in architecture.sites(model)}
+    wanted = {"neuron": config.min_neurons, "head": config.min_heads, "expert": 1}
+    floors = {
+        name: max(wanted[sites[name].kind] * sites[name].group, architecture.least_units(model, sites[name]))
+        for name, _ in arms.groups()
+    }
+    widths = [sites[name].units for name, _ in arms.groups() if sites[name].kind == "neuron"]
+    multiple = width_multiple(config, model.config)
+    if widths and multiple >= min(widths):
         raise ValueError(f"round_to must be below {min(widths)}, the neurons of a layer, got {config.round_to}")
-    if layout == "per_layer":
-        return floors, {}
-    if isinstance(model.config, modeling_pruned.PerLayerConfig):
-        raise ValueError("the model has per-layer sizes already: use layout per_layer")
-    heads = uniform_head_counts(architecture, model.config)
-    if (arms.kind == "head").any() and not heads:
-        group = architecture.group_size(model.config)
-        architecture.uniform_config(model.config, getattr(model.config, architecture.width_field), group)
-    return floors, {"neuron": _multiples(architecture, model, config), "head": heads}
+    ties = {name: _tie(sites[name], layout) for name, _ in arms.groups()}
+    fields: dict[str, list[Site]] = {}
+    for name, tie in ties.items():
+        if tie:
+            fields.setdefault(tie, []).append(sites[name])
+    sizes = {tie: _sizes(model, own, multiple, layout) for tie, own in fields.items()}
+    return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes)
 
 
-def uniform_head_counts(architecture: Architecture, config: PretrainedConfig) -> set[int]:
-    """Finds the query head counts below the full one that a stock config of this family can say.
+def _tie(site: Site, layout: str) -> str | None:
+    """Names what a site keeps one size for: a field of a stock config, or else the experts of its layer."""
+    return f"{site.kind}s of {site.field}" if layout == "uniform" else site.tie
 
-    Returns:
-        Counts of query heads; none where the family cannot prune heads uniformly.
+
+def _sizes(model: PreTrainedModel, sites: Sequence[Site], multiple: int, layout: str) -> set[int]:
+    """Lists the sizes below the full one that tied sites may take.
+
+    Raises:
+        ValueError: If a stock config can say none, for `uniform`, with its reason.
     """
-    heads, group = int(getattr(config, architecture.heads_field)), architecture.group_size(config)
-    width = int(getattr(config, architecture.width_field))
-    counts = set()
-    for count in range(group, heads, group):
-        try:
-            architecture.uniform_config(config, width, count)
-        except ValueError:
-            continue
-        counts.add(count)
-    return counts
+    step = EXPERT_MULTIPLE if sites[0].expert is not None else 1
+    step = math.lcm(step, multiple) if sites[0].kind == "neuron" else 1
+    counts = set(range(step, sites[0].units, step))
+    if layout == "per_layer":
+        return counts
+    said = sizes_of_field(model, sites)
+    if not said:
+        names = {site.name for site in sites}
+        everything = architecture_of(model).sites(model)
+        fewer = sites[0].group
+        stock_config(model, [(site, np.arange(fewer if site.name in names else site.units)) for site in everything])
+    return counts & said
 
 
-def width_multiple(config: PruningConfig, hidden_size: int) -> int:
+def width_multiple(config: PruningConfig, model_config: PretrainedConfig) -> int:
     """Gives the number that kept FFN widths are rounded to a multiple of; `auto` says 64 from D = 1024 on, else 1."""
     if config.round_to == "auto":
-        return 64 if hidden_size >= 1024 else 1
+        return 64 if getattr(model_config.get_text_config(), "hidden_size", 0) >= 1024 else 1
     return config.round_to
-
-
-def _multiples(architecture: Architecture, model: PreTrainedModel, config: PruningConfig) -> set[int]:
-    """Lists the FFN widths below the full one that are multiples."""
-    width = int(getattr(model.config, architecture.width_field))
-    multiple = width_multiple(config, model.config.hidden_size)
-    return set(np.arange(multiple, width, multiple).tolist())

@@ -3,8 +3,8 @@
 A plan says how much of which quantity has to go; `selection.target` makes it. Scores are rewards: the arm with the
 highest score goes first. Under a budget in parameters or MACs, arms go by score per unit of cost. Removal goes on from
 what is already removed, so every smaller model is nested in the larger ones.
-Symbols: K arms; a move is a set of arms that go together: one arm under `per_layer`, the same number of arms from
-every layer under `uniform`.
+Symbols: K arms; a move is a set of arms that go together: one arm, or the same number of arms from all sites that keep
+one size, which are all of a kind under `uniform`, and the experts of a layer always.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,6 @@ from hf_mabprune.arms import ArmTable
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Site = tuple[str, int]  # kind, layer
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,35 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Tied:
+    """Sites that keep the same number of arms.
+
+    Attributes:
+        sites: Their names.
+        steps: Numbers of arms that each may keep, from many to few.
+    """
+
+    sites: tuple[str, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a target asks of a model, checked to be within reach. Made by `target.make_plan`.
 
     Attributes:
         arms: All arms of the model.
-        layout: Whether every layer loses the same number of arms of a kind.
+        layout: Of the checkpoint that it is for.
         budgets: Quantities to remove, in the order in which they are spent.
-        floors: Site -> number of arms that must stay.
-        steps: kind -> numbers of arms that every layer may keep under `uniform`, from many to few.
+        floors: Name of a site -> number of arms that must stay.
+        tied: Sites that keep the same number of arms; all others stand alone.
     """
 
     arms: ArmTable
     layout: Literal["uniform", "per_layer"]
     budgets: tuple[Budget, ...]
-    floors: dict[Site, int]
-    steps: dict[str, tuple[int, ...]]
+    floors: dict[str, int]
+    tied: tuple[Tied, ...] = ()
 
     def choose(self, scores: Floats, kept: Bools, progress: float = 1.0) -> tuple[Bools, Ints]:
         """Removes arms, safest first, until `progress` of every budget is spent.
@@ -120,26 +132,43 @@ class Plan:
         alive = np.zeros(len(self.arms), dtype=bool)
         alive[budget.candidates] = kept[budget.candidates]
         sites = {}
-        for kind, layer, rows in self.arms.groups():
+        for site, rows in self.arms.groups():
             rows = rows[alive[rows]]
-            sites[kind, layer] = rows[np.argsort(-scores[rows], kind="stable")]
-        if self.layout == "uniform":
-            return self._uniform_moves(budget, scores, sites)
-        arms = np.concatenate([rows[: max(len(rows) - self.floors[site], 0)] for site, rows in sites.items()])
-        value = scores[arms] / budget.cost[arms] if budget.by_cost else scores[arms]
-        return arms[np.argsort(-value, kind="stable")], np.arange(len(arms))
+            sites[site] = rows[np.argsort(-scores[rows], kind="stable")]
+        together = {site for tied in self.tied for site in tied.sites}
+        alone = [rows[: max(len(rows) - self.floors[site], 0)] for site, rows in sites.items() if site not in together]
+        singles = np.concatenate([np.empty(0, dtype=np.int64), *alone])
+        values = [scores[singles] / budget.cost[singles] if budget.by_cost else scores[singles]]
+        moves = []
+        for tied in self.tied:
+            steps = self._steps_down(tied, sites)
+            own = [scores[step].sum() / (budget.cost[step].sum() if budget.by_cost else len(step)) for step in steps]
+            values.append(np.minimum.accumulate([np.inf, *own])[1:])  # a step comes after those before it
+            moves += steps
+        rank = np.argsort(np.argsort(-np.concatenate(values), kind="stable"))
+        sizes = [1] * len(singles) + [len(move) for move in moves]
+        arms, number = np.concatenate([singles, *moves]), np.repeat(rank, sizes)
+        order = np.argsort(number, kind="stable")
+        return arms[order], number[order]
 
-    def _uniform_moves(self, budget: Budget, scores: Floats, sites: dict[Site, Ints]) -> tuple[Ints, Ints]:
-        """Steps down to the next allowed size in all layers at once; kinds compete by value, each in its order."""
-        queues = []
-        for kind, steps in self.steps.items():
-            layers = [rows for site, rows in sites.items() if site[0] == kind]
-            if layers:
-                now = len(layers[0])
-                bounds = [0, *(now - size for size in steps if size < now)]
-                queues.append([np.concatenate([rows[a:b] for rows in layers]) for a, b in pairwise(bounds)])
-        moves = [np.empty(0, dtype=np.int64)]
-        while queues := [queue for queue in queues if queue]:
-            values = [scores[queue[0]].sum() / budget.cost[queue[0]].sum() for queue in queues]
-            moves.append(queues[int(np.argmax(values))].pop(0))
-        return np.concatenate(moves), np.repeat(np.arange(len(moves) - 1), [len(move) for move in moves[1:]])
+    def _steps_down(self, tied: Tied, sites: dict[str, Ints]) -> list[Ints]:
+        """Lists what goes with each step to the next allowed size, at all sites at once.
+
+        Args:
+            tied: Sites that keep one size.
+            sites: Name -> arms that are left, safest first.
+        """
+        rows = [sites[site] for site in tied.sites if site in sites]
+        now = len(rows[0]) if rows else 0
+        bounds = [0, *(now - size for size in tied.steps if size < now)]
+        return [np.concatenate([own[a:b] for own in rows]) for a, b in pairwise(bounds)]
+
+    def parts(self) -> list[Ints]:
+        """Lists the arms of all that can lose more or less than the rest: of a site, or of sites that a layer ties."""
+        if self.layout == "uniform":
+            return [rows for _, rows in self.arms.groups()]
+        tie = {site: number for number, tied in enumerate(self.tied) for site in tied.sites}
+        found: dict[str | int, list[Ints]] = {}
+        for site, rows in self.arms.groups():
+            found.setdefault(tie.get(site, site), []).append(rows)
+        return [np.concatenate(rows) for rows in found.values()]

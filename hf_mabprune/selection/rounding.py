@@ -1,11 +1,15 @@
 """Kept FFN widths at multiples that hardware likes. Pure: arrays in, arrays out."""
 
+from collections.abc import Container
+
 import numpy as np
 
 from hf_mabprune.arms import ArmTable, Bools, Ints
 
 
-def round_widths(arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_units: int = 1) -> Bools:
+def round_widths(
+    arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_units: int = 1, tied: Container[str] = ()
+) -> Bools:
     """Moves each layer's number of kept neurons to a multiple, up or down, so that their sum changes least.
 
     Args:
@@ -14,6 +18,7 @@ def round_widths(arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_un
         kept: [K], arms that stay so far.
         multiple: Number that kept neurons are a multiple of; a layer that stays whole keeps its remainder.
         min_units: Neurons that every layer keeps at least.
+        tied: Sites that are left as they are, since their sizes are multiples already.
 
     Returns:
         [K], arms that stay. Heads are left as they are.
@@ -22,8 +27,8 @@ def round_widths(arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_un
     place[order] = np.arange(len(arms))
     kept = kept.copy()
     surplus = 0.0  # neurons kept beyond what was asked for, carried from layer to layer
-    for kind, _, rows in arms.groups():
-        if kind == "neuron":
+    for site, rows in arms.groups():
+        if arms.kind[rows[0]] == "neuron" and site not in tied:
             wanted = arms.units[rows[kept[rows]]].sum()
             safest_last = rows[np.argsort(-place[rows])]
             widths = np.cumsum(arms.units[safest_last])

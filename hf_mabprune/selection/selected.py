@@ -42,14 +42,16 @@ class Selection:
         return cls(plan, kept, multiple, min_neurons, reason).rounded(order)
 
     def rounded(self, order: Ints) -> "Selection":
-        """Moves kept FFN widths to the multiple; `uniform` plans step by it already.
+        """Moves kept FFN widths to the multiple; tied sites step by it already.
 
         Args:
             order: [K], all arms, first removed first; decides which arms go or come back.
         """
         if self.plan.layout == "uniform" or self.multiple == 1:
             return self
-        return replace(self, kept=round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons))
+        tied = {site for tied in self.plan.tied for site in tied.sites}
+        kept = round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons, tied)
+        return replace(self, kept=kept)
 
     def random(self, seed: int) -> "Selection":
         """Draws arms at random, whatever they cost, with the same target, layout, floors and rounding."""

@@ -3,24 +3,37 @@
 Pure: arrays in, arrays out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from hf_mabprune.arms import ArmTable
+from hf_mabprune.arms import ArmTable, Ints
 from hf_mabprune.config import TargetConfig
-from hf_mabprune.selection.plan import Budget, Plan, Site
+from hf_mabprune.selection.plan import Budget, Plan, Tied
+
+Layout = Literal["uniform", "per_layer"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a plan beside its target.
+
+    Attributes:
+        min_units: Name of a site -> units that it keeps at least.
+        ties: Name of a site -> what it keeps one size with others for; sites that stand alone are not there.
+        sizes: The same ties -> units that their sites may keep; those that are not there may keep any number.
+    """
+
+    min_units: Mapping[str, int]
+    ties: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Container[int]] = field(default_factory=dict)
 
 
 def make_plan(
-    arms: ArmTable,
-    target: TargetConfig,
-    totals: Mapping[str, int],
-    layout: Literal["uniform", "per_layer"],
-    min_units: dict[str, int],
-    sizes: dict[str, set[int]] | None = None,
+    arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], layout: Layout, limits: Limits
 ) -> Plan:
     """Turns a target into budgets and floors, and refuses what is out of reach.
 
@@ -28,26 +41,19 @@ def make_plan(
         arms: All arms of the model.
         target: Fractions to remove.
         totals: `parameters` and `macs` of the dense model.
-        layout: Layout of the checkpoint; under `uniform`, every layer loses the same number of arms of a kind.
-        min_units: kind -> units that every layer keeps at least.
-        sizes: kind -> units a layer may keep under `uniform`, where the family restricts them.
+        layout: Layout of the checkpoint.
+        limits: What sites may keep.
 
     Raises:
         ValueError: If the target cannot be met, with the nearest one that can.
     """
-    floors, steps = _bounds(arms, layout, min_units, sizes)
-    plan = Plan(arms, layout, tuple(_budgets(arms, target, totals)), floors, steps)
+    floors, tied = _bounds(arms, layout, limits)
+    plan = Plan(arms, layout, tuple(_budgets(arms, target, totals)), floors, tied)
     _check_reach(plan)
     return plan
 
 
-def reach(
-    arms: ArmTable,
-    totals: Mapping[str, int],
-    layout: Literal["uniform", "per_layer"],
-    min_units: dict[str, int],
-    sizes: dict[str, set[int]] | None = None,
-) -> dict[str, float]:
+def reach(arms: ArmTable, totals: Mapping[str, int], layout: Layout, limits: Limits) -> dict[str, float]:
     """Finds the largest fraction of each quantity that can be removed; arguments as those of `make_plan`.
 
     Returns:
@@ -56,43 +62,52 @@ def reach(
     Raises:
         ValueError: If the arms do not allow the layout.
     """
-    bounds = _bounds(arms, layout, min_units, sizes)
+    bounds = _bounds(arms, layout, limits)
     everything = np.ones(len(arms), dtype=bool)
     largest = {}
     targets = [TargetConfig(parameters=0.5), TargetConfig(macs=0.5)]
-    targets += [TargetConfig(**{f"{kind}s": 0.5}) for kind in np.unique(arms.kind)]
+    targets += [TargetConfig(**{f"{kind}s": 0.5}) for kind in sorted(arms.kinds())]
     for budget in (budget for target in targets for budget in _budgets(arms, target, totals)):
         going, _ = Plan(arms, layout, (budget,), *bounds).moves(budget, np.zeros(len(arms)), everything)
         largest[budget.name] = float(budget.cost[going].sum() / budget.total)
     return largest
 
 
-def _bounds(
-    arms: ArmTable, layout: str, min_units: dict[str, int], sizes: dict[str, set[int]] | None
-) -> tuple[dict[Site, int], dict[str, tuple[int, ...]]]:
-    """Works out floors and steps of a plan; raises ValueError where the arms do not allow the layout."""
+def _bounds(arms: ArmTable, layout: Layout, limits: Limits) -> tuple[dict[str, int], tuple[Tied, ...]]:
+    """Works out floors and ties of a plan; raises ValueError where the arms do not allow the layout."""
     floors = {  # sorted, since the arms that stay may be the small ones
-        (kind, layer): max(1, int(np.searchsorted(np.cumsum(np.sort(arms.units[rows])), min_units[kind]) + 1))
-        for kind, layer, rows in arms.groups()
+        site: max(1, int(np.searchsorted(np.cumsum(np.sort(arms.units[rows])), limits.min_units[site]) + 1))
+        for site, rows in arms.groups()
     }
-    steps: dict[str, tuple[int, ...]] = {}
-    if layout == "uniform":
-        steps = {kind: _uniform_steps(arms, kind, floors, (sizes or {}).get(kind)) for kind in np.unique(arms.kind)}
-    return floors, steps
+    ties: dict[str, list[str]] = {}
+    for site in floors:
+        if site in limits.ties:
+            ties.setdefault(limits.ties[site], []).append(site)
+    rows = dict(arms.groups())
+    return floors, tuple(
+        Tied(tuple(sites), _steps(arms, layout, {site: rows[site] for site in sites}, floors, limits.sizes.get(tie)))
+        for tie, sites in ties.items()
+    )
 
 
-def _uniform_steps(arms: ArmTable, kind: str, floors: dict[Site, int], sizes: set[int] | None) -> tuple[int, ...]:
-    """Lists the numbers of arms of a kind that every layer may keep, from many to few."""
-    layers = [rows for site_kind, _, rows in arms.groups() if site_kind == kind]
-    if len({tuple(arms.units[rows]) for rows in layers}) > 1:
-        raise ValueError(f"layout uniform starts from layers of equal size, but their {kind}s differ: use per_layer")
-    widths = np.cumsum(arms.units[layers[0]])
-    if len(np.unique(arms.units[layers[0]])) > 1:
+def _steps(
+    arms: ArmTable, layout: Layout, sites: Mapping[str, Ints], floors: Mapping[str, int], sizes: Container[int] | None
+) -> tuple[int, ...]:
+    """Lists the numbers of arms that each of some sites may keep, from many to few."""
+    first = next(iter(sites.values()))
+    kind = str(arms.kind[first[0]])
+    where = "layout uniform needs" if layout == "uniform" else "the experts of a layer need"
+    other = ", or per_layer" if layout == "uniform" else ""
+    if len({tuple(arms.units[rows]) for rows in sites.values()}) > 1:
+        whose = "layout uniform starts from layers" if layout == "uniform" else "the experts of a layer must be"
+        raise ValueError(f"{whose} of equal size, but their {kind}s differ{': use per_layer' if other else ''}")
+    widths = np.cumsum(arms.units[first])
+    if len(np.unique(arms.units[first])) > 1:
         raise ValueError(
-            f"layout uniform needs blocks of equal size, but the last one of a layer's {widths[-1]} {kind}s is "
-            "smaller: use a block_size that divides that number, or per_layer"
+            f"{where} blocks of equal size, but the last one of a layer's {widths[-1]} {kind}s is smaller: use a "
+            f"block_size that divides that number{other}"
         )
-    floor = max(count for site, count in floors.items() if site[0] == kind)
+    floor = max(floors[site] for site in sites)
     counts = range(len(widths) - 1, floor - 1, -1)
     return tuple(count for count in counts if sizes is None or int(widths[count - 1]) in sizes)
 
@@ -119,26 +134,30 @@ def _check_reach(plan: Plan) -> None:
     for budget in plan.budgets:
         removed = float(budget.cost[budget.candidates[~kept[budget.candidates]]].sum())
         grain = float(budget.cost[budget.candidates].max())
-        if plan.layout == "uniform" and not budget.by_cost:
-            grain *= _uniform_grain(plan, str(plan.arms.kind[budget.candidates[0]]))
+        if not budget.by_cost:
+            grain *= _grain(plan, budget)
         too_little = budget.amount - (0 if budget.by_cost else grain / 2) - 1e-9 * budget.total
         too_much = np.inf if budget.by_cost else budget.amount + grain / 2
         if removed == 0 or removed < too_little or removed > too_much:
             arms, moves = plan.moves(budget, np.zeros(len(plan.arms)), everything)
             nearest = removed or float(budget.cost[arms[moves == 0]].sum())
             can = f"the nearest that can is {_rounded_down(nearest / budget.total):g}"
-            remedy = can if nearest else "nothing can go: lower block_size, round_to, min_neurons or min_heads"
+            remedy = can if nearest else "nothing can go: lower block_size, round_to, or the floors"
             raise ValueError(
                 f"target.{budget.name} {budget.amount / budget.total:.3g} cannot be met in layout {plan.layout} with "
                 f"these arms and floors; {remedy}"
             )
 
 
-def _uniform_grain(plan: Plan, kind: str) -> int:
-    """Counts the arms of a kind that the smallest step between two allowed sizes removes."""
-    layers = [rows for site_kind, _, rows in plan.arms.groups() if site_kind == kind]
-    counts = [len(layers[0]), *plan.steps[kind]]
-    return len(layers) * min((high - low for high, low in pairwise(counts)), default=1)
+def _grain(plan: Plan, budget: Budget) -> int:
+    """Counts the arms that the smallest step between two allowed sizes removes, where sites are tied."""
+    sites, grain = set(plan.arms.site[budget.candidates].tolist()), 1
+    rows = dict(plan.arms.groups())
+    for tied in plan.tied:
+        if sites.intersection(tied.sites):
+            counts = [len(rows[tied.sites[0]]), *tied.steps]
+            grain = max(grain, len(tied.sites) * min((high - low for high, low in pairwise(counts)), default=1))
+    return grain
 
 
 def _rounded_down(fraction: float) -> float:

@@ -2,18 +2,23 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.architectures import Site, projection_of
+from hf_mabprune.architectures.stock import bias_fields, built_shapes
 from hf_mabprune.checkpoints import modeling_pruned
 
 
 def may_have_bias(model: PreTrainedModel, site: Site) -> bool:
     """Says whether a site's output projection has a bias, or can be given one that the checkpoint still says."""
-    if linear_at(model, site.output).bias is not None or isinstance(model, modeling_pruned.PerLayerModel):
+    projection = projection_of(model, site)
+    if projection.module is None:
+        return False
+    if projection.bias is not None or isinstance(model, modeling_pruned.PerLayerModel):
         return True
-    return site.kind in architecture_of(model).bias_fields
+    return site.name in bias_fields(model)
 
 
 def declare_biases(model: PreTrainedModel, given: Sequence[Site]) -> None:
@@ -29,14 +34,17 @@ def declare_biases(model: PreTrainedModel, given: Sequence[Site]) -> None:
     if not given:
         return
     if isinstance(model.config, modeling_pruned.PerLayerConfig):
-        plan = model.config.mabprune
-        plan["biases"] = sorted({*plan.get("biases", ()), *(site.output for site in given)})
+        parameters = model.config.mabprune["parameters"]
+        for site in given:
+            parameters[f"{site.name}.bias"] = [len(projection_of(model, site).weight)]
         return
-    architecture = architecture_of(model)
-    for kind in {site.kind for site in given}:
-        setattr(model.config, architecture.bias_fields[kind], True)
-        for path in [path for site in architecture.sites(model) if site.kind == kind for path in site.linears()]:
-            linear = linear_at(model, path)
-            if linear.bias is None:
-                zeros = linear.weight.new_zeros(linear.out_features)
-                linear.bias = nn.Parameter(zeros, requires_grad=linear.weight.requires_grad)
+    fields = bias_fields(model)
+    for field in {fields[site.name] for site in given}:
+        setattr(model.config, field, True)
+    there = dict(model.base_model.named_parameters())
+    for path, shape in built_shapes(type(model), model.config).items():
+        module, _, name = path.rpartition(".")
+        if name == "bias" and path not in there:
+            weight = there[f"{module}.weight"]
+            zeros = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=weight.device), weight.requires_grad)
+            model.base_model.get_submodule(module).register_parameter(name, zeros)

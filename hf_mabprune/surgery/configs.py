@@ -1,72 +1,106 @@
-"""Writes the config of a cut model: a stock one where all layers are alike, else one that says each layer's sizes."""
+"""Writes the config of a cut model that has sizes of its own in every layer, and the plan in it."""
 
-from transformers import PretrainedConfig, PreTrainedModel
+from collections.abc import Sequence
+from typing import Any
 
-from hf_mabprune.architectures import Architecture, Site, linear_at
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.architectures.projections import cut_shapes, source_of
+from hf_mabprune.arms import Ints
 from hf_mabprune.checkpoints import modeling_pruned
 
-
-def uniform_config(architecture: Architecture, config: PretrainedConfig, units: dict[Site, int]) -> PretrainedConfig:
-    """Gives the stock config of a model with the same sizes in every layer.
-
-    Args:
-        architecture: Family of the dense model.
-        config: Config of the dense model; it is not changed.
-        units: Site -> units that it keeps.
-
-    Raises:
-        ValueError: If layers differ, or the family's config cannot say the sizes.
-    """
-    widths, heads = ({count for site, count in units.items() if site.kind == kind} for kind in ("neuron", "head"))
-    for name, counts in (("neurons", widths), ("heads", heads)):
-        if len(counts) != 1:
-            raise ValueError(f"layout uniform needs the same number of {name} in every layer, got {sorted(counts)}")
-    if isinstance(config, modeling_pruned.PerLayerConfig):
-        raise ValueError("the model has per-layer sizes already: use layout per_layer")
-    return architecture.uniform_config(config, widths.pop(), heads.pop())
+Plan = dict[str, Any]
+PARTS = ("attributes", "settings", "arguments", "copies")  # of a plan, beside the shapes of parameters
 
 
-def per_layer_config(architecture: Architecture, dense: PreTrainedModel, units: dict[Site, int]) -> PretrainedConfig:
+def per_layer_config(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> PreTrainedConfig:
     """Puts the stock config's contents under a per-layer type, with the sizes of each layer said twice.
 
     `mabprune` is the plan that `modeling_pruned.py` builds the model by; `per_layer_config` is the schema of
-    transformers, in the family's own field names.
+    transformers, in the family's own field names, for models that it can describe: those of one stack.
 
     Args:
-        architecture: Family of the dense model.
-        dense: Model before the cut; a per-layer one hands on the biases of its plan.
-        units: Site -> units that it keeps.
+        dense: Model before the cut; what the plan of a per-layer one says besides still holds.
+        kept: All sites, and the units that stay in each.
     """
     stock = type(dense.config)
     settings = dense.config.to_dict()
     for own in ("model_type", "transformers_version", "auto_map"):
         settings.pop(own, None)
-    earlier = settings.get("mabprune") or {}
-    settings["mabprune"] = _plan(dense, units)
-    if "biases" in earlier:
-        settings["mabprune"]["biases"] = earlier["biases"]
-    fields: dict[int, dict[str, int]] = {}
-    for site, count in units.items():
-        fields.setdefault(site.layer, {}).update(architecture.layer_fields(site, count))
-    settings["per_layer_config"] = fields
+    settings["mabprune"] = merged(getattr(dense.config, "mabprune", None), make_plan(dense, touched(kept)))
+    if fields := _fields_by_layer(dense, kept):
+        settings["per_layer_config"] = fields
     new = modeling_pruned.config_class(stock)(**settings)
     new.auto_map = modeling_pruned.auto_map(modeling_pruned.stock_config_class(stock))
     new._attn_implementation = dense.config._attn_implementation
+    new._experts_implementation = dense.config._experts_implementation
     new.name_or_path = dense.config.name_or_path
     return new
 
 
-def _plan(dense: PreTrainedModel, units: dict[Site, int]) -> dict[str, object]:
-    """Says what `modeling_pruned.resize` has to change: path -> [out_features, in_features], path -> attributes."""
-    modules: dict[str, list[int]] = {}
-    attributes: dict[str, dict[str, int]] = {}
-    for site, count in units.items():
-        sizes = site.sizes(count)
-        for path in site.linears():
-            linear = linear_at(dense, path)
-            blocks = sizes["groups"] if path in site.per_group else count
-            rows = blocks * site.unit_size
-            modules[path] = [linear.out_features, rows] if path == site.output else [rows, linear.in_features]
-        for path, names in site.attributes.items():
-            attributes[path] = {name: sizes[size] for name, size in names.items()}
-    return {"format": modeling_pruned.FORMAT, "modules": modules, "attributes": attributes}
+def touched(kept: Sequence[tuple[Site, Ints]]) -> list[tuple[Site, Ints]]:
+    """Picks the sites where something changes: those that are cut, and those that are handed something by them."""
+    alike = {id(site.spec) for site, units in kept if site.spec.arguments and len(units) < site.units}
+    return [(site, units) for site, units in kept if len(units) < site.units or id(site.spec) in alike]
+
+
+def make_plan(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> Plan:
+    """Says what `modeling_pruned.resize` has to change in the stock model.
+
+    Args:
+        dense: Model before the cut.
+        kept: Sites where something changes, and the units that stay in each.
+    """
+    plan: Plan = {"format": modeling_pruned.FORMAT, "parameters": cut_shapes(dense.base_model, list(kept))}
+    plan |= {part: {} for part in PARTS}
+    values: dict[str, Any]
+    for site, units in kept:
+        sizes = site.sizes(len(units))
+        for path, names in site.spec.attributes.items():
+            values = {name: sizes[size] if isinstance(size, str) else size for name, size in names.items()}
+            plan["attributes"].setdefault(site.prefix + path, {}).update(values)
+        for path, fields in site.spec.settings.items():
+            values = {name: sizes[size] for name, size in fields.items()}
+            plan["settings"].setdefault(site.prefix + path, {}).update(values)
+        for path, arguments in site.spec.arguments.items():
+            values = {name: units.tolist() if select else None for name, select in arguments.items()}
+            plan["arguments"].setdefault(site.prefix + path, {}).update(values)
+        for path in site.spec.copies:
+            if source_of(site, path) != site.prefix + path:
+                plan["copies"][site.prefix + path] = source_of(site, path)
+    return plan
+
+
+def merged(former: Plan | None, plan: Plan) -> Plan:
+    """Adds the plan of a cut to that of the model it was made from, where that had one."""
+    earlier = {} if former is None else modeling_pruned.read_plan(former)
+    whole: Plan = {"format": modeling_pruned.FORMAT}
+    for part in ("parameters", *PARTS):
+        ours, theirs = plan[part], earlier.get(part, {})
+        if part == "arguments":  # entries are chosen from those that were chosen before
+            ours = {path: _composed(theirs.get(path, {}), chosen) for path, chosen in ours.items()}
+        nested = {path: {**theirs[path], **ours[path]} for path in ours if path in theirs and part in PARTS[:3]}
+        whole[part] = {**theirs, **ours, **nested}
+    return whole
+
+
+def _composed(earlier: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [earlier[name][place] for place in entries] if entries and earlier.get(name) else entries
+        for name, entries in chosen.items()
+    }
+
+
+def _fields_by_layer(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> dict[int, dict[str, int]]:
+    """Says the sizes of each layer in the family's own field names; nothing where layers are of several stacks."""
+    stacks = {id(layer.stack) for layer in architecture_of(dense).layers(dense)}
+    if len(stacks) > 1 or not hasattr(dense.config, "num_hidden_layers"):
+        return {}
+    fields: dict[int, dict[str, int]] = {}
+    for site, units in kept:
+        of_layer = fields.setdefault(site.layer, {})
+        of_layer[site.spec.units] = len(units)
+        if site.spec.groups:
+            of_layer[site.spec.groups] = len(units) // site.group
+    return fields

@@ -1,16 +1,14 @@
 """Hands on the weights of the smaller model a layer at a time, so that a second whole model never has to exist."""
 
-from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.surgery.cut import Layout, cut_sites, smaller_config
+from hf_mabprune.surgery.cut import Layout, cut_layers, smaller_config
 
 Piece = dict[str, Tensor]
 
@@ -31,37 +29,34 @@ def pieces(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> Iterato
         ValueError: As for `cut`, at once, before anything is cut.
     """
     smaller_config(dense, keep, layout)
-    return _pieces(dense, cut_sites(dense, keep))
+    return _pieces(dense, cut_layers(dense, keep))
 
 
-def _pieces(dense: PreTrainedModel, sites: Iterator[tuple[Site, dict[str, nn.Linear]]]) -> Iterator[Piece]:
+def _pieces(dense: PreTrainedModel, layers: Iterator[dict[str, nn.Parameter]]) -> Iterator[Piece]:
     # No piece is ever given a name here: a generator keeps what its names hold while it waits.
-    architecture = architecture_of(dense)
     base = "" if dense.base_model is dense else f"{dense.base_model_prefix}."
-    layers = architecture.layer_list(dense)
-    prefixes = [f"{base}{architecture.layers}.{number}." for number in range(len(layers))]
-    count = Counter(site.layer for site in architecture.sites(dense))
-    names = _saved_names(dense)
+    paths = [layer.path for layer in architecture_of(dense).layers(dense)]
+    names = _unsaved_names(dense)
+    prefixes = tuple(f"{base}{path}." for path in paths)
     yield {
         name: tensor
         for name, tensor in dense.state_dict().items()
-        if name in names and not name.startswith(tuple(prefixes))
+        if name not in names and not name.startswith(prefixes)
     }
-    for number, prefix in enumerate(prefixes):
-        yield _layer(layers[number].state_dict(prefix=prefix), base, islice(sites, count[number]), names)
+    for path in paths:
+        layer = dense.base_model.get_submodule(path)
+        yield _layer(layer.state_dict(prefix=f"{base}{path}."), base, next(layers), names)
 
 
-def _layer(
-    piece: Piece, base: str, sites: Iterator[tuple[Site, dict[str, nn.Linear]]], names: set[str]
-) -> Piece:
-    """Puts the cut projections of one layer in the place of the dense ones."""
-    for _, projections in sites:
-        for path, linear in projections.items():
-            piece.update(linear.state_dict(prefix=f"{base}{path}."))
-    return {name: tensor for name, tensor in piece.items() if name in names}
+def _layer(piece: Piece, base: str, smaller: dict[str, nn.Parameter], unsaved: set[str]) -> Piece:
+    """Puts the cut parameters of one layer in the place of the dense ones."""
+    piece.update({f"{base}{path}": parameter.detach() for path, parameter in smaller.items()})
+    return {name: tensor for name, tensor in piece.items() if name not in unsaved}
 
 
-def _saved_names(dense: PreTrainedModel) -> set[str]:
-    """Names the tensors that a checkpoint of the model holds: tied ones once, without what the class leaves out."""
-    saved = remove_tied_weights_from_state_dict(dense.state_dict(), dense)
-    return set(saved) - set(dense._keys_to_ignore_on_save or ())
+def _unsaved_names(dense: PreTrainedModel) -> set[str]:
+    """Names the tensors that a checkpoint of the model leaves out: copies of tied ones, and what its class leaves."""
+    state = dense.state_dict()
+    return set(state) - set(remove_tied_weights_from_state_dict(dict(state), dense)) | set(
+        dense._keys_to_ignore_on_save or ()
+    )

@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_mabprune.tasks.base import TASKS, Task, refuse_encoder
+from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
+from hf_mabprune.tasks.token_task import TokenTask, refuse_encoder
 
 QUESTIONS = ("question", "prompt", "instruction")
 ANSWERS = ("answer", "completion", "response", "output")
@@ -20,7 +21,7 @@ PADDING = 0  # any token will do, since an answer does not see what stands to it
 
 @TASKS.register("answer")
 @dataclass(kw_only=True)
-class Answer(Task):
+class Answer(TokenTask):
     """Predicts the tokens of an answer. Roles: `question` and `answer`. Has to be asked for: task.type: answer.
 
     An example is one row: `Question: ...`, a new line, `Answer: ...`, and the tokenizer's end-of-sequence token if it
@@ -29,6 +30,7 @@ class Answer(Task):
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    pipeline_tag: ClassVar[str | None] = "text-generation"
     heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
     roles: ClassVar[tuple[str, ...]] = ("question", "answer")
     default_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
@@ -62,7 +64,7 @@ class Answer(Task):
         """
         columns = self.find_columns(dataset, "data")
         texts = [columns[role] for role in self.roles]
-        tokenizer, length = self.tokenizer, self.length
+        tokenizer, length = self.processor, self.length
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
         def tokenise(rows: dict[str, list[str]]) -> dict[str, Any]:
@@ -91,11 +93,11 @@ class Answer(Task):
         labels = [row.clone() for row in ids]
         for row, example in zip(labels, examples, strict=True):
             row[: example["prompt"]] = NO_TARGET
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=PADDING),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=NO_TARGET),
-        }
+        return Batch(
+            input_ids=pad_sequence(ids, batch_first=True, padding_value=PADDING),
+            attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET),
+        )
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""

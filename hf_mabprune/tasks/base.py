@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from numpy.typing import NDArray
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_mabprune.architectures.positions import max_positions
-from hf_mabprune.data.columns import column_of, refuse_missing_values
+from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.registry import Registry, nearest
-from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.metrics import load_metric, measure
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.scores import Scores
@@ -30,64 +28,53 @@ TASKS: Registry[type["Task"]] = Registry("task", "hf_mabprune.tasks")
 
 @dataclass(kw_only=True)
 class Task(ABC):
-    """One kind of task, bound to a model's tokenizer and config. Everything that needs no data is checked here.
+    """One kind of task, bound to a model's processor and config. Everything that needs no data is checked here.
 
     A kind is a subclass in a file of its own. It says which heads it is for and which columns it reads, and has
     `check`, `encode`, `collate` and `read`, which lead from rows to logits with targets.
 
     Args:
-        tokenizer: Tokenizer of the model.
+        processor: What makes rows into inputs of the model: its tokenizer, or its image processor.
         model_config: Config of the model: its classes, positions and vocabulary.
         columns: Role -> column name in the data set; missing roles are found among the usual names.
-        max_length: Longest sequence in tokens, or None for the task's default.
         metrics: Names of metrics, the main one first; none means the task's own. Names that are unknown here go to
             `evaluate.load`.
 
     Raises:
-        ValueError: For an unknown role, a length that the model has no positions for, a metric that does not exist or
-            does not fit the task, or a head that the task cannot serve.
+        ValueError: For an unknown role, a metric that does not exist or does not fit the task, or a head that the task
+            cannot serve.
     """
 
     auto_class: ClassVar[str]  # e.g. "AutoModelForSequenceClassification"
+    processor_class: ClassVar[str | None]  # e.g. "AutoTokenizer"; None where rows are a model's inputs as they are
+    pipeline_tag: ClassVar[str | None] = None  # what the Hub calls it, where it has a name for it
     heads: ClassVar[tuple[str, ...]]  # how the names of the model classes end that this task is for
     roles: ClassVar[tuple[str, ...]]  # what columns are for, e.g. "text" and "label"
     default_metrics: ClassVar[tuple[str, ...]]  # the main one first
     metric_inputs: ClassVar[dict[str, str]]  # input of a metric -> attribute of `Scores`
-    default_length: ClassVar[int]  # tokens
     rows_are_examples: ClassVar[bool]  # whether an encoded example is one row of the data set
+    batches_are_large: ClassVar[bool] = False  # whether those of evaluation are made anew each time they are read
     reads_one_position: ClassVar[bool] = False  # whether the logits of a sequence come from one position
     predicts_classes: ClassVar[bool] = True  # else numbers
     loss_name: ClassVar[str] = "cross-entropy in nats"
     asked_for_by_name: ClassVar[bool] = False  # whether a model is never taken for it without task.type
-    one_sequence: ClassVar[tuple[int, ...]] = (1,)  # shape of a batch of one sequence, without its tokens
     forward_options: ClassVar[dict[str, Any]] = {}  # keyword arguments of every forward pass beside the inputs
 
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    processor: Processor = field(repr=False)
     model_config: PreTrainedConfig = field(repr=False)
     columns: dict[str, str] = field(default_factory=dict)
-    max_length: int | None = None
     metrics: list[str] = field(default_factory=list)
-    length: int = field(init=False)  # the resolved max_length
 
     def __post_init__(self) -> None:
         for role in self.columns:
             if role not in self.roles:
                 known = ", ".join(self.roles)
                 raise ValueError(f"task has no column role '{role}'.{nearest(role, self.roles)} Its roles: {known}")
-        self.length = self._resolve_length()
         self.metrics = list(self.metrics or self.default_metrics)
         self._loaded = {
             name: load_metric(name, self.metric_inputs, self.classes, self.predicts_classes) for name in self.metrics
         }
         self._rehearse()
-
-    def _resolve_length(self) -> int:
-        positions = max_positions(self.model_config)
-        if self.max_length is None:
-            return min(self.default_length, positions, self.tokenizer.model_max_length)
-        if self.max_length > positions:
-            raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
-        return self.max_length
 
     @classmethod
     def serves(cls, architecture: str, model_config: PreTrainedConfig | None = None) -> bool:
@@ -115,7 +102,8 @@ class Task(ABC):
     def rehearsal(self) -> Scores:
         """Makes scores like those of a split, for trying metrics out: one example a class, all of them right."""
         classes = np.arange(self.classes)
-        return Scores(np.ones(len(classes)), np.ones_like(classes), classes, classes)
+        ones = np.ones(len(classes))
+        return Scores(ones, np.ones_like(classes), classes, classes, ones)
 
     def _rehearse(self) -> None:
         """Runs every metric once, so that one that cannot work stops the run before it starts."""
@@ -177,20 +165,27 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, dataset: Dataset) -> Dataset:
-        """Tokenises rows into examples that are ready for `collate`."""
+        """Makes rows into examples that are ready for `collate`."""
 
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Makes a padded batch of model inputs, [B, T] each ([B, choices, T] where the head chooses among several
-        sequences), plus `labels`, on the CPU."""
+        """Makes a batch of model inputs plus `labels`, on the CPU: of texts [B, T] each, padded ([B, choices, T] where
+        the head chooses among several sequences)."""
 
     @abstractmethod
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Leads from the model's logits on `batch` to those that count, [B, P, C], as views where possible."""
 
+    def lengths(self, encoded: Dataset) -> NDArray[np.int64]:
+        """Counts the tokens of each encoded example, or of the longest of its sequences, [N]; zeros without tokens."""
+        if "input_ids" not in encoded.column_names:
+            return np.zeros(len(encoded), dtype=np.int64)
+        ids = encoded["input_ids"]
+        return np.array([max(map(len, row)) if isinstance(row[0], list) else len(row) for row in ids], dtype=np.int64)
+
     def inputs(self, batch: Batch) -> Batch:
         """Leaves the labels out of a batch, so that the model computes no loss of its own."""
-        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return Batch((name, tensor) for name, tensor in batch.items() if name != LABELS)
 
     def readout(self, model: PreTrainedModel, batch: Batch) -> Readout:
         """Runs one forward pass of `model` on `batch`, which must be on the model's device. Modes are the caller's."""
@@ -203,62 +198,3 @@ class Task(ABC):
             inputs = {given: getattr(scores, attribute) for given, attribute in self.metric_inputs.items()}
             results |= measure(name, metric, inputs)
         return results
-
-    def check_texts(self, dataset: Dataset, column: str, split: str) -> None:
-        """Refuses a column that does not hold a string in every row, with a ValueError that names the split."""
-        texts = column_of(dataset, column)
-        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-            raise ValueError(f"split '{split}', column '{column}': texts must be strings, got {texts.type}")
-        refuse_missing_values(texts, column, split)
-
-    def check_ids(self, encoded: Dataset, column: str = "input_ids") -> None:
-        """Refuses token ids that the model has no embedding for, with a ValueError."""
-        vocabulary = self.model_config.get_text_config().vocab_size
-        flat = column_of(encoded, column).combine_chunks().flatten()
-        while pa.types.is_list(flat.type):  # several sequences a row
-            flat = flat.flatten()
-        largest = int(np.max(flat.to_numpy(zero_copy_only=False), initial=0))
-        if largest >= vocabulary:
-            raise ValueError(
-                f"token ids must be below {vocabulary}, the model's vocabulary, got {largest}; "
-                "use the tokenizer that belongs to the model"
-            )
-
-
-def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
-    """Refuses a tokenizer and a model that do not agree on what padding is: decoders read the last token that is none,
-    and others count their positions by it.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        model_config: Config of the model.
-
-    Raises:
-        ValueError: If there is no pad token, or tokenizer, config and vocabulary differ about it.
-    """
-    config = model_config.get_text_config()
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            "the tokenizer must have a pad token to make batches, got none; set tokenizer.pad_token and "
-            "model.config.pad_token_id, as in training"
-        )
-    if config.pad_token_id != tokenizer.pad_token_id:
-        raise ValueError(
-            f"pad_token_id of model config and tokenizer must be equal, got {config.pad_token_id} and "
-            f"{tokenizer.pad_token_id}; set model.config.pad_token_id"
-        )
-    if config.pad_token_id >= config.vocab_size:
-        raise ValueError(
-            f"pad_token_id must be below {config.vocab_size}, the model's vocabulary, got {config.pad_token_id}; "
-            "resize the model's embeddings, or choose another pad token"
-        )
-
-
-def refuse_encoder(model_config: PreTrainedConfig) -> None:
-    """Refuses a language model that attends in both directions, with a ValueError."""
-    encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if encoder and getattr(model_config, "is_decoder", None) is False:
-        raise ValueError(
-            f"a language model must not see the tokens that it predicts, but this {model_config.model_type} "
-            "attends in both directions; set is_decoder to true in its config if it was trained that way"
-        )

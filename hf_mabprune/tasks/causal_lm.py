@@ -10,16 +10,17 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from hf_mabprune.data.columns import column_of
-from hf_mabprune.tasks.base import TASKS, Task, refuse_encoder
+from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.token_task import TokenTask, refuse_encoder
 
 TEXTS = ("text", "content", "document")
 
 
 @TASKS.register("causal_lm")
 @dataclass(kw_only=True)
-class CausalLM(Task):
+class CausalLM(TokenTask):
     """Predicts every token from those before it. Role: `text`.
 
     The rows are joined in their order and cut into consecutive windows of `max_length` tokens, 128 by default; what is
@@ -30,6 +31,7 @@ class CausalLM(Task):
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    pipeline_tag: ClassVar[str | None] = "text-generation"
     heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
     roles: ClassVar[tuple[str, ...]] = ("text",)
     default_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
@@ -62,7 +64,7 @@ class CausalLM(Task):
             ValueError: If the text does not fill one window.
         """
         column = self.find_columns(dataset, "data")["text"]
-        tokenizer = self.tokenizer
+        tokenizer = self.processor
 
         def tokenise(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
             # verbose=False: that a document is longer than the model's positions is no mistake here.
@@ -82,9 +84,9 @@ class CausalLM(Task):
     def _windows(self, tokens: Dataset) -> NDArray[np.int32]:
         """Cuts all tokens into consecutive windows, [N, T]."""
         flat = column_of(tokens, "input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        begin = self.tokenizer.bos_token_id
+        begin = self.processor.bos_token_id
         # Asked by example: whether a beginning token is added is no attribute that all tokenizers share.
-        starts = begin is not None and self.tokenizer("")["input_ids"][:1] == [begin]
+        starts = begin is not None and self.processor("")["input_ids"][:1] == [begin]
         width = self.length - int(starts)
         count = len(flat) // width
         if not count:
@@ -95,7 +97,7 @@ class CausalLM(Task):
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Makes `input_ids` [B, T], and `labels`, the same ids: the shift is made where logits are read."""
         ids = torch.tensor(np.array([example["input_ids"] for example in examples]), dtype=torch.long)
-        return {"input_ids": ids, "labels": ids}
+        return Batch(input_ids=ids, labels=ids)
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""

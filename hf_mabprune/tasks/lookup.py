@@ -1,14 +1,19 @@
 """From a model to its task: which task a model's head is for, and whether head, task and reward fit."""
 
+from dataclasses import fields
+
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from hf_mabprune.checkpoints.load import Processor, kind_of_processor
 from hf_mabprune.config import TaskConfig
 from hf_mabprune.tasks.base import TASKS, Task
+
+OWN_SETTINGS = ("max_length", "prefix")  # that some tasks have and others do not
 
 
 def build_task(
     config: TaskConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     model_config: PreTrainedConfig,
     architecture: str | None = None,
 ) -> Task:
@@ -16,26 +21,29 @@ def build_task(
 
     Args:
         config: Task settings of the user.
-        tokenizer: Tokenizer of the model.
+        processor: Tokenizer or image processor of the model.
         model_config: Config of the model.
         architecture: Name of the model class; None takes the one that the checkpoint's config names.
 
     Raises:
-        ValueError: If the task is unknown, cannot be told from the model, or does not fit the model's head, beside
-            what the task itself refuses.
+        ValueError: If the task is unknown, cannot be told from the model, or does not fit the model's head, the
+            processor or a setting, beside what the task itself refuses.
     """
     architecture = architecture or _architecture(model_config)
     name = config.type or task_for_model(architecture or model_config, model_config)
     task = TASKS.get(name)
     if architecture is not None:
         check_head(name, architecture)
-    return task(
-        tokenizer=tokenizer,
-        model_config=model_config,
-        columns=dict(config.columns),
-        max_length=config.max_length,
-        metrics=list(config.metrics),
-    )
+    if task.processor_class is None:
+        processor = None
+    elif isinstance(processor, PreTrainedTokenizerBase) != (task.processor_class == "AutoTokenizer"):
+        kind = kind_of_processor(task.processor_class)
+        raise ValueError(f"task '{name}' needs the model's {kind}, got {type(processor).__name__}")
+    own = {setting: value for setting in OWN_SETTINGS if (value := getattr(config, setting)) is not None}
+    for setting in sorted(own.keys() - {field.name for field in fields(task)}):
+        raise ValueError(f"task.{setting} means nothing to task '{name}', got {own[setting]!r}; leave it out")
+    columns, metrics = dict(config.columns), list(config.metrics)
+    return task(processor=processor, model_config=model_config, columns=columns, metrics=metrics, **own)
 
 
 def task_for_model(model: PreTrainedConfig | str, model_config: PreTrainedConfig | None = None) -> str:

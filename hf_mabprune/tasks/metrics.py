@@ -63,6 +63,24 @@ class Perplexity(OfflineMetric):
         return {"perplexity": float(np.exp(np.average(losses, weights=positions)))}
 
 
+class ExactMatch(OfflineMetric):
+    """Fraction of examples all of whose counted positions are right."""
+
+    inputs = Features({"correct": Value("float64")})
+
+    def _compute(self, correct: list[float]) -> dict[str, float]:
+        return {"exact_match": float(np.mean(np.equal(correct, 1)))}
+
+
+class TokenAccuracy(OfflineMetric):
+    """Fraction of all counted positions that are right."""
+
+    inputs = Features({"correct": Value("float64"), "positions": Value("int64")})
+
+    def _compute(self, correct: list[float], positions: list[int]) -> dict[str, float]:
+        return {"token_accuracy": float(np.average(correct, weights=positions))}
+
+
 class Pearson(OfflineMetric):
     """Linear correlation of predicted and right numbers, from -1 to 1; 0 where either are all the same.
 
@@ -104,12 +122,14 @@ def _correlation(predictions: ArrayLike, references: ArrayLike) -> float:
 
 METRICS: dict[str, type[OfflineMetric]] = {
     "accuracy": Accuracy,
+    "exact_match": ExactMatch,
     "f1": F1,
     "matthews_correlation": MatthewsCorrelation,
     "mse": MeanSquaredError,
     "pearson": Pearson,
     "perplexity": Perplexity,
     "spearman": Spearman,
+    "token_accuracy": TokenAccuracy,
 }
 
 

@@ -11,9 +11,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_mabprune.data.columns import column_of, refuse_missing_values
-from hf_mabprune.tasks.base import TASKS, Task, check_padding
+from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.token_task import TokenTask, check_padding
 
 CONTEXTS = ("question", "question_stem", "ctx", "context", "sent1", "startphrase")
 CHOICES = ("choices", "endings", "options")
@@ -22,7 +23,7 @@ LABELS = ("label", "labels", "answerKey", "answer")
 
 @TASKS.register("multiple_choice")
 @dataclass(kw_only=True)
-class MultipleChoice(Task):
+class MultipleChoice(TokenTask):
     """Predicts the right one of several texts. Roles: `context`, `choices` and `label`.
 
     `choices` are a list of texts, as many in every row of a split, or the texts beside their names, as in
@@ -34,6 +35,7 @@ class MultipleChoice(Task):
     """
 
     auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
+    pipeline_tag: ClassVar[str | None] = "multiple-choice"
     heads: ClassVar[tuple[str, ...]] = ("ForMultipleChoice",)
     roles: ClassVar[tuple[str, ...]] = ("context", "choices", "label")
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
@@ -41,10 +43,9 @@ class MultipleChoice(Task):
     default_length: ClassVar[int] = 256
     rows_are_examples: ClassVar[bool] = True
     reads_one_position: ClassVar[bool] = True
-    one_sequence: ClassVar[tuple[int, ...]] = (1, 1)
 
     def __post_init__(self) -> None:
-        check_padding(self.tokenizer, self.model_config)
+        check_padding(self.processor, self.model_config)
         super().__post_init__()
 
     @property
@@ -131,7 +132,7 @@ class MultipleChoice(Task):
     def encode(self, dataset: Dataset) -> Dataset:
         """Tokenises rows; columns: what the tokenizer gives for each choice, [choices, T], and `labels`."""
         columns = self.find_columns(dataset, "data")
-        tokenizer, length = self.tokenizer, self.length
+        tokenizer, length = self.processor, self.length
         choices = self._choices(dataset, columns["choices"], "data")
         count = len(choices[0])
         texts = dataset.select_columns([columns["context"]]).rename_column(columns["context"], "context")
@@ -158,9 +159,9 @@ class MultipleChoice(Task):
         """Makes inputs [B, choices, T], padded on the right, and labels [B]."""
         names = [name for name in examples[0] if name != "labels"]
         flat = {name: [choice for example in examples for choice in example[name]] for name in names}
-        padded = self.tokenizer.pad(flat, padding_side="right", return_tensors="pt")
+        padded = self.processor.pad(flat, padding_side="right", return_tensors="pt")
         batch = {name: tensor.unflatten(0, (len(examples), -1)) for name, tensor in padded.items()}
-        return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
+        return Batch(batch, labels=torch.tensor([example["labels"] for example in examples]))
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Makes the one position of each example a dimension, [B, choices] -> [B, 1, choices]."""

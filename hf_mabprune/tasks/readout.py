@@ -76,7 +76,7 @@ class Readout:
 
     def scores(self) -> Scores:
         """Gives what metrics need of these examples, on the CPU."""
-        columns = (self.losses(), self.positions(), *self.predictions())
+        columns = (self.losses(), self.positions(), *self.predictions(), self.correct())
         return Scores(*(column.detach().cpu().numpy() for column in columns))
 
     def distribution(self) -> torch.Tensor:

@@ -107,7 +107,7 @@ class Regression(TextTask):
         """Makes three examples with different numbers, all predicted right."""
         shape = (3,) if self.classes == 1 else (3, self.classes)
         numbers = np.arange(np.prod(shape)).reshape(shape) + 0.5
-        return Scores(np.ones(3), np.ones(3, dtype=np.int64), numbers, numbers)
+        return Scores(np.ones(3), np.ones(3, dtype=np.int64), numbers, numbers, np.full(3, np.nan))
 
     def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.float64]:
         """Gives the numbers of each row, [N] or [N, outputs]."""

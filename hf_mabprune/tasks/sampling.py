@@ -1,6 +1,9 @@
 """How a data set becomes batches: drawn with a seed, encoded, collated, and split into parts of like lengths."""
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -25,10 +28,41 @@ def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int) ->
     return draw(task.encode(dataset), count, seed)
 
 
+@dataclass(frozen=True)
+class LazyBatches(Sequence[Batch]):
+    """Collates a batch each time it is read, and keeps none: pixels of a split may take more memory than there is.
+
+    Args:
+        task: Task that the examples were encoded by.
+        encoded: Encoded examples.
+        batch_size: Examples in a batch; the last one may be shorter.
+    """
+
+    task: Task
+    encoded: Dataset
+    batch_size: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.encoded) / self.batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        start = range(len(self))[index] * self.batch_size
+        columns = self.encoded[start : start + self.batch_size]
+        return self.task.collate([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
 def batches_of(
     task: Task, encoded: Dataset, batch_size: int, equal: bool = False, by_length: bool = False
-) -> list[Batch]:
-    """Collates encoded examples into batches on the CPU, in order.
+) -> Sequence[Batch]:
+    """Collates encoded examples into batches on the CPU, in order; where they are large, each time one is asked for.
 
     Args:
         task: Task that the examples were encoded by.
@@ -44,42 +78,36 @@ def batches_of(
     if not len(encoded):
         raise ValueError("a batch takes at least one example, got none; choose a larger slice")
     if by_length:
-        encoded = encoded.select(np.argsort([_length(ids) for ids in encoded["input_ids"]], kind="stable"))
-    drop = equal and len(encoded) > batch_size
-    return [
-        task.collate([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
-        for columns in encoded.iter(batch_size, drop_last_batch=drop)
-    ]
+        encoded = encoded.select(np.argsort(task.lengths(encoded), kind="stable"))
+    if equal and len(encoded) > batch_size:
+        encoded = encoded.select(range(len(encoded) - len(encoded) % batch_size))
+    batches = LazyBatches(task, encoded, batch_size)
+    return batches if task.batches_are_large else list(batches)
 
 
 def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:
     """Sorts the examples of a batch by length and splits them into equal parts, each cut to its longest sequence.
 
-    A batch that is padded on the left, or hardly at all, stays as it is.
+    A batch that is padded on the left, or hardly at all, or has two kinds of sequences, stays as it is.
 
     Args:
         batch: Batch to split, on any device.
         parts: Largest number of parts.
     """
     attention = batch.get("attention_mask")
-    if attention is None or not bool(attention[..., 0].all()):
+    if attention is None or "decoder_input_ids" in batch or not bool(attention[..., 0].all()):
         return [batch]
     lengths = attention.sum(-1).reshape(len(attention), -1).amax(1).cpu()
     order = torch.argsort(lengths, stable=True)
     chunks = [chunk for chunk in np.array_split(order.numpy(), min(parts, len(order))) if len(chunk)]
     padded = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
-    width = batch["input_ids"].shape[-1]
+    width = attention.shape[-1]
     if padded > 0.9 * len(order) * width:
         return [batch]
 
-    def cut(name: str, tensor: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+    def cut(tensor: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         picked = tensor[torch.as_tensor(rows, device=tensor.device)]
         along = tensor.ndim > 1 and tensor.shape[-1] == width and not tensor.is_floating_point()
         return picked[..., : int(lengths[rows].max())] if along else picked
 
-    return [{name: cut(name, tensor, rows) for name, tensor in batch.items()} for rows in chunks]
-
-
-def _length(ids: list[Any]) -> int:
-    """Counts the tokens of an example, or of the longest of its sequences."""
-    return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)
+    return [Batch((name, cut(tensor, rows)) for name, tensor in batch.items()) for rows in chunks]

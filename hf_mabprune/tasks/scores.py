@@ -21,12 +21,15 @@ class Scores:
         predicted: Class of the largest logit at the first counted position, [N] int64; float64 numbers, [N] or
             [N, outputs], where a task predicts numbers.
         reference: Right answer there, of the same shape and dtype.
+        correct: Fraction of the counted positions whose largest logit is the right one, [N] float64; NaN where a task
+            predicts numbers.
     """
 
     losses: NDArray[np.float64]
     positions: NDArray[np.int64]
     predicted: NDArray[Any]
     reference: NDArray[Any]
+    correct: NDArray[np.float64]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":

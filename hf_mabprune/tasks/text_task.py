@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from hf_mabprune.data.columns import column_of
-from hf_mabprune.tasks.base import Task, check_padding
 from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.token_task import TokenTask, check_padding
 
 # Pairs first: a data set with a question and a sentence is about both.
 TEXTS = (
@@ -32,7 +32,7 @@ TEXTS = (
 
 
 @dataclass(kw_only=True)
-class TextTask(Task):
+class TextTask(TokenTask):
     """Reads one text a row, or two. Roles: `text`, `text_pair` (optional) and `label`.
 
     Texts are cut at `max_length` tokens, 256 by default or what tokenizer and model can take, and padded on the right
@@ -40,6 +40,7 @@ class TextTask(Task):
     """
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    pipeline_tag: ClassVar[str | None] = "text-classification"
     heads: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
     roles: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     metric_inputs: ClassVar[dict[str, str]] = {"predictions": "predicted", "references": "reference"}
@@ -50,7 +51,7 @@ class TextTask(Task):
 
     def __post_init__(self) -> None:
         self.check_head()
-        check_padding(self.tokenizer, self.model_config)
+        check_padding(self.processor, self.model_config)
         super().__post_init__()
 
     @abstractmethod
@@ -89,7 +90,7 @@ class TextTask(Task):
         """Tokenises rows; columns: what the tokenizer gives for each, [T], and `labels`."""
         columns = self.find_columns(dataset, "data")
         texts = [columns[role] for role in ("text", "text_pair") if role in columns]
-        tokenizer, length = self.tokenizer, self.length
+        tokenizer, length = self.processor, self.length
 
         def tokenise(rows: dict[str, list[str]]) -> dict[str, Any]:
             return dict(tokenizer(*(rows[text] for text in texts), truncation=True, max_length=length))
@@ -104,8 +105,8 @@ class TextTask(Task):
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Makes inputs [B, T], padded on the right, and labels [B] or [B, outputs]."""
         inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
-        batch = dict(self.tokenizer.pad(inputs, padding_side="right", return_tensors="pt"))
-        return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
+        batch = self.processor.pad(inputs, padding_side="right", return_tensors="pt")
+        return Batch(batch, labels=torch.tensor([example["labels"] for example in examples]))
 
 
 def is_regression(model_config: PreTrainedConfig | None) -> bool:

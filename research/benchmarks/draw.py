@@ -111,7 +111,7 @@ class Draw:
     def _by_search(self, cells: Sequence[Cell]) -> dict[str, Choice]:
         settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
         prune, session = settings.prune, self.session
-        arms = arm_table(session.dense, prune.kinds(), prune.block_size, session.tokens)
+        arms = arm_table(session.dense, prune.kinds(), prune.block_size, session.example)
         compensation = self.suite.compensation(cells[0].compensation)
         session = under(session, settings, arms=arms, compensation=compensation)
         plans = {
@@ -130,7 +130,7 @@ class Draw:
 
     def _rounding(self, prune: PruningConfig) -> tuple[int, int]:
         """Multiple that kept widths are rounded to, and the neurons that a layer keeps at least."""
-        return width_multiple(prune, self.session.dense.config.hidden_size), prune.min_neurons
+        return width_multiple(prune, self.session.dense.config), prune.min_neurons
 
     def _choice(self, selection: Selection, order: Ints, cost: Cost) -> Choice:
         arms, kept = selection.plan.arms, selection.rounded(order).kept
@@ -140,7 +140,7 @@ class Draw:
     @property
     def _tokens(self) -> int:
         """Positions of one pass over the calibration data, padding included."""
-        return sum(batch["input_ids"].numel() for batch in self.session.batches["calibration"])
+        return sum(batch.tokens for batch in self.session.batches["calibration"])
 
     @cached_property
     def _meter(self) -> Meter:

@@ -19,7 +19,7 @@ from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.session import Session, open_session
-from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.batch import Batch
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def _compare(
     """Rows of one reward in one context."""
     arms, calibration = session.arms, session.batches["calibration"][:batches]
     rng = np.random.default_rng(seed)
-    there = [rows[kept[rows]] for _, _, rows in arms.groups()]
+    there = [rows[kept[rows]] for _, rows in arms.groups()]
     picked = np.concatenate([rng.choice(rows, min(arms_each, len(rows)), replace=False) for rows in there])
     exact, a_pull = _exact(session, reward, kept, picked, calibration)
     start = time.perf_counter()
@@ -80,7 +80,7 @@ def _exact(
 
 def _estimate(session: Session, batch: Batch, reward: str, kept: Bools) -> Floats:
     """Estimated rewards of all arms, [K], means over a batch."""
-    inputs = to_device(batch, session.dense.device)
+    inputs = batch.to(session.dense.device)
     with torch.no_grad():
         dense = None if kept.all() else session.task.readout(session.dense, inputs)
     return estimate(session.dense, session.arms, session.task, inputs, reward, kept, dense)[0].mean(1).cpu().numpy()

@@ -1,5 +1,6 @@
 """Makes models to prune: a base model with a new head, trained with transformers.Trainer on a task of ours."""
 
+import copy
 import tempfile
 import time
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_mabprune.architectures import family_of
-from hf_mabprune.checkpoints.load import load_config, load_tokenizer
+from hf_mabprune.checkpoints.load import Processor, load_config, load_processor
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
@@ -75,7 +76,8 @@ class FineTuned:
 
 
 def finetune(base: str, out: str | Path, settings: PruneConfig, training: Training) -> FineTuned:
-    """Trains on the calibration slice of a config, and saves a plain checkpoint with its tokenizer.
+    """Trains on the calibration slice of a config, and saves a plain checkpoint with its tokenizer or image
+    processor.
 
     Args:
         base: Hub name or folder of a model of a supported family, with or without a head.
@@ -98,8 +100,8 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
     accelerator = make_accelerator()
     splits = main_first(accelerator, lambda: load_splits(settings.task))
     model = load_base(base, settings, splits["calibration"])
-    tokenizer = load_tokenizer(base)
-    task = build_task(settings.task, load_tokenizer(base), model.config, type(model).__name__)
+    processor = load_processor(TASKS.get(str(settings.task.type)).processor_class, base)
+    task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
     for split, dataset in splits.items():
         task.check(dataset, split)
     examples = encode_sample(task, splits["calibration"], training.max_train_examples, settings.seed)
@@ -109,7 +111,7 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
     dtype = getattr(torch, training.save_dtype)
     round_weights(model.to(accelerator.device).eval(), dtype)
     quality = {split: _measured(model, task, splits[split], settings, accelerator) for split in ("validation", "test")}
-    on_main(accelerator, lambda: _save(model, tokenizer, dtype, out))
+    on_main(accelerator, lambda: _save(model, processor, dtype, out))
     return FineTuned(task, len(examples), seconds, quality)
 
 
@@ -143,8 +145,6 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
         training: How the model is trained.
         seed: Seed of the order of examples and of dropout.
     """
-    lengths = [len(ids) if isinstance(ids[0], int) else max(map(len, ids)) for ids in examples["input_ids"]]
-
     def collate(rows: list[dict[str, Any]]) -> Batch:
         return task.collate([{name: value for name, value in row.items() if name != "length"} for row in rows])
 
@@ -165,7 +165,7 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
             disable_tqdm=True,
             seed=seed,
         )
-        Trainer(model, arguments, collate, examples.add_column("length", lengths)).train()
+        Trainer(model, arguments, collate, examples.add_column("length", task.lengths(examples).tolist())).train()
 
 
 def _measured(
@@ -177,6 +177,6 @@ def _measured(
     return evaluate(forward_of(model, task), task, batches, accelerator)
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, out: str | Path) -> None:
+def _save(model: PreTrainedModel, processor: Processor, dtype: torch.dtype, out: str | Path) -> None:
     with atomic_folder(out) as folder:
-        save_checkpoint(model, folder, tokenizer, dtype)
+        save_checkpoint(model, folder, processor, dtype)

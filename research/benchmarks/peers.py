@@ -16,11 +16,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.architectures.sites import GROUPS, UNITS
 from hf_mabprune.arms import Ints, KeepIndices
 from hf_mabprune.registry import option
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.batch import Batch
 
 
 @dataclass(kw_only=True)
@@ -58,11 +59,12 @@ class Peer(ABC):
         """
         self.check(fractions)
         small = self._pruned(copy.deepcopy(model).eval(), task, batches, fractions)
-        kept: dict[str, dict[int, Ints]] = {"neuron": {}, "head": {}}
+        kept: dict[str, Ints] = {}
         for site in architecture_of(model).sites(model):
-            weights = (linear_at(version, site.per_unit[0]).weight for version in (model, small))
-            kept[site.kind][site.layer] = np.unique(_rows_left(*weights) // site.unit_size)
-        return KeepIndices(kept["neuron"], kept["head"])
+            path = _feeding(site, UNITS)[0]
+            weights = (_at(version, path).weight for version in (model, small))
+            kept[site.name] = np.unique(_rows_left(*weights) // site.unit_size)
+        return kept
 
     def passes(self) -> tuple[int, int]:
         """Gives the forward and backward passes over the calibration data."""
@@ -99,11 +101,11 @@ class TorchPruning(Peer):
         if any(site.group > 1 for site in sites):
             raise ValueError("peer torch_pruning: no heads that share keys and values")
         model.config._attn_implementation = "eager"  # its tracer reads the graph of autograd
-        pruner = self._pruner(torch_pruning, model, sites, task.inputs(to_device(batches[0], model.device)), fractions)
+        pruner = self._pruner(torch_pruning, model, sites, task.inputs(batches[0].to(model.device)), fractions)
         if self.importance == "taylor":
             model.zero_grad()
             for batch in batches:
-                task.readout(model, to_device(batch, model.device)).losses().mean().backward()
+                task.readout(model, batch.to(model.device)).losses().mean().backward()
         for group in pruner.step(interactive=True):
             group.prune()
         return model
@@ -119,7 +121,7 @@ class TorchPruning(Peer):
         """The tool's pruner, which may touch nothing but neurons and whole heads."""
         ways = {kind: fractions.get(f"{kind}s", 0.0) for kind in ("neuron", "head")}
         inner = {kind: _inner(model, sites, kind) for kind in ways}
-        cut = {linear_at(model, path) for site in sites for path in (*site.per_unit, *site.per_group)}
+        cut = {_at(model, path) for site in sites for path in _feeding(site, UNITS, GROUPS)}
         ratios: dict[Any, float] = {linear: ways[kind] for kind in ways for linear in inner[kind]}
         if self.everywhere:
             ratios = {tuple(inner[kind]): ways[kind] for kind in ways}
@@ -130,7 +132,7 @@ class TorchPruning(Peer):
             global_pruning=self.everywhere,
             pruning_ratio=0.0,
             pruning_ratio_dict=ratios,
-            num_heads={linear_at(model, path): site.units for site in sites for path in _head_paths(site)},
+            num_heads={_at(model, path): site.units for site in sites for path in _head_paths(site)},
             prune_num_heads=ways["head"] > 0,
             prune_head_dims=False,
             head_pruning_ratio=ways["head"],
@@ -171,7 +173,7 @@ def _importance(torch_pruning: Any, name: str) -> Any:
 
 def _inner(model: PreTrainedModel, sites: Sequence[Site], kind: str) -> list[nn.Linear]:
     """The projections whose output rows are units."""
-    return [linear_at(model, path) for site in sites if site.kind == kind for path in site.per_unit]
+    return [_at(model, path) for site in sites if site.kind == kind for path in _feeding(site, UNITS)]
 
 
 def _layers_with_weights(model: PreTrainedModel) -> list[nn.Module]:
@@ -179,7 +181,18 @@ def _layers_with_weights(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _head_paths(site: Site) -> Sequence[str]:
-    return site.per_unit if site.kind == "head" else ()
+    return _feeding(site, UNITS) if site.kind == "head" else ()
+
+
+def _feeding(site: Site, *parts: str) -> list[str]:
+    """Paths of the projections that have one block of rows a unit, or a group, of a site."""
+    return [site.prefix + rows.path for rows in site.spec.rows if rows.parts[0] in parts]
+
+
+def _at(model: PreTrainedModel, path: str) -> nn.Linear:
+    module = model.base_model.get_submodule(path)
+    assert isinstance(module, nn.Linear)
+    return module
 
 
 def _rows_left(whole: torch.Tensor, left: torch.Tensor) -> Ints:

@@ -43,7 +43,7 @@ def compare(
         The table: metric of each seed, cost, and the paired differences to `random` and to `uniform`.
     """
     accelerator = make_accelerator()
-    model, tokenizer = load_model(settings.model, settings.task)
+    model, processor = load_model(settings.model, settings.task)
     splits = load_splits(settings.task)
     files = [path for path in map(Path, (out, *merge)) if path.is_file()]
     rows: list[Any] = [row for path in files for row in pd.read_parquet(path).to_dict("records")]
@@ -51,7 +51,7 @@ def compare(
     model.to(accelerator.device)
     for seed in seeds:
         seeded = vary(settings, {}, seed)
-        session = make_session(seeded, model, tokenizer, splits, accelerator, model.dtype)  # nothing is saved
+        session = make_session(seeded, model, processor, splits, accelerator, model.dtype)  # nothing is saved
         comparison = Comparison(session)
         plan = make_plans(model, session.arms, session.totals, settings.prune).search
         for variant in (DENSE, RANDOM, *variants):

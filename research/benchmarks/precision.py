@@ -41,7 +41,7 @@ def measure(
     rows = []
     for reward in ("kl", "loss"):
         for kind, size in [*(("neuron", size) for size in block_sizes), ("head", 1)]:
-            arms = arm_table(model, [kind], size, session.tokens)
+            arms = arm_table(model, [kind], size, session.example)
             picked = draw(arms, arms_each, settings.seed)
             means = [
                 _means(session, version, arms, picked, reward, batches, products)

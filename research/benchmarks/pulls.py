@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from hf_mabprune.architectures import architecture_of, linear_at
+from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures.projections import cuts
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.base import Pulls
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.session import Session, open_session
-from hf_mabprune.tasks.batch import to_device
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.sampling import split_by_length
 
 
@@ -105,7 +106,7 @@ def _measure_kind(
     for repeat in range(repeats):
         batch = session.batches["calibration"][repeat % len(session.batches["calibration"])]
         parts = split_by_length(batch)
-        tokens.append(sum(part["input_ids"].numel() for part in parts))
+        tokens.append(sum(part.tokens for part in parts))
         replayed = _seconds(session, partial(ReplayPulls, products=products), [batch], arms, settings.search.reward)
         padded = _seconds(session, ReferencePulls, [batch], few, settings.search.reward)
         equal = _seconds(session, ReferencePulls, parts, few, settings.search.reward)
@@ -134,7 +135,7 @@ def _measure_kind(
 def _seconds(
     session: Session,
     engine: Callable[..., Pulls],
-    batches: list[dict[str, torch.Tensor]],
+    batches: list[Batch],
     arms: np.ndarray,
     reward: str,
 ) -> tuple[float, np.ndarray]:
@@ -156,10 +157,12 @@ def _work(session: Session, kind: str) -> tuple[float, float]:
     layers = range(1 + max(layer for _, layer in sites))
 
     def weights(kind: str, layer: int) -> int:
-        return sum(linear_at(model, path).weight.numel() for path in sites[kind, layer].linears())
+        site, base = sites[kind, layer], model.base_model
+        paths = {cut.path for cut in cuts(base, site, np.arange(site.units)) if cut.path.endswith("weight")}
+        return sum(base.get_parameter(path).numel() for path in paths)
 
     def products(layer: int) -> int:
-        return 2 * session.tokens * sites["head", layer].units * sites["head", layer].unit_size
+        return 2 * session.example.length * sites["head", layer].units * sites["head", layer].unit_size
 
     attention = [weights("head", layer) + products(layer) for layer in layers]
     ffn = [weights("neuron", layer) for layer in layers]
@@ -178,28 +181,28 @@ def _work(session: Session, kind: str) -> tuple[float, float]:
 
 def _rate(session: Session, rows: int = 2048, repeats: int = 9) -> float:
     """Multiply-accumulates a second of a matrix product of the model's shapes."""
-    layer = linear_at(session.dense, architecture_of(session.dense).sites(session.dense)[0].output)
-    left = torch.randn(rows, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
+    weight = projection_of(session.dense, architecture_of(session.dense).sites(session.dense)[0]).weight
+    left = torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        torch.mm(left, layer.weight.T)
+        torch.mm(left, weight.T)
         if left.is_cuda:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-    return rows * layer.weight.numel() / statistics.median(taken)
+    return rows * weight.numel() / statistics.median(taken)
 
 
 @torch.inference_mode()
 def _share_before(session: Session, kind: str, repeats: int = 5) -> float:
     """Mean over layers of the share of a forward's time that passes before the masked projection runs."""
-    batch = to_device(session.batches["calibration"][0], session.dense.device)
+    batch = session.batches["calibration"][0].to(session.dense.device)
     shares = []
     for _ in range(repeats):
         reached: list[float] = []
         sites = [site for site in architecture_of(session.dense).sites(session.dense) if site.kind == kind]
         hooks = [
-            session.dense.base_model.get_submodule(site.output).register_forward_pre_hook(
+            session.dense.base_model.get_submodule(site.name).register_forward_pre_hook(
                 lambda *_, reached=reached: reached.append(time.perf_counter())
             )
             for site in sites

@@ -16,7 +16,6 @@ import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hf_mabprune.arms import KINDS
 from hf_mabprune.checkpoints.load import load_config
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.data.splits import load_splits
@@ -29,7 +28,7 @@ from hf_mabprune.runtime.processes import main_first, on_main
 from hf_mabprune.session import Session, load_model, make_session
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 from hf_mabprune.tasks.scores import Scores
@@ -102,9 +101,9 @@ class Bench:
         """
         settings = suite.settings(name)
         splits = main_first(accelerator, lambda: load_splits(settings.task))
-        model, tokenizer = load_model(settings.model, settings.task, splits)
+        model, processor = load_model(settings.model, settings.task, splits)
         moved = model.to(accelerator.device)
-        session = make_session(settings, moved, tokenizer, splits, accelerator, model.dtype)  # nothing is saved
+        session = make_session(settings, moved, processor, splits, accelerator, model.dtype)  # nothing is saved
         return cls(suite, name, session, splits["calibration"])
 
     def rows(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -151,7 +150,7 @@ class Bench:
             "metrics": json.dumps(pruned.metrics),
             "parameters": choice.parameters + (figures.parameters if figures else 0),
             "dense_parameters": session.totals["parameters"],
-            "kept": json.dumps({kind: choice.keep.sizes(kind) for kind in KINDS}),
+            "kept": json.dumps({site: len(units) for site, units in choice.keep.items()}),
             "pulls": cost.pulls,
             "search_seconds": cost.seconds,
             "forward_tokens": round(cost.forward_tokens),
@@ -178,7 +177,7 @@ class Bench:
         device = self.session.accelerator.device
         targets = []
         for number, batch in enumerate(self.session.batches["test"]):
-            readout = self._say(number, to_device(batch, device))
+            readout = self._say(number, batch.to(device))
             targets.append(readout.targets[readout.targets != NO_TARGET].cpu().numpy())
         return constant_answer(self.session.task, self.dense.scores, np.concatenate(targets))
 

@@ -27,6 +27,22 @@ def figures(accuracy: float, loss: float, parameters: int = 70_000_000) -> Model
     )
 
 
+SITES = {  # kind -> names of its sites, by the number of a layer
+    "bert": {"neuron": "encoder.layer.{}.output.dense", "head": "encoder.layer.{}.attention.output.dense"},
+    "mixtral": {"head": "layers.{}.self_attn.o_proj", "expert": "layers.{}.mlp.gate"},
+}
+
+
+def kept_in(model_type: str, **kinds: list[tuple[int, int]]) -> dict[str, dict[str, tuple[int, int]]]:
+    """What a report keeps, of `neurons`, `heads` and `experts`, from layer 0 on."""
+    return {
+        kind.removesuffix("s"): {
+            SITES[model_type][kind.removesuffix("s")].format(layer): counts for layer, counts in enumerate(layers)
+        }
+        for kind, layers in kinds.items()
+    }
+
+
 def make_report() -> Report:
     course = [{"number": 1, "removed": 4, "removed_fraction": 1.0, "pulls": 9216, "kl": 0.01, "loss": 0.3,
                "loss_before": 0.2}]  # fmt: skip
@@ -46,7 +62,7 @@ def make_report() -> Report:
         before=figures(0.924, 0.21, parameters=100_000_000),
         after=figures(0.919, 0.23),
         random=[RandomFigures(0, figures(0.841, 0.45)), RandomFigures(1, figures(0.85, 0.41))],
-        kept={"neuron": {0: (512, 3072), 1: (3072, 3072)}, "head": {0: (12, 12), 1: (5, 12)}},
+        kept=kept_in("bert", neurons=[(512, 3072), (3072, 3072)], heads=[(12, 12), (5, 12)]),
         search=SearchFigures(
             {"name": "ucb1", "c": 0.5}, "kl", 2448, 9216, 19_500_000, 0, 41.25, 2, "target reached", course
         ),
@@ -66,7 +82,8 @@ def config(model: str = "textattack/bert-base-uncased-SST-2", dataset: dict[str,
 
 
 BLOCK = 8
-KINDS = {"neuron": 6, "head": 4}  # arms in a layer
+KINDS = {"neuron": 6, "head": 4, "expert": 4}  # arms of a site
+ALL_SITES = SITES["bert"] | {"expert": SITES["mixtral"]["expert"]}
 
 
 def make_arms(kinds: tuple[str, ...] = ("neuron", "head"), layers: int = 3) -> pd.DataFrame:
@@ -76,7 +93,8 @@ def make_arms(kinds: tuple[str, ...] = ("neuron", "head"), layers: int = 3) -> p
         for layer in range(layers):
             for index in range(KINDS[kind]):
                 kept = index >= KINDS[kind] // 2
-                rows.append({"kind": kind, "layer": layer, "index": index, "pulls": 2, "kept": kept})
+                site = ALL_SITES[kind].format(layer)
+                rows.append({"site": site, "kind": kind, "layer": layer, "index": index, "pulls": 2, "kept": kept})
     arms = pd.DataFrame(rows)
     arms["mean"] = -1e-6 * 3.0 ** arms["index"]
     width = np.where(arms["kind"] == "neuron", BLOCK, 1)
@@ -88,10 +106,10 @@ def make_arms(kinds: tuple[str, ...] = ("neuron", "head"), layers: int = 3) -> p
 
 def report_of(arms: pd.DataFrame, rounds: int = 3) -> Report:
     figures = ModelFigures(1000, 600, 300, 5000, 0.3, 0.0, {"accuracy": 0.9}, {"accuracy": (0.88, 0.92)})
-    kept: dict[str, dict[int, tuple[int, int]]] = {}
-    for (kind, layer), rows in arms.groupby(["kind", "layer"]):
+    kept: dict[str, dict[str, tuple[int, int]]] = {}
+    for (kind, site), rows in arms.groupby(["kind", "site"], sort=False):
         units = rows["stop"] - rows["start"]
-        kept.setdefault(str(kind), {})[int(layer)] = (int(units[rows["kept"]].sum()), int(units.sum()))
+        kept.setdefault(str(kind), {})[str(site)] = (int(units[rows["kept"]].sum()), int(units.sum()))
     course = [
         {
             "number": number,

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from hf_mabprune.artifacts.card import write_card
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report
-from tests.artifacts.reports import HUB, config, figures, make_report
+from tests.artifacts.reports import HUB, config, figures, kept_in, make_report
 
 LOCAL = {
     "path": "parquet",
@@ -58,6 +58,23 @@ def test_metrics_that_are_no_number_are_left_out_of_the_metadata(report: Report,
     after = replace(report.after, metrics={"accuracy": 0.9, "f1": float("nan")})
     results = ModelCard.load(write_card(replace(report, after=after), config(), tmp_path)).data.eval_results
     assert [result.metric_type for result in results] == ["accuracy"]
+
+
+def test_images_are_no_tokens(report: Report, tmp_path: Path) -> None:
+    report = replace(report, task="image_classification", layout="uniform", sequence_length=0)
+    text = body(write_card(report, config(), tmp_path))
+    (snippet,) = code_blocks(text, "python")
+    assert "from transformers import AutoModelForImageClassification, AutoImageProcessor\n" in snippet
+    assert "\nprocessor = AutoImageProcessor.from_pretrained(checkpoint)" in snippet
+    assert "MACs are for one\nexample." in text
+    assert "19,500,000 forward examples, 41.2 s" in text and "token" not in text.lower().replace("image_class", "")
+
+
+def test_encoder_decoders_keep_their_tokenizer(report: Report, tmp_path: Path) -> None:
+    text = body(write_card(replace(report, task="seq2seq"), config(), tmp_path))
+    for snippet in code_blocks(text, "python"):
+        assert "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n" in snippet
+        assert "\ntokenizer = AutoTokenizer.from_pretrained(checkpoint" in snippet
 
 
 def test_language_model(report: Report, tmp_path: Path) -> None:
@@ -241,17 +258,41 @@ def test_sizes_per_layer(report: Report, tmp_path: Path) -> None:
 
 
 def test_only_heads(report: Report, tmp_path: Path) -> None:
-    text = body(write_card(replace(report, kept={"head": {0: (5, 12)}}), config(), tmp_path))
+    text = body(write_card(replace(report, kept=kept_in("bert", heads=[(5, 12)])), config(), tmp_path))
     assert "| layer | attention heads |" in text
     assert "whole attention heads, picked" in text
     assert "FFN neurons" not in text
 
 
 def test_many_layers_are_folded(report: Report, tmp_path: Path) -> None:
-    kept = {"neuron": {layer: (8, 16) for layer in range(24)}}
+    kept = kept_in("bert", neurons=[(8, 16)] * 24)
     text = body(write_card(replace(report, kept=kept), config(), tmp_path))
     assert "<summary>24 layers</summary>" in text
     assert "| 23 | 8 of 16 |" in text
+
+
+def test_whole_experts(report: Report, tmp_path: Path) -> None:
+    kept = kept_in("mixtral", heads=[(8, 8), (8, 8)], experts=[(6, 8), (8, 8)])
+    text = body(write_card(replace(report, kept=kept), config(), tmp_path))
+    assert "| layer | attention heads | experts |" in text
+    assert "| 0 | 8 of 8 | 6 of 8 |\n| 1 | 8 of 8 | 8 of 8 |" in text
+    assert "whole experts, picked" in text
+
+
+def test_neurons_of_the_experts_of_a_layer_are_summed(report: Report, tmp_path: Path) -> None:
+    kept = {"neuron": {f"layers.{layer}.mlp.experts.{expert}": (8, 16) for layer in (2, 10) for expert in range(3)}}
+    text = body(write_card(replace(report, kept=kept), config(), tmp_path))
+    assert "| 2 | 24 of 48 |\n| 10 | 24 of 48 |" in text
+
+
+def test_layers_of_two_stacks(report: Report, tmp_path: Path) -> None:
+    ffn, attention = "{}.block.0.layer.{}.DenseReluDense.wo", "decoder.block.0.layer.{}Attention.o"
+    kept = {
+        "neuron": {ffn.format("encoder", 1): (9, 16), ffn.format("decoder", 2): (8, 16)},
+        "head": {attention.format("0.Self"): (1, 4), attention.format("1.EncDec"): (3, 4)},
+    }
+    text = body(write_card(replace(report, kept=kept), config(), tmp_path))
+    assert "| encoder 0 | 9 of 16 |  |\n| decoder 0 | 8 of 16 | 4 of 8 |" in text
 
 
 def test_figures_that_are_there_are_shown(report: Report, tmp_path: Path) -> None:

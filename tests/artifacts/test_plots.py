@@ -21,7 +21,7 @@ def dots(panel: Axes) -> dict[str, np.ndarray]:
     return {str(dots.get_label()): np.asarray(dots.get_offsets()) for dots in panel.collections}
 
 
-@pytest.mark.parametrize("kinds", [("neuron", "head"), ("neuron",), ("head",)])
+@pytest.mark.parametrize("kinds", [("neuron", "head"), ("neuron",), ("head",), ("head", "expert")])
 @pytest.mark.parametrize(("layers", "rounds"), [(3, 3), (1, 1)])
 def test_three_readable_pngs_are_written(tmp_path: Path, kinds: tuple[str, ...], layers: int, rounds: int) -> None:
     arms = make_arms(kinds, layers)
@@ -46,13 +46,42 @@ def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
 def test_bars_are_the_kept_and_whole_widths() -> None:
     arms = make_arms(layers=2)
     report = report_of(arms)
-    report.kept["neuron"][1] = (16, 48)
+    report.kept["neuron"]["encoder.layer.1.output.dense"] = (16, 48)
     neurons, heads = plots.kept_widths(report).axes
     assert widths(neurons) == [48, 48, 24, 16]
     assert [text.get_text() for text in neurons.texts] == ["24", "16"]
     assert neurons.get_title("left") == "40 of 96 FFN neurons are kept (42%)"
     assert widths(heads) == [4, 4, 2, 2]
     assert heads.get_title("left") == "4 of 8 query heads are kept (50%)"
+
+
+def test_sites_of_a_layer_share_a_bar() -> None:
+    report = report_of(make_arms(("head", "expert"), layers=2))
+    experts = "layers.{}.mlp.experts.{}"
+    report.kept["neuron"] = {
+        experts.format(layer, expert): (8 + 4 * layer, 16) for layer in range(2) for expert in range(3)
+    }
+    neurons, heads, routers = plots.kept_widths(report).axes
+    assert widths(neurons) == [48, 48, 24, 36]
+    assert neurons.get_title("left") == "60 of 96 FFN neurons are kept (62%)"
+    assert widths(heads) == widths(routers) == [4, 4, 2, 2]
+    assert routers.get_title("left") == "4 of 8 experts are kept (50%)"
+
+
+def test_layers_of_two_stacks_are_told_apart() -> None:
+    report = report_of(make_arms(("head",)))
+    places = ("encoder.block.{}.layer.0.SelfAttention.o", "decoder.block.{}.layer.0.SelfAttention.o")
+    sites = [place.format(layer) for place in places for layer in range(2)]
+    cross = "decoder.block.1.layer.1.EncDecAttention.o"
+    report.kept["head"] = {**{site: (number, 4) for number, site in enumerate(sites)}, cross: (4, 4)}
+    (panel,) = plots.kept_widths(report).axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    assert labels == ["encoder 0", "encoder 1", "decoder 0", "decoder 1"]
+    assert widths(panel) == [4, 4, 4, 8, 0, 1, 2, 7]
+    arms = make_arms(("head",), layers=2)
+    arms["site"] = [sites[0]] * 4 + [sites[2]] * 4
+    (effects,) = plots.effects(arms, "kl").axes
+    assert [label.get_text() for label in effects.get_xticklabels()] == ["encoder 0", "decoder 0"]
 
 
 def test_first_layer_is_at_the_top() -> None:

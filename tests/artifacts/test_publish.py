@@ -23,8 +23,9 @@ from hf_mabprune.evaluation.report import Report
 from hf_mabprune.surgery.cut import Layout, cut
 from tests.artifacts.hub_server import HubServer
 from tests.artifacts.reports import config, make_report
+from tests.problems import selection
 from tests.tasks.tiny_tasks import make_tokenizer
-from tests.tiny_models import inputs_for, keep_for, tiny_model
+from tests.tiny_models import inputs_for, tiny_model
 
 pytestmark = pytest.mark.whole
 TOKEN, READ_TOKEN, WRONG_TOKEN = "hf_test_writes_0123", "hf_test_reads_0123", "hf_test_unknown_0123"
@@ -129,13 +130,13 @@ def client(environment: dict[str, str], home: Path) -> Iterator[Client]:
 def save_run(folder: Path, layout: Layout, report: Report, config_yaml: str) -> torch.Tensor:
     """The folder of a run with a tiny pruned model, and what must not be published beside it; gives the logits."""
     model = tiny_model("bert", AUTO)
-    keep = keep_for(model, layout)
-    small = cut(model, replace(keep, heads={}) if layout == "uniform" else keep, layout)
+    small = cut(model, selection(model, layout), layout)
     folder.mkdir()
     save_checkpoint(small, folder, make_tokenizer("pair"), torch.float32)
     (folder / "generation_config.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    arms = pd.DataFrame({"kind": ["neuron", "head"], "layer": [0, 1], "index": [0, 0], "kept": [True, False]})
+    sites = ["encoder.layer.0.output.dense", "encoder.layer.1.attention.output.dense"]
+    arms = pd.DataFrame({"site": sites, "kind": ["neuron", "head"], "index": [0, 0], "kept": [True, False]})
     (folder / "mabprune").mkdir()
     (folder / "figures").mkdir()
     (folder / "figures" / "effects.png").write_bytes(b"\x89PNG of effects")
@@ -147,7 +148,7 @@ def save_run(folder: Path, layout: Layout, report: Report, config_yaml: str) -> 
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("stays here")
     with torch.no_grad():
-        return small(**inputs_for(AUTO)).logits
+        return small(**inputs_for(small, AUTO)).logits
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -184,7 +185,7 @@ def per_layer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Ten
 
 def load_back(environment: dict[str, str], home: Path, models: dict[str, Any]) -> list[Any]:
     """What a fresh process without a token makes of published models."""
-    inputs = {name: tensor.tolist() for name, tensor in inputs_for(AUTO).items()}
+    inputs = {name: tensor.tolist() for name, tensor in inputs_for(tiny_model("bert", AUTO), AUTO).items()}
     done = subprocess.run(
         [sys.executable, "-c", LOADER, json.dumps(models), json.dumps(inputs)],
         env=environment | {"HF_TOKEN": ""}, cwd=home, text=True, capture_output=True,

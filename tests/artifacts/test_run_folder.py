@@ -106,6 +106,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({name: [0] for name in ARMS_COLUMNS - {"order"}}).to_parquet(folder.arms)
     with pytest.raises(ValueError, match=r"arms\.parquet is not of this version of hf_mabprune: no column order"):
         folder.read()
+    pd.DataFrame({name: [0] for name in ARMS_COLUMNS - {"site"}}).to_parquet(folder.arms)
+    with pytest.raises(ValueError, match=r"arms\.parquet is not of this version of hf_mabprune: no column site"):
+        folder.read()
     folder.report.unlink()
     with pytest.raises(ValueError, match="holds no finished run"):
         folder.read()

@@ -14,12 +14,13 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import RunWriter
 from hf_mabprune.config import check
 from hf_mabprune.session import Session
+from hf_mabprune.tasks.batch import Batch
 from tests.artifacts.reports import config, make_arms, report_of
 from tests.tasks.tiny_tasks import bert, make_tokenizer, task_of
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 ARMS = make_arms()
-IDS = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+IDS = Batch(input_ids=torch.tensor([[3, 4, 5]]), attention_mask=torch.ones(1, 3, dtype=torch.long))
 MODEL = bert()
 NOTHING = "nothing was written"
 
@@ -31,7 +32,7 @@ def settings_text(*fractions: float) -> str:
 def writer_for(place: Path, *fractions: float) -> RunWriter:
     tokenizer = make_tokenizer("pair")
     parts = {"accelerator": Accelerator(cpu=True), "save_dtype": torch.float32, "batches": {"test": [IDS]}}
-    session = SimpleNamespace(**parts, task=task_of(MODEL, tokenizer), tokenizer=tokenizer)
+    session = SimpleNamespace(**parts, task=task_of(MODEL, tokenizer), processor=tokenizer)
     settings = check(yaml.safe_load(settings_text(*fractions)))
     return RunWriter(RunFolder(place), cast(Session, session), settings)
 

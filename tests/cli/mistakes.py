@@ -94,19 +94,22 @@ SETTINGS = {
         overrides=("--prune.target.parameters", "30%"),
     ),
     "two_kinds_of_targets": case(
-        "target must be one of: neurons and / or heads, parameters, macs", prune__target={"neurons": 0.5, "macs": 0.2}
+        "target must be one of: neurons, heads and / or experts, parameters, macs",
+        prune__target={"neurons": 0.5, "macs": 0.2},
     ),
-    "no_target": case("target must be one of: neurons and / or heads, parameters, macs", prune__target={}),
+    "no_target": case("target must be one of: neurons, heads and / or experts, parameters, macs", prune__target={}),
     "list_that_shrinks": case(
         "target.neurons must be a list that grows, e.g. [0.3, 0.5]", prune__target={"neurons": [0.5, 0.3]}
     ),
     "unequal_lists": case(
-        "lists of neurons and heads are taken in pairs, so they must be equally long",
+        "lists of neurons, heads, experts go together, so they must be equally long",
         prune__target={"neurons": [0.3, 0.5], "heads": [0.2, 0.3, 0.4]},
     ),
     "empty_list": case("prune.target.neurons must be", "a non-empty list", "got []", prune__target={"neurons": []}),
     "arms_without_the_targets": case("target.heads is set, but arms does not contain head", prune__arms=["neuron"]),
-    "unknown_arms": case("prune.arms must be a non-empty list of neuron | head, got ['layer']", prune__arms=["layer"]),
+    "unknown_arms": case(
+        "prune.arms must be a non-empty list of neuron | head | expert, got ['layer']", prune__arms=["layer"]
+    ),
 }
 TARGETS = {
     **{
@@ -170,7 +173,11 @@ MODELS = {
     "impossible_sizes": case(
         "models/odd_heads cannot be loaded", "(32) is not a multiple", "(5)", model="odd_heads", weights=True
     ),
-    "unknown_architecture": case("unknown architecture 'gpt2'. Known: bert, ", model="gpt2"),
+    "unknown_architecture": case(
+        "model type 'megatron-bert' is not supported yet. Adding it is one file, in hf_mabprune/architectures/ or "
+        "your own (--plugin FILE); CONTRIBUTING.md, \"Add an architecture\", has the recipe. Supported: bert, ",
+        model="megatron",
+    ),
     "quantised": case("the model is quantised", "Prune first, then quantise", model="quantised"),
     "adapter": case("models/adapter is an adapter: merge it first (PeftModel.merge_and_unload)", model="adapter"),
     "no_weights": case("no file named model.safetensors", "models/no_weights", model="no_weights", weights=True),

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from hf_mabprune.cli.commands import main
-from hf_mabprune.cli.settings import read_settings, settings_parser
+from hf_mabprune.cli.settings import REGISTRIES, read_settings, settings_parser
 from hf_mabprune.config import PruneConfig, known_types
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.registry import describe_options
@@ -161,10 +161,10 @@ def test_options_of_the_files_policy_can_be_overridden(file: str) -> None:
         (["--search.policy", "exp3"], "search.policy must be a mapping, got exp3"),
         (["--search.reward", "kll"], "search.reward must be kl | loss | squared | accuracy, got kll"),
         (["--prune.layout", "uniforn"], "prune.layout must be auto | uniform | per_layer, got uniforn"),
-        (["--prune.arms", "neuron"], "prune.arms must be a non-empty list of neuron | head, got neuron"),
+        (["--prune.arms", "neuron"], "prune.arms must be a non-empty list of neuron | head | expert, got neuron"),
         (["--prune.round_to", "x"], "prune.round_to must be an integer, or auto, got x"),
         (["--task.max_length", "0"], "task.max_length must be an integer > 1, or null, got 0"),
-        (["--prune.target", "{macs: 0.2, heads: 0.1}"], "prune.target: target must be one of: neurons and / or heads"),
+        (["--prune.target", "{macs: 0.2, heads: 0.1}"], "target must be one of: neurons, heads and / or experts"),
         (["--prune.round_to", "0"], "round_to must be at least 1, got 0"),
         (["--seed"], "argument --seed: expected one argument"),
         (["quickly"], "unrecognized arguments: quickly"),
@@ -276,4 +276,12 @@ def test_help_lists_every_policy_with_its_options() -> None:
         assert f"\n  {name}\n" in f"\n{policies}"
         for option, default, description in describe_options(POLICIES.get(name)):
             assert squeezed(f"{option}: {description} (default: {default})") in squeezed(policies)
-    assert "answer, causal_lm, multiple_choice, regression, sequence_classification" in text
+
+
+def test_help_lists_everything_that_is_registered() -> None:
+    text = settings_parser().format_help()
+    for title, registry in REGISTRIES.items():
+        _, found, listed = text.partition(title)
+        assert found
+        for name in registry.names():
+            assert re.search(rf"(?<![\w-]){name}(?![\w-])", listed.partition("\n\n")[0]), name

@@ -52,7 +52,7 @@ def make_models(folder: Path) -> None:
     other("regression", num_labels=1)
     other("few_words", vocab_size=12)
     other("four_layers", num_hidden_layers=4)
-    copy("gpt2", model_type="gpt2", architectures=["GPT2ForSequenceClassification"])
+    copy("megatron", model_type="megatron-bert", architectures=["MegatronBertForSequenceClassification"])
     copy("headless", architectures=None)
     copy("misspelt", model_type="brt")
     copy("mistyped", hidden_size="big")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import architecture_of, linear_at
-from hf_mabprune.arms import KeepIndices
+from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures.projections import cuts
+from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.compensation import Compensation, DenseReference, compensate, make_compensation
 from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.compensation.refit import LOWER
@@ -15,7 +16,7 @@ from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from tests.problems import problem
 from tests.seeds import moved
-from tests.tiny_models import outputs_of
+from tests.tiny_models import keep_of, outputs_of
 
 
 def keys_of(batches: list[Batch]) -> list[tuple[str, int, int]]:
@@ -46,7 +47,8 @@ def ridge(x: np.ndarray, y: np.ndarray, start: np.ndarray, damping: float) -> np
 
 @pytest.mark.parametrize("bottom_up", [False, True])
 @pytest.mark.parametrize(
-    ("model_type", "layout"), [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform")]
+    ("model_type", "layout"),
+    [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform"), ("gpt2", "per_layer")],
 )
 @pytest.mark.parametrize("kind", ["neuron", "head"])
 def test_weights_are_those_of_a_regression_on_raw_activations(
@@ -54,23 +56,22 @@ def test_weights_are_those_of_a_regression_on_raw_activations(
 ) -> None:
     model, task, batches, _ = problem(model_type)
     sites = [site for site in architecture_of(model).sites(model) if site.kind == kind]
-    kept = {site.layer: np.array([0, 1] if kind == "head" else [2, 3, 7, 11, 40]) for site in sites}
-    keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
-    if model_type == "bert":
-        keep = KeepIndices(**{**vars(keep), "neurons": {**keep.neurons, 0: np.arange(9)}})  # sizes differ
+    keep = {site.name: np.array([0, 1] if kind == "head" else [2, 3, 7, 11, 40]) for site in sites}
+    if model_type in ("bert", "gpt2"):
+        keep |= keep_of(model, {0: range(9)})  # sizes differ
     reference, small = DenseReference.on(model, task, batches), cut(model, keep, layout)  # type: ignore[arg-type]
-    weight = linear_at(small, sites[-1].output).weight.detach().double().numpy()
+    weight = projection_of(small, sites[-1]).weight.detach().double().numpy()
     method = make_compensation({"name": "least_squares", "damping": 0.05, "guard": False, "bottom_up": bottom_up})
     compensate(method, reference, small, keep)
 
-    site, whole = sites[-1], linear_at(model, sites[-1].output)
+    site, whole = sites[-1], projection_of(model, sites[-1])
     fitting = list(reference.batches)
-    hidden = activations(model, task, fitting, site.output)
+    hidden = activations(model, task, fitting, site.name)
     y = hidden @ whole.weight.detach().double().numpy().T
     y += 0 if whole.bias is None else whole.bias.detach().double().numpy()
-    columns = (kept[site.layer][:, None] * site.unit_size + np.arange(site.unit_size)).ravel()
-    x = activations(small, task, fitting, site.output) if bottom_up else hidden[:, columns]
-    found = linear_at(small, site.output)
+    columns = (keep[site.name][:, None] * site.unit_size + np.arange(site.unit_size)).ravel()
+    x = activations(small, task, fitting, site.name) if bottom_up else hidden[:, columns]
+    found = projection_of(small, site)
     if model_type == "mistral":
         expected = ridge(x, y, weight, 0.05)
         assert found.bias is None
@@ -85,23 +86,23 @@ def twin(model: PreTrainedModel, kind: str) -> None:
     with torch.no_grad():
         for site in architecture_of(model).sites(model):
             if site.kind == kind:
-                for path in (*site.per_unit, *site.per_group):
-                    linear = linear_at(model, path)
-                    rows = site.unit_size * (1 if path in site.per_group else site.group)
-                    for tensor in (linear.weight, linear.bias):
-                        if tensor is not None:
-                            tensor[-rows:] = tensor[-2 * rows : -rows]
+                last = np.arange(site.units - site.group, site.units)
+                pairs = zip(*(cuts(model.base_model, site, units) for units in (last, last - site.group)), strict=True)
+                for own, other in pairs:
+                    if own.path != f"{site.name}.weight":
+                        tensor = part_at(model.base_model, own.path)
+                        source = tensor.index_select(own.dim, torch.as_tensor(other.index))
+                        tensor.index_copy_(own.dim, torch.as_tensor(own.index), source)
 
 
 @pytest.mark.parametrize("bottom_up", [False, True])
 @pytest.mark.parametrize("kind", ["neuron", "head"])
-@pytest.mark.parametrize("model_type", ["bert", "llama", "qwen2"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "qwen2", "gpt2"])
 def test_one_of_two_equal_units_goes_at_no_cost(model_type: str, kind: str, bottom_up: bool) -> None:
     model, task, batches, _ = problem(model_type)
     twin(model, kind)
     sites = [site for site in architecture_of(model).sites(model) if site.kind == kind]
-    kept = {site.layer: np.arange(site.units - site.group) for site in sites}
-    keep = KeepIndices(neurons=kept if kind == "neuron" else {}, heads=kept if kind == "head" else {})
+    keep = {site.name: np.arange(site.units - site.group) for site in sites}
     reference, small = DenseReference(model, task, batches, batches, keys_of(batches)), cut(model, keep, "per_layer")
     method = make_compensation({"name": "least_squares", "damping": 1e-9, "guard": False, "bottom_up": bottom_up})
     figures = compensate(method, reference, small, keep)
@@ -142,20 +143,20 @@ class Worse(Compensation):
 
 def test_the_guard_leaves_alone_what_gets_worse() -> None:
     model, task, batches, _ = problem("bert")
-    keep = KeepIndices(neurons={0: np.arange(44), 1: np.arange(44)}, heads={})
+    keep = keep_of(model, {0: range(44), 1: range(44)})
     reference, small = DenseReference.on(model, task, batches), cut(model, keep, "per_layer")
-    before = outputs_of(small, "")
+    before = outputs_of(small)
     figures = compensate(Worse(), reference, small, keep)
 
     assert [site.reason for site in figures.sites] == [LOWER] * 2
-    assert torch.equal(outputs_of(small, ""), before)
+    assert torch.equal(outputs_of(small), before)
     assert figures.kl_after == figures.kl_before
     assert compensate(Worse(guard=False), reference, small, keep).kl_after > figures.kl_before
 
 
 def test_the_held_out_pass_ends_where_the_verdict_is_sure() -> None:
     model, task, batches, _ = problem("bert")
-    keep = KeepIndices(neurons={0: np.arange(2), 1: np.arange(2)}, heads={})
+    keep = keep_of(model, {0: range(2), 1: range(2)})
     reference = DenseReference(model, task, batches[:1], batches, keys_of(batches))
     small = cut(model, keep, "per_layer")
     whole = reference.divergence(small)

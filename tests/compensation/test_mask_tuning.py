@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation
 from hf_mabprune.compensation.base import Refused
 from hf_mabprune.compensation.mask_tuning import MaskTuning
 from hf_mabprune.surgery.cut import cut
 from tests.problems import problem
 from tests.seeds import moved
-from tests.tiny_models import outputs_of
+from tests.tiny_models import keep_of, outputs_of
 
 
 def random_site(seed: int, unit_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,13 +49,13 @@ def test_arms_that_never_fire_keep_their_scale() -> None:
 
 def test_a_refused_site_says_why_and_stays_as_it_was() -> None:
     model, task, batches, _ = problem("llama")
-    keep = KeepIndices(neurons={0: np.arange(20)}, heads={0: np.array([0, 1])})
+    keep = keep_of(model, {0: range(20)}, {0: range(2)})
     small = cut(model, keep, "per_layer")
-    before = outputs_of(small, "")
+    before = outputs_of(small)
     method = make_compensation({"name": "mask_tuning", "limit": 1e-3})
     figures = compensate(method, DenseReference.on(model, task, batches), small, keep)
 
     assert len(figures.sites) == 2
     assert all(not site.refitted and "leaves [-0.001, 0.001]" in site.reason for site in figures.sites)
-    assert torch.equal(outputs_of(small, ""), before)
+    assert torch.equal(outputs_of(small), before)
     assert figures.parameters == 0 and "biases" not in small.config.mabprune

@@ -91,7 +91,7 @@ def test_missing_keys_are_named(path: str) -> None:
         ("model.dtype", "float8", "auto | float32 | bfloat16 | float16"),
         ("model.trust_remote_code", "perhaps", "true or false"),
         ("prune", 3, "a mapping"),
-        ("prune.arms", [], "a non-empty list of neuron | head"),
+        ("prune.arms", [], "a non-empty list of neuron | head | expert"),
         ("prune.block_size", 0, "an integer > 0"),
         ("prune.layout", "uniforn", "auto | uniform | per_layer"),
         ("prune.auto_tolerance", -0.1, "a number >= 0"),
@@ -135,7 +135,7 @@ def test_a_config_is_a_mapping() -> None:
 )
 def test_a_target_is_of_exactly_one_kind(target: dict[str, float]) -> None:
     assert message(settings("prune.target", target)) == (
-        "prune.target: target must be one of: neurons and / or heads, parameters, macs"
+        "prune.target: target must be one of: neurons, heads and / or experts, parameters, macs"
     )
 
 

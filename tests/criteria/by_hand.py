@@ -9,20 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.criteria import CalibrationStatistics
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
-from tests.problems import problem
+from hf_mabprune.tasks.batch import Batch
+from tests.problems import arms_of, limits, problem
 
 HEAD_SIZE = 8
-OUTPUTS = {
-    ("bert", "neuron"): "encoder.layer.{}.output.dense",
-    ("bert", "head"): "encoder.layer.{}.attention.output.dense",
-    ("llama", "neuron"): "layers.{}.mlp.down_proj",
-    ("llama", "head"): "layers.{}.self_attn.o_proj",
-}
 MAKERS = {
     ("bert", "neuron"): ["encoder.layer.{}.intermediate.dense"],
     ("bert", "head"): [f"encoder.layer.{{}}.attention.self.{name}" for name in ("query", "key", "value")],
@@ -35,8 +29,10 @@ def fresh(model_type: str, block: int) -> CalibrationStatistics:
     """A tiny model in double precision, its arms in blocks of neurons, and three batches, the last one smaller."""
     model, task, batches, _ = problem(model_type)
     model.double()
-    batches[2] = {name: tensor[:3] for name, tensor in batches[2].items()}
-    arms = arm_table(model, ["neuron", "head"], block, 7)
+    if model_type == "mixtral":
+        model.set_experts_implementation("eager")  # grouped products are not for double precision
+    batches[2] = batches[2].rows(slice(3))
+    arms = arms_of(model, block, batches)
     return CalibrationStatistics(model, arms, task, batches, seed=5)
 
 
@@ -46,15 +42,14 @@ def case(model_type: str, block: int) -> CalibrationStatistics:
     return fresh(model_type, block)
 
 
-def projection(statistics: CalibrationStatistics, kind: str, layer: int) -> nn.Linear:
-    path = OUTPUTS[statistics.model.config.model_type, kind].format(layer)
+def projection(statistics: CalibrationStatistics, arm: int) -> nn.Linear:
+    path = str(statistics.arms.site[arm])
     return statistics.model.base_model.get_submodule(path)  # type: ignore[return-value]
 
 
 def weight(statistics: CalibrationStatistics, arm: int) -> np.ndarray:
     """[D, C], the output projection that an arm belongs to."""
-    linear = projection(statistics, str(statistics.arms.kind[arm]), int(statistics.arms.layer[arm]))
-    return linear.weight.detach().numpy()
+    return projection(statistics, arm).weight.detach().numpy()
 
 
 def columns(statistics: CalibrationStatistics, arm: int) -> slice:
@@ -68,31 +63,29 @@ def per_arm(statistics: CalibrationStatistics, value: Callable[[int], float]) ->
     return np.array([value(arm) for arm in range(len(statistics.arms))])
 
 
-def examples(statistics: CalibrationStatistics) -> Iterator[dict[str, torch.Tensor]]:
+def examples(statistics: CalibrationStatistics) -> Iterator[Batch]:
     """One example at a time, without padding."""
     for batch in statistics.batches:
         for row in range(len(batch["input_ids"])):
             length = int(batch["attention_mask"][row].sum())
-            yield {
-                name: tensor[row : row + 1, :length] if tensor.dim() > 1 else tensor[row : row + 1]
-                for name, tensor in batch.items()
-            }
+            one = batch.rows(slice(row, row + 1))
+            yield Batch((name, tensor[:, :length] if tensor.dim() > 1 else tensor) for name, tensor in one.items())
 
 
 @contextmanager
-def hooks(statistics: CalibrationStatistics, hook: Callable[[tuple[str, int], torch.Tensor], Any]) -> Iterator[None]:
-    """Runs `hook((kind, layer), input)` before every output projection; what it returns replaces the input."""
+def hooks(statistics: CalibrationStatistics, hook: Callable[[str, torch.Tensor], Any]) -> Iterator[None]:
+    """Runs `hook(site, input)` before every output projection; what it returns replaces the input."""
     with ExitStack() as stack:
-        for kind, layer, _ in statistics.arms.groups():
+        for name, rows in statistics.arms.groups():
 
-            def run(_: nn.Module, arguments: Any, site: tuple[str, int] = (kind, layer)) -> Any:
+            def run(_: nn.Module, arguments: Any, site: str = name) -> Any:
                 return hook(site, arguments[0])
 
-            stack.callback(projection(statistics, kind, layer).register_forward_pre_hook(run).remove)
+            stack.callback(projection(statistics, int(rows[0])).register_forward_pre_hook(run).remove)
         yield
 
 
-def loss_of(statistics: CalibrationStatistics, example: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(statistics: CalibrationStatistics, example: Batch) -> torch.Tensor:
     """Mean cross-entropy of one example."""
     logits = statistics.model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits[0]
     if statistics.model.config.model_type == "llama":
@@ -101,9 +94,9 @@ def loss_of(statistics: CalibrationStatistics, example: dict[str, torch.Tensor])
 
 
 @lru_cache
-def inputs(statistics: CalibrationStatistics) -> dict[tuple[str, int], list[np.ndarray]]:
+def inputs(statistics: CalibrationStatistics) -> dict[str, list[np.ndarray]]:
     """Site -> [T, C] for each example."""
-    seen: dict[tuple[str, int], list[np.ndarray]] = {}
+    seen: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), hooks(statistics, lambda site, h: seen.setdefault(site, []).append(h[0].numpy())):
         for example in examples(statistics):
             loss_of(statistics, example)
@@ -111,7 +104,7 @@ def inputs(statistics: CalibrationStatistics) -> dict[tuple[str, int], list[np.n
 
 
 def inputs_of(statistics: CalibrationStatistics, arm: int) -> list[np.ndarray]:
-    return inputs(statistics)[str(statistics.arms.kind[arm]), int(statistics.arms.layer[arm])]
+    return inputs(statistics)[str(statistics.arms.site[arm])]
 
 
 @lru_cache
@@ -119,9 +112,9 @@ def gradients(statistics: CalibrationStatistics) -> np.ndarray:
     """[K, N], of each example's loss with respect to the gates of the arms."""
     found = []
     for example in examples(statistics):
-        gates: dict[tuple[str, int], torch.Tensor] = {}
+        gates: dict[str, torch.Tensor] = {}
 
-        def gated(site: tuple[str, int], h: torch.Tensor, gates: dict = gates) -> torch.Tensor:
+        def gated(site: str, h: torch.Tensor, gates: dict = gates) -> torch.Tensor:
             gates[site] = torch.ones(h.shape[-1], dtype=h.dtype, requires_grad=True)
             return h * gates[site]
 
@@ -130,7 +123,7 @@ def gradients(statistics: CalibrationStatistics) -> np.ndarray:
         slopes = dict(zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True))
         arms = statistics.arms
         of_arm = [
-            slopes[str(arms.kind[arm]), int(arms.layer[arm])][columns(statistics, arm)] for arm in range(len(arms))
+            slopes[str(arms.site[arm])][columns(statistics, arm)] for arm in range(len(arms))
         ]
         found.append([float(slope.sum()) for slope in of_arm])
     return np.array(found).T
@@ -174,4 +167,4 @@ def greedy(weight: np.ndarray, rows: np.ndarray, ridge: float, size: int) -> tup
 def plan_of(statistics: CalibrationStatistics, target: dict[str, float], layout: str) -> Plan:
     arms = statistics.arms
     totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
-    return make_plan(arms, TargetConfig(**target), totals, layout, {"neuron": 16, "head": 1})  # type: ignore[arg-type]
+    return make_plan(arms, TargetConfig(**target), totals, layout, limits(arms, 16, layout=layout))

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
+from hf_mabprune.criteria import CRITERIA, CalibrationStatistics, Criterion
 from hf_mabprune.registry import check_options
 from hf_mabprune.selection.selected import Selection
 from research.benchmarks.meter import Meter
 from tests.criteria.by_hand import case, fresh, plan_of
+from tests.problems import arms_of, unasked
 
 NAMES = CRITERIA.names()
+BY_SCORE = [name for name in NAMES if CRITERIA.get(name).choose is Criterion.choose]
 TYPES = ("bert", "llama")
 TARGETS = [{"neurons": 0.6, "heads": 0.5}, {"heads": 0.5}, {"parameters": 0.4}, {"macs": 0.5}]
 
 
-def test_the_criteria_of_the_literature_are_registered() -> None:
-    literature = {"magnitude", "taylor", "fisher", "fisher_rearranged", "wanda_sp", "flap", "obs", "minitron"}
-    assert set(NAMES) >= literature | {"activation_variation", "random"}
+SCORED = [(model_type, block) for model_type in TYPES for block in (1, 16, 20)]
+SCORED += [(model_type, 16) for model_type in ("gpt2", "mixtral", "t5", "vit")]
 
 
-@pytest.mark.parametrize("block", [1, 16, 20])
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(("model_type", "block"), SCORED)
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_finite_and_one_an_arm(name: str, model_type: str, block: int) -> None:
     statistics = case(model_type, block)
@@ -31,6 +31,13 @@ def test_scores_are_finite_and_one_an_arm(name: str, model_type: str, block: int
     assert scores.shape == (len(statistics.arms),) and scores.dtype == np.float64
     assert np.isfinite(scores).all()
     assert len(np.unique(scores)) > len(scores) / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experts_that_no_position_goes_to_have_scores_as_all(name: str) -> None:
+    model, task, batches = unasked()
+    arms = arms_of(model, 16, batches)
+    assert np.isfinite(CRITERIA.get(name)().scores(CalibrationStatistics(model, arms, task, batches))).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,11 +102,48 @@ def test_plans_are_met_and_the_order_says_how(
         gone = budget.cost[budget.candidates[~kept[budget.candidates]]].sum()
         assert gone >= budget.amount - (0 if budget.by_cost else budget.cost.max())
     counts: dict[str, set[int]] = {}
-    for kind, layer, rows in statistics.arms.groups():
-        assert kept[rows].sum() >= plan.floors[kind, layer]
-        counts.setdefault(kind, set()).add(int(kept[rows].sum()))
+    for site, rows in statistics.arms.groups():
+        assert kept[rows].sum() >= plan.floors[site]
+        counts.setdefault(str(statistics.arms.kind[rows[0]]), set()).add(int(kept[rows].sum()))
     if layout == "uniform":
         assert all(len(sizes) == 1 for sizes in counts.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plans_with_experts_are_met(name: str) -> None:
+    statistics = case("mixtral", 16)
+    arms, plan = statistics.arms, plan_of(statistics, {"neurons": 0.3, "experts": 0.25}, "per_layer")
+    kept, order = CRITERIA.get(name)().choose(statistics, plan)
+    assert sorted(order) == list(range(len(kept)))
+    assert kept[arms.of_kind("head")].all() and (~kept[arms.of_kind("expert")]).sum() == 2
+    keep = {site: len(units) for site, units in arms.kept_units(kept).items()}
+    for layer in (0, 1):
+        widths = {keep[f"layers.{layer}.mlp.experts.{expert}"] for expert in range(4)}
+        assert len(widths) == 1 and keep[f"layers.{layer}.mlp.gate"] >= 2
+    assert {keep[f"layers.{layer}.mlp.experts.0"] for layer in (0, 1)} != {48}
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wanda_sp", "activation_variation", "minitron"])
+def test_an_expert_is_all_its_neurons_where_scores_add_up(name: str) -> None:
+    statistics = case("mixtral", 16)
+    arms, scores = statistics.arms, CRITERIA.get(name)().scores(case("mixtral", 16))
+    for arm in arms.of_kind("expert"):
+        own = arms.site == f"layers.{arms.layer[arm]}.mlp.experts.{arms.start[arm]}"
+        assert own.sum() == 3 and scores[arm] == pytest.approx(scores[own].sum(), rel=1e-9)
+
+
+def test_an_expert_goes_with_nothing_in_its_place() -> None:
+    statistics = case("mixtral", 16)
+    arms = statistics.arms
+    sites = {site.name: site for site in statistics.all_sites}
+    found = {name: CRITERIA.get(name)().scores(statistics) for name in ("obs", "kfac_obs")}
+    for arm in arms.of_kind("expert"):
+        name = f"layers.{arms.layer[arm]}.mlp.experts.{arms.start[arm]}"
+        weight, factors = statistics.weight(sites[name]), statistics.kfac_factors[name]
+        second = statistics.moments[name].second.numpy()
+        assert found["obs"][arm] == pytest.approx(np.trace(weight @ second @ weight.T), rel=1e-6)
+        outputs = factors.outputs.numpy() @ weight @ factors.inputs.second.numpy() @ weight.T
+        assert found["kfac_obs"][arm] == pytest.approx(np.trace(outputs) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("block", [4, 20])
@@ -111,20 +155,20 @@ def test_a_target_beyond_what_scores_would_like_leaves_no_layer_empty(name: str,
     criterion.scores = lambda _: scores  # type: ignore[method-assign]
     kept, _ = criterion.choose(statistics, plan_of(statistics, {"neurons": 0.5, "heads": 0.5}, "per_layer"))
     keep = statistics.arms.kept_units(kept)
-    assert 16 <= keep.sizes("neuron")[1] < 48 and keep.sizes("head")[1] >= 1
+    heads, neurons = (len(keep[f"encoder.layer.1.{path}output.dense"]) for path in ("attention.", ""))
+    assert 16 <= neurons < 48 and heads >= 1
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"fisher_rearranged"}))
+@pytest.mark.parametrize("name", BY_SCORE)
 def test_arms_go_by_score_per_cost_where_scores_add_up_and_by_score_elsewhere(name: str) -> None:
     statistics = case("llama", 4)
     criterion, plan = CRITERIA.get(name)(), plan_of(statistics, {"parameters": 0.3}, "per_layer")
     kept, _ = criterion.choose(statistics, plan)
     value = criterion.scores(statistics) / (statistics.arms.parameters if criterion.per_cost else 1)
     free = kept.copy()
-    for kind, layer, rows in statistics.arms.groups():
-        free[rows] &= kept[rows].sum() > plan.floors[kind, layer]
+    for site, rows in statistics.arms.groups():
+        free[rows] &= kept[rows].sum() > plan.floors[site]
     assert value[~kept].max() <= value[free].min()
-    assert criterion.per_cost == (name not in ("flap", "random"))
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:

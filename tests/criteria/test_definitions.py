@@ -133,7 +133,7 @@ def test_taylor_is_the_sum_of_weight_times_gradient_too(model_type: str) -> None
         readout = statistics.task.readout(statistics.model, batch)
         readout.losses().mean().backward()
         for site, rows in statistics.sites:
-            linear = statistics.model.base_model.get_submodule(site.output)
+            linear = statistics.model.base_model.get_submodule(site.name)
             product = (linear.weight * linear.weight.grad).sum(0).detach().numpy()  # type: ignore[operator]
             found[rows] += [product[columns(statistics, int(arm))].sum() for arm in rows]
     statistics.model.zero_grad()

@@ -47,7 +47,7 @@ def test_sizes_are_those_of_fisher_and_no_layer_is_worse(model_type: str, layout
     before, _ = CRITERIA.get("fisher")().choose(statistics, plan)
     after, _ = CRITERIA.get("fisher_rearranged")().choose(statistics, plan)
     gradients, gains = batch_gradients(statistics), []
-    for _, _, rows in statistics.arms.groups():
+    for _, rows in statistics.arms.groups():
         assert sorted(statistics.arms.units[rows[before[rows]]]) == sorted(statistics.arms.units[rows[after[rows]]])
         worse, better = (objective(gradients, rows[~kept[rows]]) for kept in (before, after))
         assert better <= worse + 1e-15

@@ -18,7 +18,7 @@ def slopes(statistics, arm: int) -> list[np.ndarray]:
         return seen[-1]
 
     found = []
-    linear = projection(statistics, str(statistics.arms.kind[arm]), int(statistics.arms.layer[arm]))
+    linear = projection(statistics, arm)
     for example in examples(statistics):
         handle = linear.register_forward_hook(hook)
         logits = statistics.model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits[0]
@@ -32,15 +32,10 @@ def slopes(statistics, arm: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("kind", ["neuron", "head"])
 def test_factors_are_sums_over_positions(kind: str) -> None:
     statistics = case("bert", 16)
-    for first in (int(arms[0]) for name, _, arms in statistics.arms.groups() if name == kind):
+    for first in (int(arms[0]) for _, arms in statistics.arms.groups() if statistics.arms.kind[arms[0]] == kind):
         g, h = slopes(statistics, first), np.concatenate(inputs_of(statistics, first))
         flat = np.concatenate(g)
-        found = next(
-            factors
-            for path, factors in statistics.kfac_factors.items()
-            if statistics.model.base_model.get_submodule(path)
-            is projection(statistics, kind, int(statistics.arms.layer[first]))
-        )
+        found = statistics.kfac_factors[str(statistics.arms.site[first])]
         np.testing.assert_allclose(found.outputs, flat.T @ flat / len(g), rtol=1e-4, atol=1e-9)
         weights = READ * np.square(flat).sum(1) / np.square(flat).sum() + (1 - READ) / len(h)
         assert weights.sum() == pytest.approx(1)
@@ -54,7 +49,7 @@ def test_scores_are_the_costs_of_least_squares_in_the_metric_of_the_outputs(mode
     statistics = case(model_type, 16)
     scores = CRITERIA.get("kfac_obs")().scores(statistics)
     for site, arms in statistics.sites:
-        factors = statistics.kfac_factors[site.output]
+        factors = statistics.kfac_factors[site.name]
         size = columns(statistics, int(arms[0])).stop
         covariance = factors.inputs.covariance().numpy()
         rows = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance))).T * np.sqrt(len(covariance))
@@ -70,7 +65,7 @@ def test_scores_are_the_costs_of_least_squares_in_the_metric_of_the_outputs(mode
 def test_a_position_that_nobody_reads_hardly_counts() -> None:
     """The last FFN of a classifier that reads the first position: every other one has only the even share."""
     statistics = case("bert", 16)
-    first = max(int(arms[0]) for name, _, arms in statistics.arms.groups() if name == "neuron")
+    first = max(int(arms[0]) for _, arms in statistics.arms.groups() if statistics.arms.kind[arms[0]] == "neuron")
     for slope in slopes(statistics, first):
         assert np.abs(slope[1:]).max() == 0 < np.abs(slope[0]).max()
 

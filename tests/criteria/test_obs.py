@@ -47,7 +47,7 @@ def test_updates_that_are_put_off_change_nothing(size: int, monkeypatch: pytest.
 def test_scores_of_a_model_are_the_increases_that_never_fall(model_type: str, relative: bool) -> None:
     statistics = case(model_type, 16)
     scores = CRITERIA.get("obs")(relative=relative).scores(statistics)
-    for _, _, arms in statistics.arms.groups():
+    for _, arms in statistics.arms.groups():
         first = int(arms[0])
         rows = np.concatenate(inputs_of(statistics, first))
         size = columns(statistics, first).stop
@@ -59,7 +59,7 @@ def test_scores_of_a_model_are_the_increases_that_never_fall(model_type: str, re
 
 def test_a_smaller_last_block_is_a_block() -> None:
     statistics = case("llama", 20)  # 20, 20 and 8 of 48 neurons
-    arms = statistics.arms.groups()[0][2]
+    arms = statistics.arms.groups()[0][1]
     rows = np.concatenate(inputs_of(statistics, 0))
     ridge = 0.01 * (rows**2).mean()
     scores = CRITERIA.get("obs")().scores(statistics)[arms]

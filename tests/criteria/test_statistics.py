@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
 from tests.criteria import by_hand
+from tests.problems import arms_of
 
 
 @pytest.mark.parametrize("block", [1, 20])
@@ -32,7 +32,7 @@ def test_statistics_are_taken_when_needed_and_once(monkeypatch: pytest.MonkeyPat
 
 def test_arms_of_one_kind_are_enough() -> None:
     both = by_hand.case("llama", 16)
-    heads = arm_table(both.model, ["head"], 16, 7)
+    heads = arms_of(both.model, 16, both.batches, ["head"])
     statistics = CalibrationStatistics(both.model, heads, both.task, both.batches, both.seed)
     for name in set(CRITERIA.names()) - {"random"}:
         criterion = CRITERIA.get(name)()

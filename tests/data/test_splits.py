@@ -3,8 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import PIL.Image
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Image
 
 from hf_mabprune.config import DatasetConfig, SplitsConfig, TaskConfig
 from hf_mabprune.data import splits
@@ -177,3 +179,29 @@ def test_a_draw_takes_each_row_at_most_once() -> None:
     assert drawn != draw(dataset, 20, seed=4)["row"][:]
     assert sorted(draw(dataset, 80, seed=3)["row"][:]) == list(range(50))
     assert draw(dataset, None, seed=3)["row"][:] == list(range(50))
+
+
+def test_images_come_through_as_they_are_stored(tmp_path: Path) -> None:
+    """Parquet files carry the Image feature, folders have their labels from their names."""
+    pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [PIL.Image.fromarray(np.roll(pixels, row)) for row in range(4)], "label": [0, 1, 0, 1]}
+    files = {}
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict(rows, features).to_parquet(files.setdefault(split, str(tmp_path / f"{split}.parquet")))
+        for row, label in enumerate(rows["label"]):
+            folder = tmp_path / split / features["label"].names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            rows["image"][row].save(folder / f"{row}.png")
+    folders = {split: str(tmp_path / split / "**") for split in files}
+    for path, data_files in (("parquet", files), ("imagefolder", folders)):
+        splits = load_splits(TaskConfig(dataset=DatasetConfig(path=path, data_files=data_files)))
+        assert splits["calibration"].features == features
+        for row in splits["test"]:
+            number = rows["image"].index(row["image"].convert("RGB"))
+            assert rows["label"][number] == row["label"]
+    with pytest.raises(ValueError, match=r"path 'imagefolder' needs data_files, e\.g\. \{train: train/\*\*\}"):
+        load_splits(TaskConfig(dataset=DatasetConfig(path="imagefolder")))
+    with pytest.raises(FileNotFoundError, match=r"no file '.*nowhere"):
+        nowhere = {"train": str(tmp_path / "nowhere" / "**")}
+        load_splits(TaskConfig(dataset=DatasetConfig(path="imagefolder", data_files=nowhere)))

@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from hf_mabprune import masked
+from tests.problems import problem
 from tests.seeds import moved
 from tests.tiny_models import inputs_for, tiny_model
 
 HEAD = "AutoModelForSequenceClassification"
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "gpt2"])
 def test_one_mask_an_example_equals_one_forward_an_example(model_type: str) -> None:
-    model, inputs = tiny_model(model_type, HEAD), inputs_for(HEAD)
+    model = tiny_model(model_type, HEAD)
+    inputs = inputs_for(model, HEAD)
     generator = torch.Generator().manual_seed(moved(5))
     heads = torch.randint(0, 2, (2, 2, 4), generator=generator).float()  # [L, B, H]
     neurons = torch.randint(0, 2, (2, 48), generator=generator).float()  # [B, F]
@@ -27,7 +29,8 @@ def test_one_mask_an_example_equals_one_forward_an_example(model_type: str) -> N
 
 
 def test_a_head_mask_for_all_layers_equals_the_same_mask_in_each() -> None:
-    model, inputs = tiny_model("bert", HEAD), inputs_for(HEAD)
+    model = tiny_model("bert", HEAD)
+    inputs = inputs_for(model, HEAD)
     mask = torch.tensor([1.0, 0.0, 1.0, 0.0])
     with torch.no_grad():
         with masked(model, head_mask=mask):
@@ -40,7 +43,8 @@ def test_a_head_mask_for_all_layers_equals_the_same_mask_in_each() -> None:
 
 
 def test_a_masked_head_is_the_value_projection_without_its_rows() -> None:
-    model, inputs = tiny_model("bert", HEAD), inputs_for(HEAD)
+    model = tiny_model("bert", HEAD)
+    inputs = inputs_for(model, HEAD)
     mask = torch.ones(2, 4)
     mask[1, 2] = 0
     with torch.no_grad():
@@ -52,7 +56,8 @@ def test_a_masked_head_is_the_value_projection_without_its_rows() -> None:
 
 
 def test_gradients_flow_to_the_masks() -> None:
-    model, inputs = tiny_model("qwen2", HEAD), inputs_for(HEAD)
+    model = tiny_model("qwen2", HEAD)
+    inputs = inputs_for(model, HEAD)
     gates = torch.ones(48, requires_grad=True)
     with masked(model, neuron_mask={0: gates}):
         model(**inputs).logits.sum().backward()
@@ -67,7 +72,8 @@ def test_gradients_flow_to_the_masks() -> None:
 
 
 def test_masks_come_off_even_when_the_forward_fails() -> None:
-    model, inputs = tiny_model("bert", HEAD), inputs_for(HEAD)
+    model = tiny_model("bert", HEAD)
+    inputs = inputs_for(model, HEAD)
     with torch.no_grad():
         before = model(**inputs).logits
         with pytest.raises(IndexError), masked(model, neuron_mask={0: torch.zeros(48)}):
@@ -78,7 +84,26 @@ def test_masks_come_off_even_when_the_forward_fails() -> None:
 
 def test_a_mask_of_the_wrong_size_is_refused() -> None:
     model = tiny_model("bert", HEAD)
-    with pytest.raises(ValueError, match="layer 0 has 48 neurons, the mask has 47"), masked(
+    with pytest.raises(ValueError, match=r"encoder\.layer\.0\.output\.dense has 48 neurons, the mask has 47"), masked(
         model, neuron_mask={0: torch.ones(47)}
     ):
         pass
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "t5", "vit"])
+def test_masks_by_site_are_an_example_each_for_every_kind(model_type: str) -> None:
+    model, task, (batch, *_), arms = problem(model_type)
+    generator = torch.Generator().manual_seed(moved(5))
+    masks = {}
+    for site, rows in arms.groups():
+        units = int(arms.stop[rows[-1]])
+        masks[site] = torch.randint(0, 2, (batch.examples, units), generator=generator).float()
+        if site.endswith("gate"):
+            masks[site][:, :3] = 1  # a router sends every position to two
+    with torch.no_grad():
+        with masked(model, masks=masks):
+            together = task.readout(model, batch).logits
+        for row in range(batch.examples):
+            with masked(model, masks={site: mask[row] for site, mask in masks.items()}):
+                alone = task.readout(model, batch.rows(slice(row, row + 1))).logits
+            torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)

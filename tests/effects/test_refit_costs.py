@@ -5,59 +5,64 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of, projection_of
+from hf_mabprune.effects.activations import moments
 from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.refit_costs import RefitCosts
-from tests.problems import problem, pull_all, rounding, small_effects
+from tests.problems import arms_of, problem, pull_all, rounding, small_effects, some_context, unasked, whole
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
 def test_a_stand_in_is_the_arm_removed_and_the_rest_refitted(model_type: str) -> None:
     model, task, batches, arms = problem(model_type)
     model.double()
+    if model_type == "mixtral":
+        model.set_experts_implementation("eager")  # grouped products are not for double precision
     refit_costs = RefitCosts.of(model, arms, task, batches)
-    sites = {(site.kind, site.layer): site for site in architecture_of(model).sites(model)}
-    for arm in (1, len(arms) - 1):
-        site = sites[str(arms.kind[arm]), int(arms.layer[arm])]
-        stand_in = refit_costs.stand_ins[site.output]
+    sites = {site.name: site for site in architecture_of(model).sites(model)}
+    for arm in (1, int(arms.of_kind("head")[-1])):
+        site = sites[str(arms.site[arm])]
+        stand_in = refit_costs.stand_ins[site.name]
         span = slice(int(arms.start[arm]) * site.unit_size, int(arms.stop[arm]) * site.unit_size)
         refitted = copy.deepcopy(model)
-        projection = linear_at(refitted, site.output)
+        projection = projection_of(refitted, site)
         share = projection.weight.detach()[:, span] @ stand_in.matrix[:, span].T  # [D, C]
-        bias = 0 if projection.bias is None else projection.bias.detach()
-        projection.weight = nn.Parameter(projection.weight.detach() - share)
-        projection.bias = nn.Parameter(bias + share @ stand_in.mean)
+        projection.write(projection.weight.detach() - share)
+        if stand_in.mean.any():
+            projection.write_bias((0 if projection.bias is None else projection.bias.detach()) + share @ stand_in.mean)
         assert projection.weight[:, span].abs().max() < 1e-12, "its own columns are empty"
         kept = np.ones(len(arms), dtype=bool)
         kept[arm] = False
-        inputs = task.inputs(batches[0])
         with (
             torch.no_grad(),
-            masked(model, **keep_masks(model, arms.kept_units(kept)), stand_ins=refit_costs.stand_ins),
+            masked(model, masks=keep_masks(model, arms.kept_units(kept)), stand_ins=refit_costs.stand_ins),
         ):
-            found = model(**inputs).logits
+            found = task.readout(model, batches[0]).logits
         with torch.no_grad():
-            expected = refitted(**inputs).logits
+            expected = task.readout(refitted, batches[0]).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=max(1e-10, 100 * rounding(model)))
 
 
+@pytest.mark.parametrize("in_context", [False, True])
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
-def test_replayed_pulls_with_stand_ins_equal_reference_pulls(model_type: str) -> None:
+def test_replayed_pulls_with_stand_ins_equal_reference_pulls(model_type: str, in_context: bool) -> None:
     model, task, batches, arms = problem(model_type)
     model.double()
     stand_ins = RefitCosts.of(model, arms, task, batches).stand_ins
-    whole = np.ones(len(arms), dtype=bool)
-    slow = pull_all(ReferencePulls(model, arms, task, batches, stand_ins=stand_ins), whole)
-    fast = pull_all(ReplayPulls(model, arms, task, batches, stand_ins=stand_ins), whole)
-    plain = pull_all(ReplayPulls(model, arms, task, batches), whole)
+    kept = some_context(arms) if in_context else whole(arms)
+    slow = pull_all(ReferencePulls(model, arms, task, batches, stand_ins=stand_ins), kept)
+    fast = pull_all(ReplayPulls(model, arms, task, batches, stand_ins=stand_ins), kept)
+    plain = pull_all(ReplayPulls(model, arms, task, batches), kept)
 
     np.testing.assert_allclose(fast, slow, rtol=0, atol=max(1e-10, rounding(model)))
     assert np.abs(fast - plain).max() > 1e-6
+    experts = arms.kind[np.repeat(np.flatnonzero(kept), 2)] == "expert"
+    if not in_context:
+        np.testing.assert_allclose(fast[experts], plain[experts], rtol=0, atol=1e-12)  # nothing stands in for those
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
@@ -74,11 +79,15 @@ def test_effects_with_stand_ins_say_what_pulls_with_stand_ins_say(model_type: st
     assert np.abs(rewards - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "gpt2", "t5", "mixtral"])
 def test_costs_grow_along_the_removals_of_a_site(model_type: str) -> None:
     model, task, batches, arms = problem(model_type)
     refit_costs = RefitCosts.of(model, arms, task, batches)
-    for _, _, rows in arms.groups():
+    for site, rows in arms.groups():
+        if site.endswith("gate"):  # whole experts, with nothing in their place
+            assert np.array_equal(refit_costs.along[rows], refit_costs.alone[rows])
+            assert site not in refit_costs.stand_ins
+            continue
         first = rows[np.argmin(refit_costs.along[rows])]
         assert refit_costs.along[first] == pytest.approx(refit_costs.alone[rows].min(), rel=1e-3)
         assert refit_costs.alone[first] == pytest.approx(refit_costs.alone[rows].min(), rel=1e-3)
@@ -88,7 +97,7 @@ def test_costs_grow_along_the_removals_of_a_site(model_type: str) -> None:
 def test_one_of_two_equal_arms_goes_at_no_cost_and_the_other_does_not() -> None:
     model, task, batches, arms = problem("bert")
     site = next(site for site in architecture_of(model).sites(model) if site.kind == "neuron")
-    maker = linear_at(model, next(path for path in site.linears() if path != site.output))
+    maker = model.base_model.get_submodule(f"{site.prefix}intermediate.dense")
     with torch.no_grad():
         maker.weight[:16], maker.bias[:16] = 4 * maker.weight[:16], 4 * maker.bias[:16]  # far above the damping
         maker.weight[16:32], maker.bias[16:32] = maker.weight[:16], maker.bias[:16]
@@ -100,3 +109,16 @@ def test_one_of_two_equal_arms_goes_at_no_cost_and_the_other_does_not() -> None:
     assert max(refit_costs.alone[[first, second]]) < 0.2 * masks.min()
     low, high = sorted(refit_costs.along[[first, second]])
     assert low < 0.2 * high
+
+
+def test_experts_that_no_position_goes_to_are_free() -> None:
+    model, task, batches = unasked()
+    arms = arms_of(model, 16, batches)
+    sites = [site for site in architecture_of(model).sites(model) if site.expert is not None]
+    idle = [name for name, found in moments(model, task, batches, sites).items() if not found.second.any()]
+    refit_costs = RefitCosts.of(model, arms, task, batches)
+    rows = np.isin(arms.site, idle)
+    assert rows.any()
+    assert np.isfinite(refit_costs.along).all() and np.isfinite(refit_costs.alone).all()
+    assert not refit_costs.along[rows].any() and not refit_costs.alone[rows].any()
+    assert all(stand_in.matrix.isfinite().all() for stand_in in refit_costs.stand_ins.values())

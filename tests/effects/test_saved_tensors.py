@@ -17,7 +17,7 @@ from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.refit_costs import RefitCosts
 from hf_mabprune.selection.target import make_plan
-from tests.problems import problem
+from tests.problems import limits, problem
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("pulls_class", [ReferencePulls, ReplayPulls])
-@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "mixtral", "t5"])
 def test_effects(model_type: str, pulls_class: type) -> None:
     model, task, batches, arms = problem(model_type)
     model.requires_grad_(True)
@@ -69,7 +69,7 @@ def test_refit_costs(model_type: str) -> None:
 def test_criteria(model_type: str, name: str) -> None:
     model, task, batches, arms = problem(model_type)
     model.requires_grad_(True)
-    plan = make_plan(arms, TargetConfig(neurons=0.5), {}, "per_layer", {"neuron": 1, "head": 1})
+    plan = make_plan(arms, TargetConfig(neurons=0.5), {}, "per_layer", limits(arms))
     statistics = CalibrationStatistics(model, arms, task, batches, 0)
     with nothing_left_behind():
         CRITERIA.get(name)().choose(statistics, plan)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_mabprune.evaluation.report import PACKAGES, ModelFigures, RandomFigures, Report, installed_versions
-from tests.artifacts.reports import make_report
+from tests.artifacts.reports import kept_in, make_report
 
 
 def figures(parameters: int, accuracy: float, loss: float) -> ModelFigures:
@@ -34,7 +34,7 @@ def report() -> Report:
         before=figures(100_000_000, 0.924, 0.21),
         after=figures(70_000_000, 0.919, 0.2344),
         random=[RandomFigures(0, figures(70_000_000, 0.841, 0.45)), RandomFigures(4, figures(70_000_000, 0.85, 0.41))],
-        kept={"neuron": {0: (512, 3072), 11: (3072, 3072)}, "head": {0: (12, 12), 11: (5, 12)}},
+        kept=kept_in("bert", neurons=[(512, 3072), (3072, 3072)], heads=[(12, 12), (5, 12)]),
         warnings=["careful"],
         versions=installed_versions(),
     )
@@ -55,7 +55,8 @@ def test_json_round_trip(report: Report, tmp_path: Path) -> None:
     path.write_text(report.to_json())
     again = Report.from_json(path)
     assert again == report
-    assert again.kept["neuron"][11] == (3072, 3072)
+    assert again.kept["neuron"]["encoder.layer.1.output.dense"] == (3072, 3072)
+    assert list(again.kept["head"]) == [f"encoder.layer.{layer}.attention.output.dense" for layer in range(2)]
     assert again.before.intervals["f1"] == (0.4, 0.6)
     assert again.to_json() == report.to_json()
 

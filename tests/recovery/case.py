@@ -31,7 +31,7 @@ class Case:
         if model_type == "bert":  # whose outputs hardly depend on what is cut, else
             with torch.no_grad():
                 for parameter in self.dense.parameters():
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+                    parameter.add_(0.2 * torch.randn_like(parameter))
         self.task: Task = task_of(self.dense, make_tokenizer("pair" if model_type == "bert" else "plain"), **text)
         self.examples = self.task.encode(Dataset.from_dict(sentences(count, 0)))
         self.small = cut(self.dense, keep_for(self.dense, layout), layout)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import torch
 
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.rewards import Observation
+from hf_mabprune.tasks.batch import Batch
 from research.benchmarks.controls import CONTROLS, Control
 from tests.search.known_arms import ARMS, plan
 from tests.seeds import moved
@@ -16,7 +17,7 @@ class Additive:
 
     def __init__(self) -> None:
         self.harm = np.random.default_rng(moved(0)).permutation(ARMS).astype(float)
-        self.batches = [{"input_ids": torch.zeros(2, 5)}] * 7
+        self.batches = [Batch(input_ids=torch.zeros(2, 5))] * 7
         self.cost = Cost()
         self.seen: list[tuple[int, np.ndarray]] = []
 

@@ -26,8 +26,9 @@ def test_torch_pruning_keeps_what_it_says(options) -> None:
     )
     sites = architecture_of(statistics.model).sites(statistics.model)
     for kind in ("neuron", "head"):
-        units = sum(site.units for site in sites if site.kind == kind)
-        assert sum(keep.sizes(kind).values()) == pytest.approx(units / 2, abs=len(sites))
+        own = [site for site in sites if site.kind == kind]
+        units = sum(site.units for site in own)
+        assert sum(len(keep[site.name]) for site in own) == pytest.approx(units / 2, abs=len(sites))
     small = cut(statistics.model, keep, "per_layer")
     batch = statistics.batches[0]
     assert statistics.task.readout(small, batch).logits.isfinite().all()
@@ -44,8 +45,9 @@ def test_magnitudes_of_torch_pruning_are_those_of_the_weights() -> None:
         layer.output.dense.weight[:, ::2] *= 1e-3
     keep = TorchPruning(importance="magnitude").keep(model, statistics.task, statistics.batches, {"neurons": 0.5})
     width = layer.intermediate.dense.out_features
-    np.testing.assert_array_equal(keep.of("neuron")[0], np.arange(1, width, 2))
-    assert all(len(units) == model.config.num_attention_heads for units in keep.of("head").values())
+    np.testing.assert_array_equal(keep["encoder.layer.0.output.dense"], np.arange(1, width, 2))
+    heads = [keep.get(f"encoder.layer.{layer}.attention.output.dense", range(4)) for layer in (0, 1)]
+    assert all(len(units) == model.config.num_attention_heads for units in heads)
 
 
 @pytest.mark.parametrize("method", ["MAW", "L2"])
@@ -54,7 +56,7 @@ def test_optipfair_keeps_what_it_says(method) -> None:
     statistics = case("llama", 16)
     keep = OptiPFair(method=method).keep(statistics.model, statistics.task, statistics.batches, {"neurons": 0.5})
     width = statistics.model.config.intermediate_size
-    assert set(keep.sizes("neuron").values()) == {width // 2}
+    assert {len(keep[f"layers.{layer}.mlp.down_proj"]) for layer in (0, 1)} == {width // 2}
     small = cut(statistics.model, keep, "uniform")
     assert statistics.task.readout(small, statistics.batches[0]).logits.isfinite().all()
 

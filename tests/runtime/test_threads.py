@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel, LlamaConfig
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.runtime import threads
 from hf_mabprune.runtime.threads import EVERY, SHARE, ThreadChoice
+from hf_mabprune.tasks.batch import Batch
 
 
 class Machine:
@@ -144,7 +145,7 @@ def test_no_trial_comes_between_two_latencies(monkeypatch: pytest.MonkeyPatch) -
 
     trials = machine.trials
     model = SimpleNamespace(device=torch.device("cpu"))
-    measure_latency([model, model], SimpleNamespace(readout=readout), {}, repeats=2)  # type: ignore[arg-type]
+    measure_latency([model, model], SimpleNamespace(readout=readout), Batch(), repeats=2)  # type: ignore[arg-type]
     assert seen == [1] * 8 and machine.trials == trials
 
 

@@ -9,6 +9,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.rewards import Observation
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
+from tests.problems import limits
 
 ARMS, LAYERS = 40, 2
 
@@ -45,9 +46,11 @@ class KnownArms:
 
 def plan(goes: float = 0.25) -> Plan:
     rows = np.arange(ARMS)
+    layer = rows // (ARMS // LAYERS)
     arms = ArmTable(
+        site=np.array([f"neuron.{number}" for number in layer]),
         kind=np.array(["neuron"] * ARMS),
-        layer=rows // (ARMS // LAYERS),
+        layer=layer,
         index=rows % (ARMS // LAYERS),
         start=4 * (rows % (ARMS // LAYERS)),
         stop=4 * (rows % (ARMS // LAYERS)) + 4,
@@ -55,4 +58,4 @@ def plan(goes: float = 0.25) -> Plan:
         macs=np.full(ARMS, 1000),
     )
     totals = {"parameters": 10_000, "macs": 100_000}
-    return make_plan(arms, TargetConfig(neurons=goes), totals, "per_layer", {"neuron": 1, "head": 1})
+    return make_plan(arms, TargetConfig(neurons=goes), totals, "per_layer", limits(arms))

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.search.allocation import Allocation, _is_gain
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
 from hf_mabprune.surgery.cut import cut
-from tests.problems import problem
+from tests.problems import arms_of, limits, problem
 from tests.seeds import moved
 
 METHOD = make_compensation("least_squares")
@@ -19,9 +18,10 @@ METHOD = make_compensation("least_squares")
 
 def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan, np.ndarray]:
     model, task, batches, _ = problem(model_type)
-    arms = arm_table(model, ["neuron", "head"], 4, 7)  # small enough for moves to tell
+    arms = arms_of(model, 4, batches)  # small enough for moves to tell
     totals = {"parameters": 10**6, "macs": 10**6}
-    plan = make_plan(arms, TargetConfig(neurons=0.5, heads=0.5), totals, "per_layer", {"neuron": 1, "head": 1})
+    target = TargetConfig(neurons=0.5, heads=0.5, **({"experts": 0.25} if model_type == "mixtral" else {}))
+    plan = make_plan(arms, target, totals, "per_layer", limits(arms))
     scores = -np.random.default_rng(moved(5)).random(len(arms))
     return Allocation(METHOD, DenseReference.on(model, task, batches), trials, seed), plan, scores
 
@@ -39,7 +39,7 @@ def divergence(allocation: Allocation, plan: Plan, scores: np.ndarray) -> float:
     return reference.divergence(small)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama", "mistral"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "mistral", "gpt2", "mixtral", "t5"])
 def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str) -> None:
     allocation, plan, scores = make(model_type, trials=30)
     for _ in allocation.run(plan, [scores], whole(plan)):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from hf_mabprune.architectures import ARCHITECTURES
-from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.config import PruneConfig, SearchConfig, TargetConfig
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
@@ -15,7 +14,7 @@ from hf_mabprune.search.run import make_policy
 from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.selection.target import make_plan
 from hf_mabprune.session import open_session
-from tests.problems import problem
+from tests.problems import arms_of, limits, problem
 
 
 def finished_order(search: Search) -> np.ndarray:
@@ -28,9 +27,9 @@ def searches(model_type: str) -> tuple[Search, Search]:
     """The same search with either engine, in double precision, where rounding is far below what sets arms apart."""
     model, task, batches, _ = problem(model_type)
     model.double()
-    arms = arm_table(model, ["neuron", "head"], 4, 7)
-    target = TargetConfig(neurons=0.5, heads=0.5)
-    plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", {"neuron": 1, "head": 1})
+    arms = arms_of(model, 4, batches)
+    target = TargetConfig(neurons=0.5, heads=0.5, **({"experts": 0.25} if model_type == "mixtral" else {}))
+    plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", limits(arms))
     config = SearchConfig(rounds=2, pulls_per_arm=2)
     reference, replay = (
         Search(engine(model, arms, task, batches), POLICIES.get("ucb1")(arms=len(arms), seed=0), [plan], config)
@@ -48,7 +47,7 @@ def test_fast_and_reference_pulls_select_the_same_arms(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
 def test_a_search_resumed_with_the_other_engine_selects_the_same_arms(model_type: str) -> None:
     expected = finished_order(searches(model_type)[0])
-    for steps in (1, 4):
+    for steps in (4,) if model_type in ("t5", "mixtral") else (1, 4):
         first, second = searches(model_type)
         for begun, other in ((first, second), (second, first)):
             for _ in zip(range(steps), begun.run(), strict=False):

@@ -1,14 +1,15 @@
 """Which targets can be met, and what is said of those that cannot."""
 
 import re
+from typing import Any
 
 import pytest
 
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
-from tests.problems import table
-from tests.selection.removals import ONE, TOTALS, removed
+from tests.problems import limits, table
+from tests.selection.removals import TOTALS, removed
 
 
 @pytest.mark.parametrize(
@@ -25,14 +26,14 @@ from tests.selection.removals import ONE, TOTALS, removed
     ],
 )
 def test_targets_that_cannot_be_met_are_refused_and_the_nearest_named(
-    target: dict[str, float], layout: str, sizes: set[int] | None, nearest: str
+    target: dict[str, float], layout: Any, sizes: set[int] | None, nearest: str
 ) -> None:
     arms = table(neurons=[[8] * 6] * 2, heads=[[2] * 4] * 2, parameters=(4, 4), macs=(2, 5))
     (name, value), *_ = target.items()
 
     def plan(fraction: float) -> Plan:
-        allowed = {"head": sizes} if sizes else None
-        return make_plan(arms, TargetConfig(**{name: fraction}), TOTALS, layout, ONE, allowed)  # type: ignore[arg-type]
+        bounds = limits(arms, layout=layout, sizes={"head": sizes} if sizes else None)
+        return make_plan(arms, TargetConfig(**{name: fraction}), TOTALS, layout, bounds)
 
     with pytest.raises(ValueError) as error:
         plan(value)
@@ -45,16 +46,17 @@ def test_targets_that_cannot_be_met_are_refused_and_the_nearest_named(
 
 @pytest.mark.parametrize("layout", ["per_layer", "uniform"])
 @pytest.mark.parametrize("name", ["neurons", "heads", "parameters", "macs"])
-def test_what_a_refusal_names_is_accepted(name: str, layout: str) -> None:
+def test_what_a_refusal_names_is_accepted(name: str, layout: Any) -> None:
     arms = table(neurons=[[16] * 7] * 3, heads=[[3] * 4] * 3, parameters=(7, 31), macs=(5, 37))
     totals = {"parameters": 1789, "macs": 1361}
+    bounds = limits(arms, layout=layout, sizes={"head": {3, 9}})
     refused = 0
     for value in (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99):
         try:
-            make_plan(arms, TargetConfig(**{name: value}), totals, layout, ONE, {"head": {3, 9}})  # type: ignore[arg-type]
+            make_plan(arms, TargetConfig(**{name: value}), totals, layout, bounds)
         except ValueError as error:
             nearest = float(re.findall(r"nearest that can is ([\d.e-]+)$", str(error))[0])
-            make_plan(arms, TargetConfig(**{name: nearest}), totals, layout, ONE, {"head": {3, 9}})  # type: ignore[arg-type]
+            make_plan(arms, TargetConfig(**{name: nearest}), totals, layout, bounds)
             refused += 1
     assert refused > 0
 
@@ -62,16 +64,18 @@ def test_what_a_refusal_names_is_accepted(name: str, layout: str) -> None:
 def test_widths_that_the_rounding_allows_are_near_enough() -> None:
     # 30% of 512 neurons is 153.6; widths are multiples of 64, so 128 go. Blocks alone would come nearer.
     arms = table(neurons=[[16] * 32] * 2)
-    sizes = {"neuron": set(range(64, 512, 64))}
-    plan = make_plan(arms, TargetConfig(neurons=0.3), TOTALS, "uniform", ONE, sizes)
+    bounds = limits(arms, layout="uniform", sizes={"neuron": set(range(64, 512, 64))})
+    plan = make_plan(arms, TargetConfig(neurons=0.3), TOTALS, "uniform", bounds)
     assert len(removed(plan, [0.0] * 64)) == 2 * 8
 
 
 def test_uniform_needs_equal_layers_and_equal_blocks() -> None:
-    target = TargetConfig(neurons=0.5)
+    def plan(neurons: list[list[int]], fraction: float, layout: Any) -> Plan:
+        arms = table(neurons=neurons)
+        return make_plan(arms, TargetConfig(neurons=fraction), TOTALS, layout, limits(arms, layout=layout))
+
     with pytest.raises(ValueError, match="layers of equal size, but their neurons differ: use per_layer"):
-        make_plan(table(neurons=[[8] * 4, [8] * 3]), target, TOTALS, "uniform", ONE)
+        plan([[8] * 4, [8] * 3], 0.5, "uniform")
     with pytest.raises(ValueError, match="last one of a layer's 20 neurons is smaller: use a block_size that divides"):
-        make_plan(table(neurons=[[8, 8, 4], [8, 8, 4]]), target, TOTALS, "uniform", ONE)
-    plan = make_plan(table(neurons=[[8] * 4, [8] * 3]), TargetConfig(neurons=0.57), TOTALS, "per_layer", ONE)
-    assert len(removed(plan, [0.0] * 7)) == 4
+        plan([[8, 8, 4], [8, 8, 4]], 0.5, "uniform")
+    assert len(removed(plan([[8] * 4, [8] * 3], 0.57, "per_layer"), [0.0] * 7)) == 4

@@ -1,4 +1,4 @@
-"""Surgery site by site and layer by layer says the same as surgery on the model, and holds no more than a layer."""
+"""Surgery layer by layer says the same as surgery on the model, and holds no more than a layer."""
 
 import gc
 import weakref
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.architectures import ARCHITECTURES, architecture_of, linear_at
-from hf_mabprune.arms import KeepIndices
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of, projection_of
+from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.surgery.biases import declare_biases
-from hf_mabprune.surgery.cut import Layout, cut, cut_sites, smaller_class, smaller_config
+from hf_mabprune.surgery.cut import Layout, cut, cut_layers, smaller_class, smaller_config
 from hf_mabprune.surgery.pieces import pieces
-from tests.problems import selection
-from tests.tiny_models import LAYERS, keep_for, outputs_of, tiny_model
+from tests.problems import head_of, selection
+from tests.tiny_models import keep_for, keep_of, outputs_of, site_of, tiny_model
 
 TYPES = ARCHITECTURES.names()
 
@@ -21,17 +21,19 @@ TYPES = ARCHITECTURES.names()
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 @pytest.mark.parametrize("model_type", TYPES)
 def test_pieces_are_the_state_dict_of_the_cut_model(model_type: str, layout: Layout) -> None:
-    dense = tiny_model(model_type, "AutoModelForSequenceClassification")
-    keep = selection(model_type, dense, layout)
+    dense = tiny_model(model_type, "AutoModelForSequenceClassification" if model_type != "vit" else head_of("vit"))
+    keep = selection(dense, layout)
     expected = cut(dense, keep, layout).state_dict()
     parts = list(pieces(dense, keep, layout))
 
-    assert len(parts) == 1 + LAYERS, "what is outside the layers, then a piece a layer"
-    for layer, part in enumerate(parts[1:]):
-        assert all(f".{layer}." in name for name in part)
+    layers = architecture_of(dense).layers(dense)
+    assert len(parts) == 1 + len(layers), "what is outside the layers, then a piece a layer"
+    for layer, part in zip(layers, parts[1:], strict=True):
+        assert part and all(f"{layer.path}." in name for name in part)
     together = {name: tensor for part in parts for name, tensor in part.items()}
     assert sum(map(len, parts)) == len(together), "no tensor comes twice"
-    assert together.keys() == expected.keys()
+    tied = {"transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"}
+    assert together.keys() == expected.keys() - (tied if model_type == "t5" else set())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in together.items())
 
 
@@ -39,49 +41,96 @@ def test_pieces_are_the_state_dict_of_the_cut_model(model_type: str, layout: Lay
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_smaller_config_needs_no_smaller_model(model_type: str, layout: Layout) -> None:
     dense = tiny_model(model_type, "AutoModel")
-    keep = selection(model_type, dense, layout)
+    before = dense.config.to_dict()
+    keep = selection(dense, layout)
     small = cut(dense, keep, layout)
     config = smaller_config(dense, keep, layout)
 
     assert type(config) is type(small.config)
     assert config.to_dict() == small.config.to_dict()
     assert smaller_class(dense, layout) is type(small)
+    assert dense.config.to_dict() == before
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_sites_come_in_order_with_the_projections_of_the_cut_model(model_type: str) -> None:
+def test_layers_come_in_order_with_the_parameters_of_the_cut_model(model_type: str) -> None:
     dense = tiny_model(model_type, "AutoModel")
     whole = outputs_of(dense, "AutoModel")
     keep = keep_for(dense, "per_layer")
     small = cut(dense, keep, "per_layer")
-    cuts = list(cut_sites(dense, keep))
+    cuts = list(cut_layers(dense, keep))
 
-    assert [site for site, _ in cuts] == architecture_of(dense).sites(dense)
-    for site, projections in cuts:
-        assert tuple(projections) == site.linears()
-        assert projections[site.output].in_features == len(keep.of(site.kind)[site.layer]) * site.unit_size
-        for path, linear in projections.items():
-            expected = linear_at(small, path)
-            assert torch.equal(linear.weight, expected.weight)
-            assert (linear.bias is None) == (expected.bias is None)
+    layers = architecture_of(dense).layers(dense)
+    assert len(cuts) == len(layers)
+    for layer, parameters in zip(layers, cuts, strict=True):
+        assert parameters and all(path.startswith(f"{layer.path}.") for path in parameters)
+        for path, parameter in parameters.items():
+            assert torch.equal(parameter, small.base_model.get_parameter(path))
+    changed = {path for parameters in cuts for path in parameters}
+    for path, parameter in small.base_model.named_parameters():
+        before = part_at(dense.base_model, path)
+        assert path in changed or torch.equal(parameter, before)
+    sites = {site.name: site for site in architecture_of(small).sites(small)}
+    for name, site in sites.items():
+        assert site.units == len(keep[name]) and projection_of(small, site).weight.shape[1] >= site.columns
     assert torch.equal(whole, outputs_of(dense, "AutoModel")), "the dense model stays as it was"
 
 
-def test_a_site_is_cut_when_it_is_asked_for() -> None:
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "mixtral"])
+def test_what_is_not_cut_stays_out_of_the_way(model_type: str) -> None:
+    dense = tiny_model(model_type, "AutoModel")
+    site = site_of(dense, "head", 1)
+    keep = {site.name: np.arange(2)}
+    first, second = cut_layers(dense, keep)
+    assert not first and all(path.startswith(site.prefix) for path in second)
+    small = cut(dense, keep, "per_layer")
+    assert not any(mine is theirs for mine, theirs in zip(small.parameters(), dense.parameters(), strict=True))
+    assert site_of(small, "head", 1).units == 2 and site_of(small, "head", 0).units == 4
+
+
+def test_experts_that_stay_keep_their_own_neurons() -> None:
+    dense = tiny_model("mixtral", "AutoModel")
+    keep = {f"layers.0.mlp.experts.{expert}": np.arange(expert, expert + 8) for expert in range(4)}
+    keep["layers.0.mlp.gate"] = np.array([1, 3])
+    before, after = (model.layers[0].mlp for model in (dense, cut(dense, keep, "per_layer")))
+    assert after.experts.down_proj.shape == (2, 32, 8) and after.experts.gate_up_proj.shape == (2, 16, 32)
+    for place, expert in enumerate((1, 3)):
+        neurons = slice(expert, expert + 8)
+        down, (gate, up) = before.experts.down_proj[expert], before.experts.gate_up_proj[expert].split(48)
+        assert torch.equal(after.experts.down_proj[place], down[:, neurons])
+        assert torch.equal(after.experts.gate_up_proj[place], torch.cat([gate[neurons], up[neurons]]))
+        assert torch.equal(after.gate.weight[place], before.gate.weight[expert])
+    assert (after.experts.num_experts, after.experts.intermediate_dim, after.gate.num_experts) == (2, 8, 2)
+
+
+def test_each_layer_of_t5_has_the_position_biases_of_its_own_heads() -> None:
+    dense = tiny_model("t5", "AutoModel", num_layers=3)
+    path = "encoder.block.{}.layer.0.SelfAttention"
+    keep = {path.format(1) + ".o": np.array([3]), path.format(2) + ".o": np.array([0, 2])}
+    small = cut(dense, keep, "per_layer")
+    table = dense.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    for number, heads in enumerate(([0, 1, 2, 3], [3], [0, 2])):
+        attention = small.get_submodule(path.format(number))
+        assert torch.equal(attention.relative_attention_bias.weight, table[:, heads])
+        assert attention.has_relative_attention_bias and attention.n_heads == len(heads)
+    others = [name for name, _ in small.decoder.named_parameters() if "relative_attention_bias" in name]
+    assert others == ["block.0.layer.0.SelfAttention.relative_attention_bias.weight"], "the other stack stays stock"
+
+
+def test_a_layer_is_cut_when_it_is_asked_for() -> None:
     dense = tiny_model("bert", "AutoModel")
-    cuts = cut_sites(dense, keep_for(dense, "per_layer"))
+    cuts = cut_layers(dense, keep_for(dense, "per_layer"))
     next(cuts)
-    attention = linear_at(dense, "encoder.layer.0.attention.output.dense")
+    path = "encoder.layer.1.attention.output.dense.weight"
     with torch.no_grad():
-        attention.weight.fill_(7.0)
-    site, projections = next(cuts)
-    assert site.kind == "head"
-    assert (projections[site.output].weight == 7.0).all()
+        dense.get_parameter(path).fill_(7.0)
+    assert (next(cuts)[path] == 7.0).all()
+    assert next(cuts, None) is None
 
 
 def test_no_more_than_one_layer_is_alive_at_a_time() -> None:
     dense = tiny_model("llama", "AutoModelForCausalLM", num_hidden_layers=5)
-    keep = KeepIndices(neurons={layer: np.arange(0, 48, 2) for layer in range(5)}, heads={})
+    keep = keep_of(dense, neurons={layer: range(0, 48, 2) for layer in range(5)})
     own = {parameter.data_ptr() for parameter in dense.parameters()}
     parts = pieces(dense, keep, "per_layer")
     outside = next(parts)
@@ -99,31 +148,46 @@ def test_no_more_than_one_layer_is_alive_at_a_time() -> None:
     assert next(parts, None) is None
 
 
-@pytest.mark.parametrize("head", ["AutoModelForCausalLM", "AutoModelForMaskedLM"])
-def test_tied_weights_come_once(head: str) -> None:
-    model_type = "llama" if head == "AutoModelForCausalLM" else "bert"
+@pytest.mark.parametrize(
+    ("model_type", "head"),
+    [
+        ("llama", "AutoModelForCausalLM"),
+        ("bert", "AutoModelForMaskedLM"),
+        ("gpt2", "AutoModelForCausalLM"),
+        ("mixtral", "AutoModelForCausalLM"),
+        ("t5", "AutoModelForSeq2SeqLM"),
+    ],
+)
+def test_tied_weights_come_once(model_type: str, head: str) -> None:
     dense = tiny_model(model_type, head, tie_word_embeddings=True)
-    outside = next(pieces(dense, keep_for(dense, "per_layer"), "per_layer"))
+    parts = list(pieces(dense, keep_for(dense, "per_layer"), "per_layer"))
     embeddings = dense.get_input_embeddings().weight
-    assert [tensor.data_ptr() for tensor in outside.values()].count(embeddings.data_ptr()) == 1
-    assert {"lm_head.weight", "cls.predictions.decoder.weight"}.isdisjoint(outside)
+    assert [tensor.data_ptr() for tensor in parts[0].values()].count(embeddings.data_ptr()) == 1
+    assert {"lm_head.weight", "cls.predictions.decoder.weight"}.isdisjoint(parts[0])
+    assert not any(tensor.data_ptr() == embeddings.data_ptr() for part in parts[1:] for tensor in part.values())
 
 
 def test_what_the_layout_cannot_say_is_refused_before_the_first_piece() -> None:
     dense = tiny_model("bert", "AutoModel")
-    keep = KeepIndices(neurons={}, heads={0: np.arange(2), 1: np.arange(2)})
-    with pytest.raises(ValueError, match=r"cannot say 2 heads of 8.*per_layer"):
-        pieces(dense, keep, "uniform")
-    with pytest.raises(ValueError, match="layer 1 would keep no neurons"):
-        cut_sites(dense, KeepIndices(neurons={1: np.arange(0)}, heads={}))
+    with pytest.raises(ValueError, match=r"cannot say 2 heads: .*per_layer"):
+        pieces(dense, keep_of(dense, heads={0: range(2), 1: range(2)}), "uniform")
+    with pytest.raises(ValueError, match=r"encoder.layer.1.output.dense would keep 0 neurons: at least 1 must stay"):
+        cut_layers(dense, keep_of(dense, neurons={1: ()}))
+    dense = tiny_model("mixtral", "AutoModel")
+    with pytest.raises(ValueError, match="all experts of a layer keep as many neurons"):
+        pieces(dense, {"layers.0.mlp.experts.0": np.arange(8)}, "per_layer")
 
 
 def test_a_cut_of_a_cut_hands_on_the_biases_of_its_plan() -> None:
-    once = cut(tiny_model("mistral", "AutoModel"), KeepIndices(neurons={0: np.arange(9)}, heads={}), "per_layer")
-    site = architecture_of(once).sites(once)[0]
-    linear_at(once, site.output).bias = torch.nn.Parameter(torch.arange(32.0))
+    dense = tiny_model("mistral", "AutoModel")
+    once = cut(dense, keep_of(dense, neurons={0: range(9)}), "per_layer")
+    site = site_of(once, "neuron", 0)
+    projection_of(once, site).write_bias(torch.arange(32.0))
     declare_biases(once, [site])
-    keep = KeepIndices(neurons={0: np.arange(4)}, heads={})
+    keep = {site.name: np.arange(4)}
 
-    assert smaller_config(once, keep, "per_layer").mabprune["biases"] == [site.output]
-    assert torch.equal(list(pieces(once, keep, "per_layer"))[1][f"{site.output}.bias"], torch.arange(32.0))
+    parameters = smaller_config(once, keep, "per_layer").mabprune["parameters"]
+    assert parameters[f"{site.name}.bias"] == [32]
+    assert parameters[f"{site.name}.weight"] == [32, 4]
+    assert torch.equal(list(pieces(once, keep, "per_layer"))[1][f"{site.name}.bias"], torch.arange(32.0))
+    assert torch.equal(projection_of(cut(once, keep, "per_layer"), site).bias, torch.arange(32.0))

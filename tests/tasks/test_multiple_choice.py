@@ -5,7 +5,6 @@ import torch
 from datasets import Dataset
 
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import sequences_of
 from hf_mabprune.tasks.sampling import batches_of, split_by_length
 from tests.tasks.tiny_tasks import bert, chooser, make_tokenizer, task_of
 
@@ -31,7 +30,7 @@ def test_each_choice_is_framed_with_the_context() -> None:
     assert batch["token_type_ids"][0].tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1]]
     assert batch["attention_mask"].sum(-1).tolist() == [[6, 7], [7, 5]]
     assert batch["labels"].tolist() == [1, 0]
-    assert sequences_of(batch) == 2
+    assert batch.sequences == 2
 
 
 def test_logits_are_those_of_each_choice_alone() -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hf_mabprune.tasks.sampling import batches_of, split_by_length
+from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.sampling import LazyBatches, batches_of, split_by_length
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import CASES
 
@@ -13,7 +14,7 @@ def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
     lengths = torch.tensor([3, 12, 5, 4, 11, 2, 6, 5])
     attention = (torch.arange(12) < lengths[:, None]).long()
     ids = torch.randint(3, 16, (8, 12), generator=generator) * attention
-    batch = {"input_ids": ids, "attention_mask": attention, "labels": torch.arange(8)}
+    batch = Batch(input_ids=ids, attention_mask=attention, labels=torch.arange(8))
     parts = split_by_length(batch)
     assert [part["input_ids"].shape for part in parts] == [(2, 3), (2, 5), (2, 6), (2, 12)]
     for part in parts:
@@ -24,7 +25,7 @@ def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
     assert len(split_by_length({**batch, "attention_mask": attention.flip(1)})) == 1, "padded on the left"
     even = torch.ones_like(attention)
     assert len(split_by_length({**batch, "attention_mask": even})) == 1
-    assert len(split_by_length({"input_ids": ids})) == 1
+    assert len(split_by_length(Batch(input_ids=ids))) == 1
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -32,10 +33,10 @@ def test_batches_by_length_hold_the_same_examples_and_less_padding(name: str) ->
     task, _, dataset = CASES[name].build()
     encoded = task.encode(dataset)
     plain, sorted_ = (batches_of(task, encoded, 2, by_length=by_length) for by_length in (False, True))
-    widths = [batch["input_ids"].shape[-1] for batch in sorted_]
+    widths = [batch.length for batch in sorted_]
     assert widths == sorted(widths)
-    assert sum(batch["input_ids"].numel() for batch in sorted_) <= sum(batch["input_ids"].numel() for batch in plain)
-    assert sum(len(batch["input_ids"]) for batch in sorted_) == len(encoded)
+    assert sum(batch.examples * batch.length for batch in sorted_) <= sum(b.examples * b.length for b in plain)
+    assert sum(batch.examples for batch in sorted_) == len(encoded)
 
 
 def test_batches_keep_the_order_and_the_last_short_one() -> None:
@@ -46,3 +47,18 @@ def test_batches_keep_the_order_and_the_last_short_one() -> None:
     assert [batch["labels"].tolist() for batch in batches_of(task, encoded, 8, equal=True)] == [[0, 2, 1, 1, 0]]
     with pytest.raises(ValueError, match="a batch takes at least one example"):
         batches_of(task, encoded.select([]), 2)
+
+
+def test_large_batches_are_made_when_they_are_read() -> None:
+    task, _, dataset = CASES["image_classification"].build()
+    batches = batches_of(task, task.encode(dataset), 2)
+    assert isinstance(batches, LazyBatches) and len(batches) == 3
+    assert [batch["labels"].tolist() for batch in batches] == [[0, 2], [1, 1], [0]]
+    assert batches[0] is not batches[0] and torch.equal(batches[0]["pixel_values"], batches[0]["pixel_values"])
+    assert [batch.examples for batch in batches[1:]] == [2, 1] and batches[-1].examples == 1
+    with pytest.raises(IndexError):
+        batches[3]
+    assert [batch["labels"].tolist() for batch in batches_of(task, task.encode(dataset), 2, equal=True)] == [
+        [0, 2],
+        [1, 1],
+    ]

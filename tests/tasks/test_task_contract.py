@@ -6,15 +6,20 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from hf_mabprune.architectures.positions import NO_LIMIT, max_positions
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import TASKS, Task
+from hf_mabprune.tasks.image_classification import ImageClassification
 from hf_mabprune.tasks.lookup import build_task, task_for_model
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 from hf_mabprune.tasks.scores import Scores
-from tests.tasks.tiny_tasks import CASES, make_tokenizer
+from hf_mabprune.tasks.token_task import TokenTask
+from tests.tasks.tiny_tasks import CASES, make_processor, make_tokenizer, task_of
 
 Bound = tuple[Task, PreTrainedModel, Dataset]
 every_task = pytest.mark.parametrize("case", TASKS.names(), indirect=True)
+TOKEN_TASKS = [name for name in TASKS.names() if issubclass(TASKS.get(name), TokenTask)]
+every_token_task = pytest.mark.parametrize("case", TOKEN_TASKS, indirect=True)
 
 
 def name_of(task: Task) -> str:
@@ -93,8 +98,9 @@ def test_the_main_metric_points_the_right_way(case: Bound) -> None:
     """A model that is right everywhere scores better than one that is wrong everywhere."""
     task, _, _ = case
     count = np.arange(4) % 2
-    right = Scores(np.full(4, 0.1), np.ones(4, dtype=np.int64), count, count)
-    wrong = Scores(np.full(4, 3.0), np.ones(4, dtype=np.int64), 1 - count, count)
+    ones = np.ones(4, dtype=np.int64)
+    right = Scores(np.full(4, 0.1), ones, count, count, np.ones(4))
+    wrong = Scores(np.full(4, 3.0), ones, 1 - count, count, np.zeros(4))
     better, worse = (task.compute_metrics(scores)[task.main_metric] for scores in (right, wrong))
     assert (better > worse) == task.greater_is_better
 
@@ -102,7 +108,7 @@ def test_the_main_metric_points_the_right_way(case: Bound) -> None:
 @every_task
 def test_a_sample_is_the_same_for_the_same_seed(case: Bound) -> None:
     task, _, dataset = case
-    samples = [encode_sample(task, dataset, 3, seed)["input_ids"][:] for seed in (0, 0, 1, 2, 3)]
+    samples = [list(encode_sample(task, dataset, 3, seed)) for seed in (0, 0, 1, 2, 3)]
     assert samples[0] == samples[1]
     assert any(sample != samples[0] for sample in samples[2:])
     assert all(len(sample) == 3 for sample in samples)
@@ -129,16 +135,16 @@ def test_a_missing_column_names_those_there_are(case: Bound) -> None:
 
 
 @every_task
-def test_a_row_without_a_text_is_refused(case: Bound) -> None:
+def test_a_row_without_a_value_is_refused(case: Bound) -> None:
     task, _, dataset = case
     column = dataset.column_names[0]
     rows = dataset.to_dict()
     rows[column][1] = None
     with pytest.raises(ValueError, match=f"split 'train', column '{column}': no value in row 1"):
-        task.check(Dataset.from_dict(rows), "train")
+        task.check(Dataset.from_dict(rows, dataset.features), "train")
 
 
-@every_task
+@every_token_task
 def test_tokens_beyond_the_vocabulary_are_refused(case: Bound) -> None:
     task, model, dataset = case
     model.config.vocab_size = 9
@@ -149,12 +155,30 @@ def test_tokens_beyond_the_vocabulary_are_refused(case: Bound) -> None:
 @every_task
 def test_settings_that_cannot_work_are_refused_before_any_data(case: Bound) -> None:
     task, model, _ = case
-    again = {"tokenizer": task.tokenizer, "model_config": model.config}
+    again = {"processor": task.processor, "model_config": model.config}
     with pytest.raises(ValueError, match=rf"no column role '{task.roles[0]}s'\. Did you mean '{task.roles[0]}'"):
         type(task)(**again, columns={f"{task.roles[0]}s": "x"})
+
+
+@every_token_task
+def test_no_sequence_is_longer_than_the_model_can_take(case: Bound) -> None:
+    task, model, _ = case
+    again = {"processor": task.processor, "model_config": model.config}
+    if max_positions(model.config) == NO_LIMIT:
+        assert type(task)(**again, max_length=10**6).length == 10**6
+        assert type(task)(**again).length == task.default_length
+        return
     with pytest.raises(ValueError, match="max_length must be at most 32, the model's positions, got 33"):
         type(task)(**again, max_length=33)
     assert type(task)(**again).length == 32
+
+
+@every_task
+def test_a_processor_of_another_kind_is_refused(case: Bound) -> None:
+    task, model, _ = case
+    other, needed = ("pair", "image processor") if isinstance(task, ImageClassification) else ("image", "tokenizer")
+    with pytest.raises(ValueError, match=rf"task '{name_of(task)}' needs the model's {needed}, got .*(Vi)?T"):
+        task_of(model, make_processor(other), type=name_of(task))
 
 
 @every_task

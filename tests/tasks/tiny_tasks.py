@@ -1,11 +1,14 @@
-"""Tiny tokenizers, models and data sets, one of each for every registered task."""
+"""Tiny processors, models and data sets, one of each for every registered task."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import PIL.Image
+import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -16,8 +19,15 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
 )
 
+from hf_mabprune.architectures import architecture_of
+from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.lookup import build_task
@@ -29,7 +39,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghij"]
 def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
     """A word tokenizer over the letters a to j.
 
-    `kind`: "pair" frames with [CLS] and [SEP], "plain" adds nothing, "begin" puts <s> in front.
+    `kind`: "pair" frames with [CLS] and [SEP], "plain" adds nothing, "begin" puts <s> in front, "end" </s> behind.
     """
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -39,6 +49,8 @@ def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
         )
     if kind == "begin":
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 4)])
+    if kind == "end":
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 5)])
     names: dict[str, Any] = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
     if kind == "pair":
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
@@ -46,6 +58,11 @@ def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
     else:
         names |= {"bos_token": "<s>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(names | options))
+
+
+def make_processor(kind: str) -> Processor:
+    """The image processor of `vit` for "image", else the tokenizer of that kind."""
+    return ViTImageProcessor(size={"height": 8, "width": 8}) if kind == "image" else make_tokenizer(kind)
 
 
 def bert_config(**options: Any) -> BertConfig:
@@ -84,10 +101,42 @@ def llama(**options: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(llama_config(**options)).eval()
 
 
-def task_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> Task:
+def vit(**options: Any) -> ViTForImageClassification:
+    """A random classifier of 8 x 8 images in eval mode; its output layer is large enough for outputs to differ."""
+    torch.manual_seed(moved(0))
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **(sizes | {"num_labels": 3} | options)))
+    torch.nn.init.normal_(model.classifier.weight)
+    return model.eval()
+
+
+def t5(**options: Any) -> T5ForConditionalGeneration:
+    """A random encoder-decoder in eval mode, two layers each."""
+    torch.manual_seed(moved(0))
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    fixed = {"vocab_size": len(WORDS), "pad_token_id": 0, "eos_token_id": 5, "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(**(sizes | fixed | options))).eval()
+
+
+def pictures(count: int, seed: int = 0) -> list[PIL.Image.Image]:
+    """Random pictures of 8 to 12 pixels a side, every third of them grey."""
+    rng = np.random.default_rng(moved(seed))
+    shapes = [(*rng.integers(8, 13, 2), *(() if number % 3 == 2 else (3,))) for number in range(count)]
+    return [PIL.Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
+
+def skip_without_architecture(model: PreTrainedModel) -> None:
+    """Skips a test that cuts or masks the model, where its family is not supported."""
+    try:
+        architecture_of(model)
+    except ValueError as unknown:
+        pytest.skip(str(unknown))
+
+
+def task_of(model: PreTrainedModel, processor: Processor, **settings: Any) -> Task:
     """The task that belongs to a model in memory."""
     config = TaskConfig(dataset=DatasetConfig(path="in-memory"), **settings)
-    return build_task(config, tokenizer, model.config, type(model).__name__)
+    return build_task(config, processor, model.config, type(model).__name__)
 
 
 def cross_entropy_by_hand(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
@@ -113,15 +162,16 @@ class Case:
     """What the contract tests need to know of one task."""
 
     model: Callable[..., PreTrainedModel]
-    tokenizer: str
+    processor: str
     rows: dict[str, list[Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     losses: Callable[[torch.Tensor, torch.Tensor], list[float]] = cross_entropy_by_hand
+    features: Features | None = None
 
     def build(self) -> tuple[Task, PreTrainedModel, Dataset]:
         model = self.model()
-        task = task_of(model, make_tokenizer(self.tokenizer), **self.settings)
-        return task, model, Dataset.from_dict(self.rows)
+        task = task_of(model, make_processor(self.processor), **self.settings)
+        return task, model, Dataset.from_dict(self.rows, self.features)
 
 
 CASES = {
@@ -151,5 +201,16 @@ CASES = {
         "plain",
         {"question": ["a b", "c d e f", "g", "h i j", "a"], "answer": ["b a", "g", "h i j a b", "c", "d e"]},
         {"type": "answer"},
+    ),
+    "image_classification": Case(
+        vit,
+        "image",
+        {"image": pictures(5), "label": [0, 2, 1, 1, 0]},
+        features=Features({"image": Image(), "label": Value("int64")}),
+    ),
+    "seq2seq": Case(
+        t5,
+        "end",
+        {"source": ["a b", "c d e f", "g", "h i j", "a"], "target": ["b a", "g", "h i j a b", "c", "d e"]},
     ),
 }

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs, Recorded
 from hf_mabprune.effects.gradients import effects
@@ -26,7 +27,7 @@ from hf_mabprune.effects.masking import StandIn, keep_masks, masked
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.rewards import NEEDS, QUANTITIES, REWARDS, Observation
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch, to_device
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 
 Ints = NDArray[np.int64]
@@ -60,8 +61,8 @@ class Pulls(ABC):
         reward: Name of a reward in `rewards.REWARDS`.
         accelerator: Of the launch.
         outputs: Record of what the dense model says on calibration batches; None makes one.
-        stand_ins: What comes in the place of an arm while it is pulled, by the path of its site's projection; without
-            it, nothing. `observe` masks without it.
+        stand_ins: What comes in the place of an arm while it is pulled, by name of its site; without it,
+            nothing. `observe` masks without it.
     """
 
     records: ClassVar[bool] = False  # whether a pass in the context is made once a place
@@ -82,13 +83,19 @@ class Pulls(ABC):
         self.task = task
         self.reward, self.needs = REWARDS[reward], NEEDS[reward]
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-        self.batches = [to_device(batch, model.device) for batch in batches]
+        self.batches = [batch.to(model.device) for batch in batches]
         self.cost = Cost()
         self.arms_a_forward = 1
         self._parts = [[batch] for batch in self.batches]
         self._counted: set[tuple[int, int]] = set()  # places whose dense pass is paid for
         self._recorded: set[tuple[int, int]] = set()  # and those whose pass in the current context is
         self.kept = np.ones(len(arms), dtype=bool)
+        architecture = architecture_of(model)
+        self.layers = architecture.layers(model)
+        self.sites = {site.name: site for site in architecture.sites(model)}
+        order = {name: number for number, name in enumerate(self.sites)}
+        self._turn = np.array([order[name] for name in arms.site])  # [K], of the site of each arm in a forward pass
+        self._depth = np.array([self.sites[name].depth for name in arms.site])  # [K], layers before each arm
         self.outputs = DenseOutputs() if outputs is None else outputs
         self.stand_ins = stand_ins
 
@@ -125,7 +132,7 @@ class Pulls(ABC):
             self.arms_a_forward = int(self.accelerator.gather(fits).min())
         tokens = round(float(values[:, 2].sum()))
         self.cost += Cost(len(arms), tokens, seconds=time.perf_counter() - start)
-        examples = np.array([len(self.batches[batch]["input_ids"]) for batch in batches])
+        examples = np.array([self.batches[batch].examples for batch in batches])
         return values[:, :2] / examples[:, None]
 
     def _cells(self, arms: Ints, batches: Ints) -> list[Cell]:
@@ -136,18 +143,18 @@ class Pulls(ABC):
         cells = []
         for batch in np.unique(batches):
             pairs = np.flatnonzero(batches == batch)
-            layer, kind = self.arms.layer[arms[pairs]], self.arms.kind[arms[pairs]]
-            order = np.lexsort((pairs, kind, layer))
-            sites = np.flatnonzero(np.diff(layer[order]) | (kind[order][1:] != kind[order][:-1])) + 1
+            turn = self._turn[arms[pairs]]
+            order = np.argsort(turn, kind="stable")
+            sites = np.flatnonzero(np.diff(turn[order])) + 1
             groups = [
                 site[at : at + self.arms_a_forward]
                 for site in np.split(pairs[order], sites)
                 for at in range(0, len(site), self.arms_a_forward)
             ]
-            depth = int(self.arms.layer.max()) + 1
+            depth = len(self.layers)
             for part, inputs in enumerate(self._parts[batch]):
-                tokens = inputs["input_ids"].numel()
-                shares = [(depth - int(self.arms.layer[arms[group[0]]])) / depth for group in groups]
+                tokens = inputs.tokens
+                shares = [(depth - int(self._depth[arms[group[0]]])) / depth for group in groups]
                 cells += [
                     Cell((int(batch), part), group, tokens * len(group) * share)
                     for group, share in zip(groups, shares, strict=True)
@@ -163,7 +170,7 @@ class Pulls(ABC):
 
     def _count_once(self, place: tuple[int, int]) -> None:
         """Counts the passes that all arms of a place share, once however many processes make them."""
-        tokens = self._inputs(place)["input_ids"].numel()
+        tokens = self._inputs(place).tokens
         passes = (place not in self._counted) + (self.records and place not in self._recorded)
         self.cost += Cost(forward_tokens=tokens * passes)
         self._counted.add(place)
@@ -187,10 +194,10 @@ class Pulls(ABC):
         """
         start = time.perf_counter()
         places = [(batch, part) for batch, parts in enumerate(self._parts) for part in range(len(parts))]
-        sizes = np.array([len(self._inputs(place)["input_ids"]) for place in places])
+        sizes = np.array([self._inputs(place).examples for place in places])
         changes, sums, passes = self._effects_at(places, sizes, samples, seed)
         for place in places:
-            tokens = self._inputs(place)["input_ids"].numel()
+            tokens = self._inputs(place).tokens
             forward = tokens * (1 + (place not in self._counted))
             self.cost += Cost(0, forward, tokens * (passes + int(not self.kept.all())))
             self._counted.add(place)
@@ -241,7 +248,7 @@ class Pulls(ABC):
         place = (batch, WHOLE)
         with torch.inference_mode():
             passes = 1 + (place not in self._counted)
-            self.cost += Cost(forward_tokens=self.batches[batch]["input_ids"].numel() * passes)
+            self.cost += Cost(forward_tokens=self.batches[batch].tokens * passes)
             self._counted.add(place)
             return observation(self._dense(place), self._forward(self.batches[batch], kept), QUANTITIES)
 
@@ -259,7 +266,8 @@ class Pulls(ABC):
 
     def _forward(self, inputs: Batch, kept: Bools, stand_ins: Mapping[str, StandIn] | None = None) -> Readout:
         """One full forward pass with only `kept` arms."""
-        with masked(self.model, **keep_masks(self.model, self.arms.kept_units(kept)), stand_ins=stand_ins):
+        masks = keep_masks(self.model, self.arms.kept_units(kept))
+        with masked(self.model, masks=masks, stand_ins=stand_ins):
             return self.task.readout(self.model, inputs)
 
     def _dense(self, place: tuple[int, int]) -> Recorded:

@@ -21,4 +21,4 @@ class ReferencePulls(Pulls):
                 observation(recorded, self._forward(inputs, kept, self.stand_ins), self.needs)
                 for kept in (self.kept, without_arm)
             )
-            yield dense, context, pulled, 2 * inputs["input_ids"].numel()
+            yield dense, context, pulled, 2 * inputs.tokens

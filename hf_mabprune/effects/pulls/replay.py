@@ -21,20 +21,22 @@ Symbols: B examples in a part, T tokens, D hidden, L layers, A arms in a forward
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from hf_mabprune.architectures import Site, architecture_of, linear_at
+from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.effects.dense_outputs import Recorded
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.patching import answer, replaced
 from hf_mabprune.effects.pulls.base import Ints, Pulls, observation
 from hf_mabprune.effects.rewards import Observation
+from hf_mabprune.effects.taps import positions_a_token, tapped
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import split_by_length
@@ -50,7 +52,7 @@ class Recording:
 
     Attributes:
         outputs: What each layer, attention and block of a site returned.
-        columns: What of each site's input goes with an arm, [B, T, C], by the path of its projection.
+        columns: What of each site's input goes with an arm, [B, T, C], by name of the site.
         linears: Input and output of linear layers, for products in half precision.
         observation: What the model's outputs say of each example.
         size: Bytes.
@@ -87,17 +89,15 @@ class ReplayPulls(Pulls):
         linears = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
         halved = products is not None and products != self.model.dtype
         self._weights = {module: module.weight.detach().to(products) for module in linears} if halved else {}
-        architecture = architecture_of(self.model)
-        self._sites: dict[tuple[str, int], Site] = {
-            (site.kind, site.layer): site for site in architecture.sites(self.model)
-        }
-        self._layers = list(architecture.layer_list(self.model))
-        self._attentions = [layer.get_submodule(architecture.attention_block) for layer in self._layers]
+        self._pulled = [self.sites[name] for name, _ in self.arms.groups()]
         self._parts = [split_by_length(batch) for batch in self.batches]
         self._recordings: dict[tuple[int, int], Recording] = {}
         self._recording_bytes = recording_bytes
-        self._reads_first = architecture.classifies_first and self.task.reads_one_position and self._first_suffices()
-        tokens = max(part["input_ids"].numel() for parts in self._parts for part in parts)
+        self._missed: dict[str, torch.Tensor] | None = None  # by name of the site; None while nothing is recorded
+        reads_first = architecture_of(self.model).classifies_first and self.task.reads_one_position
+        self._reads_first = reads_first and self._first_suffices()
+        tokens = max(part.tokens for parts in self._parts for part in parts)
+        tokens *= positions_a_token(self.model, self.task, self.batches[0])
         fill = TOKENS_A_FORWARD.get(self.model.device.type, TOKENS_A_FORWARD["cpu"])
         self.arms_a_forward = max(1, fill // tokens)
 
@@ -111,39 +111,52 @@ class ReplayPulls(Pulls):
         inputs, recorded = self._inputs(place), self._dense(place)
         dense = observation(recorded, recorded.readout, self.needs)
         masks = keep_masks(self.model, self.arms.kept_units(self.kept))
-        with masked(self.model, **masks, stand_ins=None if self.kept.all() else self.stand_ins):
+        missed = {} if self.stand_ins is None else {name: partial(self._miss, name) for name in self.stand_ins}
+        with (
+            tapped(self.model, missed),  # before the masks of the context, which take away what stand-ins are made of
+            masked(self.model, masks=masks, stand_ins=None if self.kept.all() else self.stand_ins),
+        ):
             recording = self._record(place, inputs, recorded)
             for group in groups:
                 pulled = observation(recorded, self._replay_or_less(inputs, group, recording), self.needs)
-                layers = len(self._layers) - int(self.arms.layer[group[0]])  # that run, the masked one among them
-                tokens = inputs["input_ids"].numel() * layers / len(self._layers)
+                layers = len(self.layers) - int(self._depth[group[0]])  # that run, the masked one among them
+                tokens = inputs.tokens * layers / len(self.layers)
                 yield dense, recording.observation, pulled, tokens
 
     def _record(self, place: tuple[int, int], inputs: Batch, recorded: Recorded) -> Recording:
         """Makes the context pass of a part of a batch, unless it is kept; the context's masks are on."""
         if place in self._recordings:
             return self._recordings[place]
-        base, outputs, columns = self.model.base_model, {}, {}
+        outputs: dict[nn.Module, Any] = {}
+        columns: dict[str, torch.Tensor] = {}
         linears: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]] = {}
-        blocks = {base.get_submodule(path) for site in self._sites.values() for path in (site.block, *site.feeds)}
-        with ExitStack() as hooks:
-            for block in {*self._layers, *self._attentions, *blocks}:
+
+        def keep(name: str, hidden: torch.Tensor) -> torch.Tensor:
+            columns[name] = hidden
+            return hidden
+
+        taps = {site.name: partial(keep, site.name) for site in self._pulled if site.kind != "expert"}
+        self._missed = {}
+        with tapped(self.model, taps), ExitStack() as hooks:  # after the masks of the context, whose work they see
+            for block in self._watched():
                 hooks.callback(block.register_forward_hook(lambda m, _, output: outputs.update({m: output})).remove)
-            for site in self._sites.values():  # after the context's own hooks, so that what they mask is masked here
-                projection = base.get_submodule(site.output)
-                keep = lambda _, arguments, path=site.output: columns.update({path: arguments[0]})  # noqa: E731
-                hooks.callback(projection.register_forward_pre_hook(keep).remove)
             for module in self._weights:
                 both = lambda module, arguments, output: linears.update({module: (arguments[0], output)})  # noqa: E731
                 hooks.callback(module.register_forward_hook(both).remove)
             readout = self.task.readout(self.model, inputs)
-        for path, stand_in in (self.stand_ins or {}).items():
-            columns[path] = stand_in.missed(columns[path])
+        columns.update(self._missed)
+        self._missed = None
         size = _bytes([*outputs.values(), *columns.values(), *linears.values()])
         recording = Recording(outputs, columns, linears, observation(recorded, readout, self.needs), size)
         if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
             self._recordings[place] = recording
         return recording
+
+    def _miss(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        """A tap that notes, while a context pass is recorded, what the stand-ins of a site miss."""
+        if self._missed is not None and self.stand_ins is not None:
+            self._missed[name] = self.stand_ins[name].missed(hidden)
+        return hidden
 
     def _replay_or_less(self, inputs: Batch, arms: Ints, recording: Recording) -> Readout:
         """Runs `_replay`, with fewer arms a forward pass where memory does not reach."""
@@ -160,56 +173,95 @@ class ReplayPulls(Pulls):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
+    def _watched(self) -> list[nn.Module]:
+        """Lists the modules whose outputs are recorded: all that `_answers` lets answer, and no other."""
+        paths = [layer.path for layer in self.layers]
+        for site in self._pulled:
+            around = (*site.spec.feeds, *site.spec.before)
+            paths += [*(site.prefix + path for path in around), *([] if site.kind == "expert" else [site.block])]
+        if self._reads_first:
+            paths.append(self._last_attention)
+        return [self.model.base_model.get_submodule(path) for path in dict.fromkeys(paths)]
+
     def _replay(self, inputs: Batch, arms: Ints, recording: Recording) -> Readout:
         """Runs the context pass again, with one arm masked in each of its copies, [A * B, ...], from their site on.
 
         Returns:
             Logits [A, B, P, C], and targets [B, P].
         """
+        site = self.sites[str(self.arms.site[arms[0]])]
         forwards: dict[nn.Module, Callable[..., Any]] = {
             module: partial(_by_difference, self._weights[module], *recorded, len(arms))
             for module, recorded in recording.linears.items()
         }
-        forwards |= {block: partial(answer, output) for block, output in self._answers(arms, recording).items()}
-        copies = {name: tensor.repeat(len(arms), *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
-        with replaced(forwards), self._first_position_alone() if self._reads_first else ExitStack():
-            readout = self.task.readout(self.model, copies)
+        answers = self._answers(site, arms, recording)
+        forwards |= {block: partial(answer, output) for block, output in answers.items()}
+        masks = {site.name: self._routes(arms, inputs)} if site.kind == "expert" else {}
+        with ExitStack() as stack:
+            stack.enter_context(replaced(forwards))
+            stack.enter_context(masked(self.model, masks=masks))
+            if self._reads_first:
+                stack.enter_context(self._first_position_alone())
+            readout = self.task.readout(self.model, inputs.repeated(len(arms)))
         logits = readout.logits.unflatten(0, (len(arms), -1))
         return replace(readout, logits=logits, targets=readout.targets[: logits.shape[1]])
 
-    def _answers(self, arms: Ints, recording: Recording) -> dict[nn.Module, Any]:
-        """Says what modules return that are not run: those that no mask at the arms' site changes, and its block."""
-        kind, layer = str(self.arms.kind[arms[0]]), int(self.arms.layer[arms[0]])
-        site, last, base = self._sites[kind, layer], len(self._layers) - 1, self.model.base_model
-        first = slice(0, 1) if self._reads_first and layer == last else slice(None)
-        # Layers before the last of these hand their answers to one another alone: one copy will do.
-        answers = {block: recording.outputs[block] for block in self._layers[: max(layer - 1, 0)]}
-        answers |= {(feed := base.get_submodule(path)): recording.outputs[feed] for path in site.feeds}
-        if layer:
-            answers[self._layers[layer - 1]] = _repeated(recording.outputs[self._layers[layer - 1]], len(arms))
-        if kind == "neuron":
-            answers[self._attentions[layer]] = _repeated(recording.outputs[self._attentions[layer]], len(arms))
-        answers[base.get_submodule(site.block)] = self._without(site, arms, recording, first)
+    def _answers(self, site: Site, arms: Ints, recording: Recording) -> dict[nn.Module, Any]:
+        """Says what modules return that are not run: those that no mask at the arms' site changes, and its block.
+
+        What a router would send elsewhere is no difference of what was recorded: there the block is run.
+        """
+        base, answers = self.model.base_model, {}
+        for layer, following in pairwise(self.layers[: site.depth + 1]):
+            module = base.get_submodule(layer.path)
+            # A layer before another that answers, too, hands its answer to that alone: one copy will do.
+            alone = following.depth < site.depth and following.stack is layer.stack
+            answers[module] = recording.outputs[module] if alone else _repeated(recording.outputs[module], len(arms))
+        for path in site.spec.feeds:
+            feed = base.get_submodule(site.prefix + path)
+            answers[feed] = recording.outputs[feed]
+        for path in site.spec.before:
+            module = base.get_submodule(site.prefix + path)
+            answers[module] = _repeated(recording.outputs[module], len(arms))
+        if site.kind != "expert":
+            answers[base.get_submodule(site.block)] = self._without(site, arms, recording)
         return answers
 
-    def _without(self, site: Site, arms: Ints, recording: Recording, positions: slice) -> Any:
+    def _without(self, site: Site, arms: Ints, recording: Recording) -> Any:
         """Gives what the block of a site returns without each of the arms, [A * B, T, D]: less the arm's own share.
 
         y - W_a h_a for y = W h + b, W_a [D, columns of the arm]; the bias stays, as it does when an arm is cut out.
         """
-        block = self.model.base_model.get_submodule(site.block)
-        recorded, weight = recording.outputs[block], linear_at(self.model, site.output).weight
-        output, columns = _first(recorded)[:, positions], recording.columns[site.output][:, positions]
+        block, weight = self.model.base_model.get_submodule(site.block), projection_of(self.model, site).weight
+        recorded, columns = recording.outputs[block], recording.columns[site.name]
+        output = _first(recorded)
+        flat = output.ndim == 2  # examples and positions as one
+        output = output.unflatten(0, columns.shape[:2]) if flat else output
+        if self._reads_first and site.depth == len(self.layers) - 1:
+            output, columns = output[:, :1], columns[:, :1]
         changed = output.new_empty(len(arms), *output.shape)
         for number, arm in enumerate(arms):
             start, stop = (int(bound) * site.unit_size for bound in (self.arms.start[arm], self.arms.stop[arm]))
             torch.sub(output, columns[..., start:stop] @ weight[:, start:stop].T, out=changed[number])
-        changed = changed.flatten(0, 1)
+        changed = changed.flatten(0, 2 if flat else 1)
         return (changed, *recorded[1:]) if isinstance(recorded, tuple) else changed
+
+    def _routes(self, arms: Ints, inputs: Batch) -> torch.Tensor:
+        """Masks of a router, [A * B * S, E]: of the copy of each arm, all experts but that one."""
+        site = self.sites[str(self.arms.site[arms[0]])]
+        masks = torch.ones(len(arms), site.units, device=self.model.device)
+        masks[torch.arange(len(arms)), torch.as_tensor(self.arms.start[arms])] = 0
+        return masks.repeat_interleave(inputs.examples * inputs.sequences, dim=0)
+
+    @cached_property
+    def _last_attention(self) -> str:
+        """Path of what runs before the last layer's last site, and mixes positions."""
+        last = list(self.sites.values())[-1]
+        return last.prefix + last.spec.before[-1]
 
     def _first_suffices(self) -> bool:
         """Tries whether the last layer's FFN at the first position alone gives the model's logits, on one example."""
-        inputs = {name: tensor[:1] for name, tensor in self._parts[0][0].items()}
+        inputs = self._parts[0][0].rows(slice(1))
         with torch.inference_mode():
             everywhere = self.task.readout(self.model, inputs).logits
             with self._first_position_alone():
@@ -223,7 +275,7 @@ class ReplayPulls(Pulls):
         def cut(module: nn.Module, arguments: Any, output: Any) -> Any:
             return (output[0][:, :1], *output[1:]) if isinstance(output, tuple) else output[:, :1]
 
-        handle = self._attentions[-1].register_forward_hook(cut)
+        handle = self.model.base_model.get_submodule(self._last_attention).register_forward_hook(cut)
         try:
             yield
         finally:

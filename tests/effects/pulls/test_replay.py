@@ -5,17 +5,20 @@ import pytest
 import torch
 
 from hf_mabprune.architectures import ARCHITECTURES
-from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.effects.dense_outputs import DenseOutputs
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.tasks.batch import Batch
-from tests.problems import problem, pull_all, rounding, some_context
+from tests.problems import arms_of, problem, pull_all, rounding, some_context, whole
+
+SERIES = 2e-6  # of a divergence: which terms of its series are taken depends on what else is in the pass
 
 
-@pytest.mark.parametrize("reward", sorted(REWARDS))
-@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+CASES = [(name, reward) for name in ARCHITECTURES.names() for reward in sorted(REWARDS)]
+
+
+@pytest.mark.parametrize(("model_type", "reward"), [case for case in CASES if case[0] != "t5" or case[1] == "kl"])
 def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str) -> None:
     model, task, batches, arms = problem(model_type)
     kept = some_context(arms)
@@ -25,20 +28,36 @@ def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str) -> N
         fast = pull_all(ReplayPulls(model, arms, task, batches, reward), kept)
 
         assert np.abs(slow).max() > 0 or reward == "accuracy"
+        if reward == "kl" and model_type in ("gpt2", "vit"):
+            tolerance = max(tolerance, SERIES * np.abs(slow).max())
         np.testing.assert_allclose(fast, slow, rtol=0, atol=tolerance)
 
 
-def test_replay_pays_less_and_counts_it() -> None:
-    model, task, batches, arms = problem("bert")
-    kept = np.ones(len(arms), dtype=bool)
+@pytest.mark.parametrize("model_type", ["gpt2", "mixtral", "t5", "vit"])
+def test_without_a_context_they_are_equal_too(model_type: str) -> None:
+    model, task, batches, arms = problem(model_type)
+    model.double()
+    slow = pull_all(ReferencePulls(model, arms, task, batches), whole(arms))
+    fast = pull_all(ReplayPulls(model, arms, task, batches), whole(arms))
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=max(rounding(model), SERIES * np.abs(slow).max()))
+    for site, rows in arms.groups():
+        assert np.abs(slow.reshape(len(arms), 2, 2)[rows]).max() > 1e-9, site
+
+
+@pytest.mark.parametrize("model_type", ["bert", "mixtral", "t5", "vit"])
+def test_replay_pays_less_and_counts_it(model_type: str) -> None:
+    model, task, batches, arms = problem(model_type)
+    kept = whole(arms)
     slow, fast = ReferencePulls(model, arms, task, batches), ReplayPulls(model, arms, task, batches)
     pull_all(slow, kept)
     pull_all(fast, kept)
 
-    tokens, pulls = batches[0]["input_ids"].numel(), 2 * len(arms)
+    tokens, pulls = {"t5": 4 * (7 + 5), "vit": 4}.get(model_type, 4 * 7), 2 * len(arms)
     assert slow.cost.pulls == fast.cost.pulls == pulls
     assert slow.cost.forward_tokens == tokens * (2 * pulls + 2), "two passes a pull, and one a batch"
-    per_layer = np.array([(2 - layer) / 2 for layer in arms.layer])
+    layers = 4 if model_type == "t5" else 2
+    below = [layer + 2 * site.startswith("decoder") for site, layer in zip(arms.site, arms.layer, strict=True)]
+    per_layer = 1 - np.array(below) / layers
     assert fast.cost.forward_tokens == tokens * (2 * per_layer.sum() + 4), "a part of one pass, and two a batch"
 
 
@@ -53,8 +72,9 @@ def test_replay_without_room_for_its_cache_gives_the_same() -> None:
     assert not tight._recordings and not outputs._readouts and not outputs._files
 
 
-def test_models_are_left_as_they_were() -> None:
-    model, task, batches, arms = problem("qwen2")
+@pytest.mark.parametrize("model_type", ["qwen2", "mixtral", "t5"])
+def test_models_are_left_as_they_were(model_type: str) -> None:
+    model, task, batches, arms = problem(model_type)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pull_all(ReplayPulls(model, arms, task, batches), some_context(arms))
 
@@ -73,8 +93,8 @@ def test_a_loss_that_is_not_finite_is_seen() -> None:
 
 def test_out_of_memory_means_fewer_arms_a_forward_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     model, task, batches, arms = problem("llama")
-    whole = np.ones(len(arms), dtype=bool)
-    expected = pull_all(ReplayPulls(model, arms, task, batches), whole)
+    everything = whole(arms)
+    expected = pull_all(ReplayPulls(model, arms, task, batches), everything)
     replay, sizes = ReplayPulls._replay, []
 
     def with_little_memory(self: ReplayPulls, inputs: Batch, group: np.ndarray, recording: object) -> object:
@@ -85,25 +105,35 @@ def test_out_of_memory_means_fewer_arms_a_forward_not_the_end(monkeypatch: pytes
 
     monkeypatch.setattr(ReplayPulls, "_replay", with_little_memory)
     pulls = ReplayPulls(model, arms, task, batches)
-    np.testing.assert_allclose(pull_all(pulls, whole), expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(pull_all(pulls, everything), expected, rtol=0, atol=1e-7)
     assert pulls.arms_a_forward == 1 and max(sizes) > 1
     monkeypatch.setattr(ReplayPulls, "_replay", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="something else"):
-        pull_all(pulls, whole)
+        pull_all(pulls, everything)
 
 
 @pytest.mark.parametrize("reward", ["kl", "loss"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES.names())
 def test_half_precision_products_keep_the_effects_of_single_neurons(model_type: str, reward: str) -> None:
     model, task, batches, _ = problem(model_type)
-    arms = arm_table(model, ["neuron", "head"], 1, 7)
+    arms = arms_of(model, 1, batches)
     kept = some_context(arms)
     half = pull_all(ReplayPulls(model, arms, task, batches, reward, products=torch.float16), kept)[:, 0]
     exact = pull_all(ReplayPulls(model.double(), arms, task, batches, reward), kept)[:, 0]
     assert not np.array_equal(half, exact.astype(np.float32))
     alive = np.repeat(np.flatnonzero(kept), 2)
-    for kind, layer, rows in arms.groups():
+    for site, rows in arms.groups():
         mine = np.isin(alive, rows)
         errors, effect = (half - exact)[mine], np.sqrt(np.square(exact[mine]).mean())
-        assert np.sqrt(np.square(errors).mean()) <= 0.01 * effect, (kind, layer)
-        assert np.abs(errors).max() <= 0.05 * effect, (kind, layer)
+        assert np.sqrt(np.square(errors).mean()) <= 0.01 * effect, site
+        assert np.abs(errors).max() <= 0.05 * effect, site
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "mixtral", "t5"])
+def test_models_in_half_precision_are_pulled_as_those_in_full(model_type: str) -> None:
+    model, task, batches, arms = problem(model_type)
+    exact = pull_all(ReplayPulls(model, arms, task, batches), whole(arms))[:, 0]
+    half = pull_all(ReplayPulls(model.bfloat16(), arms, task, batches), whole(arms))[:, 0]
+    # A position may be sent to another expert.
+    far = np.abs(half - exact) > 0.1 * np.abs(exact).max()
+    assert np.isfinite(half).all() and far.mean() <= (0.1 if model_type == "mixtral" else 0)

@@ -10,15 +10,15 @@ from hf_mabprune.policies import POLICIES
 from hf_mabprune.search.loop import Search
 from hf_mabprune.search.rules.interactions import WithInteractions
 from hf_mabprune.selection.target import make_plan
-from tests.problems import problem
+from tests.problems import limits, problem
 
 
 @pytest.mark.parametrize("policy", ["race", "ucb1"])
 def test_a_search_that_is_taken_up_again_ends_the_same_and_pays_once(policy: str) -> None:
     def search() -> Search:
         model, task, batches, arms = problem("bert")
-        target, floors = TargetConfig(neurons=0.5, heads=0.5), {"neuron": 1, "head": 1}
-        plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", floors)
+        target = TargetConfig(neurons=0.5, heads=0.5)
+        plan = make_plan(arms, target, {"parameters": 1, "macs": 1}, "per_layer", limits(arms))
         config = SearchConfig(rounds=2, pulls_per_arm=2, arms_per_step=3)
         pulls = ReplayPulls(model, arms, task, batches, accelerator=Accelerator(cpu=True))
         policy_made = POLICIES.get(policy)(arms=len(arms), seed=0)

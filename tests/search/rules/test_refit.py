@@ -18,7 +18,7 @@ from hf_mabprune.search.run import make_rule
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
 from hf_mabprune.session import Session
-from tests.problems import problem, small_effects
+from tests.problems import example_of, limits, problem, small_effects
 from tests.search.known_arms import ARMS, plan
 from tests.seeds import moved
 
@@ -72,7 +72,7 @@ def test_removals_go_by_the_cost_along_corrected_by_what_pulls_saw() -> None:
     rule = Refit()
     rule.costs = RefitCosts(along, alone, {}, Cost())
     totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
-    plan = make_plan(arms, TargetConfig(neurons=0.5), totals, "per_layer", {"neuron": 16, "head": 1})
+    plan = make_plan(arms, TargetConfig(neurons=0.5), totals, "per_layer", limits(arms, 16))
     rewards = -alone * rng.uniform(0.5, 2, size=count)
     rewards[0], rewards[1] = 1.0, -1e6  # better off without it, and far off
     kept, gone, scores = rule.choose(plan, rewards, np.ones(count, dtype=bool), 0.0, 1.0)
@@ -98,7 +98,7 @@ def test_the_damping_of_the_refits_reaches_costs_and_stand_ins(damping: float) -
     model, task, batches, arms = problem("bert")
     settings = check(BASE | {"compensation": {"name": "least_squares", "damping": damping}})
     session = Session(
-        settings, model, task.tokenizer, task, arms, {"calibration": batches}, 7, {}, make_accelerator(),
+        settings, model, task.processor, task, arms, {"calibration": batches}, example_of(7), {}, make_accelerator(),
         torch.float32, make_compensation(settings.compensation),
     )  # fmt: skip
     rule = make_rule(settings)

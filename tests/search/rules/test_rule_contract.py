@@ -13,14 +13,15 @@ from hf_mabprune.search.loop import Search
 from hf_mabprune.search.rules import RULES, Rule
 from hf_mabprune.search.rules.refit import Refit
 from hf_mabprune.selection.target import make_plan
-from tests.problems import problem
+from tests.problems import limits, problem
 
 
 def prepared(name: str, model_type: str) -> tuple[Rule, Search]:
     """A rule, and a search that goes by it."""
     model, task, batches, arms = problem(model_type)
-    floors = {"neuron": 1, "head": 1}
-    plan = make_plan(arms, TargetConfig(neurons=0.5, heads=0.5), {"parameters": 1, "macs": 1}, "per_layer", floors)
+    totals = {"parameters": 1, "macs": 1}
+    target = TargetConfig(neurons=0.5, heads=0.5, **({"experts": 0.25} if model_type == "mixtral" else {}))
+    plan = make_plan(arms, target, totals, "per_layer", limits(arms))
     rule = RULES.get(name)()
     if isinstance(rule, Refit):
         rule.costs = RefitCosts.of(model, arms, task, batches)
@@ -30,7 +31,7 @@ def prepared(name: str, model_type: str) -> tuple[Rule, Search]:
     return rule, Search(pulls, policy, [plan], SearchConfig(pulls_per_arm=1), rule)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "gpt2", "mixtral", "t5", "vit"])
 @pytest.mark.parametrize("name", RULES.names())
 def test_a_search_by_any_rule_reaches_the_target_in_a_nested_order(name: str, model_type: str) -> None:
     rule, search = prepared(name, model_type)
@@ -40,6 +41,7 @@ def test_a_search_by_any_rule_reaches_the_target_in_a_nested_order(name: str, mo
     result = search.finished()
     gone = ~result.kept
     assert abs(gone[search.plan.arms.of_kind("neuron")].mean() - 0.5) < 0.2
+    assert gone[search.plan.arms.of_kind("expert")].sum() == (2 if model_type == "mixtral" else 0)
     assert sorted(result.order) == list(range(len(gone)))
     assert set(result.order[: gone.sum()]) == set(np.flatnonzero(gone))
     assert ((result.removed_round > 0) == gone).all() and np.isfinite(result.scores).all()

@@ -1,0 +1,105 @@
+"""What tasks share whose models read token ids: a tokenizer, a longest sequence, and padding that both sides know."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from hf_mabprune.architectures.positions import max_positions
+from hf_mabprune.data.columns import column_of, refuse_missing_values
+from hf_mabprune.tasks.base import Task
+
+
+@dataclass(kw_only=True)
+class TokenTask(Task):
+    """A task whose examples are texts, which a tokenizer makes into token ids.
+
+    Args:
+        processor: Tokenizer of the model.
+        max_length: Longest sequence in tokens, or None for the task's default.
+
+    Raises:
+        ValueError: As `Task`, and for a length that the model has no positions for.
+    """
+
+    processor_class: ClassVar[str] = "AutoTokenizer"
+    default_length: ClassVar[int]  # tokens
+
+    processor: PreTrainedTokenizerBase = field(repr=False)
+    max_length: int | None = None
+    length: int = field(init=False)  # the resolved max_length
+
+    def __post_init__(self) -> None:
+        self.length = self._resolve_length()
+        super().__post_init__()
+
+    def _resolve_length(self) -> int:
+        positions = max_positions(self.model_config)
+        if self.max_length is None:
+            return min(self.default_length, positions, self.processor.model_max_length)
+        if self.max_length > positions:
+            raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
+        return self.max_length
+
+    def check_texts(self, dataset: Dataset, column: str, split: str) -> None:
+        """Refuses a column that does not hold a string in every row, with a ValueError that names the split."""
+        texts = column_of(dataset, column)
+        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+            raise ValueError(f"split '{split}', column '{column}': texts must be strings, got {texts.type}")
+        refuse_missing_values(texts, column, split)
+
+    def check_ids(self, encoded: Dataset, column: str = "input_ids") -> None:
+        """Refuses token ids that the model has no embedding for, with a ValueError."""
+        vocabulary = self.model_config.get_text_config().vocab_size
+        flat = column_of(encoded, column).combine_chunks().flatten()
+        while pa.types.is_list(flat.type):  # several sequences a row
+            flat = flat.flatten()
+        largest = int(np.max(flat.to_numpy(zero_copy_only=False), initial=0))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"token ids must be below {vocabulary}, the model's vocabulary, got {largest}; "
+                "use the tokenizer that belongs to the model"
+            )
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
+    """Refuses a tokenizer and a model that do not agree on what padding is: decoders read the last token that is none,
+    and others count their positions by it.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        model_config: Config of the model.
+
+    Raises:
+        ValueError: If there is no pad token, or tokenizer, config and vocabulary differ about it.
+    """
+    config = model_config.get_text_config()
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "the tokenizer must have a pad token to make batches, got none; set tokenizer.pad_token and "
+            "model.config.pad_token_id, as in training"
+        )
+    if config.pad_token_id != tokenizer.pad_token_id:
+        raise ValueError(
+            f"pad_token_id of model config and tokenizer must be equal, got {config.pad_token_id} and "
+            f"{tokenizer.pad_token_id}; set model.config.pad_token_id"
+        )
+    if config.pad_token_id >= config.vocab_size:
+        raise ValueError(
+            f"pad_token_id must be below {config.vocab_size}, the model's vocabulary, got {config.pad_token_id}; "
+            "resize the model's embeddings, or choose another pad token"
+        )
+
+
+def refuse_encoder(model_config: PreTrainedConfig) -> None:
+    """Refuses a language model that attends in both directions, with a ValueError."""
+    encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if encoder and getattr(model_config, "is_decoder", None) is False:
+        raise ValueError(
+            f"a language model must not see the tokens that it predicts, but this {model_config.model_type} "
+            "attends in both directions; set is_decoder to true in its config if it was trained that way"
+        )

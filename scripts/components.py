@@ -1,0 +1,117 @@
+"""Writes what is registered into the pages of the documentation, so that no list there needs a line.
+
+    python scripts/components.py            fills the pages in
+    python scripts/components.py --check    only says which pages are out of date; exit code 1 if there are any
+
+A page says where a table goes: `<!-- table of policies -->`, and `<!-- end of table -->` after it.
+"""
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.compensation import COMPENSATIONS
+from hf_mabprune.criteria import CRITERIA
+from hf_mabprune.effects.rewards import REWARDS
+from hf_mabprune.policies import POLICIES, Policy
+from hf_mabprune.registry import Registry, describe_options
+from hf_mabprune.search.rules import RULES
+from hf_mabprune.tasks.base import TASKS
+
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"(?P<begin><!-- table of (?P<name>[\w ]+) -->\n).*?(?P<end><!-- end of table -->)", re.S)
+
+
+def main() -> int:
+    """Fills the pages in, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = [page for page in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))) if not is_current(page)]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} {'is out of date: run scripts/components.py' if check else 'is filled in'}")
+        if not check:
+            page.write_text(filled(page.read_text()))
+    return int(check and bool(stale))
+
+
+def is_current(page: Path) -> bool:
+    """Tells whether a page shows what is registered."""
+    text = page.read_text()
+    return filled(text) == text
+
+
+def filled(text: str) -> str:
+    """Puts every table of a page in its place."""
+    return MARKED.sub(lambda found: f"{found['begin']}{TABLES[found['name']]()}\n{found['end']}", text)
+
+
+def model_types() -> str:
+    """Lists the model types by the file that declares them, and what that file says of its families."""
+    files: dict[str, list[str]] = {}
+    for name in ARCHITECTURES.names():
+        files.setdefault(ARCHITECTURES.get(name).__module__, []).append(f"`{name}`")
+    rows = [(", ".join(names), first_sentence(sys.modules[module])) for module, names in files.items()]
+    return table(("model types", "families"), rows)
+
+
+def tasks() -> str:
+    """Lists the tasks with the head that each is for, and its own metrics."""
+    rows = []
+    for name in TASKS.names():
+        task = TASKS.get(name)
+        rows.append((f"`{name}`", first_sentence(task), f"`{task.auto_class}`", ", ".join(task.default_metrics)))
+    return table(("task", "what it does", "model", "metrics"), rows)
+
+
+def rewards() -> str:
+    """Lists the rewards, the default first, with their formulas."""
+    rows = [(f"`{name}`", first_sentence(reward)) for name, reward in REWARDS.items()]
+    return table(("reward", "formula, per example"), rows)
+
+
+def components(registry: Registry[Any], shared: type | None = None) -> Callable[[], str]:
+    """Lists the entries of a registry with their options, but those that a base class gives to all of them."""
+
+    def listed() -> str:
+        common = describe_options(shared) if shared else []
+        rows = []
+        for name in registry.names():
+            own = [option for option in describe_options(registry.get(name)) if option not in common]
+            options = ", ".join(f"`{option}` {default}" for option, default, _ in own)
+            rows.append((f"`{name}`", first_sentence(registry.get(name)), options))
+        return table((registry.kind, "what it goes by", "options, with their defaults"), rows)
+
+    return listed
+
+
+def first_sentence(entry: Any) -> str:
+    """Gives the first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(entry) or "").partition("\n\n")[0].split())
+
+
+def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Writes a table in Markdown; what would be marks in a cell is shown as it is."""
+    head = list(heading)
+    escaped = [[re.sub(r"([|*])", r"\\\1", cell) for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *escaped]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "model types": model_types,
+    "tasks": tasks,
+    "rewards": rewards,
+    "policies": components(POLICIES, Policy),
+    "removal rules": components(RULES),
+    "criteria": components(CRITERIA),
+    "compensations": components(COMPENSATIONS),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What a stock config can say, found by building from it: sizes of each kind, biases, and what it says instead."""
+
+import numpy as np
+import pytest
+
+from hf_mabprune.architectures.stock import bias_fields, built_shapes, sizes_of_field, stock_config
+from hf_mabprune.surgery.cut import cut
+from tests.architectures.variants import TYPES, model_of, sites_of, variants
+from tests.tiny_models import EXPERTS, HEADS, WIDTH, keep_for, tiny_model
+
+EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
+
+
+@variants
+def test_shapes_are_those_of_a_model_that_was_built(model_type: str, changes: dict[str, object]) -> None:
+    model = model_of(model_type, **changes)
+    state = model.base_model.state_dict()
+    found = built_shapes(type(model), model.config)
+    assert found == {name: list(tensor.shape) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_stock_config_says_fewer_neurons_and_leaves_the_models_own_alone(model_type: str) -> None:
+    model = model_of(model_type)
+    before = model.config.to_dict()
+    kept = [(site, np.arange(16 if site.kind == "neuron" else site.units)) for site in sites_of(model)]
+    small = stock_config(model, kept)
+    assert type(small) is type(model.config)
+    for site, units in kept:
+        assert getattr(small, site.spec.units) == len(units)
+    changed = {name for name, value in small.to_dict().items() if before.get(name) != value}
+    assert changed == {"gpt2": {"n_inner"}, "t5": {"d_ff"}}.get(model_type, {"intermediate_size"})
+    assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_neurons_and_experts_can_have_any_number(model_type: str) -> None:
+    model = model_of(model_type)
+    for kind, full in (("neuron", WIDTH), ("expert", EXPERTS)):
+        own = [site for site in sites_of(model) if site.kind == kind]
+        assert not own or sizes_of_field(model, own) == set(range(1, full))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "counts"),
+    [
+        ("llama", EIGHT, {2, 4}),
+        ("llama", {**EIGHT, "num_key_value_heads": 8}, {1, 2, 4}),
+        ("llama", {**EIGHT, "num_key_value_heads": 2}, {4}),
+        ("mistral", EIGHT, {2, 4, 6}),
+        ("mixtral", EIGHT, {2, 4, 6}),
+        ("qwen3", {**EIGHT, "num_key_value_heads": 8}, {1, 2, 3, 4, 5, 6, 7}),
+        ("vit", {"num_attention_heads": 8}, {1, 2, 3, 4, 5, 6, 7}),
+        ("bert", {"num_attention_heads": 8}, set()),
+        ("gpt2", {"n_head": 8}, set()),
+        ("t5", {"num_heads": 8}, set()),
+    ],
+)
+def test_head_counts_that_a_stock_config_can_say(model_type: str, sizes: dict[str, int], counts: set[int]) -> None:
+    model = tiny_model(model_type, "AutoModel", **sizes)
+    heads = [site for site in sites_of(model) if site.kind == "head"]
+    assert sizes_of_field(model, heads) == counts
+    assert model.config.num_attention_heads == 8
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("bert", "it makes encoder.layer.0.attention.self.query.weight [32, 32], not [16, 32]"),
+        ("gpt2", "it makes h.0.attn.c_attn.weight [32, 96], not [32, 48]"),
+    ],
+)
+def test_where_a_config_cannot_say_it_the_first_shape_that_differs_is_named(model_type: str, reason: str) -> None:
+    model = tiny_model(model_type, "AutoModel")
+    kept = [(site, np.arange(2 if site.kind == "head" else site.units)) for site in sites_of(model)]
+    with pytest.raises(ValueError) as error:
+        stock_config(model, kept)
+    remedy = "Use layout per_layer, or prune neurons only"
+    assert str(error.value) == f"a stock {model_type} config cannot say 2 heads: {reason}. {remedy}"
+    assert model.config.num_attention_heads == HEADS
+
+
+def test_a_model_with_per_layer_sizes_has_no_stock_config() -> None:
+    model = tiny_model("gpt2", "AutoModel")
+    small = cut(model, keep_for(model, "uniform"), "per_layer")
+    with pytest.raises(ValueError, match="the model has per-layer sizes already: use layout per_layer"):
+        stock_config(small, [(site, np.arange(site.units)) for site in sites_of(small)])
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_fields_that_give_output_projections_a_bias(model_type: str) -> None:
+    model = tiny_model(model_type, "AutoModel")
+    fields = {"llama": {"head": "attention_bias", "neuron": "mlp_bias"}, "qwen3": {"head": "attention_bias"}}
+    expected = {
+        site.name: fields[model_type][site.kind]
+        for site in sites_of(model)
+        if site.kind in fields.get(model_type, {})
+    }
+    assert bias_fields(model) == expected
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
