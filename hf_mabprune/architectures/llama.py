@@ -1,7 +1,7 @@
 """Llama-like decoders: gated FFN, grouped-query attention."""
 
 from hf_mabprune.architectures.base import ARCHITECTURES, Architecture
-from hf_mabprune.architectures.sites import GROUPS, UNITS, Rows, SiteSpec, Stack, rows
+from hf_mabprune.architectures.sites import UNITS, SiteSpec, Stack, grouped_heads, rows
 
 
 @ARCHITECTURES.register("llama", "mistral", "qwen2", "qwen3")
@@ -12,18 +12,7 @@ class Llama(Architecture):
         Stack(
             "layers",
             (
-                SiteSpec(
-                    "head",
-                    "self_attn.o_proj",
-                    (
-                        Rows("self_attn.q_proj"),
-                        Rows("self_attn.k_proj", (GROUPS,)),
-                        Rows("self_attn.v_proj", (GROUPS,)),
-                    ),
-                    units="num_attention_heads",
-                    groups="num_key_value_heads",
-                    block="self_attn",
-                ),
+                grouped_heads("self_attn"),
                 SiteSpec(
                     "neuron",
                     "mlp.down_proj",

@@ -1,7 +1,7 @@
 """Mixtral: a mixture of experts in the place of the FFN; neurons inside experts, and whole experts."""
 
 from hf_mabprune.architectures.base import ARCHITECTURES, Architecture
-from hf_mabprune.architectures.sites import GROUPS, UNITS, Rows, SiteSpec, Stack
+from hf_mabprune.architectures.sites import UNITS, Rows, SiteSpec, Stack, grouped_heads
 
 
 @ARCHITECTURES.register("mixtral")
@@ -12,18 +12,7 @@ class Mixtral(Architecture):
         Stack(
             "layers",
             (
-                SiteSpec(
-                    "head",
-                    "self_attn.o_proj",
-                    (
-                        Rows("self_attn.q_proj"),
-                        Rows("self_attn.k_proj", (GROUPS,)),
-                        Rows("self_attn.v_proj", (GROUPS,)),
-                    ),
-                    units="num_attention_heads",
-                    groups="num_key_value_heads",
-                    block="self_attn",
-                ),
+                grouped_heads("self_attn"),
                 SiteSpec(
                     "neuron",
                     "down_proj",

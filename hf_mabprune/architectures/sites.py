@@ -87,6 +87,26 @@ class SiteSpec:
     when: Callable[[PreTrainedConfig], bool] = _always
 
 
+def grouped_heads(attention: str) -> SiteSpec:
+    """Declares the heads of an attention as Llama and most decoders after it have it, with grouped keys and values.
+
+    Args:
+        attention: Module with `q_proj`, `k_proj`, `v_proj` and `o_proj`.
+    """
+    return SiteSpec(
+        "head",
+        f"{attention}.o_proj",
+        (
+            Rows(f"{attention}.q_proj"),
+            Rows(f"{attention}.k_proj", (GROUPS,)),
+            Rows(f"{attention}.v_proj", (GROUPS,)),
+        ),
+        units="num_attention_heads",
+        groups="num_key_value_heads",
+        block=attention,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Stack:
     """Declares layers that run one after the other.
