@@ -23,7 +23,7 @@ from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.sampling import batches_of, split_by_length
 from tests.problems import arms_of, pull_all, rounding, shrink, some_context
 from tests.seeds import moved
-from tests.tasks.tiny_tasks import CASES, make_processor, make_tokenizer, skip_without_architecture
+from tests.tasks.tiny_tasks import CASES, make_processor, make_tokenizer
 
 Bound = tuple[Task, PreTrainedModel, Dataset]
 Problem = tuple[Task, PreTrainedModel, list[Batch], ArmTable]
@@ -34,7 +34,6 @@ every_task = pytest.mark.parametrize("case", TASKS.names(), indirect=True)
 def problem(case: Bound) -> Problem:
     """Task, model with sizeable weights, three batches and all arms."""
     task, model, dataset = case
-    skip_without_architecture(model)  # delete with the last family that is missing: vit, t5
     torch.manual_seed(moved(1))
     with torch.no_grad():
         for parameter in model.parameters():

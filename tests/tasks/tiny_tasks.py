@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -26,7 +25,6 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_mabprune.architectures import architecture_of
 from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import Task
@@ -123,14 +121,6 @@ def pictures(count: int, seed: int = 0) -> list[PIL.Image.Image]:
     rng = np.random.default_rng(moved(seed))
     shapes = [(*rng.integers(8, 13, 2), *(() if number % 3 == 2 else (3,))) for number in range(count)]
     return [PIL.Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
-
-
-def skip_without_architecture(model: PreTrainedModel) -> None:
-    """Skips a test that cuts or masks the model, where its family is not supported."""
-    try:
-        architecture_of(model)
-    except ValueError as unknown:
-        pytest.skip(str(unknown))
 
 
 def task_of(model: PreTrainedModel, processor: Processor, **settings: Any) -> Task:
