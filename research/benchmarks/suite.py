@@ -111,7 +111,10 @@ class Suite(Strict):
         if compensation is not None:
             given["compensation"] = self._given(compensation)
         goes = target.fractions() if target else {"neurons": 0.5, "heads": 0.5}
-        prune = {"arms": ["neuron", "head"], "block_size": self.block_size, "layout": self.layout, "target": goes}
+        arms = ["neuron", "head"]
+        if any(size.experts is not None for size in self.targets_of(run)):
+            arms, goes = [*arms, "expert"], goes if target else {**goes, "experts": 0.5}
+        prune = {"arms": arms, "block_size": self.block_size, "layout": self.layout, "target": goes}
         return check(given | {"prune": (given.get("prune") or {}) | prune})
 
     def cells(self, only: Sequence[str] = ()) -> list["Cell"]:
