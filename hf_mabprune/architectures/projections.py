@@ -53,7 +53,7 @@ class Projection:
 
     @torch.no_grad()
     def write_bias(self, bias: torch.Tensor | None) -> None:
-        """Puts another bias, [D], in the place of the module's; None takes it away, where there was none takes it in.
+        """Puts a bias, [D], into the module, whether or not it had one; None takes away the one that it has.
 
         Raises:
             ValueError: If the projection cannot have one.
