@@ -244,7 +244,7 @@ class ReplayPulls(Pulls):
             start, stop = (int(bound) * site.unit_size for bound in (self.arms.start[arm], self.arms.stop[arm]))
             torch.sub(output, columns[..., start:stop] @ weight[:, start:stop].T, out=changed[number])
         changed = changed.flatten(0, 2 if flat else 1)
-        return (changed, *recorded[1:]) if isinstance(recorded, tuple) else changed
+        return (changed, *_repeated(recorded, len(arms))[1:]) if isinstance(recorded, tuple) else changed
 
     def _routes(self, arms: Ints, inputs: Batch) -> torch.Tensor:
         """Masks of a router, [A * B * S, E]: of the copy of each arm, all experts but that one."""
@@ -314,12 +314,13 @@ def _first(output: Any) -> torch.Tensor:
 
 
 def _repeated(output: Any, times: int) -> Any:
-    """Repeats the hidden state of what a block returned along the examples."""
+    """Repeats what a block returned along the examples: the hidden state, and all else with one entry an example."""
     if times == 1:
         return output
-    hidden = _first(output)
-    hidden = hidden.repeat(times, *[1] * (hidden.ndim - 1))
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    if not isinstance(output, tuple):
+        return output.repeat(times, *[1] * (output.ndim - 1))
+    fits = [torch.is_tensor(part) and part.ndim > 1 and len(part) == len(output[0]) for part in output]
+    return tuple(_repeated(part, times) if fit else part for part, fit in zip(output, fits, strict=True))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
