@@ -88,7 +88,8 @@ def load_processor(auto_class: str | None, name: str, **origin: Any) -> Processo
         reader = getattr(transformers, auto_class)
         processor: PreTrainedTokenizerBase | BaseImageProcessor = reader.from_pretrained(name, **origin)
     except Exception as error:  # the library behind raises bare Exceptions for files that it cannot read
-        raise ValueError(f"the {kind} of {name} cannot be read ({error}): {remedy}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the {kind} of {name} cannot be read ({reason}): {remedy}") from error
     # Where there are no files, transformers makes a tokenizer from the config that knows no word.
     if isinstance(processor, BaseImageProcessor) or set(processor.get_vocab()) - set(processor.all_special_tokens):
         return processor

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_mabprune.checkpoints.load import kind_of_processor, load_processor
 from hf_mabprune.checkpoints.save import save_checkpoint
@@ -14,8 +14,19 @@ from tests.tasks.tiny_tasks import CASES, make_processor, pictures, task_of
 LOADERS = {"image_classification": AutoModelForImageClassification, "seq2seq": AutoModelForSeq2SeqLM}
 
 
+def skip_without_torchvision(folder: Path) -> None:
+    """Skips a test where transformers reads image processors with torchvision alone, as older versions do."""
+    make_processor("image").save_pretrained(folder / "probe")
+    try:
+        AutoImageProcessor.from_pretrained(folder / "probe")
+    except ImportError as missing:
+        pytest.skip(str(missing))
+
+
 @pytest.mark.parametrize("name", sorted(LOADERS))
 def test_what_is_saved_gives_the_same_inputs_and_logits(name: str, tmp_path: Path) -> None:
+    if name == "image_classification":
+        skip_without_torchvision(tmp_path)
     task, model, data = CASES[name].build()
     save_checkpoint(model, tmp_path, task.processor, torch.float32)
     again = task_of(LOADERS[name].from_pretrained(tmp_path), load_processor(task.processor_class, str(tmp_path)))
@@ -29,9 +40,10 @@ def test_what_is_saved_gives_the_same_inputs_and_logits(name: str, tmp_path: Pat
 
 
 def test_an_image_processor_is_saved_as_transformers_has_it(tmp_path: Path) -> None:
-    make_processor("image").save_pretrained(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["preprocessor_config.json"]
-    again = load_processor("AutoImageProcessor", str(tmp_path))
+    skip_without_torchvision(tmp_path)
+    make_processor("image").save_pretrained(tmp_path / "own")
+    assert [file.name for file in (tmp_path / "own").iterdir()] == ["preprocessor_config.json"]
+    again = load_processor("AutoImageProcessor", str(tmp_path / "own"))
     picture = pictures(1)
     np.testing.assert_array_equal(again(picture)["pixel_values"], make_processor("image")(picture)["pixel_values"])
 
