@@ -57,7 +57,7 @@ def reach(arms: ArmTable, totals: Mapping[str, int], layout: Layout, limits: Lim
     """Finds the largest fraction of each quantity that can be removed; arguments as those of `make_plan`.
 
     Returns:
-        Quantity -> fraction.
+        Quantity -> fraction; counts alone where some arms hold others.
 
     Raises:
         ValueError: If the arms do not allow the layout.
@@ -65,7 +65,8 @@ def reach(arms: ArmTable, totals: Mapping[str, int], layout: Layout, limits: Lim
     bounds = _bounds(arms, layout, limits)
     everything = np.ones(len(arms), dtype=bool)
     largest = {}
-    targets = [TargetConfig(parameters=0.5), TargetConfig(macs=0.5)]
+    overlap = {"neuron", "expert"} <= set(arms.kinds())  # experts hold neurons, whose cost would count twice
+    targets = [] if overlap else [TargetConfig(parameters=0.5), TargetConfig(macs=0.5)]
     targets += [TargetConfig(**{f"{kind}s": 0.5}) for kind in sorted(arms.kinds())]
     for budget in (budget for target in targets for budget in _budgets(arms, target, totals)):
         going, _ = Plan(arms, layout, (budget,), *bounds).moves(budget, np.zeros(len(arms)), everything)

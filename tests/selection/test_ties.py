@@ -226,3 +226,11 @@ def test_no_other_sizes_with_as_many_arms_gone_are_safer() -> None:
             if 2 * sum(counts) == 12
         )
         assert scores[gone].sum() == pytest.approx(best)
+
+
+def test_the_reach_of_costs_is_not_said_where_arms_hold_arms() -> None:
+    neurons, routers = table(neurons=[[8] * 4] * 2), experts(1, 4)
+    columns = ([getattr(part, name) for part in (neurons, routers)] for name in ArmTable.__dataclass_fields__)
+    both = ArmTable(*map(np.concatenate, columns))
+    assert set(reach(neurons, TOTALS, "per_layer", limits(neurons))) == {"parameters", "macs", "neurons"}
+    assert set(reach(both, TOTALS, "per_layer", limits(both))) == {"experts", "neurons"}
