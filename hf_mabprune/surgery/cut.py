@@ -39,13 +39,14 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrained
             layer would differ in width, or the layout cannot express the sizes.
     """
     kept, base = kept_units(dense, keep), dense.base_model
-    smaller = cut_parameters(base, touched(kept))
+    changed = touched(kept)
+    smaller = cut_parameters(base, changed)
     stay = {path: part_at(base, path) for path in smaller}  # None: the dense model has none there
     # deepcopy takes what its memo holds for an object instead of copying that object.
     copies: dict[int, Any] = {id(dense.config): _config(dense, kept, layout)}
     copies |= {id(stay[path]): parameter for path, parameter in smaller.items() if stay[path] is not None}
     small = copy.deepcopy(dense, copies)
-    plan = make_plan(dense, touched(kept))
+    plan = make_plan(dense, changed)
     if layout == "uniform":  # the rest is what a stock model does by itself
         plan = {part: plan[part] for part in ("format", "parameters", "attributes")}
     modeling_pruned.resize(small.base_model, plan)
