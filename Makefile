@@ -33,6 +33,7 @@ quick: $(VENV)/.installed  ## the tests that make no whole run: for the inner lo
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

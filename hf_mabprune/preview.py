@@ -209,9 +209,7 @@ def _rehearsal(session: Session) -> tuple[float, Readout]:
     return (time.perf_counter() - start) / len(inputs), readout
 
 
-def _costs(
-    session: Session, rule: Rule | None, pulls: int, per_batch: float, readout: Readout
-) -> dict[str, Cost]:
+def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, readout: Readout) -> dict[str, Cost]:
     """Estimated costs of the search, and of criteria alone.
 
     Args:

@@ -101,9 +101,7 @@ def unasked() -> tuple[PreTrainedModel, Task, list[Batch]]:
     return model, task_of(model, make_tokenizer("plain")), batches
 
 
-def arms_of(
-    model: PreTrainedModel, block: int, batches: Sequence[Batch], kinds: Sequence[str] = KINDS
-) -> ArmTable:
+def arms_of(model: PreTrainedModel, block: int, batches: Sequence[Batch], kinds: Sequence[str] = KINDS) -> ArmTable:
     """All arms of a model, neurons in blocks, with costs over one example of such batches."""
     return arm_table(model, list(kinds), block, typical_example(batches))
 

@@ -17,7 +17,7 @@ from hf_mabprune.registry import Registry
 
 UNSUPPORTED = (
     "model type '{name}' is not supported yet. Adding it is one file, in hf_mabprune/architectures/ or your own "
-    "(--plugin FILE); CONTRIBUTING.md, \"Add an architecture\", has the recipe. Supported: {known}"
+    '(--plugin FILE); CONTRIBUTING.md, "Add an architecture", has the recipe. Supported: {known}'
 )
 ARCHITECTURES: Registry[type["Architecture"]] = Registry("architecture", "hf_mabprune.architectures", UNSUPPORTED)
 PRUNED_PREFIX = "mabprune_"

@@ -80,9 +80,7 @@ def _set(config: PreTrainedConfig, field: str, value: int) -> None:
     setattr(config, name, value)
 
 
-def _state_head_sizes(
-    model: PreTrainedModel, config: PreTrainedConfig, kept: Sequence[tuple[Site, Ints]]
-) -> None:
+def _state_head_sizes(model: PreTrainedModel, config: PreTrainedConfig, kept: Sequence[tuple[Site, Ints]]) -> None:
     """Writes head sizes out where heads go, so that they no longer follow from the number of heads."""
     field = architecture_of(model).head_size_field
     for site, units in kept:

@@ -171,9 +171,7 @@ class DenseReference:
         found = list(self._divergences(small)) or [torch.zeros(1)]
         return torch.cat(found).double().cpu().numpy()
 
-    def _divergences(
-        self, small: PreTrainedModel, finished: "FinishedLayers | None" = None
-    ) -> Iterator[torch.Tensor]:
+    def _divergences(self, small: PreTrainedModel, finished: "FinishedLayers | None" = None) -> Iterator[torch.Tensor]:
         """[B] of each held-out batch, without those on which the dense model itself is not finite."""
         for number, batch in enumerate(self.held_out):
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():

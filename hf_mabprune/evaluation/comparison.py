@@ -56,9 +56,7 @@ class Comparison:
         forward = masked_forward_of(session.dense, session.task, session.arms.kept_units(kept))
         return self.measured(forward, split, intervals=intervals)
 
-    def measured(
-        self, forward: Forward, split: str, beside_dense: bool = True, intervals: bool = True
-    ) -> Evaluation:
+    def measured(self, forward: Forward, split: str, beside_dense: bool = True, intervals: bool = True) -> Evaluation:
         """Measures a forward pass over a split.
 
         Args:

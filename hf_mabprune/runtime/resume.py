@@ -261,11 +261,7 @@ def is_finished(settings: PruneConfig, paths: RunPaths) -> bool:
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The parts of two configs that differ, apart from the output."""
     keys = {*one, *other} - {"output"}
-    return sorted(
-        f"{key}.{name}" if name else key
-        for key in keys
-        for name in _names(one.get(key), other.get(key))
-    )
+    return sorted(f"{key}.{name}" if name else key for key in keys for name in _names(one.get(key), other.get(key)))
 
 
 def _enter(run: RunState, lock: FileLock, resume: bool) -> None:

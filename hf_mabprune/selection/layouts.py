@@ -33,9 +33,7 @@ class Plans:
     reason: str
 
 
-def make_plans(
-    model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig
-) -> Plans:
+def make_plans(model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig) -> Plans:
     """Checks the target against the layouts, before any compute.
 
     Args:
@@ -47,6 +45,7 @@ def make_plans(
     Raises:
         ValueError: If the target is out of reach in the layout asked for, or in every layout for `auto`.
     """
+
     def plan(layout: Literal["uniform", "per_layer"]) -> Plan:
         return make_plan(arms, config.target, totals, layout, _limits(model, arms, config, layout))
 

@@ -32,9 +32,7 @@ class Limits:
     sizes: Mapping[str, Container[int]] = field(default_factory=dict)
 
 
-def make_plan(
-    arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], layout: Layout, limits: Limits
-) -> Plan:
+def make_plan(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], layout: Layout, limits: Limits) -> Plan:
     """Turns a target into budgets and floors, and refuses what is out of reach.
 
     Args:

@@ -145,6 +145,7 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
         training: How the model is trained.
         seed: Seed of the order of examples and of dropout.
     """
+
     def collate(rows: list[dict[str, Any]]) -> Batch:
         return task.collate([{name: value for name, value in row.items() if name != "length"} for row in rows])
 

@@ -1,6 +1,6 @@
 """Trains a small GPT-2 on WikiText-2.
 
-    python -m research.models.gpt2 --data Salesforce/wikitext --out runs/models/gpt2-wikitext2
+python -m research.models.gpt2 --data Salesforce/wikitext --out runs/models/gpt2-wikitext2
 """
 
 from dataclasses import replace

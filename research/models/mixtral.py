@@ -1,6 +1,6 @@
 """Trains a small Mixtral on WikiText-2: 8 experts a layer, of which 2 see a token.
 
-    python -m research.models.mixtral --data Salesforce/wikitext --out runs/models/mixtral-wikitext2
+python -m research.models.mixtral --data Salesforce/wikitext --out runs/models/mixtral-wikitext2
 """
 
 from dataclasses import replace

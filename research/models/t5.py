@@ -1,6 +1,6 @@
 """Trains a small T5 to sort letters, and writes the rows that it is trained and tested on.
 
-    python -m research.models.t5 --out runs/models/t5-sort
+python -m research.models.t5 --out runs/models/t5-sort
 """
 
 from dataclasses import replace

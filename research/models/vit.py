@@ -1,6 +1,6 @@
 """Trains a small vision transformer on CIFAR-10, or on any images of 32 x 32 with class labels.
 
-    python -m research.models.vit --data uoft-cs/cifar10 --out runs/models/vit-cifar10
+python -m research.models.vit --data uoft-cs/cifar10 --out runs/models/vit-cifar10
 """
 
 from collections.abc import Iterator

@@ -92,9 +92,7 @@ def test_fields_that_give_output_projections_a_bias(model_type: str) -> None:
     model = tiny_model(model_type, "AutoModel")
     fields = {"llama": {"head": "attention_bias", "neuron": "mlp_bias"}, "qwen3": {"head": "attention_bias"}}
     expected = {
-        site.name: fields[model_type][site.kind]
-        for site in sites_of(model)
-        if site.kind in fields.get(model_type, {})
+        site.name: fields[model_type][site.kind] for site in sites_of(model) if site.kind in fields.get(model_type, {})
     }
     assert bias_fields(model) == expected
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())

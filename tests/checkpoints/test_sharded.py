@@ -166,8 +166,12 @@ def test_the_writer_lets_go_of_a_layer_before_the_next_is_made(tmp_path: Path) -
             del piece
 
     save_sharded(
-        watched(), smaller_config(dense, keep, "per_layer"), smaller_class(dense, "per_layer"), tmp_path,
-        torch.bfloat16, max_shard_bytes=1,
+        watched(),
+        smaller_config(dense, keep, "per_layer"),
+        smaller_class(dense, "per_layer"),
+        tmp_path,
+        torch.bfloat16,
+        max_shard_bytes=1,
     )
     assert held == [0] * 5
 

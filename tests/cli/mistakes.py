@@ -175,7 +175,7 @@ MODELS = {
     ),
     "unknown_architecture": case(
         "model type 'megatron-bert' is not supported yet. Adding it is one file, in hf_mabprune/architectures/ or "
-        "your own (--plugin FILE); CONTRIBUTING.md, \"Add an architecture\", has the recipe. Supported: bert, ",
+        'your own (--plugin FILE); CONTRIBUTING.md, "Add an architecture", has the recipe. Supported: bert, ',
         model="megatron",
     ),
     "quantised": case("the model is quantised", "Prune first, then quantise", model="quantised"),
@@ -384,9 +384,7 @@ OUTPUT = {
         output__dir="taken",
         output__overwrite=True,
     ),
-    "earlier_output": case(
-        "run exists. Choose another output.dir, or set output.overwrite: true", output__dir="run"
-    ),
+    "earlier_output": case("run exists. Choose another output.dir, or set output.overwrite: true", output__dir="run"),
     "the_model": case("models/bert is the model. Choose", output__dir="models/bert", output__overwrite=True),
     "around_the_data": case("data holds the data, ", output__dir="data", output__overwrite=True),
     "file": case("data/words.json is a file. Choose another output.dir", output__dir="data/words.json"),

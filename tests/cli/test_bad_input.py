@@ -118,9 +118,7 @@ def test_a_file_that_is_no_config_is_refused(
         pytest.param("cut run --target.parameters 0.95", "the nearest that can is 0.56", True, id="cut_too_much"),
         pytest.param("cut run --target.macs 2", "must be a number > 0 and < 1, ", False, id="cut_out_of_range"),
         pytest.param("cut run --target.size 0.3", "unknown key 'prune.target.size'", False, id="cut_unknown_target"),
-        pytest.param(
-            "cut run --target.macs 0.3 --output.dir run", "run is the run to cut from", False, id="cut_over"
-        ),
+        pytest.param("cut run --target.macs 0.3 --output.dir run", "run is the run to cut from", False, id="cut_over"),
         pytest.param(
             "cut run --target.macs 0.3 --model.name models/four_layers",
             "the finished search had 20 arms that do not fit this model's 40: keep its model, arms and block_size",

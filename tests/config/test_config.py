@@ -203,9 +203,9 @@ def test_types_in_words_cover_every_key() -> None:
     assert types["prune.target"] == "a mapping"
     assert types["prune.target.macs"] == "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"
     dumped = check(settings()).model_dump()
-    leaves = {
-        f"{part}.{key}" for part, values in dumped.items() if isinstance(values, dict) for key in values
-    } | {"seed"}
+    leaves = {f"{part}.{key}" for part, values in dumped.items() if isinstance(values, dict) for key in values} | {
+        "seed"
+    }
     assert leaves <= set(types)
 
 

@@ -122,9 +122,7 @@ def gradients(statistics: CalibrationStatistics) -> np.ndarray:
             loss = loss_of(statistics, example)
         slopes = dict(zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True))
         arms = statistics.arms
-        of_arm = [
-            slopes[str(arms.site[arm])][columns(statistics, arm)] for arm in range(len(arms))
-        ]
+        of_arm = [slopes[str(arms.site[arm])][columns(statistics, arm)] for arm in range(len(arms))]
         found.append([float(slope.sum()) for slope in of_arm])
     return np.array(found).T
 

@@ -84,8 +84,9 @@ def test_masks_come_off_even_when_the_forward_fails() -> None:
 
 def test_a_mask_of_the_wrong_size_is_refused() -> None:
     model = tiny_model("bert", HEAD)
-    with pytest.raises(ValueError, match=r"encoder\.layer\.0\.output\.dense has 48 neurons, the mask has 47"), masked(
-        model, neuron_mask={0: torch.ones(47)}
+    with (
+        pytest.raises(ValueError, match=r"encoder\.layer\.0\.output\.dense has 48 neurons, the mask has 47"),
+        masked(model, neuron_mask={0: torch.ones(47)}),
     ):
         pass
 

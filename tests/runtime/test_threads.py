@@ -49,9 +49,7 @@ def test_fewer_threads_are_taken_where_they_are_faster_and_one_line_says_so() ->
     machine = Machine({2: 0.095, 1: 0.031})
     machine.choice.check()
     assert machine.threads == 1
-    assert machine.said == [
-        "threads: 1 of 2, other processes seem busy (a trial takes 31 ms with 1, 95 ms with 2)"
-    ]
+    assert machine.said == ["threads: 1 of 2, other processes seem busy (a trial takes 31 ms with 1, 95 ms with 2)"]
     machine.later()
     assert machine.threads == 1 and len(machine.said) == 1
 

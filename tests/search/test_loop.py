@@ -1,6 +1,5 @@
 """The feedback loop: budget, pairing, context and nesting, on arms whose effects are known."""
 
-
 import numpy as np
 import pytest
 
@@ -43,8 +42,9 @@ def test_noise_free_rewards_find_the_safest_arms_one_round(policy: str) -> None:
 
 
 def test_later_rounds_see_the_context_of_what_is_removed() -> None:
-    in_context, one_shot = search("sweep", KnownArms(), rounds=10, pulls_per_arm=10), search(
-        "sweep", KnownArms(), rounds=1, pulls_per_arm=10
+    in_context, one_shot = (
+        search("sweep", KnownArms(), rounds=10, pulls_per_arm=10),
+        search("sweep", KnownArms(), rounds=1, pulls_per_arm=10),
     )
     assert not one_shot.kept[0] and not one_shot.kept[1], "one shot takes both twins, since each alone is safe"
     assert not in_context.kept[0] and in_context.kept[1], "once the first is gone, the second is seen to be needed"

@@ -96,9 +96,7 @@ GROUP_SCORES = [1.0, 5.0, 3.0, 4.0, 9.0, 0.0, 8.0, 7.0]
         (0.75, {2, 4}, [1, 3, 4, 6, 2, 7]),
     ],
 )
-def test_uniform_takes_as_many_from_every_layer(
-    fraction: float, sizes: set[int] | None, expected: list[int]
-) -> None:
+def test_uniform_takes_as_many_from_every_layer(fraction: float, sizes: set[int] | None, expected: list[int]) -> None:
     allowed = {"head": sizes} if sizes else None
     bounds = limits(GROUPS, layout="uniform", sizes=allowed)
     plan = make_plan(GROUPS, TargetConfig(heads=fraction), TOTALS, "uniform", bounds)
