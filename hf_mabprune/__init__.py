@@ -4,10 +4,18 @@ Importing this package lets AutoModel*.from_pretrained load per-layer checkpoint
 all it does at once; what is needed to prune is imported on first use, so that a server does not pay for it.
 """
 
+import signal
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hf_mabprune.checkpoints.load import load_pruned, register_auto_classes
+_command = sys.argv[0].rpartition("/")[2] == "mabprune" if sys.argv else False
+if (_command or sys.orig_argv[1:3] == ["-m", "hf_mabprune"]) and (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the command is imported ends it, without a traceback
+
+from hf_mabprune.checkpoints.load import load_pruned, register_auto_classes  # noqa: E402
 
 if TYPE_CHECKING:
     from hf_mabprune.artifacts.publish import push_checkpoint

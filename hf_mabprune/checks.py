@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from hf_mabprune.artifacts.publish import check_name, checked_token
 from hf_mabprune.artifacts.run_folder import RunFolder
@@ -9,7 +10,8 @@ from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.recovery.recover import check_recovery
 from hf_mabprune.runtime.accelerator import check_trackers
-from hf_mabprune.runtime.files import Protected
+from hf_mabprune.runtime.files import is_claimed
+from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import check_free
 from hf_mabprune.search.run import make_criterion, make_policy, make_rule
 from hf_mabprune.tasks.base import TASKS
@@ -36,6 +38,7 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
         check_recovery(settings.recovery, int(os.environ.get("WORLD_SIZE", "1")))
     if settings.compensation:
         make_compensation(settings.compensation)
+    check_around(settings.output.dir)
     check_free(settings, RunFolder(settings.output.dir).under_way, resume, protected)
     check_trackers(settings.output.log_with)
     if settings.output.push_to_hub:
@@ -43,3 +46,18 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
         checked_token(None)
     if settings.task.type is not None:
         check_reward(settings.search.reward, TASKS.get(settings.task.type))
+
+
+def check_around(folder: str | Path) -> None:
+    """Refuses an output inside that of a run which is under way or can be gone on with: it would be in its way.
+
+    Raises:
+        FileExistsError: Naming that run.
+    """
+    for parent in Path(folder).absolute().parents:
+        state = RunFolder(parent).under_way.state
+        if is_claimed(state):
+            raise FileExistsError(
+                f"{folder} lies in {parent}, the output of a run that is under way or interrupted ({state}): choose "
+                "another output.dir"
+            )

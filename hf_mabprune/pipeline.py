@@ -29,8 +29,8 @@ from hf_mabprune.recovery.recover import recover
 from hf_mabprune.result import FinishedSearch, PruneResult
 from hf_mabprune.runtime import threads
 from hf_mabprune.runtime.accelerator import make_accelerator
-from hf_mabprune.runtime.files import Protected, check_space
-from hf_mabprune.runtime.processes import on_main
+from hf_mabprune.runtime.files import check_space
+from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import RunState, open_run
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
@@ -77,7 +77,7 @@ def prune(
         ValueError: For a setting or data that cannot work; nothing is written then.
         FileExistsError: If the output folder exists and `output["overwrite"]` is not set, or holds anything but an
             earlier output.
-        Interrupted: A KeyboardInterrupt, on SIGINT and SIGTERM, once the search is saved.
+        Interrupted: A KeyboardInterrupt, on SIGINT, SIGTERM and SIGHUP, once the search is saved.
     """
     settings = config.check(
         {
@@ -118,7 +118,7 @@ def prune_from_config(settings: PruneConfig, resume: bool = False, configs: Sequ
     Raises:
         ValueError: For a setting, a model or data that cannot work; nothing is written then.
         OSError: If model or data cannot be read, the disk is full, or the output folder may not be replaced.
-        Interrupted: A KeyboardInterrupt, on SIGINT and SIGTERM, once the search is saved.
+        Interrupted: A KeyboardInterrupt, on SIGINT, SIGTERM and SIGHUP, once the search is saved.
     """
     check_settings(settings, resume, [Protected("the config", Path(file)) for file in configs])
     paths = RunFolder(settings.output.dir).under_way
@@ -143,10 +143,31 @@ def _run(session: Session, run: RunState) -> PruneResult:
     else:
         finished = FinishedSearch(comparison, *search(session, plans, run), make_size)
     result = write_sizes(finished, sizes, search_state=run.saved())
+    publish(settings, run)
     run.finish([report.numbers() for report in result.sizes])
-    if settings.output.push_to_hub:
-        on_main(accelerator, lambda: push_run(RunFolder(settings.output.dir), str(settings.output.push_to_hub)))
     return result
+
+
+def publish(settings: PruneConfig, run: RunState) -> None:
+    """Publishes what a run has written, where its settings name a place on the Hub."""
+    if repo_id := settings.output.push_to_hub:
+        run.publish(lambda: push_run(RunFolder(settings.output.dir), repo_id))
+
+
+def publish_finished(settings: PruneConfig) -> None:
+    """Publishes the output of a run that ended before it was published; nothing is computed.
+
+    Args:
+        settings: Run settings, as they were.
+
+    Raises:
+        OSError: If that fails; it can be tried again.
+    """
+    check_settings(settings, resume=True)
+    paths = RunFolder(settings.output.dir).under_way
+    with open_run(settings, paths, make_accelerator(), resume=True) as run:
+        publish(settings, run)
+        run.finish()
 
 
 def write_sizes(

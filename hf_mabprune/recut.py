@@ -11,7 +11,7 @@ from hf_mabprune.pipeline import make_size, write_sizes
 from hf_mabprune.result import FinishedSearch, PruneResult
 from hf_mabprune.runtime import threads
 from hf_mabprune.runtime.accelerator import make_accelerator
-from hf_mabprune.runtime.files import Protected
+from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import open_run
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.layouts import make_plans

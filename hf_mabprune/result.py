@@ -19,7 +19,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.iterative import Stage
-from hf_mabprune.runtime import files
+from hf_mabprune.runtime import files, places
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session
@@ -121,7 +121,8 @@ class PruneResult:
             FileExistsError: If the folder is not empty and `overwrite` is not set.
         """
         logs = RunFolder(self.settings.output.dir).logs
-        files.check_output_dir(folder, overwrite, files.protected_by(self.settings, logs))
+        places.check_output_dir(folder, overwrite, places.protected_by(self.settings, logs))
+        files.rehearse(folder)
         with RunWriter(RunFolder(folder), self.finished.session, self.settings) as writer:
             writer.add(self.model, self.report, self.arms_table(), self.settings.to_yaml())
             writer.finish()

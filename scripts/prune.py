@@ -7,7 +7,11 @@ accelerate launch scripts/prune.py --config configs/quickstart.yaml --resume
 python scripts/prune.py --help
 """
 
+import signal
 import sys
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while all is imported ends it, without a traceback
 
 from hf_mabprune.cli.commands import main
 

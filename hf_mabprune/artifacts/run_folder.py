@@ -83,6 +83,7 @@ class RunFolder:
             lock=state / "lock",
             config=state / self.config.name,
             search=state / SEARCH_STATE,
+            unpublished=state / "unpublished",
         )
 
     def size(self, name: str) -> "RunFolder":

@@ -5,10 +5,16 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
+import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
 
 import transformers
 from datasets.utils import disable_progress_bars
@@ -18,6 +24,7 @@ from hf_mabprune.artifacts.publish import push_checkpoint
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
 from hf_mabprune.cli.settings import (
+    CUT,
     PLUGIN_HELP,
     Arguments,
     as_file,
@@ -29,13 +36,18 @@ from hf_mabprune.cli.settings import (
     take_plugins,
 )
 from hf_mabprune.config import EvaluateConfig, check_as
+from hf_mabprune.errors import in_words, is_out_of_memory, one_line
 from hf_mabprune.evaluation.report import figures_table
-from hf_mabprune.pipeline import prune_from_config
+from hf_mabprune.pipeline import prune_from_config, publish_finished
 from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
-from hf_mabprune.runtime.resume import Interrupted, is_finished
+from hf_mabprune.runtime import signals
+from hf_mabprune.runtime.files import MADE_BY
+from hf_mabprune.runtime.resume import is_finished
 
 USER_ERRORS = (ValueError, OSError)
+TRACEBACK = "MABPRUNE_TRACEBACK"  # environment variable that asks for the traceback of what should not happen
+LONELY = 2.0  # seconds until another process than the main one takes it that it failed alone
 
 
 def main(arguments: Arguments | None = None) -> int:
@@ -52,40 +64,87 @@ def main(arguments: Arguments | None = None) -> int:
 
 
 def _guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
-    """Loads plugins, runs a command and prints its result, or what is wrong, on the main process alone."""
+    """Loads plugins, runs a command and prints its result, or what is wrong, in one line and once in a launch."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
     datasets_logging.set_verbosity(datasets_logging.CRITICAL)  # it prints what it raises
     speaks = os.environ.get("RANK", "0") == "0"
-    warnings.formatwarning = lambda message, *_: f"mabprune: warning: {message}\n" if speaks else ""
+    warnings.formatwarning = lambda message, *_: f"mabprune: warning: {one_line(str(message))}\n" if speaks else ""
     plugins: list[str] = []
     try:
-        plugins, arguments = take_plugins(arguments)
-        message, code = command(arguments), 0
-    except Interrupted as stop:
-        again = " ".join([str(stop.resume), *(f"--plugin {shlex.quote(plugin)}" for plugin in plugins)])
-        way_on = f"{stop}; go on with: {again}" if stop.resume else str(stop)
-        message, code = _one_line(way_on), 128 + stop.number
-    except USER_ERRORS as error:
-        message, code = _one_line(str(error)), 2
+        with signals.heeded():
+            plugins, arguments = take_plugins(arguments)
+            message, code = command(arguments), 0
+    except BaseException as error:
+        stopped = _interruption(error)
+        if stopped is None and not isinstance(error, Exception):
+            raise
+        message, code = _stop(stopped, plugins) if stopped else _fault(error)
     if speaks:
-        (sys.stderr if code else sys.stdout).write(message)
+        _write(sys.stderr if code else sys.stdout, message)
+    elif code:
+        _speak_if_alone(message)
     return code
 
 
-def _one_line(message: str) -> str:
-    """Joins the lines of a message, which a log would tear apart."""
-    lines = (line.strip() for line in message.splitlines())
-    return f"mabprune: {'; '.join(filter(None, lines))}\n"
+def _interruption(error: BaseException) -> signals.Interrupted | None:
+    """Finds the signal behind an error: what clears up on the way out may fail in its turn."""
+    while error is not None and not isinstance(error, signals.Interrupted):
+        if isinstance(error, KeyboardInterrupt):
+            return signals.Interrupted(signal.SIGINT)
+        error = error.__context__  # type: ignore[assignment]
+    return error
+
+
+def _stop(stopped: signals.Interrupted, plugins: Sequence[str]) -> tuple[str, int]:
+    """Says how to go on, and gives the exit code that shells have for the signal."""
+    again = " ".join([str(stopped.resume), *(f"--plugin {shlex.quote(plugin)}" for plugin in plugins)])
+    way_on = f"{stopped}; go on with: {again}" if stopped.resume else str(stopped)
+    return f"mabprune: {one_line(way_on)}\n", 128 + stopped.number
+
+
+def _fault(error: BaseException) -> tuple[str, int]:
+    """Says what is wrong: what the user can mend, with exit code 2; or where something failed that should not."""
+    if isinstance(error, USER_ERRORS):
+        has_words = not isinstance(error, OSError) or error.errno is None
+        return f"mabprune: {one_line(str(error)) if has_words else in_words(error)}\n", 2
+    if is_out_of_memory(error):
+        return f"mabprune: {in_words(error)}: lower task.batch_size or task.max_length, or take a larger machine\n", 2
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"mabprune: {in_words(error)}, in {Path(last.filename).name} line {last.lineno}: neither settings nor data "
+        f"were found wrong before, so this may be a fault of {MADE_BY}; {TRACEBACK}=1 shows where it comes from\n"
+    ), 1
+
+
+def _speak_if_alone(message: str) -> None:
+    """Prints what another process than the main one has to say, unless the launcher ends it with all the others."""
+    with suppress(KeyboardInterrupt), signals.heeded():
+        time.sleep(LONELY)
+        _write(sys.stderr, f"mabprune: process {os.environ['RANK']}: {message.removeprefix('mabprune: ')}")
+
+
+def _write(stream: TextIO, message: str) -> None:
+    """Prints, as far as the terminal can and is there."""
+    with suppress(OSError, ValueError):
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(message.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
 
 
 def prune(arguments: Arguments) -> str:
     """prune --config run.yaml [--dotted.key value ...] [--resume]: makes a model smaller"""
     arguments, resume = _without(arguments, "--resume")
     settings = read_settings(arguments)
-    if resume and is_finished(settings, RunFolder(settings.output.dir).under_way):
-        return f"finished already: {settings.output.dir}\n"
+    paths = RunFolder(settings.output.dir).under_way
+    if resume and is_finished(settings, paths):
+        if not paths.unpublished.exists():
+            return f"finished already: {settings.output.dir}\n"
+        publish_finished(settings)
+        return f"pushed: {settings.output.dir} to {settings.output.push_to_hub}\n"
     return prune_from_config(settings, resume, config_files(arguments)).summary(settings.output.dir)
 
 
@@ -101,9 +160,10 @@ def cut(arguments: Arguments) -> str:
     rest = [re.sub("^--target", "--prune.target", word) for word in rest]
     with as_file(read_run_config(known.run)) as base:
         settings = read_settings(["--config", base, *rest])
-    if not settings.output.dir:
+    if settings.output.dir.endswith(CUT):
         smallest = settings.prune.target.sizes()[-1]
-        output = settings.output.model_copy(update={"dir": f"{known.run.rstrip('/')}-{smallest.name()}"})
+        place = f"{settings.output.dir.removesuffix(CUT)}-{smallest.name()}"
+        output = settings.output.model_copy(update={"dir": place})
         settings = settings.model_copy(update={"output": output})
     return cut_run(known.run, settings).summary(settings.output.dir)
 

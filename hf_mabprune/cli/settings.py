@@ -35,6 +35,7 @@ REGISTRIES: dict[str, Registry[Any]] = {  # by what their names are, and where t
     "compensations (compensation)": COMPENSATIONS,
 }
 TARGET = "--prune.target."
+CUT = "-SIZE"  # ends the name of the folder that a cut of a run is written to, SIZE being the name of the size
 COUNTED = {"neurons", "heads", "experts"}
 PLUGIN_HELP = (
     "--plugin FILE, as often as you like, first loads what registers components of\nyour own: a .py file, or the "
@@ -169,7 +170,7 @@ def read_run_config(folder: str) -> dict[str, Any]:
     if config["task"].pop("metrics", None):
         warnings.warn(f"{path} names metrics, which only --task.metrics can choose", stacklevel=2)
     draws = {name: value for name, value in config["output"].items() if name == "random_seeds"}
-    return {**config, "output": {"dir": "", **draws}}
+    return {**config, "output": {"dir": f"{folder.rstrip('/')}{CUT}", **draws}}
 
 
 @contextmanager

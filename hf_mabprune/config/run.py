@@ -1,16 +1,18 @@
 """The whole of a run's settings, and of an evaluation's: the YAML file is such a tree written down."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hf_mabprune.config.base import Strict, check_as
 from hf_mabprune.config.data import TaskConfig
 from hf_mabprune.config.recovery import RecoveryConfig
 from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.config.target import PruningConfig
+from hf_mabprune.errors import outside
 
 
 class ModelConfig(Strict):
@@ -37,6 +39,15 @@ class OutputConfig(Strict):
     push_to_hub: str | None = Field(None, description="name on the Hub, owner/name, that the result is pushed to")
     log_with: list[str] = Field([], description="trackers of Accelerate: tensorboard, wandb, trackio, ...")
     log_dir: str | None = Field(None, description="folder for trackers that write files; null: DIR.logs")
+
+    @field_validator("dir")
+    @classmethod
+    def _names_a_folder(cls, given: str) -> str:
+        if not given.strip() or "\0" in given:
+            raise ValueError("must name a folder, e.g. runs/pruned")
+        with outside("cannot be used"):
+            os.fsencode(given)
+            return str(Path(given).expanduser()) if given.startswith("~") else given
 
 
 class PruneConfig(Strict):

@@ -1,174 +1,126 @@
 """Files of a run: written whole or not at all; and nothing is deleted but what a run of this package made.
 
-An output folder bears a mark, a file that lists what the run put there. A folder is replaced only if it is empty, or
-if it bears the mark and holds nothing that the mark does not list; and never where that could take with it what the
-run works from: model, data, config, logs or the working directory.
+An output folder bears a mark, a file that lists what the run put there, with the hash of each file. A folder is
+replaced only if it is empty, or if it bears the mark and holds nothing that the mark does not list, unchanged.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from glob import has_magic
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from hf_mabprune.config import PruneConfig
+from hf_mabprune.errors import in_words
 
 PARTIAL, OLD = ".partial", ".old"  # endings of folders that are not, or no longer, the output
 OURS = "mabprune-"  # begins what follows the output's name in the names of such folders
 MARK = ".mabprune-output.json"
 MADE_BY = "hf_mabprune"
+REMEDY = "Choose another output.dir"
 
 
-@dataclass(frozen=True)
-class Protected:
-    """Something that an output must not take the place of.
-
-    Attributes:
-        what: Words for a message, e.g. "the model".
-        path: File or folder, which need not exist.
-        whole: Whether nothing inside it is replaced either.
-    """
-
-    what: str
-    path: Path
-    whole: bool = False
-
-
-def protected_by(settings: PruneConfig, logs: Path, configs: Sequence[str | Path] = ()) -> list[Protected]:
-    """Finds the files and folders that a run reads, or is started from.
-
-    Args:
-        settings: Run settings.
-        logs: Folder of trackers that write files, where the settings name no other.
-        configs: Files that the settings were read from.
-    """
-    dataset, output = settings.task.dataset, settings.output
-    files = [
-        file
-        for given in (dataset.data_files or {}).values()
-        for file in ([given] if isinstance(given, str) else given)
-        if "://" not in file
-    ]
-    return [
-        Protected("the model", Path(settings.model.name), whole=True),
-        Protected("the data", Path(dataset.path), whole=True),
-        *(Protected("the data", _without_pattern(Path(file))) for file in files),
-        *(Protected("the config", Path(file)) for file in configs),
-        Protected("the logs", Path(output.log_dir or logs)),
-        Protected("the working directory", Path.cwd()),
-    ]
-
-
-def check_output_dir(folder: str | Path, overwrite: bool, protected: Sequence[Protected] = ()) -> None:
-    """Refuses to write over what is there, or where nothing can be written.
-
-    Args:
-        folder: Place of the output.
-        overwrite: Whether an earlier output may be replaced.
-        protected: Places that must survive.
-
-    Raises:
-        FileExistsError: If something is there that is no earlier output, or that is one and `overwrite` is not set, or
-            if a source would go with it.
-        NotADirectoryError, PermissionError: If the folder cannot be made where it shall be.
-    """
-    folder = Path(folder)
-    if os.path.lexists(folder) and not _is_folder(folder):
-        kind = "a link" if folder.is_symlink() else "a file" if folder.is_file() else "no folder"
-        raise FileExistsError(f"{folder} is {kind}. Choose another output.dir")
-    if folder.is_dir():
-        _check_replaceable(folder, overwrite, protected)
-    place = _nearest_parent(folder)
-    if not place.is_dir():
-        raise NotADirectoryError(f"{folder} cannot be made, for {place} is no folder. Choose another output.dir")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be made, for {place} is not writable. Choose another output.dir")
-
-
-def _check_replaceable(folder: Path, overwrite: bool, protected: Sequence[Protected]) -> None:
-    """Raises FileExistsError for a folder that an output must not take the place of."""
-    place = folder.resolve()
-    for source in protected:
-        path = source.path.expanduser().resolve()
-        if not path.exists():
-            continue
-        if place == path or place in path.parents:
-            holds = f"is {source.what}" if place == path else f"holds {source.what}, {source.path}"
-            raise FileExistsError(f"{folder} {holds}. Choose another output.dir")
-        if source.whole and path.is_dir() and path in place.parents:
-            raise FileExistsError(
-                f"{folder} exists and lies inside {source.what}, {source.path}. Choose another output.dir"
-            )
-    _refuse_strangers(folder)
-    if any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} exists. Choose another output.dir, or set output.overwrite: true")
-
-
-def _refuse_strangers(folder: Path) -> None:
-    """Raises FileExistsError for a folder that holds more than an earlier output."""
+def refuse_strangers(folder: Path) -> None:
+    """Raises FileExistsError for a folder that holds more than an earlier output, or where that was changed."""
     if stranger := _stranger_in(folder):
         raise FileExistsError(
-            f"{folder} exists and holds {stranger}, which no run of {MADE_BY} wrote: nothing was touched. Choose "
-            "another output.dir, or move that away yourself"
+            f"{folder} exists and holds {stranger}: nothing was touched. Choose another output.dir, or move that "
+            "away yourself"
         )
 
 
 def _stranger_in(folder: Path) -> str | None:
-    """The first file below a folder that its mark does not list; where there is no mark, the first entry of all."""
+    """Says what in a folder is not as its mark has it, the first by name; where there is no mark, the first entry."""
     if not (folder / MARK).is_file():
-        return min((path.name for path in folder.iterdir()), default=None)
-    listed = {*_marked_files(folder), MARK}
-    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    return min((name for name, path in names.items() if name not in listed and not _is_folder(path)), default=None)
+        names = [path.name for path in folder.iterdir()]
+        return f"{min(names)}, which no run of {MADE_BY} wrote" if names else None
+    listed = _marked_files(folder)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name == MARK or is_plain_folder(path):
+            continue
+        if name not in listed or not is_plain_file(path):
+            return f"{name}, which no run of {MADE_BY} wrote"
+        if listed[name] is not None and listed[name] != sha256(path):
+            return f"{name}, which was changed since a run of {MADE_BY} wrote it"
+    return None
 
 
-def _is_folder(path: Path) -> bool:
-    """Whether it is a folder itself, and no link to one."""
+def damage(folder: Path) -> str | None:
+    """Says what of a finished output is gone or was changed, the first by name; None where nothing is."""
+    listed = _marked_files(folder)
+    gone = next((name for name in sorted(listed) if not (folder / name).is_file()), None)
+    if gone or not listed:
+        return f"it lacks {gone or MARK}, which the run wrote"
+    hashed = ((name, digest) for name, digest in sorted(listed.items()) if digest is not None)
+    changed = next((name for name, digest in hashed if digest != sha256(folder / name)), None)
+    return changed and f"its {changed} was changed since"
+
+
+def is_plain_folder(path: Path) -> bool:
+    """Tells whether something is a folder itself, and no link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
-def _marked_files(folder: Path) -> list[str]:
-    """What a mark lists; nothing where it cannot be read."""
+def is_plain_file(path: Path) -> bool:
+    """Tells whether something is a regular file itself: no link, device, fifo or socket."""
+    return path.is_file() and not path.is_symlink()
+
+
+def sha256(path: Path) -> str:
+    """Hashes a file, a block at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_mark(folder: Path) -> dict[str, Any]:
+    """Reads a mark; nothing where it cannot be read, or is somebody else's."""
     try:
         mark = json.loads((folder / MARK).read_text())
-        return list(mark["files"]) if mark["made_by"] == MADE_BY else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return mark if mark["made_by"] == MADE_BY else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
 
 
-def _mark(folder: Path) -> None:
-    """Writes down what a finished output consists of."""
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    (folder / MARK).write_text(json.dumps({"made_by": MADE_BY, "files": files}, indent=1))
+def _marked_files(folder: Path) -> dict[str, str | None]:
+    """Gives the files that a mark lists, each with its hash; None where there is none, for a folder under way."""
+    listed = _read_mark(folder).get("files")
+    if isinstance(listed, list):
+        return {name: None for name in listed if isinstance(name, str)}
+    return listed if isinstance(listed, dict) else {}
 
 
-def _without_pattern(path: Path) -> Path:
-    """The part of a path before its first wildcard."""
-    literal = []
-    for part in path.parts:
-        if has_magic(part) or "{" in part:
-            break
-        literal.append(part)
-    return Path(*literal)
+def _write_mark(folder: Path, **content: Any) -> None:
+    (folder / MARK).write_text(json.dumps({"made_by": MADE_BY, **content}, indent=1))
 
 
-def _nearest_parent(folder: Path) -> Path:
-    """What is there already of the way to a folder."""
-    return next(parent for parent in folder.absolute().parents if parent.exists())
+def _close(folder: Path) -> None:
+    """Writes down what a finished output consists of, with the permissions that its files would have anywhere else."""
+    paths = sorted(folder.rglob("*"))
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if is_plain_file(path)}
+    _write_mark(folder, files={name: digest for name, digest in files.items() if name != MARK})
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *paths):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Gives a temporary folder beside `target` that takes its place when the block ends well, and else vanishes.
 
-    What it replaces must have passed `check_output_dir`.
+    What it replaces must have passed `places.check_output_dir`.
 
     Raises:
         OSError: If the disk is full, whoever noticed it.
@@ -178,14 +130,15 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     work = _temporary_folder(target, PARTIAL)
     try:
         yield work
-        _mark(work)
-        work.chmod(0o755)
-        if target.exists():
-            _refuse_strangers(target)  # a search takes long, and people go on working
+        _close(work)
+        if os.path.lexists(target):  # a search takes long, and people go on working
+            if not is_plain_folder(target):
+                raise FileExistsError(f"{target} is {kind_of(target)} by now: nothing was written. {REMEDY}")
+            refuse_strangers(target)
             old = _temporary_folder(target, OLD)
             os.replace(target, old / target.name)
             os.replace(work, target)
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # the next run clears what is left of it
         else:
             os.replace(work, target)
     except SafetensorError as error:  # how the library that writes weights says that the disk is full
@@ -194,10 +147,39 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def rehearse(target: str | Path) -> None:
+    """Tries all that it takes to put an output into its place, and leaves everything as it was.
+
+    A folder is made, written to, put into the place and read back there; what is in the place is moved aside and back.
+
+    Raises:
+        OSError: If any of that cannot be done, saying what.
+    """
+    target = Path(target)
+    work = old = None
+    try:
+        work = _temporary_folder(target, PARTIAL)
+        if os.path.lexists(target):
+            old = _temporary_folder(target, OLD)
+            os.replace(target, old / target.name)
+            os.replace(old / target.name, target)
+        else:
+            os.replace(work, target)
+            read = _read_mark(target)
+            os.replace(target, work)
+            if not read:
+                raise OSError("what is written there is not what is read")
+    except OSError as error:
+        raise OSError(f"{target} cannot be made there ({in_words(error)}). {REMEDY}") from error
+    finally:
+        for folder in filter(None, (work, old)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _temporary_folder(target: Path, ending: str) -> Path:
     """A new folder beside an output, whose name says whose it is; it bears a mark from its first moment on."""
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.{OURS}", suffix=ending, dir=target.parent))
-    _mark(work)
+    _write_mark(work, files={})
     return work
 
 
@@ -209,13 +191,15 @@ def clear_leftovers(target: str | Path) -> None:
     target = Path(target)
     pattern = re.compile(rf"\.{re.escape(target.name)}\.{OURS}[a-z0-9_]{{8}}({re.escape(PARTIAL)}|{re.escape(OLD)})")
     for place in target.parent.iterdir() if target.parent.is_dir() else ():
-        if not (pattern.fullmatch(place.name) and _is_folder(place)):
+        if not (pattern.fullmatch(place.name) and is_plain_folder(place)):
             continue
         if any(place.iterdir()) and not (place / MARK).is_file():
             continue
         if place.name.endswith(OLD) and (place / target.name).exists() and not target.exists():
             os.replace(place / target.name, target)
         shutil.rmtree(place)
+    if is_plain_folder(target) and [path.name for path in target.iterdir()] == [MARK] and _marked_files(target) == {}:
+        shutil.rmtree(target)  # of a rehearsal
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -232,23 +216,72 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def refuse_other_files(folder: Path, names: Sequence[str]) -> None:
-    """Raises FileExistsError for a folder that holds anything but files of these names."""
-    others = sorted({path.name for path in folder.iterdir()} - {*names}) if folder.is_dir() else []
-    if others:
+    """Refuses a folder for files of these names that is no such folder yet, and holds something.
+
+    Raises:
+        FileExistsError: If it is no plain folder, or holds what no run of this package wrote.
+    """
+    if not os.path.lexists(folder):
+        return
+    problem = None
+    if not is_plain_folder(folder):
+        problem = f"{folder} is {kind_of(folder)}"
+    elif entries := sorted(folder.iterdir()):
+        known = {*names} if _read_mark(folder) else set()
+        strangers = [path.name for path in entries if path.name not in known or not is_plain_file(path)]
+        problem = f"{folder} holds {strangers[0]}, which no run of {MADE_BY} wrote" if strangers else None
+    if problem:
         raise FileExistsError(
-            f"{folder} holds {others[0]}, which no run of {MADE_BY} wrote, and a search would be saved there: "
-            "choose another output.dir, or move that away"
+            f"{problem}, and a search would be saved there: choose another output.dir, or move that away"
         )
 
 
+def kind_of(path: Path) -> str:
+    """Says in words what a path is that is no plain folder."""
+    if path.is_symlink():
+        return "a link" if path.exists() else "a link that leads nowhere"
+    mode = path.lstat().st_mode
+    kinds = {"a fifo": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a file": stat.S_ISREG}
+    return next((kind for kind, test in kinds.items() if test(mode)), "a device")
+
+
+def claim(folder: Path) -> None:
+    """Makes a folder, with the folders above it, or takes up one that is there; the mark says which were made.
+
+    Raises:
+        OSError: If it cannot be made, saying why.
+    """
+    try:
+        made = [parent for parent in (*reversed(folder.parents), folder) if not parent.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MARK).exists():
+            _write_mark(folder, files={}, made=[str(path.absolute()) for path in made])
+    except OSError as error:
+        raise OSError(f"{folder} cannot be made ({in_words(error)}). {REMEDY}") from error
+
+
+def is_claimed(folder: Path) -> bool:
+    """Tells whether a folder is one that `claim` took for a run."""
+    return is_plain_folder(folder) and "made" in _read_mark(folder)
+
+
 def remove_files(folder: Path, names: Sequence[str]) -> None:
-    """Removes files by name, and the folder if nothing else is in it."""
-    if not folder.is_dir():
+    """Removes files by name, and the folders that `claim` made for them, as far as nothing else is in them."""
+    if not is_plain_folder(folder):
         return
-    for name in names:
+    made = _read_mark(folder).get("made", [])
+    for name in (*(name for name in names if name != MARK), MARK):
         (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    above = [folder, *folder.parents]
+    for path in above:
+        if str(path.absolute()) not in made or any(path.iterdir()):
+            break
+        path.rmdir()
+
+
+def nearest_parent(folder: Path) -> Path:
+    """Gives what is there already of the way to a folder."""
+    return next(parent for parent in folder.absolute().parents if parent.exists())
 
 
 def check_space(folder: str | Path, needed: int) -> None:
@@ -261,7 +294,7 @@ def check_space(folder: str | Path, needed: int) -> None:
     Raises:
         OSError: If less is free.
     """
-    existing = _nearest_parent(Path(folder))
+    existing = nearest_parent(Path(folder))
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(

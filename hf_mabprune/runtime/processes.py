@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 T = TypeVar("T")
 
@@ -30,3 +30,26 @@ def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
     done: list[T] = []
     on_main(accelerator, lambda: done.append(action()))
     return done[0] if done else action()
+
+
+def agree(accelerator: Accelerator, what: str, own: dict[str, Any]) -> None:
+    """Makes sure that all processes of a launch work on the same thing.
+
+    Args:
+        accelerator: Processes of the launch, all of which call this.
+        what: What must be the same, for the message, e.g. "settings".
+        own: Name -> value, as this process has it.
+
+    Raises:
+        ValueError: In all processes, if a value differs.
+    """
+    if accelerator.num_processes == 1:
+        return
+    everywhere = gather_object([own])
+    for process, other in enumerate(everywhere):
+        names = sorted({*everywhere[0], *other})
+        if differing := [name for name in names if everywhere[0].get(name) != other.get(name)]:
+            raise ValueError(
+                f"all processes of a launch must have the same {what}, but process {process} differs from process 0 "
+                f"in {', '.join(differing)}: start them with one command, on the same files"
+            )

@@ -1,16 +1,17 @@
-"""A run that can be stopped and taken up again: its lock, its saved search, and the signals that ask it to leave.
+"""A run that can be stopped and taken up again: its lock, its saved search, and what is left to do.
 
 While a run goes on, a folder lies beside its output folder, with the lock, the resolved config and the state of the
-search. It is written anew after every round, and goes when the output is in place.
+search. It is written anew after every round, and goes when the output is in place, and published where it shall be.
 """
 
-import signal
+import hashlib
+import json
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -20,17 +21,21 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from hf_mabprune.config import PruneConfig
+from hf_mabprune.errors import in_words, outside
+from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.files import (
+    MARK,
     PARTIAL,
-    Protected,
-    check_output_dir,
+    claim,
     clear_leftovers,
-    protected_by,
+    damage,
     refuse_other_files,
+    rehearse,
     remove_files,
     write_atomically,
 )
-from hf_mabprune.runtime.processes import on_main
+from hf_mabprune.runtime.places import Protected, check_output_dir, protected_by
+from hf_mabprune.runtime.processes import agree, on_main
 from hf_mabprune.runtime.saved import fingerprint, pack, unpack
 
 SAVE_EVERY = 60.0  # seconds between saves within a round
@@ -54,10 +59,11 @@ class RunPaths:
         output: Folder that the run leaves behind.
         written: Settings in that folder, there once the run has finished.
         logs: Folder of trackers that write files, where the settings name no other.
-        state: Folder of the next three, there while the run goes on.
+        state: Folder of the next four, there while the run goes on.
         lock: File that only one run can hold.
         config: Settings of the run.
         search: The search as it was saved last.
+        unpublished: File that is there while the output is in place, and not yet where it shall be published.
     """
 
     output: Path
@@ -67,25 +73,17 @@ class RunPaths:
     lock: Path
     config: Path
     search: Path
+    unpublished: Path
 
     def names(self) -> list[str]:
         """Lists the names of everything that can be in the folder of the state."""
         saved = [path.name for path in (self.search, self.config)]
-        return [*saved, *(f"{name}{PARTIAL}" for name in saved), self.lock.name]
+        return [*saved, *(f"{name}{PARTIAL}" for name in saved), self.unpublished.name, self.lock.name, MARK]
 
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to leave.
-
-    Attributes:
-        number: Of the signal.
-        resume: Command that goes on; None if nothing was saved yet.
-    """
-
-    def __init__(self, number: int, resume: str | None = None) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-        self.resume = resume
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is left to go on with."""
+        return self.search.exists() or self.unpublished.exists()
 
 
 class RunState:
@@ -97,18 +95,25 @@ class RunState:
         self.settings = settings
         self.fingerprint = ""
         self.earlier: list[dict[str, Any]] = []  # searches that have ended, of a run in stages
-        self._signal: int | None = None
-        self._deferred = False
         self._saved = time.monotonic()
 
     @property
     def resume_command(self) -> str | None:
         """What goes on with the run, once something was saved."""
-        return f"mabprune prune --config {self.paths.config} --resume" if self.paths.search.exists() else None
+        if not self.paths.unfinished:
+            return None
+        return f"mabprune prune --config {shlex.quote(str(self.paths.config))} --resume"
 
     def begin(self, model: nn.Module, batches: Sequence[dict[str, torch.Tensor]]) -> None:
-        """Notes what the run is about, for searches of other models or data are not taken up; starts its trackers."""
-        self.fingerprint = fingerprint(model, batches)
+        """Notes what the run is about, for searches of another run are not taken up; starts its trackers.
+
+        Raises:
+            ValueError: If the processes of the launch work on different models or data.
+        """
+        about = fingerprint(model, batches)
+        agree(self.accelerator, "model and calibration data", {"the weights or the tokens": about})
+        settings = {name: part for name, part in self.settings.model_dump().items() if name != "output"}
+        self.fingerprint = hashlib.sha256(f"{about} {json.dumps(settings, sort_keys=True)}".encode()).hexdigest()
         if self.accelerator.log_with:
             self.accelerator.init_trackers("hf_mabprune", {"config": self.settings.to_yaml()})
 
@@ -125,8 +130,8 @@ class RunState:
         state = unpack(saved, path)
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"{path} was saved with another model or other data; put those back, or start anew with "
-                "output.overwrite: true and without --resume"
+                f"{path} was saved with another model, other data or other settings; put those back, or start anew "
+                "with output.overwrite: true and without --resume"
             )
         searches = [*state["earlier"], state["search"]]
         if len(self.earlier) >= len(searches):
@@ -150,24 +155,33 @@ class RunState:
             on_main(self.accelerator, lambda: write_atomically(self.paths.search, pack(state)))
             self._saved = time.monotonic()
         if left:
-            raise Interrupted(left, self.resume_command)
-
-    @contextmanager
-    def deferred_signals(self) -> Iterator[None]:
-        """Signals wait for `keep` while the context is open; a second one does not."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
+            raise signals.Interrupted(left, self.resume_command)
 
     def saved(self) -> bytes | None:
         """The search as it was saved last, on the main process."""
         path = self.paths.search
         return path.read_bytes() if self.accelerator.is_main_process and path.exists() else None
 
+    def publish(self, push: Callable[[], object]) -> None:
+        """Publishes the output, which is in place, on the main process; the run is not over before that is done.
+
+        Args:
+            push: Function that does it.
+
+        Raises:
+            OSError: If that fails, with what to do about it; the output stays, and so does what `--resume` needs.
+        """
+        on_main(self.accelerator, lambda: self.paths.unpublished.touch())
+        try:
+            on_main(self.accelerator, push)
+        except Exception as error:
+            raise OSError(
+                f"{in_words(error)}. The output is safe in {self.paths.output}, and only has to be pushed: mabprune "
+                f"push, or {self.resume_command}"
+            ) from error
+
     def finish(self, figures: Sequence[Mapping[str, float]] = ()) -> None:
-        """Clears up once the output is in place, when nothing is left to resume.
+        """Clears up once the output is in place, when nothing is left to do.
 
         Args:
             figures: Name -> number for each size, for the trackers.
@@ -185,15 +199,10 @@ class RunState:
 
     def _agreed_signal(self) -> int:
         """The number of a signal that any process got, 0 if none did."""
-        own = torch.tensor(self._signal or 0, device=self.accelerator.device)
+        own = torch.tensor(signals.pending(), device=self.accelerator.device)
         if self.accelerator.num_processes == 1:
             return int(own)
         return int(self.accelerator.gather(own.reshape(1)).max())
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._deferred or self._signal is not None:
-            raise Interrupted(number, self.resume_command)
-        self._signal = number
 
 
 @contextmanager
@@ -214,17 +223,19 @@ def open_run(
     """
     run = RunState(settings, paths, accelerator)
     lock = FileLock(paths.lock, timeout=0)
-    on_main(accelerator, lambda: _enter(run, lock, resume))
-    previous = _listen(run)
-    try:
-        yield run
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if accelerator.is_main_process:
-            if not paths.search.exists():
-                run.discard()
-            lock.release()
+    with signals.heeded():
+        agree(accelerator, "settings", _flat(settings.model_dump()))
+        on_main(accelerator, lambda: _enter(run, lock, resume))
+        try:
+            yield run
+        except signals.Interrupted as stop:
+            stop.resume = stop.resume or run.resume_command
+            raise
+        finally:
+            if accelerator.is_main_process:
+                if not paths.unfinished:
+                    run.discard()
+                lock.release()
 
 
 def check_free(
@@ -242,8 +253,14 @@ def check_free(
         FileExistsError: If the output is there already, or an interrupted run is, and nothing says to go over it; or
             if something else would be lost.
     """
+    refuse_other_files(paths.state, paths.names())
+    if resume and paths.unpublished.exists():
+        return
+    logs, output = Path(settings.output.log_dir or paths.logs).resolve(), paths.output.resolve()
+    if output == logs or output in logs.parents:
+        raise ValueError(f"output.log_dir {settings.output.log_dir} must not lie in output.dir {paths.output}")
     sources = [*protected_by(settings, paths.logs), *protected]
-    check_output_dir(settings.output.dir, settings.output.overwrite, sources)
+    check_output_dir(paths.output, settings.output.overwrite, sources)
     if paths.search.exists() and not resume and not settings.output.overwrite:
         raise FileExistsError(
             f"{paths.state} holds an interrupted run: go on with --resume, or start anew with output.overwrite: true"
@@ -251,11 +268,30 @@ def check_free(
 
 
 def is_finished(settings: PruneConfig, paths: RunPaths) -> bool:
-    """Tells whether the output folder holds what a run with these settings writes."""
-    if settings.output.overwrite and paths.search.exists():
+    """Tells whether the output folder holds what a run with these settings writes, whole.
+
+    Raises:
+        ValueError: If a part of it is gone or was changed.
+    """
+    if (settings.output.overwrite and paths.search.exists()) or not paths.written.is_file():
         return False
-    written = paths.written
-    return written.is_file() and not differences(yaml.safe_load(written.read_text()), settings.model_dump())
+    if differences(_read_config(paths.written), settings.model_dump()):
+        return False
+    if fault := damage(paths.output):
+        raise ValueError(
+            f"{paths.output} is of a finished run, but {fault}: put that back, or make the run again with "
+            "output.overwrite: true and without --resume"
+        )
+    return True
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Reads settings that a run wrote down."""
+    with outside(f"{path} cannot be read", "start anew with output.overwrite: true and without --resume"):
+        content = yaml.safe_load(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it must hold a mapping, got {type(content).__name__}")
+        return content
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -267,8 +303,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _enter(run: RunState, lock: FileLock, resume: bool) -> None:
     """On the main process: lock, check, clear up, write the config down."""
     paths = run.paths
-    refuse_other_files(paths.state, paths.names())
-    paths.state.mkdir(parents=True, exist_ok=True)
+    check_free(run.settings, paths, resume)
+    claim(paths.state)
     try:
         lock.acquire()
     except Timeout:
@@ -277,32 +313,43 @@ def _enter(run: RunState, lock: FileLock, resume: bool) -> None:
             "choose another output.dir"
         ) from None
     try:
-        clear_leftovers(run.settings.output.dir)
+        clear_leftovers(paths.output)
         check_free(run.settings, paths, resume)
+        if resume and paths.search.exists():
+            _check_same(run.settings, paths)
         if not resume:
             paths.search.unlink(missing_ok=True)
-        elif paths.search.exists() and paths.config.exists():
-            changed = differences(yaml.safe_load(paths.config.read_text()), run.settings.model_dump())
-            if changed:
-                raise ValueError(
-                    f"the interrupted run in {paths.state} had other settings: {', '.join(changed)}; go on with its "
-                    f"own, --config {paths.config}, or start anew without --resume and with output.overwrite: true"
-                )
+            paths.unpublished.unlink(missing_ok=True)
+        if not paths.unpublished.exists():
+            rehearse(paths.output)
         write_atomically(paths.config, run.settings.to_yaml().encode())
     except BaseException:
-        if not paths.search.exists():
+        if not paths.unfinished:
             run.discard()
         lock.release()
         raise
 
 
-def _listen(run: RunState) -> dict[int, Any]:
-    """Takes over SIGINT and SIGTERM; outside the main thread signals stay as they are."""
-    previous: dict[int, Any] = {}
-    with suppress(ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, run._handle)
-    return previous
+def _check_same(settings: PruneConfig, paths: RunPaths) -> None:
+    """Raises ValueError for settings that the interrupted run did not have."""
+    if not paths.config.exists():
+        raise ValueError(
+            f"{paths.state} holds a search without its settings, {paths.config.name}: start anew with "
+            "output.overwrite: true and without --resume"
+        )
+    if changed := differences(_read_config(paths.config), settings.model_dump()):
+        raise ValueError(
+            f"the interrupted run in {paths.state} had other settings: {', '.join(changed)}; go on with its "
+            f"own, --config {paths.config}, or start anew without --resume and with output.overwrite: true"
+        )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Gives dotted key -> value of nested settings."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _names(one: Any, other: Any) -> list[str]:

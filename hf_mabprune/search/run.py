@@ -5,7 +5,6 @@ Arms are found by pulls, a policy and a removal rule; or, where the settings nam
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 
 import numpy as np
@@ -17,6 +16,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.registry import check_options
+from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.resume import RunState
 from hf_mabprune.search.loop import Search
 from hf_mabprune.search.progress import SearchProgress
@@ -44,7 +44,7 @@ def search(session: Session, plans: Sequence[Plan], run: RunState | None = None)
     if run and run.restore(under_way):
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")
     bar = SearchProgress(under_way, accelerator.is_main_process)
-    with bar, run.deferred_signals() if run else nullcontext():
+    with bar, signals.deferred():
         for done in under_way.run():
             bar.show(done)
             if done:

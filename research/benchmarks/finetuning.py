@@ -21,7 +21,8 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
 from hf_mabprune.runtime.accelerator import make_accelerator
-from hf_mabprune.runtime.files import atomic_folder, check_output_dir
+from hf_mabprune.runtime.files import atomic_folder
+from hf_mabprune.runtime.places import check_output_dir
 from hf_mabprune.runtime.processes import main_first, on_main
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch

@@ -15,6 +15,7 @@ import transformers
 
 from hf_mabprune.artifacts.run_folder import SEARCH_STATE
 from hf_mabprune.cli.commands import main
+from hf_mabprune.runtime.files import claim
 from tests.cli.mistakes import LLAMA, TABLES, Case
 from tests.cli.world import break_runs, make_data, make_models, write_yaml
 
@@ -29,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_data(folder / "data")
     (folder / "taken").mkdir()
     (folder / "taken" / "thesis.txt").write_text("years of work")
-    (folder / "waiting.state").mkdir()
+    claim(folder / "waiting.state")
     (folder / "waiting.state" / SEARCH_STATE).write_bytes(b"rounds and rounds")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -154,7 +155,7 @@ def test_a_file_that_is_no_config_is_refused(
         pytest.param(
             "evaluate models/bert", "config.yaml, so it is no run's output: name data", False, id="evaluate_no_run"
         ),
-        pytest.param("evaluate run --config nope.yaml", "'nope.yaml'", False, id="evaluate_no_config"),
+        pytest.param("evaluate run --config nope.yaml", "nope.yaml: No such file", False, id="evaluate_no_config"),
         pytest.param("evaluate run --task.batchsize 8", "mean 'task.batch_size'?", False, id="evaluate_unknown_key"),
         pytest.param(
             "evaluate models/no_config --config run.yaml", "holds no config.json", False, id="evaluate_no_model"

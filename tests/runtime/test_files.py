@@ -8,16 +8,8 @@ import pytest
 
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.config import PruneConfig, check
-from hf_mabprune.runtime.files import (
-    MARK,
-    Protected,
-    atomic_folder,
-    check_output_dir,
-    clear_leftovers,
-    protected_by,
-    refuse_other_files,
-    remove_files,
-)
+from hf_mabprune.runtime.files import MARK, atomic_folder, clear_leftovers, refuse_other_files, remove_files
+from hf_mabprune.runtime.places import Protected, check_output_dir, protected_by
 
 
 def everything_below(folder: Path) -> dict[str, bytes | None]:
@@ -139,7 +131,7 @@ def test_what_is_no_plain_folder_stays(kind: str, tmp_path: Path) -> None:
         if kind == "link":
             target.mkdir()
         place.symlink_to(target)
-    with pytest.raises(FileExistsError, match=r"is (a file|a link|no folder). Choose another output.dir"):
+    with pytest.raises(FileExistsError, match=r"is a (file|link|link that leads nowhere|fifo)\. Choose another"):
         check_output_dir(place, overwrite=True)
 
 

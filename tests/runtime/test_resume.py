@@ -147,7 +147,7 @@ def test_what_is_resumed_must_be_the_same_run(runs: Runs, interrupted: list[str]
     try:
         again.to_parquet(train)
         assert runs.finish(*interrupted, "--resume") == 2
-        assert "was saved with another model or other data" in runs.said()
+        assert "was saved with another model, other data or other settings" in runs.said()
     finally:
         train.write_bytes(before)
     assert runs.finish(*interrupted, "--resume") == 0
