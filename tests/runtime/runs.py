@@ -41,11 +41,20 @@ class Runs:
         self._ask({"arguments": arguments, "log": str(log), "file_limit": file_limit, "environment": environment})
         return int(self._answer())
 
-    def start_several(self, processes: int, *arguments: str) -> list[int]:
-        """Starts the processes of one run, as `accelerate launch` would, and gives their ids."""
+    def start_several(self, processes: int, *arguments: str, own: tuple[str, ...] = ()) -> list[int]:
+        """Starts the processes of one run, as `accelerate launch` would, and gives their ids.
+
+        Args:
+            processes: Number of processes.
+            arguments: Command line of all.
+            own: What the last process has besides.
+        """
         shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        return [self.start(*arguments, environment=each, rank=rank) for rank, each in enumerate(ranks)]
+        return [
+            self.start(*arguments, *(own if rank == processes - 1 else ()), environment=each, rank=rank)
+            for rank, each in enumerate(ranks)
+        ]
 
     def wait(self, process: int) -> int:
         self._ask({"wait": process})

@@ -98,6 +98,30 @@ def test_a_run_killed_on_two_processes_goes_on_in_one(runs: Runs, config: Path, 
     assert [outcome(folder / size) for size in SIZES] == alone[1]
 
 
+@pytest.mark.parametrize(
+    ("own", "names"), [(("--seed", "1"), "seed"), (("--task.batch_size", "4"), "task.batch_size")]
+)
+def test_processes_with_other_settings_stop_before_the_first_pull(
+    own: tuple[str, str], names: str, runs: Runs, config: Path
+) -> None:
+    folder = config.parent / f"other_{names}"
+    command = ["prune", "--config", str(config), "--output.dir", str(folder)]
+    started = runs.start_several(2, *command, own=own)
+    assert [runs.wait(process) for process in started] == [2, 2]
+    assert f"but process 1 differs from process 0 in {names}: start them" in runs.said(2)
+    assert not folder.exists() and not Path(f"{folder}.state").exists()
+
+
+def test_a_process_that_fails_alone_says_why(runs: Runs, config: Path) -> None:
+    folder = config.parent / "alone"
+    command = ["prune", "--config", str(config), "--output.dir", str(folder)]
+    started = runs.start_several(2, *command, own=("--search.raunds", "3"))
+    assert runs.wait(started[1]) == 2
+    os.kill(started[0], signal.SIGKILL)
+    runs.wait(started[0])
+    assert "mabprune: process 1: unknown key 'search.raunds'" in runs.said(2)
+
+
 def test_launch_files_differ_in_the_number_of_processes_alone() -> None:
     two, four = (yaml.safe_load((LAUNCH_FILES / f"cpu_{number}.yaml").read_text()) for number in (2, 4))
     assert two["num_processes"] == 2 and four == two | {"num_processes": 4}

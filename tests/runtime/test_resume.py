@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,50 @@ def test_fifty_kills_at_random_moments(runs: Runs, config: Path, whole: tuple[di
     kill_and_resume(runs, config, whole, kills=50, seed=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def stop_and_resume(runs: Runs, config: Path, whole: tuple[dict[str, Any], float], stops: int, seed: int) -> None:
+    """Sends signals at random moments; each run ends soon, in one line, and goes on to the same bytes."""
+    rng, (expected, seconds) = np.random.default_rng(moved(seed)), whole
+    stopped = number = 0
+    while stopped < stops:
+        number += 1
+        assert number < 4 * stops, "too many runs ended before they were stopped"
+        folder = config.parent / f"signal{seed}_{number}"
+        command = ["prune", "--config", str(config), "--output.dir", str(folder)]
+        process = runs.start(*command)
+        time.sleep(rng.uniform(0.02, 1.2 * seconds))
+        sent, start = int(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])), time.monotonic()
+        with suppress(ProcessLookupError):
+            os.kill(process, sent)
+        code, said = runs.wait(process), runs.said()
+        assert time.monotonic() - start < 20, said
+        # Before the command line listens it ends by the signal itself, and after its last line by none.
+        assert code in (0, 128 + sent, -sent) and "Traceback" not in said, said
+        if code == 128 + sent:
+            stopped += 1
+            assert said.splitlines()[-1].startswith(f"mabprune: stopped by {signal.Signals(sent).name}"), said
+        assert runs.finish(*command, "--resume") == 0, runs.said()
+        assert outcome(folder) == expected
+        assert not left_behind(folder)
+
+
+def test_six_signals_at_random_moments(runs: Runs, config: Path, whole: tuple[dict[str, Any], float]) -> None:
+    stop_and_resume(runs, config, whole, stops=6, seed=2)
+
+
+@pytest.mark.slow
+def test_a_hundred_signals_at_random_moments_beside_a_load(
+    runs: Runs, config: Path, whole: tuple[dict[str, Any], float]
+) -> None:
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        stop_and_resume(runs, config, whole, stops=100, seed=3)
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_names_the_command_that_goes_on(
     number: signal.Signals, runs: Runs, config: Path, whole: tuple[dict[str, Any], float]
 ) -> None:
