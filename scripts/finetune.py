@@ -18,7 +18,7 @@ from datasets.utils import disable_progress_bars
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
 
-from hf_mabprune.cli.commands import USER_ERRORS
+from hf_mabprune.cli.guard import USER_ERRORS
 from hf_mabprune.cli.settings import read_settings, take_plugins
 from research.benchmarks.finetuning import Training, finetune
 

@@ -2,27 +2,15 @@
 
 import argparse
 import json
-import os
 import re
-import shlex
-import signal
 import sys
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import TextIO
-
-import transformers
-from datasets.utils import disable_progress_bars
-from datasets.utils import logging as datasets_logging
 
 from hf_mabprune.artifacts.publish import push_checkpoint
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
+from hf_mabprune.cli.guard import guarded
 from hf_mabprune.cli.settings import (
     CUT,
     PLUGIN_HELP,
@@ -33,21 +21,13 @@ from hf_mabprune.cli.settings import (
     read_run_config,
     read_settings,
     read_yaml,
-    take_plugins,
 )
 from hf_mabprune.config import EvaluateConfig, check_as
-from hf_mabprune.errors import in_words, is_out_of_memory, one_line
 from hf_mabprune.evaluation.report import figures_table
 from hf_mabprune.pipeline import prune_from_config, publish_finished
 from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
-from hf_mabprune.runtime import signals
-from hf_mabprune.runtime.files import MADE_BY
 from hf_mabprune.runtime.resume import is_finished
-
-USER_ERRORS = (ValueError, OSError)
-TRACEBACK = "MABPRUNE_TRACEBACK"  # environment variable that asks for the traceback of what should not happen
-LONELY = 2.0  # seconds until another process than the main one takes it that it failed alone
 
 
 def main(arguments: Arguments | None = None) -> int:
@@ -60,79 +40,7 @@ def main(arguments: Arguments | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, help="what to do; COMMAND --help explains its settings")
-    return _guarded(COMMANDS[parser.parse_args(arguments[:1]).command], arguments[1:])
-
-
-def _guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
-    """Loads plugins, runs a command and prints its result, or what is wrong, in one line and once in a launch."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    datasets_logging.set_verbosity(datasets_logging.CRITICAL)  # it prints what it raises
-    speaks = os.environ.get("RANK", "0") == "0"
-    warnings.formatwarning = lambda message, *_: f"mabprune: warning: {one_line(str(message))}\n" if speaks else ""
-    plugins: list[str] = []
-    try:
-        with signals.heeded():
-            plugins, arguments = take_plugins(arguments)
-            message, code = command(arguments), 0
-    except BaseException as error:
-        stopped = _interruption(error)
-        if stopped is None and not isinstance(error, Exception):
-            raise
-        message, code = _stop(stopped, plugins) if stopped else _fault(error)
-    if speaks:
-        _write(sys.stderr if code else sys.stdout, message)
-    elif code:
-        _speak_if_alone(message)
-    return code
-
-
-def _interruption(error: BaseException) -> signals.Interrupted | None:
-    """Finds the signal behind an error: what clears up on the way out may fail in its turn."""
-    while error is not None and not isinstance(error, signals.Interrupted):
-        if isinstance(error, KeyboardInterrupt):
-            return signals.Interrupted(signal.SIGINT)
-        error = error.__context__  # type: ignore[assignment]
-    return error
-
-
-def _stop(stopped: signals.Interrupted, plugins: Sequence[str]) -> tuple[str, int]:
-    """Says how to go on, and gives the exit code that shells have for the signal."""
-    again = " ".join([str(stopped.resume), *(f"--plugin {shlex.quote(plugin)}" for plugin in plugins)])
-    way_on = f"{stopped}; go on with: {again}" if stopped.resume else str(stopped)
-    return f"mabprune: {one_line(way_on)}\n", 128 + stopped.number
-
-
-def _fault(error: BaseException) -> tuple[str, int]:
-    """Says what is wrong: what the user can mend, with exit code 2; or where something failed that should not."""
-    if isinstance(error, USER_ERRORS):
-        has_words = not isinstance(error, OSError) or error.errno is None
-        return f"mabprune: {one_line(str(error)) if has_words else in_words(error)}\n", 2
-    if is_out_of_memory(error):
-        return f"mabprune: {in_words(error)}: lower task.batch_size or task.max_length, or take a larger machine\n", 2
-    if os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"mabprune: {in_words(error)}, in {Path(last.filename).name} line {last.lineno}: neither settings nor data "
-        f"were found wrong before, so this may be a fault of {MADE_BY}; {TRACEBACK}=1 shows where it comes from\n"
-    ), 1
-
-
-def _speak_if_alone(message: str) -> None:
-    """Prints what another process than the main one has to say, unless the launcher ends it with all the others."""
-    with suppress(KeyboardInterrupt), signals.heeded():
-        time.sleep(LONELY)
-        _write(sys.stderr, f"mabprune: process {os.environ['RANK']}: {message.removeprefix('mabprune: ')}")
-
-
-def _write(stream: TextIO, message: str) -> None:
-    """Prints, as far as the terminal can and is there."""
-    with suppress(OSError, ValueError):
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(message.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
+    return guarded(COMMANDS[parser.parse_args(arguments[:1]).command], arguments[1:])
 
 
 def prune(arguments: Arguments) -> str:

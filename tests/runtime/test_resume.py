@@ -127,7 +127,7 @@ def test_a_hundred_signals_at_random_moments_beside_a_load(
 def test_a_signal_saves_and_names_the_command_that_goes_on(
     number: signal.Signals, runs: Runs, config: Path, whole: tuple[dict[str, Any], float]
 ) -> None:
-    folder = config.parent / f"stopped{number}"
+    folder = config.parent / f"stopped_{number.name}"
     process = runs.start("prune", "--config", str(config), "--output.dir", str(folder))
     wait_for(Path(f"{folder}.state") / SEARCH_STATE, process)
     os.kill(process, number)
