@@ -17,7 +17,7 @@ from hf_mabprune.cli.commands import COMMANDS, main
 from hf_mabprune.cli.settings import Arguments
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.policies import POLICIES
-from hf_mabprune.runtime.resume import Interrupted
+from hf_mabprune.runtime.signals import Interrupted
 from hf_mabprune.tasks.base import TASKS
 from tests.problems import apart, settings_for
 
