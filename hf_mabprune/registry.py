@@ -9,8 +9,9 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from textwrap import shorten
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +21,7 @@ UNKNOWN = (
     "unknown {kind} '{name}'.{nearest} Known: {known}; one of a plugin needs --plugin FILE (in Python: import it "
     "first)"
 )
+PLAIN = {str, bool, int, float, type(None)}
 T = TypeVar("T")
 
 
@@ -78,8 +80,8 @@ class Registry(Generic[T]):
             ValueError: If the name is unknown; the message lists the known names and the nearest one.
         """
         self._discover()
-        if name not in self._entries:
-            words = {"nearest": nearest(name, self._entries), "known": ", ".join(self.names())}
+        if not isinstance(name, str) or name not in self._entries:
+            words = {"nearest": nearest(str(name), self._entries), "known": ", ".join(self.names())}
             raise ValueError(self.unknown.format(kind=self.kind, name=name, **words))
         return self._entries[name]
 
@@ -122,11 +124,44 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
     checked = {}
     for option, value in options.items():
         try:
+            if not takes(known[option].type, value):
+                raise ValueError("this is of another type")
             adapter: TypeAdapter[Any] = TypeAdapter(known[option].type)  # type: ignore[arg-type]
             checked[option] = adapter.validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{kind} '{name}': {option}: {error.errors()[0]['msg']}, got {value!r}") from None
+        except ValueError as error:
+            fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise ValueError(f"{kind} '{name}': {option}: {fault}, got {shorten(repr(value), 200)}") from None
     return checked
+
+
+def takes(annotation: Any, value: Any) -> bool:
+    """Tells whether a type takes a plain value as it is: no truth value for a number, and no number in words.
+
+    What is neither text, truth value nor number is for others to judge.
+    """
+    kinds = set(_plain_kinds(annotation))
+    if Any in kinds:
+        return True
+    if isinstance(value, dict):
+        return all(takes(annotation, inner) for inner in value.values()) or bool(kinds - PLAIN)
+    if isinstance(value, (list, tuple)):
+        return all(takes(annotation, inner) for inner in value)
+    if isinstance(value, (str, bool)):
+        return type(value) in kinds
+    return not isinstance(value, (int, float)) or bool(kinds & {int, float})
+
+
+def _plain_kinds(annotation: Any) -> Iterator[Any]:
+    """Lists the types that values may be of, those of items among them; Any where nothing is known."""
+    if get_origin(annotation) is Annotated:
+        yield from _plain_kinds(get_args(annotation)[0])
+    elif get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif get_args(annotation):
+        for part in get_args(annotation):
+            yield from _plain_kinds(part)
+    else:
+        yield annotation if isinstance(annotation, type) else Any
 
 
 def describe_options(component: type) -> list[tuple[str, Any, str]]:

@@ -3,6 +3,7 @@
 from hf_mabprune.config.base import Strict, check_as
 from hf_mabprune.config.data import DatasetConfig, SplitsConfig, TaskConfig
 from hf_mabprune.config.errors import known_types
+from hf_mabprune.config.reader import parse_yaml, read_yaml
 from hf_mabprune.config.recovery import RecoveryConfig
 from hf_mabprune.config.run import EvaluateConfig, ModelConfig, OutputConfig, PruneConfig, check
 from hf_mabprune.config.search import SearchConfig
@@ -24,4 +25,6 @@ __all__ = [
     "check",
     "check_as",
     "known_types",
+    "parse_yaml",
+    "read_yaml",
 ]

@@ -2,15 +2,17 @@
 
 from pydantic import Field
 
-from hf_mabprune.config.base import Strict
+from hf_mabprune.config.base import Place, Strict
 
 
 class DatasetConfig(Strict):
     """Where the examples come from: a name on the Hub, or local files."""
 
-    path: str = Field(description="Hub name, or a loader for local files: parquet, json, csv, text, imagefolder")
+    path: Place = Field(description="Hub name, or a loader for local files: parquet, json, csv, text, imagefolder")
     name: str | None = Field(None, description="configuration of the data set on the Hub")
-    data_files: dict[str, str | list[str]] | None = Field(None, description="split -> file or files, for local files")
+    data_files: dict[str, Place | list[Place]] | None = Field(
+        None, description="split -> file or files, for local files"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from functools import cache
+from textwrap import shorten
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from hf_mabprune.errors import one_line
 from hf_mabprune.registry import nearest
 
 NAMES = {
@@ -16,6 +18,7 @@ NAMES = {
     "null": "null",
     "object": "a mapping",
 }
+OF_THE_COMMAND_LINE = ("config", "plugin", "resume")  # options that are no settings
 LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 
@@ -26,12 +29,13 @@ def explain(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
         fault: An entry of `ValidationError.errors()`.
         kind: Class of the settings that were validated, e.g. `PruneConfig`.
     """
-    where = ".".join(str(part) for part in fault["loc"])
+    where = one_line(".".join(str(part) for part in fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{where}'.{nearest(str(fault['loc'][-1]), _known_keys(kind, fault['loc'][:-1]))}"
+        return _unknown_key(where, kind, fault["loc"][:-1])
     if fault["type"] == "missing":
         return f"missing key '{where}'"
-    given = "" if isinstance(fault["input"], dict | BaseModel) else f", got {fault['input']!r}"
+    whole_part = isinstance(fault["input"], dict | BaseModel) and fault["type"] != "other_type"
+    given = "" if whole_part else f", got {shown(fault['input'])}"
     if fault["type"] == "value_error":
         message = fault["msg"].removeprefix("Value error, ")
         return f"{where}: {message}{given}" if where else f"{message}{given}"
@@ -39,6 +43,25 @@ def explain(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     while where not in types and "." in where:  # pydantic goes on below the key, to items and alternatives
         where = where.rpartition(".")[0]
     return f"{where or 'a config'} must be {types.get(where, NAMES['object'])}{given}"
+
+
+def shown(value: Any) -> str:
+    """Shows a value that is wrong, in one short line."""
+    try:
+        text = repr(value)
+    except Exception:  # of an object that somebody hands over, or a number of too many digits
+        text = f"a {type(value).__name__}"
+    return shorten(one_line(text), 200)
+
+
+def _unknown_key(where: str, kind: type[BaseModel], path: tuple[str | int, ...]) -> str:
+    """Names the nearest known key: one of the same part, or else one of that name elsewhere."""
+    if where in OF_THE_COMMAND_LINE:
+        return f"'{where}' is for the command line, --{where}: leave it out of the config"
+    prefix = "".join(f"{step}." for step in path)
+    known = known_types(kind)
+    elsewhere = [key for key in known if key.rpartition(".")[2] == where.rpartition(".")[2]]
+    return f"unknown key '{where}'.{nearest(where, elsewhere or [prefix + key for key in _known_keys(kind, path)])}"
 
 
 @cache
@@ -53,7 +76,7 @@ def known_types(kind: type[BaseModel], prefix: str = "") -> dict[str, str]:
     types = {}
     for name, field in kind.model_fields.items():
         types[prefix + name] = _type_text(schema["properties"][name])
-        if inner := _part_of(field.annotation):
+        if inner := part_of(field.annotation):
             types |= known_types(inner, f"{prefix}{name}.")
     return types
 
@@ -62,11 +85,11 @@ def _known_keys(kind: type[BaseModel], path: tuple[str | int, ...]) -> list[str]
     """Lists the keys that settings of a kind know at a place."""
     part = kind
     for step in path:
-        part = _part_of(part.model_fields[str(step)].annotation) or part
+        part = part_of(part.model_fields[str(step)].annotation) or part
     return list(part.model_fields)
 
 
-def _part_of(annotation: Any) -> type[BaseModel] | None:
+def part_of(annotation: Any) -> type[BaseModel] | None:
     """Gives the part of a config that a field holds, or may hold; None for plain values."""
     options = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is None]
     return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)

@@ -7,18 +7,19 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from hf_mabprune.config.base import Strict, check_as
+from hf_mabprune.config.base import Place, Strict, check_as
 from hf_mabprune.config.data import TaskConfig
+from hf_mabprune.config.reader import read_yaml
 from hf_mabprune.config.recovery import RecoveryConfig
 from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.config.target import PruningConfig
-from hf_mabprune.errors import outside
+from hf_mabprune.errors import outside, without_credentials_in
 
 
 class ModelConfig(Strict):
     """Which model is pruned."""
 
-    name: str = Field(description="Hub name or folder of the model")
+    name: Place = Field(description="Hub name or folder of the model")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -38,7 +39,7 @@ class OutputConfig(Strict):
     random_seeds: int = Field(3, ge=1, description="draws of the random control that the report shows")
     push_to_hub: str | None = Field(None, description="name on the Hub, owner/name, that the result is pushed to")
     log_with: list[str] = Field([], description="trackers of Accelerate: tensorboard, wandb, trackio, ...")
-    log_dir: str | None = Field(None, description="folder for trackers that write files; null: DIR.logs")
+    log_dir: Place | None = Field(None, description="folder for trackers that write files; null: DIR.logs")
 
     @field_validator("dir")
     @classmethod
@@ -102,9 +103,14 @@ class PruneConfig(Strict):
             return self
         return self.model_copy(update={"search": self.search.model_copy(update={"rule": self.resolved_rule()})})
 
+    def stored(self) -> dict[str, Any]:
+        """Gives the settings as they are written down: all of them, but for the credentials in addresses."""
+        stored: dict[str, Any] = without_credentials_in(self.model_dump())
+        return stored
+
     def to_yaml(self) -> str:
-        """Writes the exact, resolved config down."""
-        return yaml.safe_dump(self.model_dump(exclude_none=False), sort_keys=False)
+        """Writes the exact, resolved config down; credentials in addresses are cut."""
+        return yaml.safe_dump(self.stored(), sort_keys=False)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "PruneConfig":
@@ -115,8 +121,9 @@ class PruneConfig(Strict):
 
         Raises:
             ValueError: One line that names the wrong key and the nearest known one, or the rule that is broken.
+            OSError: If it is no file that can be read.
         """
-        return check(yaml.safe_load(Path(path).read_text()) or {})
+        return check(read_yaml(path))
 
 
 class EvaluateConfig(Strict):

@@ -13,6 +13,7 @@ RETIRED = {
     "search.moves": "search.moves is no setting any more: write search.rule: {name: refit, moves: ...}",
     "search.label_draws": "search.label_draws is no setting any more: write search.rule: {label_draws: ...}",
 }
+MAX_ROUNDS = 100_000
 OF_KL = ("refit", "interactions")  # rules that know no other reward
 
 
@@ -67,6 +68,8 @@ class SearchConfig(Strict):
             raise ValueError(f"policy needs a name, e.g. {{name: ucb1}}, got {name!r}")
         if isinstance(self.criterion, dict) and not isinstance(self.criterion.get("name"), str):
             raise ValueError("criterion needs a name, e.g. {name: kfac_obs}")
+        if self.rounds is not None and self.rounds > MAX_ROUNDS:
+            raise ValueError(f"rounds must be at most {MAX_ROUNDS:,}, got {self.rounds}")
         if self.criterion is not None and (self.rule is not None or self.rounds is not None):
             other = "rule" if self.rule is not None else "rounds"
             raise ValueError(f"a criterion chooses without pulls, so it takes no {other}: leave one of them out")
