@@ -25,10 +25,10 @@ PLAIN = {str, bool, int, float, type(None)}
 T = TypeVar("T")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Says `" Did you mean 'x'?"` for the closest known word, or nothing where none is close."""
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Says `" Did you mean 'x'?"` for the closest known word, with a prefix, or nothing where none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return f" Did you mean '{prefix}{close[0]}'?" if close else ""
 
 
 class Registry(Generic[T]):
@@ -124,10 +124,10 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
     checked = {}
     for option, value in options.items():
         try:
-            if not takes(known[option].type, value):
-                raise ValueError("this is of another type")
             adapter: TypeAdapter[Any] = TypeAdapter(known[option].type)  # type: ignore[arg-type]
             checked[option] = adapter.validate_python(value)
+            if not takes(known[option].type, value):
+                raise ValueError(f"must be {getattr(known[option].type, '__name__', known[option].type)}")
         except ValueError as error:
             fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise ValueError(f"{kind} '{name}': {option}: {fault}, got {shorten(repr(value), 200)}") from None

@@ -101,10 +101,10 @@ def test_nearest() -> None:
 
 
 def test_options_take_the_types_of_their_fields() -> None:
-    options = {"speed": "0.25", "mode": "fast", "steps": "3", "loud": "true"}
+    options = {"speed": 1, "mode": "fast", "steps": 3.0, "loud": True}
     checked = check_options("machine", "m", Machine, options)
-    assert checked == {"speed": 0.25, "mode": "fast", "steps": 3, "loud": True}
-    assert type(checked["steps"]) is int
+    assert checked == {"speed": 1.0, "mode": "fast", "steps": 3, "loud": True}
+    assert (type(checked["speed"]), type(checked["steps"])) == (float, int)
     assert check_options("machine", "m", Machine, {"steps": None}) == {"steps": None}
     assert check_options("machine", "m", Machine, {}) == {}
 
@@ -132,6 +132,9 @@ def test_components_without_options_say_so() -> None:
         ("speed", "much", "speed: Input should be a valid number, unable to parse string as a number, got 'much'"),
         ("mode", "medium", "mode: Input should be 'slow' or 'fast', got 'medium'"),
         ("steps", 1.5, "got 1.5"),
+        ("speed", True, "speed: must be float, got True"),
+        ("speed", "0.25", "speed: must be float, got '0.25'"),
+        ("loud", 1, "loud: must be bool, got 1"),
     ],
 )
 def test_options_of_the_wrong_type_are_refused(option: str, value: Any, rule: str) -> None:

@@ -1,4 +1,4 @@
-"""From a command line to checked settings: YAML files, then dotted overrides; also their help and their faults."""
+"""From a command line to checked settings: YAML files, then dotted overrides; also their help."""
 
 import argparse
 import re
@@ -8,20 +8,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import jsonargparse
 import yaml
+from pydantic import BaseModel
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.compensation import COMPENSATIONS
-from hf_mabprune.config import PruneConfig, Strict, check, known_types
-from hf_mabprune.config.search import RETIRED
+from hf_mabprune.config import PruneConfig, Strict, check, known_types, parse_yaml, read_yaml
+from hf_mabprune.config.errors import part_of, shown
 from hf_mabprune.criteria import CRITERIA
+from hf_mabprune.errors import one_line
 from hf_mabprune.plugins import load_plugin
 from hf_mabprune.policies import POLICIES
-from hf_mabprune.registry import Registry, describe_options, nearest
+from hf_mabprune.registry import Registry, describe_options
 from hf_mabprune.search.rules import RULES
 from hf_mabprune.tasks.base import TASKS
 
@@ -53,37 +56,136 @@ def read_settings(arguments: Arguments) -> PruneConfig:
 
     Raises:
         ValueError: What is wrong, one line a fault.
+        OSError: If a file cannot be read.
     """
     given = parse_settings(arguments)
     for part in COMPONENTS:
         options, rest = _split(arguments, f"--search.{part}.")
-        if "name" in options:
-            chosen, in_files = given["search"][part], parse_settings(rest)["search"][part]
-            if chosen["name"] != _name_of(in_files):
-                given["search"][part] = {name: chosen[name] for name in options}
+        chosen = _part(given, "search", part)
+        if "name" in options and isinstance(chosen, dict):
+            in_files = _part(parse_settings(rest), "search", part)
+            if chosen.get("name") != (in_files.get("name") if isinstance(in_files, dict) else in_files):
+                given["search"][part] = {name: value for name, value in chosen.items() if name in options}
     targets, _ = _split(arguments, TARGET)
-    if targets and not {*targets} <= COUNTED:
-        given["prune"]["target"] = {name: given["prune"]["target"][name] for name in targets}
-    elif targets:
-        given["prune"]["target"] = {name: given["prune"]["target"].get(name) for name in COUNTED}
+    target = _part(given, "prune", "target")
+    if targets and isinstance(target, dict):
+        kept = COUNTED if {*targets} <= COUNTED else {*targets}
+        given["prune"]["target"] = {name: value for name, value in target.items() if name in kept}
     return check(given)
 
 
 def parse_settings(arguments: Arguments, kind: type[Strict] = PruneConfig) -> dict[str, Any]:
-    """Merges files and overrides into a nested dict that is checked key by key, not as a whole.
+    """Merges files and overrides, in their order, into a nested dict that nothing has checked as settings yet.
 
     Args:
         arguments: Command line after the command's name.
         kind: Class of the settings, whose fields are the options.
 
     Raises:
-        ValueError: What is wrong with the first key that is wrong, in one line.
+        ValueError: If a file or a value is no YAML of plain data, or an option is none.
+        OSError: If a file cannot be read.
     """
-    try:
-        given = settings_parser(kind).parse_args(list(arguments)).as_dict()
-    except jsonargparse.ArgumentError as error:
-        raise ValueError(_explain(str(error))) from None
-    return {name: part for name, part in given.items() if name not in ("config", "resume")}
+    given: dict[str, Any] = {}
+    for name, text in _options(arguments, kind):
+        if name == "config":
+            _merge(given, read_yaml(text), kind)
+        else:
+            _override(given, name, text, kind)
+    return given
+
+
+def _options(arguments: Arguments, kind: type[Strict]) -> Iterator[tuple[str, str]]:
+    """Gives the options of a command line and their values, in order; shows the help and leaves where it is asked for.
+
+    Raises:
+        ValueError: For what is no option, and for an option without a value.
+    """
+    words = iter(arguments)
+    for word in words:
+        if word == "-h" or word == "--help" or re.fullmatch(r"--[\w.]+\.help", word):
+            settings_parser(kind).parse_args([word])
+        option, equals, text = word.partition("=")
+        name = option.removeprefix("--")
+        if not re.fullmatch(r"--\w[^\s=]*", option):
+            raise ValueError(f"unrecognized argument {one_line(word)!r}: settings are written --part.key value")
+        if name in ("resume", "plugin"):
+            raise ValueError(f"--{name} {'takes no value' if equals else 'is not for this command'}")
+        value = text if equals else next(words, None)
+        if value is None or (not equals and value.startswith("--")):
+            raise ValueError(f"--{name} needs a value: write --{name} VALUE, or --{name}=VALUE")
+        yield name, value
+
+
+def _merge(given: dict[str, Any], file: dict[str, Any], kind: type[BaseModel]) -> None:
+    """Lays the settings of a file over those that are there: part by part, key by key."""
+    for key, value in file.items():
+        field = kind.model_fields.get(key)
+        part = part_of(field.annotation) if field else None
+        if part and isinstance(value, dict) and isinstance(given.get(key), dict):
+            _merge(given[key], value, part)
+        else:
+            given[key] = value
+
+
+def _override(given: dict[str, Any], name: str, text: str, kind: type[BaseModel]) -> None:
+    """Sets the value of one dotted key.
+
+    Raises:
+        ValueError: If the text is no YAML, or a part on the way is neither a mapping nor the name of a component.
+    """
+    *path, key = name.split(".")
+    annotation: Any = kind
+    for step in path:
+        annotation = _inner(annotation, step)
+        value = given.get(step)
+        if isinstance(value, str) and dict in _alternatives(annotation):  # the name of a component
+            value = {"name": value}
+        if not isinstance(value, dict | None):
+            raise ValueError(f"--{name}: {step} must be a mapping, got {shown(value)}")
+        given[step] = value or {}
+        given = given[step]
+    annotation = _inner(annotation, key)
+    value, part = _value(text, annotation, f"--{name}"), part_of(annotation)
+    if part and isinstance(value, dict) and isinstance(given.get(key), dict):
+        _merge(given[key], value, part)
+    else:
+        given[key] = value
+
+
+def _value(text: str, annotation: Any, where: str) -> Any:
+    """Reads what stands behind an option: as it is where a string is due, else as YAML."""
+    kinds = _alternatives(annotation)
+    if str not in kinds:
+        return parse_yaml(text, where)
+    if text == "null" and type(None) in kinds:
+        return None
+    brackets = {list: "[]", dict: "{}"}
+    nested = any(text[:1] + text[-1:] == brackets.get(kind) for kind in kinds)
+    return parse_yaml(text, where) if nested else text
+
+
+def _inner(annotation: Any, key: str) -> Any:
+    """Gives the type of what lies under a key of a part or of a mapping; Any where it is not known."""
+    if part := part_of(annotation):
+        return part.model_fields[key].annotation if key in part.model_fields else Any
+    mappings = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is dict]
+    return get_args(mappings[0])[1] if mappings else Any
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Lists the types that a value itself may have: str, dict, None."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for option in get_args(annotation) for kind in _alternatives(option)]
+    return [get_origin(annotation) or annotation]
+
+
+def _part(tree: Any, *path: str) -> Any:
+    """Gives what lies at a place of a nested dict; None where nothing does."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
 def take_plugins(arguments: Arguments) -> tuple[list[str], list[str]]:
@@ -106,11 +208,6 @@ def take_plugins(arguments: Arguments) -> tuple[list[str], list[str]]:
     return known.plugin, rest
 
 
-def _name_of(component: Any) -> Any:
-    """Gives the name of a component that is written as a name, as name and options, or not at all."""
-    return component.get("name") if isinstance(component, dict) else component
-
-
 def _split(arguments: Arguments, prefix: str) -> tuple[list[str], list[str]]:
     """Gives the names of the options with a prefix on a command line, and the command line without them."""
     options, rest, tokens = [], [], iter(arguments)
@@ -129,22 +226,6 @@ def config_files(arguments: Arguments) -> list[str]:
     """Lists the files that --config names on a command line."""
     given = zip(arguments, [*arguments[1:], ""], strict=True)
     return [word.partition("=")[2] or after for word, after in given if re.match("--config(=|$)", word)]
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping.
-
-    Raises:
-        ValueError: If it does not.
-        OSError: If it cannot be read.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping, got {type(content).__name__}")
-    return content
 
 
 def read_run_config(folder: str) -> dict[str, Any]:
@@ -202,7 +283,7 @@ def settings_parser(kind: type[Strict] = PruneConfig) -> jsonargparse.ArgumentPa
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("--config", help="YAML file with any of the settings below")
     if kind is PruneConfig:
         parser.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     parser.add_class_arguments(kind)
@@ -233,43 +314,3 @@ def _option_line(option: tuple[str, Any, str]) -> str:
     return textwrap.fill(
         f"{name}: {text} (default: {default})", width=79, initial_indent=" " * 6, subsequent_indent=" " * 10
     )
-
-
-def _explain(message: str) -> str:
-    """Puts jsonargparse's message in one line, with the nearest known key for an unknown one."""
-    unknown = (
-        re.search(r"Group '(?P<group>[^']*)' does not accept option '(?P<key>[^']*)'", message)
-        or re.search(r"Option '(?P<key>[^']*)' is not accepted", message)
-        or re.search(r"unrecognized arguments: --(?P<key>[^ =]*)", message)
-    )
-    if unknown:
-        parts = unknown.groupdict()
-        return _unknown_key(".".join(filter(None, (parts.get("group"), parts["key"]))))
-    if message.startswith("Unexpected config"):
-        given = " ".join(message.partition(":")[2].split())
-        return f"the file of --config must hold a mapping of settings, got {given or 'an empty file'}"
-    wrong = re.search(r'Parser key "(?P<key>[^"]*)":(?P<rest>.*)', message, re.DOTALL)
-    if wrong:
-        return _wrong_value(wrong["key"], wrong["rest"])
-    return " ".join(message.split())
-
-
-def _unknown_key(key: str) -> str:
-    """Names the nearest known key for one that is not there, at the place where the path leaves the known ones."""
-    if key in RETIRED:
-        return RETIRED[key]
-    known = known_types(PruneConfig)
-    while "." in key and key.rpartition(".")[0] not in known:
-        key = key.rpartition(".")[0]
-    return f"unknown key '{key}'.{nearest(key, [*known, *(path.rpartition('.')[2] for path in known)])}"
-
-
-def _wrong_value(key: str, details: str) -> str:
-    """Says which rule a value breaks: one of ours (pydantic's "Value error"), or the type of the key."""
-    types = known_types(PruneConfig)
-    broken = re.search("Value error, (.*?)(?: \\[type=|$)", details, re.MULTILINE)
-    given = "(?:(?:Got|Given) value: |Unable to load config ['\"])(.*?)(?:['\"] - |$)"
-    value = re.search(given, details, re.MULTILINE)
-    if broken or key not in types or not value:
-        return f"{key}: {broken[1] if broken else ' '.join(details.split())}"
-    return f"{key} must be {types[key]}, got {value[1]}"

@@ -58,10 +58,10 @@ def _unknown_key(where: str, kind: type[BaseModel], path: tuple[str | int, ...])
     """Names the nearest known key: one of the same part, or else one of that name elsewhere."""
     if where in OF_THE_COMMAND_LINE:
         return f"'{where}' is for the command line, --{where}: leave it out of the config"
-    prefix = "".join(f"{step}." for step in path)
-    known = known_types(kind)
-    elsewhere = [key for key in known if key.rpartition(".")[2] == where.rpartition(".")[2]]
-    return f"unknown key '{where}'.{nearest(where, elsewhere or [prefix + key for key in _known_keys(kind, path)])}"
+    key, prefix = where.rpartition(".")[2], "".join(f"{step}." for step in path)
+    guess = nearest(key, _known_keys(kind, path), prefix)
+    elsewhere = [known for known in known_types(kind) if known.rpartition(".")[2] == key]
+    return f"unknown key '{where}'." + (f" Did you mean '{elsewhere[0]}'?" if elsewhere else guess)
 
 
 @cache

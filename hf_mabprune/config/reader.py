@@ -1,7 +1,7 @@
 """Reads YAML from anybody: plain data, or one line that says where it cannot be used and why.
 
-Limits hold before anything is built, so no text, however hostile, takes longer than a moment: on bytes, on nesting, and
-on what aliases and merge keys expand to. What YAML reads in more than one way is not guessed: a key that is there
+Limits hold before anything is built, so no text, however hostile, takes longer than a moment: on bytes, on nesting,
+and on what aliases and merge keys expand to. What YAML reads in more than one way is not guessed: a key that is there
 twice, a tag of one's own, a second document. Numbers are decimal (010 and 1:30 are words), dates are words.
 """
 
@@ -117,7 +117,7 @@ def _check_depth(text: str, where: str) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        place = f"{where}, line {event.start_mark.line + 1}"
+        place = _place(where, event)
         if documents > 1:
             raise ValueError(f"{place}: a second document begins; a config is one document, without ---")
         if depth > MAX_DEPTH:
@@ -140,7 +140,7 @@ def _expanded(node: Node, where: str, known: dict[int, int], open_nodes: set[int
     """
     if id(node) in known:
         return known[id(node)]
-    place = f"{where}, line {node.start_mark.line + 1}"
+    place = _place(where, node)
     if id(node) in open_nodes:
         raise ValueError(f"{place}: an alias contains itself")
     if node.tag not in PLAIN:
@@ -168,7 +168,7 @@ def _check_keys(node: MappingNode, where: str) -> None:
     """Refuses keys that are no strings, or there twice."""
     seen = set()
     for key, _ in node.value:
-        place = f"{where}, line {key.start_mark.line + 1}"
+        place = _place(where, key)
         if not isinstance(key, ScalarNode) or key.tag not in ("tag:yaml.org,2002:str", MERGE):
             given = _short(key.value or "null") if isinstance(key, ScalarNode) else "a list or a mapping"
             raise ValueError(f"{place}: a key must be a string, got {given}: put it in quotes")
@@ -185,32 +185,35 @@ def _value(node: Node, where: str) -> Any:
         own = {key.value: _value(value, where) for key, value in node.value if key.tag != MERGE}
         for value in (value for key, value in node.value if key.tag == MERGE):
             merged = value.value if isinstance(value, SequenceNode) else [value]
-            for part in reversed(merged):
+            for part in merged:  # the first that has a key sets it
                 if not isinstance(part, MappingNode):
-                    raise ValueError(f"{where}, line {node.start_mark.line + 1}: << takes mappings")
+                    raise ValueError(f"{_place(where, node)}: << takes mappings")
                 own = _value(part, where) | own
         return own
     try:
-        return _scalar(node)
+        return _scalar(node.tag.rpartition(":")[2], node.value)
     except (KeyError, ValueError):  # a tag that the text does not bear out, an overflow
         kind = {"int": "integer", "float": "finite number", "bool": "truth value"}[node.tag.rpartition(":")[2]]
-        line = node.start_mark.line + 1
-        raise ValueError(f"{where}, line {line}: {_short(node.value)} is no {kind} that a config can hold") from None
+        raise ValueError(f"{_place(where, node)}: {_short(node.value)} is no {kind} that a config can hold") from None
 
 
-def _scalar(node: ScalarNode) -> Any:
-    """Reads a scalar by its tag; raises KeyError or ValueError where the text is nothing of the kind."""
-    kind = node.tag.rpartition(":")[2]
+def _scalar(kind: str, text: str) -> Any:
+    """Reads a scalar of a kind; raises KeyError or ValueError where the text is nothing of the kind."""
     if kind == "bool":
-        return yaml.SafeLoader.bool_values[node.value.lower()]
+        return yaml.SafeLoader.bool_values[text.lower()]
     if kind not in ("int", "float"):
-        return None if kind == "null" else node.value
-    if len(node.value) > MAX_DIGITS:
+        return None if kind == "null" else text
+    if len(text) > MAX_DIGITS:
         raise ValueError("too long")
-    number = int(node.value) if kind == "int" else float(node.value.lower().replace(".inf", "inf"))
-    if not math.isfinite(number):
+    number = int(text) if kind == "int" else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if not -math.inf < number < math.inf:
         raise ValueError("not finite")
     return number
+
+
+def _place(where: str, part: Any) -> str:
+    """Says in which line a node or an event begins."""
+    return f"{where}, line {part.start_mark.line + 1}"
 
 
 def _short(text: str) -> str:

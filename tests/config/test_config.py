@@ -48,15 +48,15 @@ def test_defaults() -> None:
     ("path", "nearest"),
     [
         ("sed", "seed"),
-        ("model.nam", "name"),
-        ("task.batchsize", "batch_size"),
-        ("task.dataset.data_file", "data_files"),
-        ("task.splits.calibraton", "calibration"),
-        ("prune.target.neuron", "neurons"),
-        ("prune.block", "block_size"),
-        ("search.pulls", "pulls_per_arm"),
-        ("output.directory", "dir"),
-        ("recovery.epoch", "epochs"),
+        ("model.nam", "model.name"),
+        ("task.batchsize", "task.batch_size"),
+        ("task.dataset.data_file", "task.dataset.data_files"),
+        ("task.splits.calibraton", "task.splits.calibration"),
+        ("prune.target.neuron", "prune.target.neurons"),
+        ("prune.block", "prune.block_size"),
+        ("search.pulls", "search.pulls_per_arm"),
+        ("output.directory", "output.dir"),
+        ("recovery.epoch", "recovery.epochs"),
     ],
 )
 def test_unknown_keys_name_the_nearest_known_one(path: str, nearest: str) -> None:
@@ -114,7 +114,7 @@ def test_every_fault_has_its_line() -> None:
     tree = settings("seed", -1) | {"search": {"rounds": 0, "roundz": 1}}
     assert message(tree).splitlines() == [
         "search.rounds must be an integer > 0, or null, got 0",
-        "unknown key 'search.roundz'. Did you mean 'rounds'?",
+        "unknown key 'search.roundz'. Did you mean 'search.rounds'?",
         "seed must be an integer >= 0, got -1",
     ]
 
@@ -186,10 +186,13 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 def test_the_file_may_be_empty_or_wrong(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("")
+    with pytest.raises(ValueError, match="must hold a mapping of settings, got an empty file"):
+        PruneConfig.from_yaml(path)
+    path.write_text("seed: 1")
     with pytest.raises(ValueError, match=r"missing key 'model'\nmissing key 'task'\nmissing key 'prune'"):
         PruneConfig.from_yaml(path)
     path.write_text(yaml.safe_dump(settings("search.raunds", 3)))
-    with pytest.raises(ValueError, match=r"unknown key 'search.raunds'. Did you mean 'rounds'\?"):
+    with pytest.raises(ValueError, match=r"unknown key 'search.raunds'. Did you mean 'search.rounds'\?"):
         PruneConfig.from_yaml(path)
 
 
