@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetBuilder, ReadInstruction, load_dataset_buil
 from datasets.exceptions import DatasetsError
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
+from hf_mabprune.errors import lost_credentials
 from hf_mabprune.registry import nearest
 
 FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
@@ -38,6 +39,11 @@ def load_splits(config: TaskConfig) -> dict[str, Dataset]:
         ConnectionError: If the Hub cannot be reached.
         ValueError: If slices overlap, are empty or malformed, a split is unknown, or files cannot be read.
     """
+    if lost_credentials(str(config.dataset)):
+        raise ValueError(
+            "the address of the data lost its credentials when it was saved; give the config that the run was started "
+            "with"
+        )
     slices = config.splits.model_dump()
     check_slices(slices)
     builder = _builder(config.dataset)

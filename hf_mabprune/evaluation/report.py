@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hf_mabprune.errors import printable, without_credentials_in
+
 PACKAGES = ("hf_mabprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
 
 
@@ -140,7 +142,7 @@ class Report:
 
     def to_json(self) -> str:
         """The text of report.json."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(without_credentials_in(asdict(self)), indent=2)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Report":
@@ -221,11 +223,11 @@ def figures_table(main_metric: str, figures: ModelFigures) -> str:
 def _table(main_metric: str, rows: dict[str, ModelFigures]) -> str:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for heading in ("params", "MACs", f"{main_metric} (95%)", "loss", "KL", "ms", "MB"):
+    for heading in ("params", "MACs", f"{printable(main_metric)} (95%)", "loss", "KL", "ms", "MB"):
         table.add_column(heading, justify="right")
     for name, figures in rows.items():
         table.add_row(name, *_cells(main_metric, figures))
-    console = Console(width=110, color_system=None)
+    console = Console(width=110, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())

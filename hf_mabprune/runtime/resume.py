@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import nn
 
-from hf_mabprune.config import PruneConfig
+from hf_mabprune.config import PruneConfig, read_yaml
 from hf_mabprune.errors import in_words, outside
 from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.files import (
@@ -112,7 +111,7 @@ class RunState:
         """
         about = fingerprint(model, batches)
         agree(self.accelerator, "model and calibration data", {"the weights or the tokens": about})
-        settings = {name: part for name, part in self.settings.model_dump().items() if name != "output"}
+        settings = {name: part for name, part in self.settings.stored().items() if name != "output"}
         self.fingerprint = hashlib.sha256(f"{about} {json.dumps(settings, sort_keys=True)}".encode()).hexdigest()
         if self.accelerator.log_with:
             self.accelerator.init_trackers("hf_mabprune", {"config": self.settings.to_yaml()})
@@ -224,7 +223,7 @@ def open_run(
     run = RunState(settings, paths, accelerator)
     lock = FileLock(paths.lock, timeout=0)
     with signals.heeded():
-        agree(accelerator, "settings", _flat(settings.model_dump()))
+        agree(accelerator, "settings", _flat(settings.stored()))
         on_main(accelerator, lambda: _enter(run, lock, resume))
         try:
             yield run
@@ -275,7 +274,7 @@ def is_finished(settings: PruneConfig, paths: RunPaths) -> bool:
     """
     if (settings.output.overwrite and paths.search.exists()) or not paths.written.is_file():
         return False
-    if differences(_read_config(paths.written), settings.model_dump()):
+    if differences(_read_config(paths.written), settings.stored()):
         return False
     if fault := damage(paths.output):
         raise ValueError(
@@ -288,10 +287,7 @@ def is_finished(settings: PruneConfig, paths: RunPaths) -> bool:
 def _read_config(path: Path) -> dict[str, Any]:
     """Reads settings that a run wrote down."""
     with outside(f"{path} cannot be read", "start anew with output.overwrite: true and without --resume"):
-        content = yaml.safe_load(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"it must hold a mapping, got {type(content).__name__}")
-        return content
+        return read_yaml(path)
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -337,7 +333,7 @@ def _check_same(settings: PruneConfig, paths: RunPaths) -> None:
             f"{paths.state} holds a search without its settings, {paths.config.name}: start anew with "
             "output.overwrite: true and without --resume"
         )
-    if changed := differences(_read_config(paths.config), settings.model_dump()):
+    if changed := differences(_read_config(paths.config), settings.stored()):
         raise ValueError(
             f"the interrupted run in {paths.state} had other settings: {', '.join(changed)}; go on with its "
             f"own, --config {paths.config}, or start anew without --resume and with output.overwrite: true"

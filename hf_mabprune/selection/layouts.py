@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.architectures.stock import sizes_of_field, stock_config
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.config import PruningConfig
+from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import Limits, make_plan, reach
 
@@ -99,7 +99,7 @@ def _limits(
     for name, tie in ties.items():
         if tie:
             fields.setdefault(tie, []).append(sites[name])
-    sizes = {tie: _sizes(model, own, multiple, layout) for tie, own in fields.items()}
+    sizes = {tie: _sizes(model, own, multiple, layout, config.target) for tie, own in fields.items()}
     return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes)
 
 
@@ -108,11 +108,13 @@ def _tie(site: Site, layout: str) -> str | None:
     return f"{site.kind}s of {site.field}" if layout == "uniform" else site.tie
 
 
-def _sizes(model: PreTrainedModel, sites: Sequence[Site], multiple: int, layout: str) -> set[int]:
+def _sizes(
+    model: PreTrainedModel, sites: Sequence[Site], multiple: int, layout: str, target: TargetConfig
+) -> set[int]:
     """Lists the sizes below the full one that tied sites may take.
 
     Raises:
-        ValueError: If a stock config can say none, for `uniform`, with its reason.
+        ValueError: If a stock config can say none, for `uniform`: what was asked, and why that cannot be.
     """
     step = EXPERT_MULTIPLE if sites[0].expert is not None else 1
     step = math.lcm(step, multiple) if sites[0].kind == "neuron" else 1
@@ -124,8 +126,27 @@ def _sizes(model: PreTrainedModel, sites: Sequence[Site], multiple: int, layout:
         names = {site.name for site in sites}
         everything = architecture_of(model).sites(model)
         fewer = sites[0].group
-        stock_config(model, [(site, np.arange(fewer if site.name in names else site.units)) for site in everything])
+        try:
+            stock_config(
+                model, [(site, np.arange(fewer if site.name in names else site.units)) for site in everything]
+            )
+        except ValueError as reason:
+            raise ValueError(_refusal(sites[0], target, str(reason))) from reason
     return counts & said
+
+
+def _refusal(site: Site, target: TargetConfig, reason: str) -> str:
+    """Says why `uniform` cannot be, from what was asked: the fraction, and the units of a layer that it leaves."""
+    asked = target.counted()[site.kind]
+    leaves = (
+        f", {site.kind}s {asked:g} leaves {site.units * (1 - asked):.3g} of {site.units},"
+        if isinstance(asked, float)
+        else ","
+    )
+    return (
+        f"layout uniform needs the same number of {site.kind}s in every layer{leaves} and no other number than "
+        f"{site.units} can be written in a config that plain AutoModel reads: {reason}"
+    )
 
 
 def width_multiple(config: PruningConfig, model_config: PretrainedConfig) -> int:
