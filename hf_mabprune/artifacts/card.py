@@ -3,15 +3,18 @@
 What it shows goes through `redaction` first, so no local path and no credential is in it.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+from urllib.parse import quote
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_mabprune.arms import KINDS
+from hf_mabprune.artifacts.markdown import LONGEST_NAME, code, fenced, text
 from hf_mabprune.artifacts.redaction import (
     NOT_ON_THE_HUB,
     hub_dataset,
@@ -24,7 +27,8 @@ from hf_mabprune.artifacts.redaction import (
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
 from hf_mabprune.checkpoints.load import kind_of_processor
-from hf_mabprune.config import PruneConfig, check
+from hf_mabprune.config import PruneConfig, check, parse_yaml
+from hf_mabprune.errors import one_line
 from hf_mabprune.evaluation.report import Report, SearchFigures
 from hf_mabprune.tasks.base import TASKS
 
@@ -61,12 +65,13 @@ def write_card(
     Raises:
         ValueError: If the config is not one, or the report names an unknown task.
     """
-    settings = check(yaml.safe_load(config_yaml))
+    settings = check(parse_yaml(config_yaml, "the config of the run"))
     base = base_model if base_model and is_repo_id(base_model) else hub_model(report.model)
-    name = (repo_id or f"{last_part(report.model)}-pruned").split("/")[-1]
+    name = _name((repo_id or f"{last_part(report.model)}-pruned").split("/")[-1])
     shown = public_config(config_yaml)
-    content = _content(report, settings, base) | {"config": shown.strip(), "shortened": shown != config_yaml}
-    content |= {"name": name, "checkpoint": repo_id or "path/to/this/folder", "figures": _figures(folder)}
+    content = _content(report, settings, base) | {"config": fenced(shown.strip(), "yaml")}
+    content |= {"name": text(name), "checkpoint": json.dumps(repo_id or "path/to/this/folder")}
+    content |= {"shortened": shown != config_yaml, "figures": _figures(folder)}
     data = _metadata(report, settings, base, license, name)
     path = RunFolder(folder).card
     ModelCard.from_template(data, template_path=str(TEMPLATE), **content).save(path)
@@ -81,9 +86,9 @@ def write_overview(reports: Sequence[Report], folder: Path) -> Path:
         folder: Root of the run, which holds a folder for each size, and `figures`.
     """
     figures = "\n".join(f"![{alt}]({path})" for alt, path in _figures(folder))
-    path = RunFolder(folder).card
+    path, name = RunFolder(folder).card, text(last_part(reports[0].model), LONGEST_NAME)
     path.write_text(
-        f"# {last_part(reports[0].model)}: {len(reports)} sizes from one search\n\n{sizes_table(reports)}\n\n"
+        f"# {name}: {len(reports)} sizes from one search\n\n{sizes_table(reports)}\n\n"
         "Each folder is a checkpoint with a model card of its own. Layouts other than uniform load after `import "
         f"hf_mabprune`, or with `trust_remote_code=True`.\n\n{figures}\n"
     )
@@ -103,7 +108,7 @@ def _metadata(
         pipeline_tag=TASKS.get(report.task).pipeline_tag,
         tags=tags,
         datasets=[dataset] if dataset else None,
-        metrics=list(report.after.metrics),
+        metrics=list(map(_name, report.after.metrics)),
         model_name=name,
         eval_results=_eval_results(report, settings),
     )
@@ -116,11 +121,11 @@ def _eval_results(report: Report, settings: PruneConfig) -> list[EvalResult] | N
         EvalResult(
             task_type=TASKS.get(report.task).pipeline_tag or report.task,
             dataset_type=dataset or "local",
-            dataset_name=" ".join(filter(None, [dataset, source.name])) if dataset else _dataset_name(settings),
-            dataset_config=source.name if dataset else None,
-            dataset_split=settings.task.splits.test,
-            dataset_revision=source.revision if dataset else None,
-            metric_type=metric,
+            dataset_name=_name(" ".join(filter(None, [dataset, source.name])) if dataset else _dataset_name(settings)),
+            dataset_config=_name(source.name) if dataset and source.name else None,
+            dataset_split=_name(settings.task.splits.test),
+            dataset_revision=_name(source.revision) if dataset and source.revision else None,
+            metric_type=_name(metric),
             metric_value=float(value),
         )
         for metric, value in report.after.metrics.items()
@@ -132,6 +137,7 @@ def _eval_results(report: Report, settings: PruneConfig) -> list[EvalResult] | N
 def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[str, Any]:
     """Gives what the template shows, apart from names and the config."""
     splits, dataset, task = settings.task.splits, _dataset_link(settings), TASKS.get(report.task)
+    examples = f"at most {settings.task.calibration_examples:,} examples"
     return {
         "report": report,
         "auto_class": task.auto_class,
@@ -142,13 +148,17 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "latency": report.after.latency_ms is not None,
         "loss_name": task.loss_name,
         "dataset": dataset,
-        "test_split": splits.test,
-        "calibration": f"`{splits.calibration}` of {dataset}, at most {settings.task.calibration_examples:,} examples",
+        "test_split": code(splits.test),
+        "main_metric": text(report.main_metric),
+        "layout": code(report.layout),
+        "device": code(report.device),
+        "certificate": text(report.certificate()),
+        "calibration": f"{code(splits.calibration)} of {dataset}, {examples}",
         "verdict": _verdict(report),
-        "reason": without_paths(report.layout_reason),
+        "reason": text(without_paths(report.layout_reason)),
         "sizes": kept_table(report.kept),
         "facts": _facts(report, settings, base),
-        "warnings": [without_paths(warning) for warning in report.warnings],
+        "warnings": [text(without_paths(warning)) for warning in report.warnings],
     }
 
 
@@ -165,7 +175,7 @@ def _summary(report: Report, base: str | None) -> str:
 
 def _chooser(search: SearchFigures) -> str:
     """Says what chose the arms that went: a policy that pulled them, or without one a criterion."""
-    return "a multi-armed bandit" if search.policy else f"the criterion `{_criterion(search).get('name')}`"
+    return "a multi-armed bandit" if search.policy else f"the criterion {code(_criterion(search).get('name'))}"
 
 
 def _verdict(report: Report) -> str:
@@ -176,12 +186,13 @@ def _verdict(report: Report) -> str:
     after = sign * report.after.metrics[metric]
     better = sum(after > sign * draw.figures.metrics[metric] for draw in report.random)
     lower = sum(report.after.loss < draw.figures.loss for draw in report.random)
-    text = f"Against random draws: better {metric} than {better} of {draws}, lower loss than {lower} of {draws}."
+    name = text(metric)
+    found = f"Against random draws: better {name} than {better} of {draws}, lower loss than {lower} of {draws}."
     if min(better, lower) < draws:
-        return f"{text} The search is not shown to beat chance here."
+        return f"{found} The search is not shown to beat chance here."
     if _overlaps(report):
-        return f"{text} The {metric} intervals of the model and of a draw overlap, so that difference may be chance."
-    return text
+        return f"{found} The {name} intervals of the model and of a draw overlap, so that difference may be chance."
+    return found
 
 
 def _overlaps(report: Report) -> bool:
@@ -196,16 +207,16 @@ def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tupl
     search, revision = report.search, settings.model.revision
     difference = report.reload.get("max_logit_difference")
     facts = [
-        ("made from", _model_link(report, base) + (f", revision `{revision}`" if base and revision else "")),
-        ("architecture, task", f"`{report.architecture}`, `{report.task}`"),
+        ("made from", _model_link(report, base) + (f", revision {code(revision)}" if base and revision else "")),
+        ("architecture, task", f"{code(report.architecture)}, {code(report.task)}"),
         ("target, fraction removed", _pairs(report.target)),
         *_choosers(search),
-        ("reward", f"`{search.reward}`"),
+        ("reward", code(search.reward)),
         ("search", f"{search.arms:,} arms, {search.pulls:,} pulls in {_count(len(search.rounds), 'round')}"),
         ("cost", _cost(report)),
-        ("stopped because", without_paths(search.stopped_because)),
+        ("stopped because", text(without_paths(search.stopped_because))),
         ("seed", str(report.seed)),
-        ("versions", ", ".join(f"{package} {version}" for package, version in report.versions.items())),
+        ("versions", text(", ".join(f"{package} {version}" for package, version in report.versions.items()))),
     ]
     if difference is not None:
         facts.append(("checkpoint read back", f"logits differ by at most {difference:.2g} from the model in memory"))
@@ -230,7 +241,7 @@ def _cost(report: Report) -> str:
     backward = f" and {search.backward_tokens:,} backward" if search.backward_tokens else ""
     unit = "tokens" if report.sequence_length else "examples"
     passes = f"{search.forward_tokens:,} forward{backward} {unit}"
-    return f"{passes}, {search.seconds:,.1f} s on {processes} (`{report.device}`)"
+    return f"{passes}, {search.seconds:,.1f} s on {processes} ({code(report.device)})"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
@@ -238,7 +249,7 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} `{without_paths(str(value))}`" for key, value in values.items())
+    return ", ".join(f"{text(key)} {code(without_paths(str(value)))}" for key, value in values.items())
 
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
@@ -249,7 +260,7 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
 
 
 def _model_link(report: Report, base: str | None) -> str:
-    return f"[{base}](https://huggingface.co/{base})" if base else f"`{last_part(report.model)}`"
+    return f"[{text(base)}](https://huggingface.co/{quote(base)})" if base else code(last_part(report.model))
 
 
 def _dataset_name(settings: PruneConfig) -> str:
@@ -263,5 +274,11 @@ def _dataset_name(settings: PruneConfig) -> str:
 def _dataset_link(settings: PruneConfig) -> str:
     dataset, name = hub_dataset(settings), settings.task.dataset.name
     if dataset is None:
-        return _dataset_name(settings)
-    return f"[{dataset}](https://huggingface.co/datasets/{dataset})" + (f" (`{name}`)" if name else "")
+        return text(_dataset_name(settings))
+    link = f"[{text(dataset)}](https://huggingface.co/datasets/{quote(dataset)})"
+    return f"{link} ({code(name)})" if name else link
+
+
+def _name(given: str) -> str:
+    """Gives a name as the block of YAML holds it: one line of signs that can be seen, not too long."""
+    return shorten(one_line(given), LONGEST_NAME) or "unnamed"

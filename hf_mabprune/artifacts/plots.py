@@ -3,8 +3,10 @@
 Symbols: K arms; L layers. The effect of an arm is minus its mean reward, so more is worse.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.tables import kept_by_layer, layer_labels
+from hf_mabprune.errors import one_line
 from hf_mabprune.evaluation.report import Report
 
 Floats = NDArray[np.float64]
@@ -25,6 +28,7 @@ KEPT, REMOVED, GREY = "#0072B2", "#D55E00", "#767676"
 WHOLE = "#E4E4E4"
 DPI = 150
 LABELLED_LAYERS = 40
+LONGEST_LABEL = 40
 UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts"}
 ARMS = {"neuron": "FFN neuron arms", "head": "Attention head arms", "expert": "Expert arms"}
 EFFECTS = {
@@ -58,7 +62,7 @@ def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=DPI)
+        _save(figure, paths[-1])
     return paths
 
 
@@ -83,9 +87,9 @@ def effects(arms: pd.DataFrame, reward: str) -> Figure:
     kinds = [kind for kind in KINDS if (arms["kind"] == kind).any()]
     figure, panels = _figure(len(kinds), 1, height=0.6 + 3.1 * max(len(kinds), 1))
     for panel, kind in zip(panels, kinds, strict=True):
-        _draw_effects(panel, kind, shown[shown["kind"] == kind], EFFECTS.get(reward, f"minus reward {reward}"))
+        _draw_effects(panel, kind, shown[shown["kind"] == kind], EFFECTS.get(reward, f"minus reward {plain(reward)}"))
         shown_names = range(0, len(names), -(-len(names) // 24))
-        panel.set_xticks(shown_names, [names[number] for number in shown_names])
+        panel.set_xticks(shown_names, [plain(names[number]) for number in shown_names])
         panel.set_xlim(-0.6, len(names) - 0.4)
     figure.supxlabel(_effects_caption(arms), fontsize=8, color=GREY)
     return figure
@@ -114,8 +118,15 @@ def save_pareto(report: Report, folder: Path) -> Path:
     """Writes pareto.png alone."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pareto.png"
-    pareto(report).savefig(path, dpi=DPI)
+    _save(pareto(report), path)
     return path
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a figure; signs that the font lacks are boxes in it, which is no news to anybody."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")
+        figure.savefig(path, dpi=DPI)
 
 
 def pareto(report: Report) -> Figure:
@@ -141,7 +152,9 @@ def pareto(report: Report) -> Figure:
             chance = [size.random for size in sizes]
             panel.plot(cost, chance, color=REMOVED, marker="x", linestyle="--", label="random, mean")
         panel.set_xlim(0, 1.05 * whole)
-    panels[0].set_ylabel(f"{report.main_metric}\n({'higher' if report.greater_is_better else 'lower'} is better)")
+    panels[0].set_ylabel(
+        f"{plain(report.main_metric)}\n({'higher' if report.greater_is_better else 'lower'} is better)"
+    )
     panels[0].legend(frameon=False, fontsize=8)
     _title(panels[0], f"{len(sizes)} sizes from one search")
     figure.supxlabel("Bars and the grey band: 95% bootstrap intervals over test examples.", fontsize=8, color=GREY)
@@ -162,6 +175,11 @@ def _figure(
     return figure, panels[: rows * columns]
 
 
+def plain(name: str) -> str:
+    """Gives a name as a figure shows it as it is, for a $ would begin a formula; of a long one the beginning."""
+    return shorten(one_line(name), LONGEST_LABEL).replace("$", r"\$")
+
+
 def _title(panel: Axes, text: str) -> None:
     panel.set_title(text, fontsize=10, loc="left")
 
@@ -175,7 +193,7 @@ def _draw_widths(panel: Axes, kind: str, layers: dict[str, tuple[int, int]]) -> 
         for number, part, total in zip(numbers, kept, whole, strict=True):
             panel.annotate(f"{part:,}", (total, number), (4, 0), textcoords="offset points", va="center", fontsize=8)
     step = -(-len(numbers) // 24)
-    panel.set_yticks(numbers[::step], list(layers)[::step])
+    panel.set_yticks(numbers[::step], [plain(name) for name in list(layers)[::step]])
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     panel.set(xlabel=f"number of {UNITS[kind]} (grey: before)", ylabel="layer", xlim=(0, 1.12 * max(whole)))
     margin = max(0.6, (4 - len(numbers)) / 2)

@@ -3,8 +3,10 @@ of one search. The tables for a terminal are views of the report, in `evaluation
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 from hf_mabprune.arms import KINDS
+from hf_mabprune.artifacts.markdown import code, text
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.evaluation.report import ModelFigures, Report
 from hf_mabprune.tasks.base import TASKS
@@ -16,7 +18,7 @@ Kept = Mapping[str, Mapping[str, tuple[int, int]]]
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lays cells out as Markdown; columns that are empty throughout are left out."""
+    """Lays cells, which are Markdown, out as a table; columns that are empty throughout are left out."""
     rows = list(rows)
     columns = [column for column in range(len(headings)) if any(row[column] for row in rows)]
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
@@ -28,7 +30,7 @@ def results_table(report: Report) -> str:
     rows = [("before", report.before), ("**after**", report.after)]
     rows += [(f"random, seed {draw.seed}", draw.figures) for draw in report.random]
     metrics = [report.main_metric, *(name for name in report.after.metrics if name != report.main_metric)]
-    headings = ["", "parameters (M)", "MACs (M)", *metrics, "loss", "KL", "latency (ms)", "weights (MB)"]
+    headings = ["", "parameters (M)", "MACs (M)", *map(text, metrics), "loss", "KL", "latency (ms)", "weights (MB)"]
     return markdown_table(headings, [[name, *_cells(figures, metrics)] for name, figures in rows])
 
 
@@ -40,9 +42,9 @@ def kept_table(kept: Kept) -> str:
     """
     kinds = [kind for kind in KINDS if kept.get(kind)]
     layers = layer_labels([site for kind in kinds for site in kept[kind]])
-    counts = {kind: kept_by_layer(kept[kind], layers) for kind in kinds}
+    counts = [kept_by_layer(kept[kind], layers) for kind in kinds]
     rows = [
-        [label, *("{:,} of {:,}".format(*counts[kind][label]) if label in counts[kind] else "" for kind in kinds)]
+        [text(label), *("{:,} of {:,}".format(*sums[label]) if label in sums else "" for sums in counts)]
         for label in dict.fromkeys(layers.values())
     ]
     table = markdown_table(["layer", *(UNITS[kind] for kind in kinds)], rows)
@@ -90,20 +92,20 @@ def sizes_table(reports: Sequence[Report]) -> str:
     """
     first = reports[0]
     metric = first.main_metric
-    headings = ["size", "layout", "parameters (M)", "MACs (M)", metric, "random, mean", "speed-up", "load"]
+    headings = ["size", "layout", "parameters (M)", "MACs (M)", text(metric), "random, mean", "speed-up", "load"]
     dense = ["dense", "", f"{first.before.parameters / 1e6:,.2f}", f"{first.before.macs / 1e6:,.2f}"]
     rows = [[*dense, _metric(first.before, metric), "", "", ""]]
     for size, report in zip((report.in_short() for report in reports), reports, strict=True):
         rows.append(
             [
-                f"[{size.name}]({RunFolder(size.name).card.as_posix()})",
-                size.layout,
+                f"[{text(size.name)}]({quote(RunFolder(size.name).card.as_posix())})",
+                text(size.layout),
                 f"{size.parameters / 1e6:,.2f}",
                 f"{size.macs / 1e6:,.2f}",
                 _metric(report.after, metric),
                 f"{size.random:.4f}",
                 f"{size.speedup:.2f}x" if size.speedup else "",
-                f'`{TASKS.get(report.task).auto_class}.from_pretrained("{size.name}")`',
+                code(f'{TASKS.get(report.task).auto_class}.from_pretrained("{size.name}")'),
             ]
         )
     return markdown_table(headings, rows)

@@ -15,7 +15,7 @@ from hf_mabprune.registry import takes
 
 C = TypeVar("C", bound="Strict")
 MAX_DEPTH = 32
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 LARGEST = 2**32 - 1  # as an integer, and more than any setting has use for
 MAY_BE_EMPTY = {"prefix", "dir"}
 Place = Annotated[str, AfterValidator(os.path.expanduser)]

@@ -17,9 +17,10 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from hf_mabprune.errors import outside
 
-MAX_BYTES = 2**18
+MAX_BYTES = 2**20
 MAX_DEPTH = 32
-MAX_NODES = 20_000  # after aliases are expanded
+MAX_ANCHORS = 1000
+MAX_NODES = 50_000  # after aliases are expanded
 MAX_DIGITS = 400  # of a number, more than any has
 PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 NUMBER, MERGE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
@@ -80,7 +81,7 @@ def parse_yaml(text: str, where: str) -> Any:
     if unreadable := UNREADABLE.search(text):
         raise ValueError(f"{where} must be plain text, got the character {unreadable.group()!r} in it")
     try:
-        _check_depth(text, where)
+        _check_events(text, where)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -110,20 +111,21 @@ def _text_of(path: Path) -> str:
         return content.decode("utf-8-sig")
 
 
-def _check_depth(text: str, where: str) -> None:
-    """Refuses what is nested too deeply, or several documents, while nothing but the stream of events is there."""
-    depth = documents = 0
+def _check_events(text: str, where: str) -> None:
+    """Refuses what is too much or too deep, and several documents, while nothing but the stream of events is there."""
+    depth = documents = anchors = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
+        anchors += isinstance(event, yaml.NodeEvent) and event.anchor is not None
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         place = _place(where, event)
         if documents > 1:
             raise ValueError(f"{place}: a second document begins; a config is one document, without ---")
         if depth > MAX_DEPTH:
             raise ValueError(f"{place}: it is nested more than {MAX_DEPTH} levels deep: it is no config")
-        if count > 2 * MAX_NODES:
-            raise ValueError(f"{place}: it holds more than {MAX_NODES:,} values: it is no config")
+        if count > 2 * MAX_NODES or anchors > MAX_ANCHORS:
+            raise ValueError(f"{place}: it holds more values or aliases than any config")
 
 
 def _expanded(node: Node, where: str, known: dict[int, int], open_nodes: set[int]) -> int:
