@@ -109,6 +109,11 @@ def one_line(text: str) -> str:
     return without_credentials("; ".join(filter(None, lines)))
 
 
+def beginning(text: str, longest: int) -> str:
+    """Gives a text, or of a long one the beginning, with a sign that it goes on."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def printable(text: str) -> str:
     """Gives a text on one line without signs that a reader cannot see: control codes, turns of direction, halves of
     characters. They could hide what the text says, or steer a terminal.

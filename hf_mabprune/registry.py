@@ -10,11 +10,11 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from textwrap import shorten
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.plugins import load_installed
 
 UNKNOWN = (
@@ -130,7 +130,8 @@ def check_options(kind: str, name: str, component: type, options: dict[str, Any]
                 raise ValueError(f"must be {getattr(known[option].type, '__name__', known[option].type)}")
         except ValueError as error:
             fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            raise ValueError(f"{kind} '{name}': {option}: {fault}, got {shorten(repr(value), 200)}") from None
+            given = beginning(one_line(repr(value)), 200)
+            raise ValueError(f"{kind} '{name}': {option}: {fault}, got {given}") from None
     return checked
 
 

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +27,7 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
 from hf_mabprune.checkpoints.load import kind_of_processor
 from hf_mabprune.config import PruneConfig, check, parse_yaml
-from hf_mabprune.errors import one_line
+from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.evaluation.report import Report, SearchFigures
 from hf_mabprune.tasks.base import TASKS
 
@@ -281,4 +280,4 @@ def _dataset_link(settings: PruneConfig) -> str:
 
 def _name(given: str) -> str:
     """Gives a name as the block of YAML holds it: one line of signs that can be seen, not too long."""
-    return shorten(one_line(given), LONGEST_NAME) or "unnamed"
+    return beginning(one_line(given), LONGEST_NAME) or "unnamed"

@@ -1,10 +1,9 @@
 """Puts names and messages into Markdown as they are: none becomes markup, breaks a table or makes a link."""
 
 import re
-from textwrap import shorten
 from typing import Any
 
-from hf_mabprune.errors import one_line
+from hf_mabprune.errors import beginning, one_line
 
 LONGEST_NAME, LONGEST_TEXT = 200, 2000
 ENTITIES = {
@@ -21,12 +20,12 @@ LIVE = re.compile("|".join(map(re.escape, ENTITIES)), re.I)
 
 def text(value: Any, longest: int = LONGEST_TEXT) -> str:
     """Gives Markdown that shows a value as it is, in one line: within a sentence, a heading or a cell of a table."""
-    return LIVE.sub(lambda found: ENTITIES[found.group().lower()], shorten(one_line(str(value)), longest))
+    return LIVE.sub(lambda found: ENTITIES[found.group().lower()], beginning(one_line(str(value)), longest))
 
 
 def code(value: Any) -> str:
     """Gives Markdown that shows a value as a code span; as text, where a code span could not hold it in a table."""
-    shown = shorten(one_line(str(value)), LONGEST_NAME)
+    shown = beginning(one_line(str(value)), LONGEST_NAME)
     return text(shown) if re.search(r"[`|\\]", shown) or not shown else f"`{shown}`"
 
 

@@ -6,7 +6,6 @@ Symbols: K arms; L layers. The effect of an arm is minus its mean reward, so mor
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.tables import kept_by_layer, layer_labels
-from hf_mabprune.errors import one_line
+from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.evaluation.report import Report
 
 Floats = NDArray[np.float64]
@@ -177,7 +176,7 @@ def _figure(
 
 def plain(name: str) -> str:
     """Gives a name as a figure shows it as it is, for a $ would begin a formula; of a long one the beginning."""
-    return shorten(one_line(name), LONGEST_LABEL).replace("$", r"\$")
+    return beginning(one_line(name), LONGEST_LABEL).replace("$", r"\$")
 
 
 def _title(panel: Axes, text: str) -> None:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, fie
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from hf_mabprune.config.errors import explain, shown
+from hf_mabprune.config.errors import explain, part_of, shown
 from hf_mabprune.errors import one_line
 from hf_mabprune.registry import takes
 
@@ -32,10 +32,11 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_of_the_type(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        if not takes(cls.model_fields[name].annotation, value):
+        name, annotation = str(info.field_name), cls.model_fields[str(info.field_name)].annotation
+        if not takes(annotation, value):
             raise PydanticCustomError("other_type", "another type")
-        if name not in MAY_BE_EMPTY and any(isinstance(text, str) and not text.strip() for text in _values(value)):
+        checked = name not in MAY_BE_EMPTY and part_of(annotation) is None
+        if checked and any(isinstance(text, str) and not text.strip() for text in _values(value)):
             raise ValueError("must not be an empty string: leave the key out, or name something")
         return value
 

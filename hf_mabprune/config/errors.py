@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from functools import cache
-from textwrap import shorten
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from hf_mabprune.errors import one_line
+from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.registry import nearest
 
 NAMES = {
@@ -51,7 +50,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except Exception:  # of an object that somebody hands over, or a number of too many digits
         text = f"a {type(value).__name__}"
-    return shorten(one_line(text), 200)
+    return beginning(one_line(text), 200)
 
 
 def _unknown_key(where: str, kind: type[BaseModel], path: tuple[str | int, ...]) -> str:

@@ -9,18 +9,17 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from hf_mabprune.errors import outside
+from hf_mabprune.errors import beginning, outside
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_ANCHORS = 1000
-MAX_NODES = 50_000  # after aliases are expanded
+MAX_NODES = 25_000  # after aliases are expanded
 MAX_DIGITS = 400  # of a number, more than any has
 PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 NUMBER, MERGE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
@@ -60,7 +59,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     content = parse_yaml(_text_of(Path(path)), str(path))
     if not isinstance(content, dict):
-        given = "an empty file" if content is None else str(content)[:80]
+        given = "an empty file" if content is None else beginning(str(content), 80)
         raise ValueError(f"{path} must hold a mapping of settings, got {given}")
     return content
 
@@ -113,18 +112,20 @@ def _text_of(path: Path) -> str:
 
 def _check_events(text: str, where: str) -> None:
     """Refuses what is too much or too deep, and several documents, while nothing but the stream of events is there."""
-    depth = documents = anchors = 0
-    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+    depth = documents = nodes = anchors = 0
+    for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
-        anchors += isinstance(event, yaml.NodeEvent) and event.anchor is not None
+        if isinstance(event, yaml.NodeEvent):
+            nodes += 1
+            anchors += event.anchor is not None
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         place = _place(where, event)
         if documents > 1:
             raise ValueError(f"{place}: a second document begins; a config is one document, without ---")
         if depth > MAX_DEPTH:
             raise ValueError(f"{place}: it is nested more than {MAX_DEPTH} levels deep: it is no config")
-        if count > 2 * MAX_NODES or anchors > MAX_ANCHORS:
+        if nodes > MAX_NODES or anchors > MAX_ANCHORS:
             raise ValueError(f"{place}: it holds more values or aliases than any config")
 
 
@@ -220,4 +221,4 @@ def _place(where: str, part: Any) -> str:
 
 def _short(text: str) -> str:
     """Quotes the beginning of a text."""
-    return repr(shorten(text, 60))
+    return repr(beginning(text, 60))
