@@ -55,23 +55,23 @@ SETTINGS = {
         "unknown key 'prune.bloksize'. Did you mean 'prune.block_size'?", overrides=("--prune.bloksize", "8")
     ),
     "unknown_target": case("unknown key 'prune.target.neuron'. Did you mean", prune__target={"neuron": 0.5}),
-    "word_for_number": case("search.rounds must be an integer > 0, or null, got many", search__rounds="many"),
-    "word_for_truth": case("output.overwrite must be true or false, got perhaps", output__overwrite="perhaps"),
+    "word_for_number": case("search.rounds must be an integer > 0, or null, got 'many'", search__rounds="many"),
+    "word_for_truth": case("output.overwrite must be true or false, got 'perhaps'", output__overwrite="perhaps"),
     "list_for_part": case("search must be a mapping, got [1, 2]", search=[1, 2]),
-    "word_for_part": case("task must be a mapping, got glue", task="glue"),
-    "word_for_policy": case("search.policy must be a mapping, got ucb1", search__policy="ucb1"),
-    "word_for_list": case("task.metrics must be a list of strings, got accuracy", task__metrics="accuracy"),
+    "word_for_part": case("task must be a mapping, got 'glue'", task="glue"),
+    "word_for_policy": case("search.policy must be a mapping, got 'ucb1'", search__policy="ucb1"),
+    "word_for_list": case("task.metrics must be a list of strings, got 'accuracy'", task__metrics="accuracy"),
     "word_for_files": case(
-        "task.dataset.data_files must be a mapping, or null, got data/train.parquet",
+        "task.dataset.data_files must be a mapping, or null, got 'data/train.parquet'",
         task__dataset__data_files="data/train.parquet",
     ),
     "null_model": case("model.name", model__name=None),
     "negative_seed": case("seed must be an integer >= 0, got -1", seed=-1),
     "no_batch": case("task.batch_size must be an integer > 0, got 0", task__batch_size=0),
     "no_examples": case("task.calibration_examples must be an integer > 0, got 0", task__calibration_examples=0),
-    "endless_budget": case("search.pulls_per_arm must be a number >= 0, got inf", search__pulls_per_arm=float("inf")),
+    "endless_budget": case("'.inf' is no finite number", search__pulls_per_arm=float("inf")),
     "half_a_key": case("unknown key 'prune.target.mac'", overrides=("--prune.target.mac", "0.3")),
-    "unknown_dtype": case("model.dtype must be auto | float32 | bfloat16 | float16, got int8", model__dtype="int8"),
+    "unknown_dtype": case("model.dtype must be auto | float32 | bfloat16 | float16, got 'int8'", model__dtype="int8"),
     "unknown_policy": case("unknown policy 'ucb2'. Did you mean 'ucb1'? Known: ", search__policy={"name": "ucb2"}),
     "nameless_policy": case("policy needs a name, e.g. {name: ucb1}, got None", search__policy={"c": 1.0}),
     "unknown_option": case(
@@ -79,18 +79,18 @@ SETTINGS = {
         search__policy={"name": "ucb1", "memry": 1.0},
     ),
     "option_out_of_range": case("memory must be in [0, 1], got 2.0", search__policy={"name": "ucb1", "memory": 2}),
-    "option_nan": case("c must be finite and at least 0, got nan", search__policy={"name": "ucb1", "c": float("nan")}),
+    "option_nan": case("'.nan' is no finite number", search__policy={"name": "ucb1", "c": float("nan")}),
     "option_of_wrong_type": case(
         "policy 'ucb1': c: ", "valid number", "got 'big'", search__policy={"name": "ucb1", "c": "big"}
     ),
-    "unknown_reward": case("search.reward must be kl | loss | squared | accuracy, got kll", search__reward="kll"),
+    "unknown_reward": case("search.reward must be kl | loss | squared | accuracy, got 'kll'", search__reward="kll"),
     "target_above_1": case(
         "prune.target.neurons must be a number > 0 and < 1, ", "got 1.5", prune__target={"neurons": 1.5}
     ),
     "target_0": case("prune.target.macs must be a number > 0 and < 1, ", "got 0", prune__target={"macs": 0}),
     "target_in_percent": case(
         "prune.target.parameters must be a number > 0 and < 1, ",
-        "got 30%",
+        "got '30%'",
         overrides=("--prune.target.parameters", "30%"),
     ),
     "two_kinds_of_targets": case(
@@ -108,7 +108,7 @@ SETTINGS = {
     "empty_list": case("prune.target.neurons must be", "a non-empty list", "got []", prune__target={"neurons": []}),
     "arms_without_the_targets": case("target.heads is set, but arms does not contain head", prune__arms=["neuron"]),
     "unknown_arms": case(
-        "prune.arms must be a non-empty list of neuron | head | expert, got ['layer']", prune__arms=["layer"]
+        "prune.arms must be a non-empty list of neuron | head | expert, got 'layer'", prune__arms=["layer"]
     ),
 }
 TARGETS = {

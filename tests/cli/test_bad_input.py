@@ -93,11 +93,11 @@ def test_a_run_is_refused(mistake: Case, refused: Callable[..., str], tmp_path: 
     ("content", "says"),
     [
         pytest.param("", "must hold a mapping of settings, got an empty file", id="empty"),
-        pytest.param("- model\n- task\n", "must hold a mapping of settings, got - model - task", id="list"),
+        pytest.param("- model\n- task\n", "must hold a mapping of settings, got ['model', 'task']", id="list"),
         pytest.param("prune", "must hold a mapping of settings, got prune", id="word"),
-        pytest.param("model: {name: x\ntask: [\n", "Problems parsing config: ", id="open_bracket"),
-        pytest.param("model:\n\tname: x\n", "Problems parsing config: ", id="tab"),
-        pytest.param("seed: 1\n", "model.name, task.dataset.path, output.dir", id="parts_missing"),
+        pytest.param("model: {name: x\ntask: [\n", "run.yaml, line 2, column 5 is no YAML: ", id="open_bracket"),
+        pytest.param("model:\n\tname: x\n", "run.yaml, line 2, column 1 is no YAML: ", id="tab"),
+        pytest.param("seed: 1\n", "missing key 'model'; missing key 'task'; missing key 'prune'", id="parts_missing"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(
@@ -111,8 +111,12 @@ def test_a_file_that_is_no_config_is_refused(
 @pytest.mark.parametrize(
     ("command", "says", "weights"),
     [
-        pytest.param("prune --config nope.yaml", "File does not exist: '", False, id="no_config"),
-        pytest.param("prune --config data", "Path is not a file: '", False, id="config_is_a_folder"),
+        pytest.param(
+            "prune --config nope.yaml", "no config file 'nope.yaml'; paths are relative to ", False, id="no_config"
+        ),
+        pytest.param(
+            "prune --config data", "the config 'data' is a folder: give a YAML file", False, id="config_is_a_folder"
+        ),
         pytest.param("plan --config run.yaml --prune.target.neurons 0.99", "can is 0.833", True, id="plan"),
         pytest.param("cut data --target.macs 0.3", "data holds no mabprune/config.yaml", False, id="cut_no_run"),
         pytest.param("cut nope --target.macs 0.3", "nope holds no mabprune/config.yaml", False, id="cut_nothing"),
@@ -150,12 +154,15 @@ def test_a_file_that_is_no_config_is_refused(
             "cut broken_arms --target.macs 0.3", "broken_arms/mabprune/arms.parquet", False, id="cut_no_arms"
         ),
         pytest.param(
-            "cut broken_settings --target.macs 0.3", "mabprune/config.yaml is no YAML", False, id="cut_no_yaml"
+            "cut broken_settings --target.macs 0.3",
+            "mabprune/config.yaml, line 2, column 1 is no YAML",
+            False,
+            id="cut_no_yaml",
         ),
         pytest.param(
             "evaluate models/bert", "config.yaml, so it is no run's output: name data", False, id="evaluate_no_run"
         ),
-        pytest.param("evaluate run --config nope.yaml", "nope.yaml: No such file", False, id="evaluate_no_config"),
+        pytest.param("evaluate run --config nope.yaml", "no config file 'nope.yaml'", False, id="evaluate_no_config"),
         pytest.param("evaluate run --task.batchsize 8", "mean 'task.batch_size'?", False, id="evaluate_unknown_key"),
         pytest.param(
             "evaluate models/no_config --config run.yaml", "holds no config.json", False, id="evaluate_no_model"
