@@ -138,7 +138,7 @@ def without_credentials(text: str) -> str:
 def without_credentials_in(value: Any) -> Any:
     """Gives nested data in whose texts the credentials are cut."""
     if isinstance(value, dict):
-        return {name: without_credentials_in(part) for name, part in value.items()}
+        return {without_credentials_in(name): without_credentials_in(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(without_credentials_in, value))
     return without_credentials(value) if isinstance(value, str) else value

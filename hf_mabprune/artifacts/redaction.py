@@ -31,7 +31,7 @@ def public_config(config_yaml: str) -> str:
     Raises:
         ValueError: If it is no config.
     """
-    original = parse_yaml(config_yaml, "the config of the run")
+    original = without_credentials_in(parse_yaml(config_yaml, "the config of the run"))
     public = _public(original, files_are_local=hub_dataset(check(original)) is None)
     return yaml.safe_dump(public, sort_keys=False)  # a comment, or what cannot be seen, is no part of it
 
@@ -96,7 +96,6 @@ def _public(value: Any, key: str = "", files_are_local: bool = True) -> Any:
         return [_public(part, key, files_are_local) for part in value]
     if not isinstance(value, str):
         return value
-    value = without_credentials(value)
     if "://" in value:
         return public_url(value)
     paths = {"dir", "data_files"} if files_are_local else {"dir"}

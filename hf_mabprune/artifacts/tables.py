@@ -18,9 +18,9 @@ Kept = Mapping[str, Mapping[str, tuple[int, int]]]
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lays cells, which are Markdown, out as a table; columns that are empty throughout are left out."""
+    """Lays cells, which are Markdown, out as a table; columns of figures that are empty throughout are left out."""
     rows = list(rows)
-    columns = [column for column in range(len(headings)) if any(row[column] for row in rows)]
+    columns = [column for column in range(len(headings)) if column == 0 or any(row[column] for row in rows)]
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
     return "\n".join("| " + " | ".join(line[column] for column in columns) + " |" for line in lines)
 

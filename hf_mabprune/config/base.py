@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
@@ -85,8 +86,8 @@ def _check_plain(settings: Any) -> None:
 
 def _fault_of(value: Any) -> str:
     """Says what is wrong with a single value; nothing where it is plain."""
-    if isinstance(value, str) and "\0" in value:
-        return f"must hold no NUL character, got {shown(value)}"
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        return f"must be text in UTF-8 without NUL characters, got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return ""
     if isinstance(value, float) and not math.isfinite(value):
