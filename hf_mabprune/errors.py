@@ -12,7 +12,7 @@ from typing import Any
 CUT = "***"
 # Percent signs of an address inside an address may be encoded themselves, so %(?:25)*.
 AT, AND, IS = r"%(?:25)*40", r"%(?:25)*26", r"%(?:25)*3D"
-SCHEME = r"(?:\b[a-z][\w+.-]{0,30}:)?/{2,3}"
+SCHEME = r"(?:\b[a-z][\w+.-]{1,30}:/{1,3}|/{2,3})"  # paths make one slash of two; C:/ is a drive
 WORD = r"(?:[^\s&\"'<>]|['\"](?=\w))"  # of a value in an address; a quote within it is a part of it
 FIELDS = (
     r"[\w-]{0,30}?(?:passw(?:or)?d|passphrase|pwd|secret|(?:api|access|account|private|shared[_-]?access)[_-]?key"
