@@ -1,14 +1,11 @@
 """Loads stored models, configs, tokenizers and image processors, whole or not at all; per-layer checkpoints too."""
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -20,9 +17,16 @@ from transformers import (
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.checkpoints import modeling_pruned
+from hf_mabprune.checkpoints.config_file import check_fields, check_sizes
+from hf_mabprune.checkpoints.modeling_file import check_code
+from hf_mabprune.checkpoints.stored_files import ORIGIN, broken_side_file, read_json, stored_file
+from hf_mabprune.checkpoints.weight_files import REMEDY, StoredWeights, check_numbers, no_larger_than, stored_weights
+from hf_mabprune.errors import in_words, outside
 
 # Makes texts, or images, into inputs of a model; None where rows are inputs as they are.
 Processor = PreTrainedTokenizerBase | BaseImageProcessor | None
+GENERATION_FILE = "generation_config.json"
+LARGEST_SIDE = 10_000  # pixels
 
 
 def register_auto_classes() -> None:
@@ -31,7 +35,7 @@ def register_auto_classes() -> None:
 
 
 def load_config(name: str, **origin: Any) -> PreTrainedConfig:
-    """Reads the config of a stored model, per-layer ones included.
+    """Reads the config of a stored model, per-layer ones included. What it says is checked before it is believed.
 
     Args:
         name: Folder or Hub name.
@@ -39,7 +43,8 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
 
     Raises:
         OSError: If there is no such folder, and no such model on the Hub.
-        ValueError: If the folder holds an adapter, or a config that cannot be read.
+        ValueError: If the folder holds an adapter, or a config that cannot be read, or code that takes the place of
+            this package's where remote code may run.
     """
     register_auto_classes()
     folder = Path(name)
@@ -49,24 +54,43 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
         raise FileNotFoundError(
             f"{name} holds no config.json: give {sizes_in(folder) or 'the folder that a model was saved to'}"
         )
+    trusted = bool(origin.get("trust_remote_code"))
+    which = {option: origin[option] for option in ORIGIN if option in origin}
+    place = folder / "config.json" if folder.exists() else f"config.json of {name}"
+    settings = _stored_settings(name, which)
+    with outside(f"{place} cannot be read"):
+        check_fields(settings, trusted)
+        if folder.exists():
+            refuse_unknown_family(settings)
+    check_code(name, settings, trusted, **which)
+    with outside(f"{place} cannot be read"):
+        config = AutoConfig.from_pretrained(name, **origin)
+        check_sizes(config)
+    return config
+
+
+def _stored_settings(name: str, which: dict[str, Any]) -> Any:
+    """Reads the contents of a config.json; arguments and errors as those of `load_config`."""
     try:
-        if folder.exists():
-            refuse_unknown_family(folder)
-        return AutoConfig.from_pretrained(name, **origin)
-    except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
-        if folder.exists():
-            raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
-        raise OSError(f"model '{name}' is no folder in {Path.cwd()}, and the Hub does not give it: {error}") from error
+        return PreTrainedConfig.get_config_dict(name, **which)[0]
+    except Exception as error:  # whatever the library, the network and a file raise
+        if Path(name).exists():
+            raise ValueError(f"{Path(name) / 'config.json'} cannot be read: {in_words(error)}") from error
+        raise OSError(
+            f"model '{name}' is no folder in {Path.cwd()}, and the Hub does not give it: {in_words(error)}"
+        ) from error
 
 
-def refuse_unknown_family(folder: Path) -> None:
+def refuse_unknown_family(settings: dict[str, Any]) -> None:
     """Refuses a per-layer checkpoint of a family that is not known here; transformers would only see its code.
+
+    Args:
+        settings: Contents of config.json.
 
     Raises:
         ValueError: Saying how to make the family known.
-        OSError: If the config cannot be read.
     """
-    model_type = str(PreTrainedConfig.get_config_dict(folder)[0].get("model_type"))
+    model_type = str(settings.get("model_type"))
     if model_type.startswith(modeling_pruned.TYPE_PREFIX):
         ARCHITECTURES.get(model_type.removeprefix(modeling_pruned.TYPE_PREFIX))
 
@@ -87,13 +111,34 @@ def load_processor(auto_class: str | None, name: str, **origin: Any) -> Processo
     try:
         reader = getattr(transformers, auto_class)
         processor: PreTrainedTokenizerBase | BaseImageProcessor = reader.from_pretrained(name, **origin)
-    except Exception as error:  # the library behind raises bare Exceptions for files that it cannot read
-        reason = " ".join(str(error).split())
+    except BaseException as error:  # the library behind raises bare Exceptions, and panics that are not even those
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = broken_side_file(name, **origin) or in_words(error)
         raise ValueError(f"the {kind} of {name} cannot be read ({reason}): {remedy}") from error
     # Where there are no files, transformers makes a tokenizer from the config that knows no word.
-    if isinstance(processor, BaseImageProcessor) or set(processor.get_vocab()) - set(processor.all_special_tokens):
+    if isinstance(processor, BaseImageProcessor):
+        check_image_sizes(processor, name)
+        return processor
+    if set(processor.get_vocab()) - set(processor.all_special_tokens):
         return processor
     raise ValueError(f"{name} holds no {kind}: {remedy}")
+
+
+def check_image_sizes(processor: BaseImageProcessor, name: str) -> None:
+    """Refuses an image processor that would make images of any size.
+
+    Raises:
+        ValueError: With the size.
+    """
+    for attribute in ("size", "crop_size", "pad_size"):
+        size = getattr(processor, attribute, None)
+        for side in dict(size).values() if size else ():
+            if side is not None and not 0 < side <= LARGEST_SIDE:
+                raise ValueError(
+                    f"the image processor of {name} cannot be used: {attribute} must be within 1 and {LARGEST_SIDE} "
+                    f"pixels, got {side!r:.60}"
+                )
 
 
 def kind_of_processor(auto_class: str) -> str:
@@ -110,20 +155,20 @@ def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:
         options: Options of `from_pretrained`.
 
     Raises:
-        OSError: If there are no weights.
-        ValueError: If they cannot be read, or are not all there or of another size: transformers would fill them up
-            at random.
+        ValueError: If there are no weights, they cannot be read, or are not all there or of another size
+            (transformers would fill them up at random), or some are no finite floating-point numbers.
     """
-    load = getattr(transformers, auto_class).from_pretrained
-    try:
-        model, loading = load(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, LookupError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be loaded ({error}): fetch or save the model again") from error
+    return _complete(getattr(transformers, auto_class), name, options)
+
+
+def _complete(loader: Any, name: str, options: dict[str, Any]) -> PreTrainedModel:
+    """Reads a model with a class that has `from_pretrained`; else as `load_weights`."""
+    model, loading, stored = _read_model(loader, name, options)
     # Without what the architecture declares harmless, and without tied weights.
-    for weight, stored, expected in sorted(loading["mismatched_keys"]):
+    for weight, shape, expected in sorted(loading["mismatched_keys"]):
         raise ValueError(
             f"the weights of {name} do not fit its config: {weight} must have shape {list(expected)}, got "
-            f"{list(stored)}; save both together again"
+            f"{list(shape)}; save both together again"
         )
     if missing := sorted(loading["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -131,8 +176,28 @@ def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:
             f"the weights of {name} lack {missing[0]}{more}, which {type(model).__name__} needs and would have at "
             "random: fine-tune the model for the task first, or save it again"
         )
-    complete: PreTrainedModel = model
-    return complete
+    check_numbers(model, stored, name)
+    return model
+
+
+def _read_model(loader: Any, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any, StoredWeights]:
+    """Reads a model that is not much larger than its files.
+
+    Args:
+        loader: Class with `from_pretrained`.
+        name: Folder or Hub name.
+        options: Options of `from_pretrained`.
+
+    Returns:
+        The model, what transformers says of loading it, and what its files hold.
+    """
+    stored = stored_weights(name, **options)
+    if side := stored_file(name, GENERATION_FILE, **options):
+        read_json(side)  # which transformers would pass over without a word
+    with outside(f"{name} cannot be loaded", REMEDY), no_larger_than(stored, name):
+        reading = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, loading = loader.from_pretrained(name, **reading)
+    return model, loading, stored
 
 
 def sizes_in(folder: Path) -> str:
@@ -151,16 +216,19 @@ def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         The model, of the class that config.json names.
 
     Raises:
-        ValueError: If config.json names no class.
+        ValueError: If config.json names no class, or the weights or the code beside them are not what they should be.
         OSError: If there is no such checkpoint.
     """
-    register_auto_classes()
-    name = (AutoConfig.from_pretrained(folder).architectures or [None])[0]
-    if name is None:
+    options = {option: kwargs[option] for option in (*ORIGIN, "trust_remote_code") if option in kwargs}
+    classes = load_config(str(folder), **options).architectures
+    if not classes:
         raise ValueError(f"{folder}: config.json names no architecture")
+    name = classes[0]
     home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
-    model: PreTrainedModel = getattr(home, name).from_pretrained(folder, **kwargs)
-    return model
+    loader = getattr(home, name, None)
+    if not isinstance(loader, type) or not issubclass(loader, PreTrainedModel):
+        raise ValueError(f"{folder}: config.json names the architecture {name!r:.99}, which transformers has not")
+    return _complete(loader, str(folder), kwargs)
 
 
 @torch.inference_mode()
@@ -174,7 +242,8 @@ def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inp
         inputs: Arguments of one forward pass, on the model's device.
 
     Returns:
-        Largest absolute difference of two logits.
+        Largest absolute difference of two logits; nan where one of them is, so ask whether it is small, and never
+        whether it is large.
     """
     register_auto_classes()
     again = getattr(transformers, auto_class).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()

@@ -182,16 +182,16 @@ MODELS = {
     "adapter": case("models/adapter is an adapter: merge it first (PeftModel.merge_and_unload)", model="adapter"),
     "no_weights": case("no file named model.safetensors", "models/no_weights", model="no_weights", weights=True),
     "truncated_weights": case(
-        "models/truncated cannot be loaded",
+        "models/truncated/model.safetensors cannot be loaded",
         "file not fully covered",
         "save the model again",
         model="truncated",
         weights=True,
     ),
     "web_page_for_weights": case(
-        "models/web_page cannot be loaded", "header too large", model="web_page", weights=True
+        "models/web_page/model.safetensors cannot be loaded", "header too large", model="web_page", weights=True
     ),
-    "broken_bin": case("models/broken_bin cannot be loaded", model="broken_bin", weights=True),
+    "broken_bin": case("models/broken_bin/pytorch_model.bin cannot be loaded", model="broken_bin", weights=True),
     "no_classifier_in_the_weights": case(
         "the weights of models/no_classifier lack classifier.bias and 1 more, which BertForSequenceClassification",
         "would have at random: fine-tune the model for the task first",
