@@ -42,6 +42,11 @@ NAMES = {  # all that a plan can write to, by its keys
     "arguments": {"position_bias"},
     "copies": {"relative_attention_bias"},
 }
+FIELDS = {  # all that per_layer_config can say
+    *NAMES["settings"],
+    *("num_heads", "n_heads", "n_head", "intermediate_size", "moe_intermediate_size", "n_inner"),
+    *("hidden_dim", "ffn_dim", "d_ff", *EXPERTS),
+}
 KEYS = {1: ("modules", "biases", "attributes"), 2: ("parameters", *NAMES)}
 STACKS = {"encoder", "decoder", "text_model", "vision_model"}  # some task heads have one of two
 LAYERS = (  # class, what it says of its weight's shape, dimension of its outputs
@@ -49,6 +54,7 @@ LAYERS = (  # class, what it says of its weight's shape, dimension of its output
     (Conv1D, ("nx", "nf"), 1),
     (nn.Embedding, ("num_embeddings", "embedding_dim"), 1),
 )
+Cuts = set[tuple[int, int]]
 _classes: dict[str, type] = {}
 
 
@@ -61,6 +67,7 @@ class PerLayerConfig:
         # Every way to a config passes here; transformers gives its subclasses an __init__ that would skip one of ours.
         if kwargs.get("mabprune") is not None:
             read_plan(kwargs["mabprune"])
+        _check_fields(kwargs.get("per_layer_config") or {})
         _register_models(cls)
         return super().__new__(cls)
 
@@ -93,42 +100,42 @@ def read_plan(plan: Any) -> dict[str, Any]:
     """
     version = _mapping(plan, "").get("format")
     if type(version) is not int or version < 1:
-        _refuse("format", f"must be 1 or 2, got {version!r:.60}")
+        _refuse("format", f"must be 1 or 2, got {_short(version)}")
     if version > FORMAT:
         raise ValueError(
             f"this checkpoint has hf_mabprune format {version}, this file reads formats 1 and 2: update hf_mabprune, "
             "or load with trust_remote_code=True the file beside it (without importing hf_mabprune)"
         )
     if unknown := sorted(plan.keys() - {"format", *KEYS[version]}):
-        _refuse(f"{unknown[0]!r:.60}", f"format {version} has {', '.join(KEYS[version])}")
+        _refuse(f"{_short(unknown[0])}", f"format {version} has {', '.join(KEYS[version])}")
     plan = plan if version == FORMAT else _from_format_1(plan)
     sizes: dict[str, set[int]] = {}  # path of a module -> dimensions of the planned parameters in it
     for path, shape in _mapping(plan.get("parameters", {}), "parameters").items():
         if not _are_ints(shape, 1) or len(shape) > 4:
-            _refuse("parameters", f"must be a shape of 1 to 4 positive integers, got {shape!r:.60}", path)
+            _refuse("parameters", f"must be a shape of 1 to 4 positive integers, got {_short(shape)}", path)
         for end in (place for place, letter in enumerate(path) if letter == "."):
             sizes.setdefault(path[:end], set()).update(shape)
     for section in ("attributes", "settings"):
         for path, name, value in _entries(plan, section):
             if name in FLAGS:
                 if value is not True:
-                    _refuse(section, f"{name} can only be true, got {value!r:.60}", path)
+                    _refuse(section, f"{name} can only be true, got {_short(value)}", path)
                 continue
-            inside = path.rpartition(".")[0] if name in EXPERTS and path not in sizes else path
-            if not _are_ints([value], 1) or not any(size % value == 0 for size in sizes.get(inside, ())):
+            inside = sizes.get(_place(path, name, sizes), set())
+            if not _are_ints([value], 1) or not any(size % value == 0 for size in inside):
                 why = "must be a dimension of a planned parameter in that module, or divide one"
-                _refuse(section, f"{name} {why}, got {value!r:.60}", path)
+                _refuse(section, f"{name} {why}, got {_short(value)}", path)
     for path, name, kept in _entries(plan, "arguments"):
         if kept is not None and not (_are_ints(kept, 0) and len(set(kept)) == len(kept)):
-            _refuse("arguments", f"{name} must be null or indices from 0 on, each once, got {kept!r:.60}", path)
+            _refuse("arguments", f"{name} must be null or indices from 0 on, each once, got {_short(kept)}", path)
     for path, source in _mapping(plan.get("copies", {}), "copies").items():
         for each in (path, source):
             if not isinstance(each, str) or each.rpartition(".")[2] not in NAMES["copies"]:
-                _refuse("copies", f"only {', '.join(NAMES['copies'])} can be copied, got {each!r:.60}", path)
+                _refuse("copies", f"only {', '.join(NAMES['copies'])} can be copied, got {_short(each)}", path)
     return {"format": FORMAT, **{key: plan[key] for key in KEYS[FORMAT] if key in plan}}
 
 
-def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
+def resize(base_model: nn.Module, plan: dict[str, Any], dense: nn.Module | None = None) -> None:
     """Gives a base model the sizes of a plan, in place; where they are right already, nothing changes.
 
     A parameter that gets smaller keeps its first entries; a new bias is zero.
@@ -136,6 +143,7 @@ def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
     Args:
         base_model: Model as its stock constructor leaves it, or cut already.
         plan: Plan that `read_plan` can read.
+        dense: Model that it was cut from, where parameters of `base_model` have the sizes of the plan already.
 
     Raises:
         ValueError: If `read_plan` refuses the plan, or it does not fit the model.
@@ -144,6 +152,11 @@ def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
     planned = {
         key: {path: entry for path, entry in read.get(key, {}).items() if path.partition(".")[0] not in missing}
         for key in KEYS[FORMAT]
+    }
+    before = {
+        path: list(parameter.shape)
+        for path, parameter in (dense or base_model).named_parameters(remove_duplicate=False)
+        if path in planned["parameters"]
     }
     fresh = {path for path, source in planned["copies"].items() if _give_copy(base_model, path, source)}
     shapes: dict[str, dict[str, list[int]]] = {}
@@ -158,17 +171,20 @@ def resize(base_model: nn.Module, plan: dict[str, Any]) -> None:
     for path, values in planned["attributes"].items():
         module = _module(base_model, "attributes", path)
         for name, value in values.items():
-            _check_change("attributes", path, module, name, value)
+            cuts = _cuts(before, planned["parameters"], path, name)
+            _check_change("attributes", path, module, name, value, cuts)
             setattr(module, name, value)
     for path, values in planned["settings"].items():
         module = _module(base_model, "settings", path)
         config = getattr(module, "config", None)
         shared = config._shared if isinstance(config, _Settings) else config
         for name, value in values.items():
-            _check_change("settings", path, shared, name, value)
+            cuts = _cuts(before, planned["parameters"], path, name)
+            _check_change("settings", path, config, name, value, cuts)
         module.config = _Settings(shared, values)
+    heads = getattr(getattr(base_model, "config", None), "num_attention_heads", None)
     for path, values in planned["arguments"].items():
-        _give_arguments(_module(base_model, "arguments", path), path, values)
+        _give_arguments(_module(base_model, "arguments", path), path, values, heads)
 
 
 def _give_copy(base_model: nn.Module, path: str, source: str) -> bool:
@@ -176,7 +192,7 @@ def _give_copy(base_model: nn.Module, path: str, source: str) -> bool:
     (owner, _, name), (other, _, _) = path.rpartition("."), source.rpartition(".")
     module, original = _module(base_model, "copies", owner), _module(base_model, "copies", source)
     if type(module) is not type(_module(base_model, "copies", other)):
-        _refuse("copies", f"{source!r:.99} is in a module of another class", path)
+        _refuse("copies", f"{_short(source)} is in a module of another class", path)
     if module._modules.get(name) is not None:
         return False
     setattr(module, name, copy.deepcopy(original))
@@ -185,6 +201,12 @@ def _give_copy(base_model: nn.Module, path: str, source: str) -> bool:
 
 def _give_shapes(module: Any, path: str, shapes: dict[str, list[int]], limit: int) -> None:
     """Gives a module's own parameters their shapes; the bias and the sizes of a Linear and its like follow."""
+    if isinstance(module, nn.LayerNorm):
+        _refuse("parameters", "a LayerNorm is never cut", path)
+    if isinstance(module, nn.Embedding):
+        count = [module.num_embeddings]
+        if path.rpartition(".")[2] not in NAMES["copies"] or shapes.get("weight", count)[:1] != count:
+            _refuse("parameters", f"an Embedding keeps its {module.num_embeddings} rows, and words their size", path)
     if "weight" in shapes:
         _give_shape(module, path, "weight", shapes["weight"], limit)
     for kind, names, outputs in LAYERS:
@@ -208,7 +230,7 @@ def _give_shape(module: Any, path: str, name: str, shape: list[int], limit: int)
         _refuse("parameters", "only the bias of a Linear or Conv1D can be new", f"{path}.{name}")
     was = shape if old is None else list(old.shape)
     if len(shape) != len(was) or any(new > max(size, limit) for new, size in zip(shape, was, strict=True)):
-        _refuse("parameters", f"must be no larger than {was}, got {shape!r:.60}", f"{path}.{name}")
+        _refuse("parameters", f"must be no larger than {was}, got {_short(shape)}", f"{path}.{name}")
     like = module.weight if old is None else old
     if old is None or any(new > size for new, size in zip(shape, was, strict=True)):
         setattr(module, name, nn.Parameter(like.new_zeros(shape), like.requires_grad))
@@ -217,11 +239,14 @@ def _give_shape(module: Any, path: str, name: str, shape: list[int], limit: int)
         setattr(module, name, nn.Parameter(first, like.requires_grad))
 
 
-def _give_arguments(module: Any, path: str, kept: dict[str, list[int] | None]) -> None:
+def _give_arguments(module: Any, path: str, kept: dict[str, list[int] | None], heads: int | None) -> None:
     """Lets a module's forward see the kept entries of its arguments only."""
     names = list(inspect.signature(module.forward).parameters)
-    for name in kept.keys() - set(names):
-        _refuse("arguments", f"the forward of {type(module).__name__} has no {name}", path)
+    for name, indices in kept.items():
+        if name not in names:
+            _refuse("arguments", f"the forward of {type(module).__name__} has no {name}", path)
+        if heads is not None and max(indices or [0]) >= heads:
+            _refuse("arguments", f"{name} has {heads} entries, got {_short(max(indices or []))}", path)
     if not hasattr(module, "own_arguments"):
         module.register_forward_pre_hook(_with_own_arguments, with_kwargs=True)
     module.own_arguments = {name: (names.index(name), indices) for name, indices in kept.items()}
@@ -254,9 +279,9 @@ def _from_format_1(plan: dict[str, Any]) -> dict[str, Any]:
     modules, biases = _mapping(plan.get("modules", {}), "modules"), plan.get("biases", [])
     for path, shape in modules.items():
         if not _are_ints(shape, 1) or len(shape) != 2:
-            _refuse("modules", f"must be [outputs, inputs], got {shape!r:.60}", path)
+            _refuse("modules", f"must be [outputs, inputs], got {_short(shape)}", path)
     if not isinstance(biases, list) or not all(isinstance(path, str) and path in modules for path in biases):
-        _refuse("biases", f"must be paths that modules has, got {biases!r:.99}")
+        _refuse("biases", f"must be paths that modules has, got {_short(biases)}")
     parameters = {f"{path}.weight": shape for path, shape in modules.items()}
     parameters.update({f"{path}.bias": modules[path][:1] for path in biases})
     return {"parameters": parameters, "attributes": plan.get("attributes", {})}
@@ -267,17 +292,40 @@ def _entries(plan: dict[str, Any], section: str) -> Iterator[tuple[str, str, Any
     for path, values in _mapping(plan.get(section, {}), section).items():
         for name, value in _mapping(values, section, path).items():
             if name not in NAMES[section]:
-                _refuse(section, f"{name!r:.60} is none of {', '.join(sorted(NAMES[section]))}", path)
+                _refuse(section, f"{_short(name)} is none of {', '.join(sorted(NAMES[section]))}", path)
             yield path, name, value
 
 
-def _check_change(section: str, path: str, holder: Any, name: str, value: int | bool) -> None:
-    """Refuses to write over anything but a value of that kind, and to let a size grow."""
-    current = getattr(holder, name, value)
-    if type(current) is not type(value) or (name not in FLAGS and current < value):
-        _refuse(section, f"{name} must be no larger than {current!r:.60}, got {value}", path)
-    if holder is None or (name in FLAGS and getattr(holder, name.removeprefix("has_"), None) is None):
+def _check_fields(layers: Any) -> None:
+    """Refuses a `per_layer_config`, which transformers reads, that says anything but sizes."""
+    for layer, fields in layers.items() if isinstance(layers, dict) else [("", layers)]:
+        for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
+            if name not in FIELDS or not _are_ints([value], 1):
+                why = f"must be mappings from layers to sizes > 0, got {_short(name)}: {_short(value)}"
+                raise ValueError(f"per_layer_config[{_short(layer)}]: {why}")
+
+
+def _check_change(section: str, path: str, holder: Any, name: str, value: int | bool, cuts: Cuts) -> None:
+    """Refuses to write over anything but a value of that kind, and a size that is not cut as a parameter is."""
+    current = getattr(holder, name, None)
+    if current is None or (name in FLAGS and getattr(holder, name.removeprefix("has_"), None) is None):
         _refuse(section, f"the module has nothing that {name} could tell of", path)
+    if type(current) is not type(value) or (name not in FLAGS and current < value):
+        _refuse(section, f"{name} must be no larger than {_short(current)}, got {value}", path)
+    if name not in FLAGS and value != current and not any(new * current == old * value for new, old in cuts):
+        _refuse(section, f"{name} goes from {current} to {value}, and no planned parameter in that module does", path)
+
+
+def _cuts(before: dict[str, Any], planned: dict[str, list[int]], path: str, name: str) -> Cuts:
+    """Lists the sizes of the planned parameters in a module, after and before."""
+    inside = _place(path, name, {owner.rpartition(".")[0] for owner in planned})
+    paths = [each for each in planned if each.startswith(f"{inside}.") and each in before]
+    return {pair for each in paths for pair in zip(planned[each], before[each], strict=True)}
+
+
+def _place(path: str, name: str, modules: Any) -> str:
+    """Says in which module the parameters are that bear a size out; those of experts may lie beside."""
+    return path.rpartition(".")[0] if name in EXPERTS and path not in modules else path
 
 
 def _module(base_model: nn.Module, section: str, path: str) -> Any:
@@ -290,9 +338,16 @@ def _module(base_model: nn.Module, section: str, path: str) -> Any:
     return place
 
 
+def _short(value: Any, length: int = 60) -> str:
+    try:
+        return f"{value!r:.{length}}"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or thousands of lists in lists
+        return f"a {type(value).__name__}"
+
+
 def _mapping(value: Any, section: str, path: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) and len(key) <= 200 for key in value):
-        _refuse(section, f"must be a mapping from names of up to 200 letters, got {value!r:.60}", path)
+        _refuse(section, f"must be a mapping from names of up to 200 letters, got {_short(value)}", path)
     return value
 
 
@@ -303,7 +358,7 @@ def _are_ints(values: Any, least: int) -> bool:
 
 def _refuse(section: str, why: str, path: str = "") -> NoReturn:
     key = f"mabprune.{section}" if section else "mabprune"
-    raise ValueError(f"{key}[{path!r:.200}]: {why}" if path else f"{key}: {why}")
+    raise ValueError(f"{key}[{_short(path, 200)}]: {why}" if path else f"{key}: {why}")
 
 
 def stock_config_class(config: type[PretrainedConfig]) -> type[PretrainedConfig]:

@@ -49,7 +49,7 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrained
     plan = make_plan(dense, changed)
     if layout == "uniform":  # the rest is what a stock model does by itself
         plan = {part: plan[part] for part in ("format", "parameters", "attributes")}
-    modeling_pruned.resize(small.base_model, plan)
+    modeling_pruned.resize(small.base_model, plan, base)
     for path in (path for path, old in stay.items() if old is None):
         module, _, name = path.rpartition(".")
         setattr(small.base_model.get_submodule(module), name, smaller[path])
