@@ -42,11 +42,7 @@ NAMES = {  # all that a plan can write to, by its keys
     "arguments": {"position_bias"},
     "copies": {"relative_attention_bias"},
 }
-FIELDS = {  # all that per_layer_config can say
-    *NAMES["settings"],
-    *("num_heads", "n_heads", "n_head", "intermediate_size", "moe_intermediate_size", "n_inner"),
-    *("hidden_dim", "ffn_dim", "d_ff", *EXPERTS),
-}
+NO_SIZES = {"sliding_window", "attention_chunk_size", "skip"}  # what transformers reads of per_layer_config besides
 KEYS = {1: ("modules", "biases", "attributes"), 2: ("parameters", *NAMES)}
 STACKS = {"encoder", "decoder", "text_model", "vision_model"}  # some task heads have one of two
 LAYERS = (  # class, what it says of its weight's shape, dimension of its outputs
@@ -300,7 +296,7 @@ def _check_fields(layers: Any) -> None:
     """Refuses a `per_layer_config`, which transformers reads, that says anything but sizes."""
     for layer, fields in layers.items() if isinstance(layers, dict) else [("", layers)]:
         for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
-            if name not in FIELDS or not _are_ints([value], 1):
+            if name in NO_SIZES or not _are_ints([value], 1):
                 why = f"must be mappings from layers to sizes > 0, got {_short(name)}: {_short(value)}"
                 raise ValueError(f"per_layer_config[{_short(layer)}]: {why}")
 
