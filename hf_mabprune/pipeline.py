@@ -26,12 +26,14 @@ from hf_mabprune.evaluation.first_lines import baseline, header
 from hf_mabprune.evaluation.report import SizeFigures
 from hf_mabprune.iterative import prune_in_stages
 from hf_mabprune.recovery.recover import recover
+from hf_mabprune.rehearsal import rehearse_checkpoint
 from hf_mabprune.result import FinishedSearch, PruneResult
 from hf_mabprune.runtime import threads
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.files import check_space
 from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import RunState, open_run
+from hf_mabprune.runtime.wrappers import left_as_it_was, unwrap
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.session import SPLITS, Session, make_session, open_session
@@ -79,9 +81,10 @@ def prune(
             earlier output.
         Interrupted: A KeyboardInterrupt, on SIGINT, SIGTERM and SIGHUP, once the search is saved.
     """
+    dense = unwrap(model)
     settings = config.check(
         {
-            "model": {"name": model.config.name_or_path or type(model).__name__},
+            "model": {"name": dense.config.name_or_path or type(dense).__name__},
             "task": {"dataset": {"path": "in-memory"}, **(task or {})},
             "prune": {"target": target, **(prune or {})},
             "search": search or {},
@@ -93,15 +96,11 @@ def prune(
     )
     check_settings(settings, resume)
     splits = dict(zip(SPLITS, (calibration, validation, test), strict=True))
-    training, device = model.training, model.device
     paths = RunFolder(settings.output.dir).under_way
     accelerator = make_accelerator(settings, paths.logs)
-    try:
-        with threads.chosen(accelerator), open_run(settings, paths, accelerator, resume) as run:
-            moved = model.to(accelerator.device)
-            return _run(make_session(settings, moved, tokenizer, splits, accelerator, model.dtype), run)
-    finally:
-        model.train(training).to(device)
+    with left_as_it_was(dense), threads.chosen(accelerator), open_run(settings, paths, accelerator, resume) as run:
+        dense.to(accelerator.device)
+        return _run(make_session(settings, dense, tokenizer, splits, accelerator, dense.dtype), run)
 
 
 def prune_from_config(settings: PruneConfig, resume: bool = False, configs: Sequence[str | Path] = ()) -> PruneResult:
@@ -133,6 +132,7 @@ def _run(session: Session, run: RunState) -> PruneResult:
     sizes = settings.prune.sizes()
     plans = [make_plans(session.dense, session.arms, session.totals, size).search for size in sizes]
     check_space(settings.output.dir, len(sizes) * session.totals["parameters"] * session.save_dtype.itemsize)
+    rehearse_checkpoint(session)
     accelerator.print(header(session.dense, session.arms, accelerator))
     accelerator.print(baseline(session.task, comparison.dense))
     run.begin(session.dense, session.batches["calibration"])

@@ -7,21 +7,17 @@ from functools import partial
 from types import TracebackType
 
 import pandas as pd
-import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.artifacts import card, plots
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.checkpoints.load import reload_difference
+from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.evaluation.report import Report, SizeFigures
 from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.runtime.processes import on_main
 from hf_mabprune.session import Session
-
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
-HALF_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class RunWriter:
         task, batch = self.session.task, self.session.batches["test"][-1]
         inputs = task.inputs(batch.to(model.device))
         difference = reload_difference(model, folder.root, task.auto_class, inputs)
-        if difference > TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+        if not difference <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):  # nan is no small difference
             raise RuntimeError(
                 f"the saved checkpoint differs from the model in memory by {difference:.2g} on logits; nothing was "
                 "written"

@@ -26,6 +26,8 @@ from hf_mabprune.errors import in_words, outside
 # Makes texts, or images, into inputs of a model; None where rows are inputs as they are.
 Processor = PreTrainedTokenizerBase | BaseImageProcessor | None
 GENERATION_FILE = "generation_config.json"
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
+HALF_TOLERANCE = 0.1
 LARGEST_SIDE = 10_000  # pixels
 
 

@@ -176,6 +176,16 @@ def rehearse(target: str | Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def passing_folder(target: str | Path) -> Iterator[Path]:
+    """Gives a temporary folder beside an output, which vanishes when the block ends."""
+    work = _temporary_folder(Path(target), PARTIAL)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def _temporary_folder(target: Path, ending: str) -> Path:
     """A new folder beside an output, whose name says whose it is; it bears a mark from its first moment on."""
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.{OURS}", suffix=ending, dir=target.parent))

@@ -1,0 +1,163 @@
+"""Rehearses, before the search, what else would be found out after it: that a cut model is saved and read back.
+
+The place of the output is rehearsed with its lock (`runtime.files.rehearse`).
+"""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_mabprune.architectures import architecture_of
+from hf_mabprune.arms import KeepIndices
+from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
+from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
+from hf_mabprune.checkpoints.weight_files import largest
+from hf_mabprune.errors import outside
+from hf_mabprune.runtime.files import passing_folder
+from hf_mabprune.runtime.processes import on_main
+from hf_mabprune.selection.layouts import make_plans
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.session import Session
+from hf_mabprune.surgery.cut import cut
+
+SMALL = 2_000_000  # parameters; a smaller model is rehearsed whole
+LAYERS = 2  # of a larger one, in each stack: the first is unlike the others where it makes position biases for all
+LAYER_COUNTS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+EXAMPLES = 2
+
+
+def rehearse_checkpoint(session: Session) -> None:
+    """Cuts the first layers as the smallest size asks, in each layout that it may take, saves and reads them back.
+
+    Arms are taken in order, no matter what they are worth. Nothing is left behind.
+
+    Args:
+        session: Model, data and arms. Every process of a launch calls this, the main process writes.
+
+    Raises:
+        ValueError: If a weight is out of the range of the precision it is saved in, or not finite; or if what is read
+            back is not what was saved.
+    """
+    check_precision(session.dense, session.save_dtype)
+    on_main(session.accelerator, partial(_rehearse, session))
+
+
+def check_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuses weights that cannot be saved in a precision.
+
+    Args:
+        model: Model before pruning.
+        dtype: Precision of saved weights.
+
+    Raises:
+        ValueError: Naming the tensor and its largest value.
+    """
+    limit = torch.finfo(dtype).max
+    for name, parameter in model.named_parameters():
+        value = largest(parameter)
+        if not value < float("inf"):
+            raise ValueError(f"the weights of the model are not finite: {name} holds {value}; load another copy of it")
+        if value > limit:
+            kind = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{name} holds {value:.4g}, and {kind}, which the checkpoint is saved in, ends at {limit:.4g}: set "
+                "model.save_dtype: float32"
+            )
+
+
+def _rehearse(session: Session) -> None:
+    """Goes through the layouts that the smallest size may take."""
+    plans = make_plans(session.dense, session.arms, session.totals, session.settings.prune.sizes()[-1])
+    model = first_layers(session.dense)
+    for plan in filter(None, (plans.search, plans.uniform)):
+        difference = _reload(session, model, plan)
+        if not difference <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+            raise ValueError(
+                f"a {type(model).__name__} that is cut ({plan.layout}), saved and read back differs from itself by "
+                f"{difference:.2g} on logits: load it again with from_pretrained, in float32"
+            )
+
+
+def _reload(session: Session, model: PreTrainedModel, plan: Plan) -> float:
+    """Cuts a model, saves it, reads it back, and gives the largest difference of logits."""
+    kept, _ = plan.choose(np.zeros(len(session.arms)), np.ones(len(session.arms), dtype=bool))
+    batch = session.batches["calibration"][0].to(model.device)
+    inputs = {name: tensor[:EXAMPLES] for name, tensor in session.task.inputs(batch).items()}
+    with (
+        outside(f"a {type(model).__name__} cannot be cut ({plan.layout}), saved and read back"),
+        passing_folder(session.settings.output.dir) as folder,
+    ):
+        small = cut(model, _of(model, session.arms.kept_units(kept)), plan.layout)
+        round_weights(small, session.save_dtype)
+        save_checkpoint(small, folder, session.processor, session.save_dtype)
+        return reload_difference(small, folder, session.task.auto_class, inputs)
+
+
+def _of(model: PreTrainedModel, keep: KeepIndices) -> KeepIndices:
+    """Picks the sites that a model has."""
+    names = {site.name for site in architecture_of(model).sites(model)}
+    return {name: units for name, units in keep.items() if name in names}
+
+
+def first_layers(dense: PreTrainedModel) -> PreTrainedModel:
+    """Gives a model of the first layers of another one, which share its weights; all of it where it is small.
+
+    Args:
+        dense: Model in evaluation mode; it is not changed.
+    """
+    if dense.num_parameters() < SMALL:
+        return dense
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model: PreTrainedModel = type(dense)(_shorter(dense.config))
+        weights = dict(_tensors(dense))
+        for name, tensor in list(_tensors(model)):
+            _put(model, name, weights[name], tensor)
+        model.tie_weights()
+    except Exception:  # of a class that is not made from a config alone, or a config that lists its layers
+        return dense
+    if dense.can_generate():
+        model.generation_config = dense.generation_config
+    return model.eval()
+
+
+def _shorter(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Copies a config with fewer layers; the plan of per-layer sizes goes with them."""
+    config = copy.deepcopy(config)
+    for field in LAYER_COUNTS:
+        if isinstance(count := getattr(config, field, None), int):
+            setattr(config, field, min(count, LAYERS))
+    if plan := getattr(config, "mabprune", None):
+        config.mabprune = {
+            part: {path: entry for path, entry in entries.items() if _layer(path) < LAYERS}
+            if isinstance(entries, dict)
+            else entries
+            for part, entries in plan.items()
+        }
+    return config
+
+
+def _layer(path: str) -> int:
+    """Gives the number of the layer in a path; 0 where there is none."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), 0)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Goes through parameters and buffers, those that are not saved and all names of tied ones included."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _put(model: nn.Module, name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    """Puts a tensor of another model into the place of one of the same shape."""
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name} has another shape")
+    path, _, last = name.rpartition(".")
+    shared = nn.Parameter(tensor.detach(), tensor.requires_grad) if isinstance(like, nn.Parameter) else tensor
+    setattr(model.get_submodule(path), last, shared)
