@@ -75,8 +75,9 @@ def _rehearse(session: Session) -> None:
     """Goes through the layouts that the smallest size may take."""
     plans = make_plans(session.dense, session.arms, session.totals, session.settings.prune.sizes()[-1])
     model = first_layers(session.dense)
+    inputs = _inputs(session, model)
     for plan in filter(None, (plans.search, plans.uniform)):
-        difference = _reload(session, model, plan)
+        difference = _reload(session, model, plan, inputs)
         if not difference <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
             raise ValueError(
                 f"a {type(model).__name__} that is cut ({plan.layout}), saved and read back differs from itself by "
@@ -84,11 +85,23 @@ def _rehearse(session: Session) -> None:
             )
 
 
-def _reload(session: Session, model: PreTrainedModel, plan: Plan) -> float:
+@torch.inference_mode()
+def _inputs(session: Session, model: PreTrainedModel) -> dict[str, Any]:
+    """Gives a few examples on which a model's outputs are finite; those of a broken batch are not."""
+    for batch in session.batches["calibration"]:
+        given = session.task.inputs(batch.to(model.device))
+        inputs = {name: tensor[:EXAMPLES] for name, tensor in given.items()}
+        if model(**inputs).logits.isfinite().all():
+            return inputs
+    raise ValueError(
+        f"the outputs of this {type(model).__name__} are not finite on any calibration batch, in {model.dtype}: use "
+        "float32, or another copy of the model"
+    )
+
+
+def _reload(session: Session, model: PreTrainedModel, plan: Plan, inputs: dict[str, Any]) -> float:
     """Cuts a model, saves it, reads it back, and gives the largest difference of logits."""
     kept, _ = plan.choose(np.zeros(len(session.arms)), np.ones(len(session.arms), dtype=bool))
-    batch = session.batches["calibration"][0].to(model.device)
-    inputs = {name: tensor[:EXAMPLES] for name, tensor in session.task.inputs(batch).items()}
     with (
         outside(f"a {type(model).__name__} cannot be cut ({plan.layout}), saved and read back"),
         passing_folder(session.settings.output.dir) as folder,

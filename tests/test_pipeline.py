@@ -208,8 +208,8 @@ def test_broken_batches_are_skipped_counted_and_limited(tmp_path: Path, files: d
     search = {"rounds": 2, "pulls_per_arm": 8, "policy": {"name": "sweep"}}  # which meets every batch
     settings = settings_for(tmp_path, files, "bert", search=search)
     tokenizer, model = make_tokenizer("pair"), tiny_model("bert", "AutoModelForSequenceClassification")
-    with torch.no_grad():  # a word of the calibration data alone, whose embedding is broken
-        model.bert.embeddings.word_embeddings.weight[tokenizer.unk_token_id] = float("nan")
+    with torch.no_grad():  # a word of the calibration data alone, whose embedding has no finite mean
+        model.bert.embeddings.word_embeddings.weight[tokenizer.unk_token_id] = 3e38
     model.save_pretrained(tmp_path / "model")
     train = sentences(48, 0)
     train["sentence"][5] = "a z"

@@ -51,7 +51,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         ValueError: If it cannot be taken out, or is not what its config describes.
     """
     plain: Any = model
-    while inner := _inside(plain):
+    while (inner := _inside(plain)) is not None:
         plain = inner
     if not isinstance(plain, PreTrainedModel):
         _refuse_type(plain)

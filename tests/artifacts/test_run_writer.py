@@ -93,13 +93,18 @@ def test_all_or_nothing(act: Callable[[RunWriter], None], tmp_path: Path) -> Non
     assert not any(tmp_path.iterdir())
 
 
-def test_a_checkpoint_that_says_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("difference", [0.5, float("nan")])
+def test_a_checkpoint_that_says_something_else_is_not_kept(
+    difference: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def differ(*_: Any) -> float:
-        return 0.5
+        return difference
 
     monkeypatch.setattr("hf_mabprune.artifacts.run_writer.reload_difference", differ)
     with (
-        pytest.raises(RuntimeError, match=r"differs from the model in memory by 0\.5 on logits; nothing was written"),
+        pytest.raises(
+            RuntimeError, match=rf"differs from the model in memory by {difference:.2g} on logits; nothing was written"
+        ),
         writer_for(tmp_path / "out", 0.5) as writer,
     ):
         add(writer, 0.5)
