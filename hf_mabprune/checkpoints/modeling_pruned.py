@@ -99,7 +99,8 @@ def read_plan(plan: Any) -> dict[str, Any]:
         _refuse("format", f"must be 1 or 2, got {_short(version)}")
     if version > FORMAT:
         raise ValueError(
-            f"this checkpoint has hf_mabprune format {version}, this file reads formats 1 and 2: update hf_mabprune, "
+            f"this checkpoint has hf_mabprune format {_short(version)}, this file reads formats 1 and 2: update "
+            "hf_mabprune, "
             "or load with trust_remote_code=True the file beside it (without importing hf_mabprune)"
         )
     if unknown := sorted(plan.keys() - {"format", *KEYS[version]}):
@@ -227,6 +228,8 @@ def _give_shape(module: Any, path: str, name: str, shape: list[int], limit: int)
     was = shape if old is None else list(old.shape)
     if len(shape) != len(was) or any(new > max(size, limit) for new, size in zip(shape, was, strict=True)):
         _refuse("parameters", f"must be no larger than {was}, got {_short(shape)}", f"{path}.{name}")
+    if name == "weight" and len(was) == 1 and shape != was:
+        _refuse("parameters", f"the weights of a norm are never cut, got {_short(shape)}", f"{path}.{name}")
     like = module.weight if old is None else old
     if old is None or any(new > size for new, size in zip(shape, was, strict=True)):
         setattr(module, name, nn.Parameter(like.new_zeros(shape), like.requires_grad))
@@ -295,7 +298,7 @@ def _entries(plan: dict[str, Any], section: str) -> Iterator[tuple[str, str, Any
 def _check_fields(layers: Any) -> None:
     """Refuses a `per_layer_config`, which transformers reads, that says anything but sizes."""
     for layer, fields in layers.items() if isinstance(layers, dict) else [("", layers)]:
-        for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
+        for name, value in fields.items() if isinstance(fields, dict) else [("", None)]:
             if name in NO_SIZES or not _are_ints([value], 1):
                 why = f"must be mappings from layers to sizes > 0, got {_short(name)}: {_short(value)}"
                 raise ValueError(f"per_layer_config[{_short(layer)}]: {why}")

@@ -510,6 +510,25 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("t5", {"copies": {"encoder.final_layer_norm.relative_attention_bias": BIAS}}, "in a module of another class"),
     ("t5", {"copies": {OWN: OWN}}, "has no such module"),
     ("t5", {"parameters": {f"{OWN}.weight": [32, 10**9]}}, r"must be no larger than \[32, 4\]"),
+    ("llama", {"parameters": {UP: [10**5000, 32]}}, "must be no larger than"),
+    ("llama", {"parameters": {UP: [float("nan"), 32]}}, "positive integers, got"),
+    ("llama", {"parameters": {UP: [[40], 32]}}, "positive integers, got"),
+    ("llama", {"parameters": {UP: [1] * 10**6}}, "shape of 1 to 4"),
+    ("llama", {"parameters": {f"layers.{number}.mlp": [1] for number in range(5000)}}, "has no such"),
+    ("llama", {"parameters": {"norm.weight": [16]}}, "the weights of a norm are never cut, got"),
+    ("bert", {"parameters": {"encoder.layer.0.output.LayerNorm.weight": [16]}}, "a LayerNorm is never cut"),
+    ("bert", {"parameters": {"encoder.layer.0.output.LayerNorm.bias": [16]}}, "a LayerNorm is never cut"),
+    ("bert", {"parameters": {"embeddings.word_embeddings.weight": [40, 32]}}, "an Embedding keeps its 64 rows"),
+    ("bert", {"parameters": {"embeddings.position_embeddings.weight": [8, 32]}}, "an Embedding keeps its 64 rows"),
+    ("t5", {"parameters": {f"{BIAS}.weight": [16, 4]}}, "an Embedding keeps its 32 rows"),
+    ("t5", {"attributes": {CROSS: {"n_heads": 1}}}, "n_heads goes from 4 to 1, and no planned parameter in that mod"),
+    ("bert", {"attributes": {SELF: {"num_attention_heads": 2}}}, "num_attention_heads goes from 4 to 2, and no"),
+    ("gpt2", {"attributes": {"h.0.attn": {"split_size": 8}}}, "split_size goes from 32 to 8, and no planned"),
+    ("phi3", {"settings": {ATTENTION: {"num_attention_heads": 1}}}, "num_attention_heads goes from 4 to 1, and no"),
+    ("llama", {"attributes": {MLP: {"num_heads": 40}}}, "the module has nothing that num_heads could tell of"),
+    ("mpnet", {"arguments": {MPNET: {"position_bias": [1, 4]}}}, "position_bias has 4 entries, got 4"),
+    ("mpnet", {"arguments": {MPNET: {"position_bias": [1, 10**5000]}}}, "position_bias has 4 entries, got a int"),
+    ("mpnet", {"arguments": {MPNET: {"position_bias": float("nan")}}}, "null or indices from 0 on"),
 ]
 
 
@@ -521,6 +540,50 @@ def test_a_plan_that_no_cut_writes_is_refused_in_one_line(family: str, changes: 
     with pytest.raises(ValueError, match=message) as refusal:
         per_layer_model(family, plan)
     assert str(refusal.value).startswith("mabprune.") and "\n" not in str(refusal.value)
+
+
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+ENDLESS = {
+    "lists": nested(10**4),
+    "digits": 10**5000,
+    "mapping": {"a": nested(10**4)},
+    "nan": float("nan"),
+    "letters": "x" * 10**6,
+}
+
+
+@pytest.mark.parametrize("value", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("key", ["format", "parameters", "attributes", "settings", "arguments", "copies"])
+def test_what_cannot_even_be_written_out_is_refused_in_a_short_line(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^mabprune\.|^this checkpoint has hf_mabprune format a int") as refusal:
+        read_plan({**plan_of("t5"), key: value})
+    assert len(str(refusal.value)) < 300 and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {0: {"sliding_window": 4}},
+        {0: {"attention_chunk_size": 4}},
+        {0: {"intermediate_size": 0}},
+        {0: {"intermediate_size": True}},
+        {0: {"rms_norm_eps": 1e6}},
+        {0: {"skip": ["mlp"]}},
+        {0: 3},
+        [0],
+        3,
+    ],
+)
+def test_sizes_by_layer_say_sizes_and_nothing_else(fields: Any) -> None:
+    stock = type(AutoConfig.for_model("llama"))
+    with pytest.raises(ValueError, match=r"^per_layer_config\[.*must be mappings from layers to sizes > 0"):
+        modeling_pruned.config_class(stock)(**CONFIGS["llama"], mabprune=plan_of("llama"), per_layer_config=fields)
 
 
 @pytest.mark.parametrize("plan", [{}, [], "2", 2, {"format": 1, "parameters": {}}, {1: 2}])
