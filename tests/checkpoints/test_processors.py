@@ -72,3 +72,15 @@ def test_a_tokenizer_without_words_is_refused(tmp_path: Path) -> None:
 def test_processors_are_called_what_they_are() -> None:
     assert kind_of_processor("AutoTokenizer") == "tokenizer"
     assert kind_of_processor("AutoImageProcessor") == "image processor"
+
+
+@pytest.mark.parametrize("side", [10**6, 0, -3])
+def test_images_of_any_size_are_not_made(side: int, tmp_path: Path) -> None:
+    skip_without_torchvision(tmp_path)
+    processor = make_processor("image")
+    processor.save_pretrained(tmp_path)
+    content = (tmp_path / "preprocessor_config.json").read_text()
+    assert load_processor("AutoImageProcessor", str(tmp_path)).size == processor.size
+    (tmp_path / "preprocessor_config.json").write_text(content.replace('"height": 16', f'"height": {side}'))
+    with pytest.raises(ValueError, match=rf"size must be within 1 and 10000 pixels, got {side}"):
+        load_processor("AutoImageProcessor", str(tmp_path))
