@@ -135,7 +135,8 @@ def check_image_sizes(processor: BaseImageProcessor, name: str) -> None:
     """
     for attribute in ("size", "crop_size", "pad_size"):
         size = getattr(processor, attribute, None)
-        for side in dict(size).values() if size else ():
+        sides = {name: side for name, side in dict(size or {}).items() if not name.endswith("pixels")}  # others: areas
+        for side in sides.values():
             if side is not None and not 0 < side <= LARGEST_SIDE:
                 raise ValueError(
                     f"the image processor of {name} cannot be used: {attribute} must be within 1 and {LARGEST_SIDE} "
