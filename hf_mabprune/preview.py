@@ -15,6 +15,7 @@ from hf_mabprune.effects import dense_outputs, gradients
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.pulls import replay
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.loop import round_budgets
 from hf_mabprune.search.rules import Rule, RuleMemory
@@ -69,7 +70,7 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     check_settings(settings.model_copy(update={"output": replacing}))
     session = open_session(settings, make_accelerator())
     reach, refused = _reach(session, settings.prune)
-    plans = [layouts.make_plans(session.dense, session.arms, session.totals, size) for size in settings.prune.sizes()]
+    plans = _plans(session)
     rule = None if settings.search.criterion is not None else make_rule(settings)
     budgets = _budgets(session, plans[-1], rule)
     per_batch, readout = _rehearsal(session)
@@ -134,11 +135,19 @@ def _describe_target(size: PruningConfig, plans: layouts.Plans) -> str:
     return f"target {asked}: within reach, removes {removed}; {choice}"
 
 
+@stage("layout")
+def _plans(session: Session) -> list[layouts.Plans]:
+    """Plans of all sizes, least removed first."""
+    sizes = over(session.settings.prune.sizes(), "plans", "sizes")
+    return [layouts.make_plans(session.dense, session.arms, session.totals, size) for size in sizes]
+
+
+@stage("layout")
 def _reach(session: Session, prune: PruningConfig) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Largest feasible fractions of each layout, and why a layout is not possible."""
     reach: dict[str, dict[str, float]] = {}
     refused = {}
-    for layout in ("uniform", "per_layer"):
+    for layout in over(("uniform", "per_layer"), "largest targets", "layouts"):
         asked = prune.model_copy(update={"layout": layout})
         try:
             reach[layout] = layouts.largest_targets(session.dense, session.arms, session.totals, asked)
@@ -194,6 +203,7 @@ def _budgets(session: Session, plans: layouts.Plans, rule: Rule | None) -> list[
     return round_budgets(total, config.rounds or rule.default_rounds, plans.search, rule.estimates)
 
 
+@stage("trial passes")
 @torch.inference_mode()
 def _rehearsal(session: Session) -> tuple[float, Readout]:
     """Seconds of a forward pass over one batch, from a few, and what such a pass gives."""
@@ -202,7 +212,7 @@ def _rehearsal(session: Session) -> tuple[float, Readout]:
     inputs = [batch.to(device) for batch in batches]
     readout = session.task.readout(session.dense, inputs[0])  # warms up
     start = time.perf_counter()
-    for batch in inputs:
+    for batch in over(inputs, "trial passes"):
         session.task.readout(session.dense, batch)
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -28,6 +28,7 @@ from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, typical_example
@@ -84,6 +85,7 @@ class Session:
         """
         return self.outputs.readout((split, number, WHOLE), lambda: self.task.readout(self.dense, batch))
 
+    @stage("dense model on record")
     def record(self) -> Cost:
         """Records what the stages after the search read of the dense model, so that none of them has to run it.
 
@@ -97,6 +99,7 @@ class Session:
         tokens = (self.reference.cost - paid).forward_tokens
         return Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)
 
+    @stage("refit")
     def refit(self, small: PreTrainedModel, keep: KeepIndices) -> CompensationFigures | None:
         """Refits what stays of a cut model, in place, where the run asks for it; None where it does not."""
         return compensate(self.compensation, self.reference, small, keep) if self.compensation else None
@@ -143,8 +146,9 @@ def make_session(
     batches = make_batches(settings, task, splits)
     example = typical_example(batches["calibration"])
     prune = settings.prune
-    arms = arm_table(model, prune.kinds(), prune.block_size, example)
-    totals = count_parameters(model) | {"macs": count_macs(model, example)}
+    with stage("counting arms"):
+        arms = arm_table(model, prune.kinds(), prune.block_size, example)
+        totals = count_parameters(model) | {"macs": count_macs(model, example)}
     compensation = make_compensation(settings.compensation) if settings.compensation else None
     training = None
     if settings.recovery:
@@ -156,12 +160,13 @@ def make_session(
     return session
 
 
+@stage("reading data")
 def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, Sequence[Batch]]:
     """Checks, samples, encodes and collates: split -> batches."""
     for split in SPLITS:
         task.check(splits[split], split)
     batches: dict[str, Sequence[Batch]] = {}
-    for split in SPLITS:
+    for split in over(SPLITS, "encoding", "splits"):
         drawn = split == "calibration"
         count = settings.task.calibration_examples if drawn else settings.task.evaluation_examples
         encoded = encode_sample(task, splits[split], count, settings.seed)
@@ -170,6 +175,7 @@ def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) 
     return batches
 
 
+@stage("loading model")
 def load_model(
     settings: ModelConfig,
     task: TaskConfig,

@@ -37,7 +37,7 @@ POLICY_TAG = "multi-armed-bandit"
 FIGURES = {
     "kept_widths": "FFN neurons and attention heads kept in each layer",
     "effects": "Effects of removed and of kept arms",
-    "search": "KL divergence and loss over the rounds of the search",
+    "search": "KL divergence and loss on one calibration batch after each round of the search",
     "pareto": "Quality against parameters, MACs and latency, for all sizes cut from this search",
 }
 

@@ -95,7 +95,7 @@ def effects(arms: pd.DataFrame, reward: str) -> Figure:
 
 
 def search(report: Report) -> Figure:
-    """Draws KL divergence and loss after every round, over how much of the target is reached."""
+    """Draws KL divergence and loss on one calibration batch after every round, over how much of the target is reached."""
     rounds = pd.DataFrame(report.search.rounds, columns=["removed_fraction", "kl", "loss", "loss_before"], dtype=float)
     figure, (upper, lower) = _figure(2, 1, height=5.4, sharex=True)
     x = 100 * rounds["removed_fraction"]
@@ -109,7 +109,9 @@ def search(report: Report) -> Figure:
     lower.set_xlim(0, 104)
     lower.legend(frameon=False, fontsize=9)
     _title(upper, _search_title(report))
-    figure.supxlabel("Each round is measured on one calibration batch, not on the test split.", fontsize=8, color=GREY)
+    before = ", before the refit" if report.compensation else ""
+    caption = f"Each round is measured on one calibration batch{before}, not on the test split."
+    figure.supxlabel(caption, fontsize=8, color=GREY)
     return figure
 
 
@@ -260,5 +262,5 @@ def _search_title(report: Report) -> str:
     change = last["loss"] - last["loss_before"]
     return (
         f"After {count} and {last['pulls']:,} pulls, {last['removed']:,} of {report.search.arms:,} arms are removed: "
-        f"KL {last['kl']:.2g}, loss {change:+.2g}"
+        f"KL {last['kl']:.2g}, loss {change:+.2g} on one calibration batch"
     )

@@ -21,6 +21,7 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import sizes_in
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
+from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import TASKS
 
 REPOSITORY = RunFolder("")  # names in a repository are paths below its root
@@ -30,6 +31,7 @@ REPORT, CONFIG = REPOSITORY.report.as_posix(), REPOSITORY.config.as_posix()
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
+@stage("upload")
 def push_checkpoint(
     folder: str | Path,
     repo_id: str,

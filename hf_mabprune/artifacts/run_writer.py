@@ -15,6 +15,7 @@ from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_diffe
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.evaluation.report import Report, SizeFigures
+from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.runtime.processes import on_main
 from hf_mabprune.session import Session
@@ -68,6 +69,7 @@ class RunWriter:
                 raise RuntimeError(f"{self.folder.root} was not finished: nothing was written")
         self._open.__exit__(kind, error, trace)
 
+    @stage("saving")
     def add(self, model: PreTrainedModel, report: Report, arms: pd.DataFrame, config_yaml: str) -> None:
         """Saves the checkpoint of one size and reads it back.
 
@@ -84,6 +86,7 @@ class RunWriter:
         report = on_main(self.session.accelerator, partial(self._save, model, report))
         self._sizes.append(_Size(report, arms, config_yaml))
 
+    @stage("saving")
     def finish(self, earlier: Sequence[SizeFigures] = (), search_state: bytes | None = None) -> list[Report]:
         """Writes reports, tables, figures and cards, and puts the folder in its place.
 

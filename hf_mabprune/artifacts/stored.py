@@ -9,6 +9,7 @@ from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import evaluate, forward_of
 from hf_mabprune.evaluation.report import ModelFigures
+from hf_mabprune.progress import stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.session import load_model
@@ -18,6 +19,7 @@ from hf_mabprune.tasks.lookup import build_task
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 
 
+@stage("evaluation")
 def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     """Quality on the test split, size, MACs and latency of any checkpoint of a supported family.
 

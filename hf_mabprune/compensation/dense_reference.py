@@ -26,6 +26,7 @@ from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.patching import answer, replaced
 from hf_mabprune.effects.pulls.base import SPLIT
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -109,7 +110,7 @@ class DenseReference:
                 continue  # what flows through those that stay depends on which do
             for held_out in (False, True):
                 self.moments(kind, held_out)
-        for number, batch in enumerate(self.held_out):
+        for number, batch in enumerate(over(self.held_out, "held-out outputs")):
             self._said(number, batch.to(self.model.device))
 
     def regression(self, site: Site, held_out: bool = False) -> Regression:
@@ -126,7 +127,7 @@ class DenseReference:
         weight, bias = projection_of(self.model, site).float64()
         layers = len(architecture_of(small).layers(small))
         self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
-        for batch in batches:
+        for batch in over(batches, "inputs and outputs"):
             hidden, x = (_input_of(model, self.task, batch, site.name) for model in (self.model, small))
             yield x, nn.functional.linear(hidden, weight.float(), bias.float())
 
@@ -143,7 +144,7 @@ class DenseReference:
         weight = projection_of(self.model, site).weight.float()
         layers = len(architecture_of(self.model).layers(self.model))
         self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
-        for batch in batches:
+        for batch in over(batches, "inputs and outputs"):
             hidden = _input_of(self.model, self.task, batch, site.name)
             with masked(self.model, masks=masks):
                 x = _input_of(self.model, self.task, batch, site.name)
@@ -173,7 +174,7 @@ class DenseReference:
 
     def _divergences(self, small: PreTrainedModel, finished: "FinishedLayers | None" = None) -> Iterator[torch.Tensor]:
         """[B] of each held-out batch, without those on which the dense model itself is not finite."""
-        for number, batch in enumerate(self.held_out):
+        for number, batch in enumerate(over(self.held_out, "held-out divergence")):
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
                 batch = batch.to(small.device)
                 dense = self._said(number, batch)
@@ -218,7 +219,7 @@ class FinishedLayers:
             return
         last = {layer.stack: layer for layer in self.layers[self.count : count]}  # of each stack
         outputs: list[dict[Stack, Any]] = []
-        for number, batch in enumerate(self.reference.held_out):
+        for number, batch in enumerate(over(self.reference.held_out, "layers that are finished")):
             taken: dict[Stack, Any] = dict(self._outputs[number]) if self._outputs else {}
             with self.skipped(number), suppress(_Seen), ExitStack() as hooks:
                 for stack, layer in last.items():

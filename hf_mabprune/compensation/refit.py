@@ -26,6 +26,7 @@ from hf_mabprune.compensation.base import Compensation, Refused, Regression
 from hf_mabprune.compensation.dense_reference import DenseReference, FinishedLayers
 from hf_mabprune.compensation.refit_cache import CACHE_BYTES, RefitCache, Values
 from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.progress import over
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
@@ -98,14 +99,14 @@ def compensate(
     """
     started, spent = time.monotonic(), reference.cost
     parameters = small.num_parameters()
-    kl_before = reference.divergence(small)
-    refits = [_Refit(method, reference, small, site, keep) for site in _cut_sites(reference.model, keep)]
+    kl_before, sites = reference.divergence(small), _cut_sites(reference.model, keep)
+    refits = [_Refit(method, reference, small, site, keep) for site in over(sites, "refits", "sites")]
     kl = reference.divergence(small)
     if method.guard:
         kl = _guard(reference, small, refits, kl_before, kl)
     declare_biases(small, [refit.site for refit in refits if refit.gave_bias()])
     return CompensationFigures(
-        sites=[refit.figures() for refit in refits],
+        sites=[refit.figures() for refit in over(refits, "errors", "sites")],
         kl_before=kl_before,
         kl_after=kl,
         parameters=small.num_parameters() - parameters,
@@ -129,7 +130,7 @@ def refit_all(
         cache: Refits of earlier calls with this method and reference; new ones are added.
     """
     # Bottom-up, a refit depends on those below it, so that the columns of its own site do not say what it is.
-    for site in _cut_sites(reference.model, keep):
+    for site in over(_cut_sites(reference.model, keep), "refits", "sites"):
         _Refit(method, reference, small, site, keep, None if method.bottom_up else cache)
 
 
@@ -148,7 +149,7 @@ def _guard(
         The divergence now.
     """
     finished = FinishedLayers(reference, small)
-    for refit in refits:
+    for refit in over(refits, "guard", "sites"):
         if refit.reason:
             continue
         finished.raise_to(refit.site.depth)

@@ -20,6 +20,7 @@ from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
+from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
@@ -102,7 +103,7 @@ class CalibrationStatistics:
     @cached_property
     def example_gradients(self) -> Floats:
         """[K, N], dL_i/dm_a, L_i the loss of example i; one forward and one backward pass a batch."""
-        return np.concatenate([self._gradients_on(batch) for batch in self.batches], axis=1)
+        return np.concatenate([self._gradients_on(batch) for batch in over(self.batches, "gradients")], axis=1)
 
     @cached_property
     def gradients(self) -> Floats:

@@ -16,12 +16,14 @@ from datasets.exceptions import DatasetsError
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.errors import lost_credentials
+from hf_mabprune.progress import stage
 from hf_mabprune.registry import nearest
 
 FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
 UNKNOWN_SIZE = 10**9  # rows, beyond every bound that a slice is likely to name
 
 
+@stage("reading data")
 def load_splits(config: TaskConfig) -> dict[str, Dataset]:
     """Loads the three data sets of a run.
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site
 from hf_mabprune.effects.taps import tapped
+from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
@@ -54,7 +55,7 @@ def watch_inputs(
         see: Called with a site, its input [B, T, C] and [B, T] bool, which positions are not padding. (For multiple
             choice B counts choices.)
     """
-    for batch in batches:
+    for batch in over(batches, "inputs of projections"):
         inputs = batch.to(model.device)
         with tapped(model, {site.name: partial(_shown, site, inputs, see) for site in sites}):
             task.readout(model, inputs)

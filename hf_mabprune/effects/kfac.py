@@ -31,6 +31,7 @@ from hf_mabprune.architectures import Site
 from hf_mabprune.effects.activations import Moments
 from hf_mabprune.effects.gradients import frozen
 from hf_mabprune.effects.taps import tapped
+from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -82,7 +83,7 @@ def kfac_factors(
     sums: dict[str, list[torch.Tensor]] = {}
     counts = dict.fromkeys((site.name for site in sites), 0)
     examples, passes = 0, 0
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(over(batches, "curvature of the outputs")):
         inputs = batch.to(model.device)
         with frozen(model), torch.enable_grad(), _watched(model, sites) as seen:
             readout = task.readout(model, inputs)

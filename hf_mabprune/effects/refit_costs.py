@@ -32,6 +32,7 @@ from hf_mabprune.effects.masking import StandIn
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.obs import increases
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.progress import over
 from hf_mabprune.selection.plan import Floats, Ints
 from hf_mabprune.surgery.biases import may_have_bias
 from hf_mabprune.tasks.base import Task
@@ -92,7 +93,7 @@ class RefitCosts:
             parts = list({part.name: part for *_, own in todo[:together] for part in own}.values())
             factors, passes = kfac_factors(model, task, batches, parts, seed)
             sweeps += 1
-            for site, rows, own in todo[:together]:
+            for site, rows, own in over(todo[:together], "costs of removals", "sites"):
                 if site.kind == "expert":
                     along[rows] = alone[rows] = [whole_cost(model, part, factors[part.name]) for part in own]
                 else:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 from hf_mabprune.config import PruningConfig
 from hf_mabprune.evaluation.comparison import Comparison
+from hf_mabprune.progress import stage
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.layouts import make_plans, width_multiple
 from hf_mabprune.selection.selected import Selection
 
 
+@stage("layout")
 def select(comparison: Comparison, found: SearchResult, prune: PruningConfig) -> Selection:
     """Follows the order of removal to a size.
 

@@ -16,6 +16,7 @@ from hf_mabprune.evaluation.bounds import upper_mean, upper_share
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import Evaluation, Forward, evaluate, forward_of, masked_forward_of
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.progress import over, stage
 from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.selected import Selection
@@ -42,7 +43,8 @@ class Comparison:
         Raises:
             ValueError: If its loss is not finite.
         """
-        evaluation = self.measured(self._dense_on("test"), "test", beside_dense=False)
+        with stage("dense model on test"):
+            evaluation = self.measured(self._dense_on("test"), "test", beside_dense=False)
         if broken := int((~np.isfinite(evaluation.scores.losses)).sum()):
             raise ValueError(
                 f"the dense model's loss on {broken:,} of {len(evaluation.kl):,} test examples is not finite: "
@@ -111,13 +113,17 @@ class Comparison:
             greater_is_better=task.greater_is_better,
             before=before,
             after=after,
-            random=[self.random(selection, seed) for seed in range(settings.output.random_seeds)],
+            random=self._random_draws(selection, settings.output.random_seeds),
             kept=kept_counts(session.arms, selection),
             search=self._search_figures(settings, found, cost),
             compensation={"name": settings.compensation, **asdict(refitted)} if refitted else None,
             recovery=asdict(trained) if trained else None,
             warnings=warnings_of(selection, found, refitted, trained, after),
         )
+
+    @stage("random draws")
+    def _random_draws(self, selection: Selection, count: int) -> list[RandomFigures]:
+        return [self.random(selection, seed) for seed in over(range(count), "random draws", "draws")]
 
     def random(self, selection: Selection, seed: int) -> RandomFigures:
         """Measures one draw of the random control; by masking, which equals cutting, unless it is refitted."""
@@ -129,6 +135,7 @@ class Comparison:
         session.refit(small, keep)
         return RandomFigures(seed, self._tested(small))
 
+    @stage("evaluation")
     def _before_and_after(self, small: PreTrainedModel) -> tuple[ModelFigures, ModelFigures]:
         """The dense and the cut model on the test split, with latencies measured in turns."""
         session, test = self.session, self.session.batches["test"]

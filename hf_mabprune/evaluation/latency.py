@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from hf_mabprune.progress import over
 from hf_mabprune.runtime import threads
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -17,7 +18,7 @@ def measure_latency(models: Sequence[PreTrainedModel], task: Task, batch: Batch,
     """Median milliseconds of one forward pass over a batch, the models taking turns so that noise hits them alike."""
     times: list[list[float]] = [[] for _ in models]
     with threads.fixed():
-        for repeat in range(repeats + 2):
+        for repeat in over(range(repeats + 2), "latency", "turns"):
             for model, taken in zip(models, times, strict=True):
                 inputs = batch.to(model.device)
                 start = time.perf_counter()

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -79,7 +80,8 @@ def evaluate(
         intervals: Whether to bootstrap them.
     """
     found = []
-    for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
+    own = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    for number in over(own, "forward passes"):
         batch = batches[number].to(accelerator.device)
         readout = forward(number, batch)
         kl = torch.zeros(len(readout.targets), dtype=torch.float64)

@@ -222,7 +222,7 @@ def figures_table(main_metric: str, figures: ModelFigures) -> str:
 
 def _table(main_metric: str, rows: dict[str, ModelFigures]) -> str:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table.add_column("on test")
     for heading in ("params", "MACs", f"{printable(main_metric)} (95%)", "loss", "KL", "ms", "MB"):
         table.add_column(heading, justify="right")
     for name, figures in rows.items():

@@ -5,7 +5,6 @@ what is minimised, `trainer.py` how. Recovery never sees validation or test data
 """
 
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.config import RecoveryConfig
+from hf_mabprune.progress import Work, stage
 from hf_mabprune.recovery.batching import batch_order
 from hf_mabprune.recovery.lora import low_rank
 from hf_mabprune.recovery.trainer import DistillationTrainer, not_finite, training_arguments
@@ -117,8 +117,8 @@ def recover(
     set_seed(seed)
     start = time.perf_counter()
     order = batch_order(task.lengths(examples), settings, seed)
-    with _undone_on_error(small), _evaluating(dense):
-        trainer = _train(small, dense, task, examples, order, settings, accelerator, seed)
+    with _undone_on_error(small), _evaluating(dense), stage("recovery", len(order)) as work:
+        trainer = _train(small, dense, task, examples, order, settings, accelerator, seed, work)
     forward, backward = accelerator.reduce(trainer.tokens).tolist()
     return RecoveryFigures(
         method=settings.method,
@@ -141,6 +141,7 @@ def _train(
     settings: RecoveryConfig,
     accelerator: Accelerator,
     seed: int,
+    work: Work,
 ) -> DistillationTrainer:
     """Takes the steps of `order`, [steps, n], and gives the trainer that took them."""
     trainable = low_rank(small, settings.lora_rank) if settings.method == "lora" else _all_trainable(small)
@@ -155,7 +156,7 @@ def _train(
                 train_dataset=examples.select(order.ravel()),
                 data_collator=task.collate,
             )
-            trainer.run(visible=accelerator.is_main_process and sys.stderr.isatty())
+            trainer.run(work)
         # The loss of a step is of the weights before it, so the last step is looked at by itself.
         if not all(bool(parameter.isfinite().all()) for parameter in small.parameters()):
             raise not_finite(len(order))

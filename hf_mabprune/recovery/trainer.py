@@ -1,7 +1,7 @@
 """The Trainer of transformers, made to train a pruned model towards the dense one.
 
-It takes its batches from the order that it is given, counts tokens, shows one bar, and ends on all processes when the
-loss of any is not finite. AdamW, gradients clipped to norm 1.
+It takes its batches from the order that it is given, counts tokens, shows its steps, and ends on all processes when
+the loss of any is not finite. AdamW, gradients clipped to norm 1.
 """
 
 import math
@@ -15,14 +15,15 @@ from torch import nn
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    ProgressCallback,
     Trainer,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
 from hf_mabprune.config import RecoveryConfig
+from hf_mabprune.progress import Work
 from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -57,15 +58,13 @@ class DistillationTrainer(Trainer):
         self.losses: list[float] = []
         self.remove_callback(PrinterCallback)
 
-    def run(self, visible: bool) -> None:
-        """Trains, with a bar or without; `losses` and `tokens` say what happened."""
-        bar = ProgressBar(self.losses)
-        if visible:
-            self.add_callback(bar)
+    def run(self, work: Work) -> None:
+        """Trains, and shows that as `work`; `losses` and `tokens` say what happened."""
+        self.shown = StepsShown(work)
+        self.add_callback(self.shown)
         try:
             self.train()
         finally:
-            bar.close()
             extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
 
     def compute_loss(
@@ -92,6 +91,7 @@ class DistillationTrainer(Trainer):
             loss = loss + settings.hidden_weight * torch.stack(distances).mean()
         # A loss that is not finite on one process makes the mean so on all of them: they stop at the same step.
         self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
+        self.shown.loss = self.losses[-1]
         if not math.isfinite(self.losses[-1]):
             raise not_finite(len(self.losses))
         return (loss, student) if return_outputs else loss
@@ -105,26 +105,28 @@ class DistillationTrainer(Trainer):
         return self.task.read(outputs.logits, batch), states
 
 
-class ProgressBar(ProgressCallback):
-    """Shows steps done, steps a second, time left and the loss; on the main process only."""
+class StepsShown(TrainerCallback):
+    """Shows steps done, the epoch and the loss of a training.
 
-    def __init__(self, losses: list[float]) -> None:
-        super().__init__()
-        self.losses = losses
+    Args:
+        work: The stage that the training is.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.loss: float | None = None
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Takes the loss from what is logged."""
+        if logs and "loss" in logs:
+            self.loss = float(logs["loss"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Moves on by a step."""
-        super().on_step_end(args, state, control)
-        if self.training_bar is not None:
-            self.training_bar.set_postfix(loss=f"{self.losses[-1]:.4f}")
-
-    def on_log(self, *_: Any, **__: Any) -> None:
-        """Leaves out the Trainer's own summary, which is part of the figures."""
-
-    def close(self) -> None:
-        """Ends the bar, after an error too."""
-        if self.training_bar is not None:
-            self.training_bar.close()
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        self.work.count(state.global_step, state.max_steps, note=f"epoch {state.epoch or 0:.2f}{loss}")
 
 
 def training_arguments(

@@ -1,69 +1,51 @@
-"""What a person sees while a search goes on: a bar with pulls/s and time left, one line a round.
+"""What a person sees while a search goes on: the stage with pulls a second and time left, and one line a round.
 
-Everything here is for the main process only.
+The numbers of a round are of the masked model on one calibration batch: another quantity than those of the report,
+which are of the finished model on the test split; so the line says what they are.
 """
 
-from types import TracebackType
+from dataclasses import dataclass
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
+from hf_mabprune.config import PruneConfig
+from hf_mabprune.progress import Work
 from hf_mabprune.search.loop import Search
 from hf_mabprune.search.result import Round
 
 
-class PullsPerSecond(ProgressColumn):
-    """Pulls a second, over the last moments."""
-
-    def render(self, task: Task) -> Text:
-        """The column's text."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} pulls/s")
-
-
+@dataclass(frozen=True)
 class SearchProgress:
-    """Shows how a search goes. Use as a context manager.
+    """Says how a search goes.
 
-    Args:
-        search: That is under way.
-        visible: False on all processes but the main one.
+    Attributes:
+        search: The search that is under way.
+        settings: Run settings, which say what comes after the search.
     """
 
-    def __init__(self, search: Search, visible: bool) -> None:
-        self.search = search
-        self.visible = visible
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            PullsPerSecond(),
-            BarColumn(bar_width=20),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not visible or not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=search.planned, completed=int(search.result.pulls.sum()))
+    search: Search
+    settings: PruneConfig
 
-    def __enter__(self) -> "SearchProgress":
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def show(self, done: Round | None) -> None:
-        """After every step; `done` is the round that has ended with it, if one has."""
-        rounds, result, rule = self.search.rounds, self.search.result, self.search.rule
-        last = f"KL {result.rounds[-1].kl:.4f}" if result.rounds else ""
-        described = f"round {min(self.search.number, rounds)}/{rounds} {last}"
+    def show(self, work: Work) -> None:
+        """Brings the stage up to date, after every step."""
+        search, rule = self.search, self.search.rule
+        rounds, result = search.rounds, search.result
         if rule.measured:
-            described = f"allocation {rule.measured}/{rule.planned}"
-        self.bar.update(self.task, completed=int(result.pulls.sum()), description=described)
-        if self.visible and done:
-            self.console.print(
-                f"round {done.number}/{rounds}   {done.removed:,} arms removed   KL {done.kl:.4f}   "
-                f"loss {done.loss:.3f} (dense {done.loss_before:.3f})   {done.pulls:,} pulls   {done.seconds:.0f} s"
-            )
+            work.count(rule.measured, rule.planned, "allocations at most")
+            return
+        last = f", KL {result.rounds[-1].kl:.4f} {self.measured_on()}" if result.rounds else ""
+        work.count(int(result.pulls.sum()), note=f"round {min(search.number, rounds)}/{rounds}{last}")
+
+    def line(self, done: Round) -> str:
+        """Says in one line what a round did, and of what its numbers are."""
+        refitted = self.search.rule.held_out_kl()
+        known = "" if refitted is None else f"   refitted, on held-out calibration data: KL {refitted:.4g}"
+        return (
+            f"round {done.number}/{self.search.rounds}   {done.removed:,} arms removed   {self.measured_on()}: "
+            f"KL {done.kl:.4f}, loss {done.loss:.3f} (dense {done.loss_before:.3f}){known}   {done.pulls:,} pulls   "
+            f"{done.seconds:.0f} s"
+        )
+
+    def measured_on(self) -> str:
+        """Says what the numbers of a round are measured on, and what has not been done to the model by then."""
+        after = {"refit": self.settings.compensation, "training": self.settings.recovery}
+        later = [name for name, settings in after.items() if settings]
+        return "on one calibration batch" + (f", before {' and '.join(later)}" if later else "")

@@ -15,6 +15,7 @@ from hf_mabprune.criteria import CRITERIA, CalibrationStatistics, Criterion
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.policies import POLICIES, Policy
+from hf_mabprune.progress import stage
 from hf_mabprune.registry import check_options
 from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.resume import RunState
@@ -43,11 +44,12 @@ def search(session: Session, plans: Sequence[Plan], run: RunState | None = None)
     under_way = make_search(session, plans)
     if run and run.restore(under_way):
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")
-    bar = SearchProgress(under_way, accelerator.is_main_process)
-    with bar, signals.deferred():
+    shown, made = SearchProgress(under_way, session.settings), int(under_way.result.pulls.sum())
+    with stage("search", under_way.planned, "pulls", made) as work, signals.deferred():
         for done in under_way.run():
-            bar.show(done)
+            shown.show(work)
             if done:
+                accelerator.print(shown.line(done))
                 accelerator.log({f"search/{name}": value for name, value in asdict(done).items()}, step=done.number)
             if run:
                 run.keep(under_way, round_ended=done is not None)
@@ -56,6 +58,7 @@ def search(session: Session, plans: Sequence[Plan], run: RunState | None = None)
     return under_way.finished(), under_way.pulls.cost
 
 
+@stage("statistics")
 def make_search(session: Session, plans: Sequence[Plan]) -> Search:
     """Makes the search of a session, before its first round."""
     settings = session.settings
@@ -76,6 +79,7 @@ def make_search(session: Session, plans: Sequence[Plan]) -> Search:
     return Search(pulls, policy, plans, settings.search, rule, settings.task.max_broken_batches)
 
 
+@stage("statistics")
 def by_criterion(session: Session, plans: Sequence[Plan]) -> tuple[SearchResult, Cost]:
     """Lets the criterion that the settings name choose what goes, without a pull: the cheap way.
 

@@ -11,12 +11,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_mabprune.data.splits import draw
+from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
 MOST_PARTS = 4  # that a batch is split into
 
 
+@stage("reading data")
 def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int) -> Dataset:
     """Encodes at most `count` examples, drawn with `seed`; None encodes all, in order.
 

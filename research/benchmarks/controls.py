@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.linear_model import RidgeCV
 
 from hf_mabprune.effects.pulls import Pulls
+from hf_mabprune.progress import stage
 from hf_mabprune.selection.plan import Bools, Floats, Ints, Plan
 
 OFFSPRING = 16  # in a generation
@@ -48,10 +49,12 @@ def evolution(pulls: Pulls, plan: Plan, tokens: int, seed: int) -> Bools:
         return [candidates[place] for place in np.argsort(losses, kind="stable")[:number]]
 
     parent = fittest([rng.random(len(plan.arms)) for _ in range(OFFSPRING)], 1, 1)[0]
-    while pulls.cost.forward_tokens < tokens:
-        kept, _ = plan.choose(parent, everything)
-        offspring = [_mutated(parent, kept, plan, rng) for _ in range(OFFSPRING)]
-        parent = fittest([*fittest(offspring, 1, SURVIVORS), parent], AGAIN, 1)[0]
+    with stage("search", tokens, "tokens") as work:
+        while pulls.cost.forward_tokens < tokens:
+            kept, _ = plan.choose(parent, everything)
+            offspring = [_mutated(parent, kept, plan, rng) for _ in range(OFFSPRING)]
+            parent = fittest([*fittest(offspring, 1, SURVIVORS), parent], AGAIN, 1)[0]
+            work.count(round(pulls.cost.forward_tokens))
     return plan.choose(parent, everything)[0]
 
 
@@ -67,10 +70,12 @@ def mask_regression(pulls: Pulls, plan: Plan, tokens: int, seed: int) -> Bools:
     everything = np.ones(len(plan.arms), dtype=bool)
     removed: list[Bools] = []
     losses: list[float] = []
-    while pulls.cost.forward_tokens < tokens or len(losses) < 2:
-        kept, _ = plan.choose(rng.random(len(plan.arms)), everything)
-        removed.append(~kept)
-        losses.append(_divergence(pulls, kept, [len(losses) % len(pulls.batches)]))
+    with stage("search", tokens, "tokens") as work:
+        while pulls.cost.forward_tokens < tokens or len(losses) < 2:
+            kept, _ = plan.choose(rng.random(len(plan.arms)), everything)
+            removed.append(~kept)
+            losses.append(_divergence(pulls, kept, [len(losses) % len(pulls.batches)]))
+            work.count(round(pulls.cost.forward_tokens))
     fitted = RidgeCV(PENALTIES).fit(np.array(removed, dtype=float), losses)
     return plan.choose(-fitted.coef_, everything)[0]
 

@@ -16,6 +16,7 @@ from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.criteria import CalibrationStatistics
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.progress import stage
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans, width_multiple
 from hf_mabprune.selection.plan import Plan
@@ -74,11 +75,13 @@ class Draw:
         sizes = {cell.target: cell.size for cell in cells}
         return {target: choose(method, size) for target, size in sizes.items()}
 
+    @stage("refit")
     def refit(self, small: PreTrainedModel, keep: KeepIndices, compensation: str) -> CompensationFigures | None:
         """Refits a cut model, in place, by the compensation of that label; None where it is none."""
         method = self.suite.compensation(compensation)
         return compensate(method, self.session.reference, small, keep) if method else None
 
+    @stage("statistics")
     def _by_criterion(self, method: str, size: TargetConfig) -> Choice:
         prune = self.suite.settings(self.name, target=size).prune
         plan = self._plan(prune)
@@ -100,6 +103,7 @@ class Draw:
         order = np.argsort(kept, kind="stable")  # what goes comes first
         return self._choice(Selection(plan, kept, *self._rounding(prune)), order, cost)
 
+    @stage("statistics")
     def _by_peer(self, method: str, size: TargetConfig) -> Choice:
         peer, session, started = cast(Peer, self.suite.methods[method].make_peer()), self.session, time.monotonic()
         keep = peer.keep(session.dense, session.task, session.batches["calibration"], size.fractions())

@@ -16,6 +16,7 @@ from hf_mabprune.arms import Bools, Ints
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.session import Session, open_session
@@ -24,6 +25,7 @@ from hf_mabprune.tasks.batch import Batch
 Floats = NDArray[np.float64]
 
 
+@stage("benchmark")
 def measure(settings: PruneConfig, arms_each: int = 8, batches: int = 6, removed: float = 0.5) -> pd.DataFrame:
     """Compares estimates with pulls: one row a reward, context, kind of arm and layer.
 
@@ -38,7 +40,7 @@ def measure(settings: PruneConfig, arms_each: int = 8, batches: int = 6, removed
     scores = np.random.default_rng(settings.seed).random(len(session.arms)) * plan.cost()
     context, _ = plan.choose(scores, np.ones(len(session.arms), dtype=bool), removed)
     rows = []
-    for reward in ("kl", "loss"):
+    for reward in over(("kl", "loss"), "rewards", "rewards"):
         for name, kept in (("dense", np.ones_like(context)), ("in context", context)):
             rows += _compare(session, reward, name, kept, arms_each, batches, settings.seed)
     return pd.DataFrame(rows)

@@ -12,7 +12,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from hf_mabprune.architectures import family_of
 from hf_mabprune.checkpoints.load import Processor, load_config, load_processor
@@ -20,6 +20,8 @@ from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
+from hf_mabprune.progress import stage
+from hf_mabprune.recovery.trainer import StepsShown
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.runtime.places import check_output_dir
@@ -116,6 +118,7 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
     return FineTuned(task, len(examples), seconds, quality)
 
 
+@stage("loading model")
 def load_base(base: str, settings: PruneConfig, data: Dataset) -> PreTrainedModel:
     """Loads a model with the head that the task needs; its weights are new where the checkpoint has none that fit.
 
@@ -167,7 +170,11 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
             disable_tqdm=True,
             seed=seed,
         )
-        Trainer(model, arguments, collate, examples.add_column("length", task.lengths(examples).tolist())).train()
+        rows = examples.add_column("length", task.lengths(examples).tolist())
+        with stage("fine-tuning") as work:
+            trainer = Trainer(model, arguments, collate, rows, callbacks=[StepsShown(work)])
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
 
 
 def _measured(
@@ -176,9 +183,11 @@ def _measured(
     """What a model is worth on a split."""
     encoded = encode_sample(task, split, settings.task.evaluation_examples, settings.seed)
     batches = batches_of(task, encoded, settings.task.batch_size)
-    return evaluate(forward_of(model, task), task, batches, accelerator)
+    with stage("evaluation"):
+        return evaluate(forward_of(model, task), task, batches, accelerator)
 
 
+@stage("saving")
 def _save(model: PreTrainedModel, processor: Processor, dtype: torch.dtype, out: str | Path) -> None:
     with atomic_folder(out) as folder:
         save_checkpoint(model, folder, processor, dtype)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.architectures.sites import GROUPS, UNITS
 from hf_mabprune.arms import Ints, KeepIndices
+from hf_mabprune.progress import over
 from hf_mabprune.registry import option
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -104,7 +105,7 @@ class TorchPruning(Peer):
         pruner = self._pruner(torch_pruning, model, sites, task.inputs(batches[0].to(model.device)), fractions)
         if self.importance == "taylor":
             model.zero_grad()
-            for batch in batches:
+            for batch in over(batches, "gradients"):
                 task.readout(model, batch.to(model.device)).losses().mean().backward()
         for group in pruner.step(interactive=True):
             group.prune()

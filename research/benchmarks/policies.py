@@ -13,6 +13,7 @@ from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.quality import Evaluation, bootstrap_interval
+from hf_mabprune.progress import stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
@@ -49,15 +50,19 @@ def compare(
     rows: list[Any] = [row for path in files for row in pd.read_parquet(path).to_dict("records")]
     done = {(row["variant"], row["seed"]) for row in rows}
     model.to(accelerator.device)
-    for seed in seeds:
-        seeded = vary(settings, {}, seed)
-        session = make_session(seeded, model, processor, splits, accelerator, model.dtype)  # nothing is saved
-        comparison = Comparison(session)
-        plan = make_plans(model, session.arms, session.totals, settings.prune).search
-        for variant in (DENSE, RANDOM, *variants):
-            if (variant, seed) not in done:
-                rows.append(_run(comparison, plan, variant, seed))
-                _save(rows, out)
+    todo = [DENSE, RANDOM, *variants]
+    with stage("benchmark", len(seeds) * len(todo), "runs") as work:
+        for seed in seeds:
+            seeded = vary(settings, {}, seed)
+            session = make_session(seeded, model, processor, splits, accelerator, model.dtype)  # nothing is saved
+            comparison = Comparison(session)
+            plan = make_plans(model, session.arms, session.totals, settings.prune).search
+            for variant in todo:
+                work.count(work.done, note=f"{variant}, seed {seed}")
+                if (variant, seed) not in done:
+                    rows.append(_run(comparison, plan, variant, seed))
+                    _save(rows, out)
+                work.count(work.done + 1)
     return table(pd.DataFrame(rows), session.task)
 
 

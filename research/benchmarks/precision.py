@@ -17,6 +17,7 @@ from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.run import half_of
 from hf_mabprune.session import Session, open_session
@@ -24,6 +25,7 @@ from hf_mabprune.session import Session, open_session
 ALLOWED_ERROR, ALLOWED_CORRELATION = 0.01, 0.999
 
 
+@stage("benchmark")
 def measure(
     settings: PruneConfig, arms_each: int = 16, batches: int = 2, block_sizes: tuple[int, ...] = (1, 32)
 ) -> pd.DataFrame:
@@ -39,7 +41,7 @@ def measure(
     model = session.dense
     exact = copy.deepcopy(model).double()
     rows = []
-    for reward in ("kl", "loss"):
+    for reward in over(("kl", "loss"), "rewards", "rewards"):
         for kind, size in [*(("neuron", size) for size in block_sizes), ("head", 1)]:
             arms = arm_table(model, [kind], size, session.example)
             picked = draw(arms, arms_each, settings.seed)

@@ -22,6 +22,7 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.base import Pulls
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.session import Session, open_session
 from hf_mabprune.tasks.batch import Batch
@@ -46,6 +47,7 @@ class PullCost:
     difference: float  # largest, of a mean reward, between padded and replay
 
 
+@stage("benchmark")
 def measure(settings: PruneConfig, arms_each: int = 48, repeats: int = 3) -> pd.DataFrame:
     """Measures what pulls cost, one row a kind of arm; one more in half precision on a GPU, or where settings ask.
 
@@ -103,7 +105,7 @@ def _measure_kind(
     few = arms[: max(arms_each // 4, len(pool))]
     seconds: dict[str, list[float]] = {"padded": [], "equal": [], "replay": []}
     tokens, differences = [], []
-    for repeat in range(repeats):
+    for repeat in over(range(repeats), "engines", "repeats"):
         batch = session.batches["calibration"][repeat % len(session.batches["calibration"])]
         parts = split_by_length(batch)
         tokens.append(sum(part.tokens for part in parts))

@@ -23,6 +23,7 @@ from hf_mabprune.effects.dense_outputs import DenseOutputs
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.quality import Evaluation, forward_of
 from hf_mabprune.evaluation.report import installed_versions
+from hf_mabprune.progress import Work, over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.processes import main_first, on_main
 from hf_mabprune.session import Session, load_model, make_session
@@ -60,14 +61,14 @@ def run(suite: Suite, cells: Sequence[Cell], out: str | Path, redo: bool = False
     accelerator = make_accelerator()
     accelerator.print(f"{len(todo):,} of {len(cells):,} cells to measure; rows go to {results.path}")
     versions = json.dumps(installed_versions())
-    done = 0
-    for bench, group in _benches(suite, todo, accelerator):
-        for cell, row in bench.rows(group):
-            row |= {"settings": cell.fingerprint(suite), "plan": suite.plan(), "versions": versions}
-            on_main(accelerator, lambda row=row: results.add(row))  # type: ignore[misc]
-            done += 1
-            figures = f"{row['metric']} {row['value']:.4f} of {row['dense']:.4f}, KL {row['mean_kl']:.4f}"
-            accelerator.print(f"[{done}/{len(todo)}] {' / '.join(map(str, cell.key))}: {figures}", flush=True)
+    with stage("benchmark", len(todo), "cells") as work:
+        for bench, group in _benches(suite, todo, accelerator):
+            for cell, row in bench.rows(group, work):
+                row |= {"settings": cell.fingerprint(suite), "plan": suite.plan(), "versions": versions}
+                on_main(accelerator, lambda row=row: results.add(row))  # type: ignore[misc]
+                work.count(work.done + 1)
+                figures = f"{row['metric']} {row['value']:.4f} of {row['dense']:.4f}, test KL {row['mean_kl']:.4f}"
+                accelerator.print(f"[{work.done}/{len(todo)}] {cell}: {figures}", flush=True)
 
 
 def _benches(suite: Suite, cells: Sequence[Cell], accelerator: Accelerator) -> Iterator[tuple["Bench", list[Cell]]]:
@@ -106,16 +107,23 @@ class Bench:
         session = make_session(settings, moved, processor, splits, accelerator, model.dtype)  # nothing is saved
         return cls(suite, name, session, splits["calibration"])
 
-    def rows(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
-        """Measures cells of this run; one choice serves all its compensations, one search all its sizes."""
+    def rows(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Measures cells of this run; one choice serves all its compensations, one search all its sizes.
+
+        Args:
+            cells: Cells of this run.
+            work: The stage that says which of them is under way.
+        """
         for seed, cells_of_seed in groupby(cells, key=lambda cell: cell.seed):
             draw = self.draw(seed)
             shared: dict[str, list[Cell]] = {}
             for cell in cells_of_seed:
                 shared.setdefault(cell.choice(self.suite), []).append(cell)
             for sharing in shared.values():
+                work.count(work.done, note=str(sharing[0]))
                 choices = draw.choose(sharing)
                 for cell in sharing:
+                    work.count(work.done, note=str(cell))
                     yield cell, self.row(cell, draw, choices[cell.target])
 
     def draw(self, seed: int) -> Draw:
@@ -176,7 +184,7 @@ class Bench:
             return given
         device = self.session.accelerator.device
         targets = []
-        for number, batch in enumerate(self.session.batches["test"]):
+        for number, batch in enumerate(over(self.session.batches["test"], "targets")):
             readout = self._say(number, batch.to(device))
             targets.append(readout.targets[readout.targets != NO_TARGET].cpu().numpy())
         return constant_answer(self.session.task, self.dense.scores, np.concatenate(targets))

@@ -199,6 +199,9 @@ class Cell:
     size: TargetConfig
     compensation: str
 
+    def __str__(self) -> str:
+        return " / ".join(map(str, self.key))
+
     @property
     def target(self) -> str:
         """Name of the size, e.g. neurons-0.6."""

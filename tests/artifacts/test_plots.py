@@ -165,7 +165,7 @@ def test_search_shows_the_rounds() -> None:
     pruned, dense = lower.lines
     assert pruned.get_ydata() == pytest.approx([0.31, 0.32, 0.33])
     assert dense.get_ydata() == pytest.approx([0.3, 0.3, 0.3])
-    expected = "After 3 rounds and 4,500 pulls, 12 of 30 arms are removed: KL 0.1, loss +0.03"
+    expected = "After 3 rounds and 4,500 pulls, 12 of 30 arms are removed: KL 0.1, loss +0.03 on one calibration batch"
     assert upper.get_title("left") == expected
 
 

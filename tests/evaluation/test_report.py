@@ -91,7 +91,7 @@ def test_table_has_a_row_for_every_model(report: Report) -> None:
     assert rows["random 0"][2] == "84.1"
     assert rows["random 4"][2:5] == ["85.0", "(84.0-87.0)", "0.410"]
     heading = report.table().splitlines()[0]
-    assert heading.split() == ["params", "MACs", "accuracy", "(95%)", "loss", "KL", "ms", "MB"]
+    assert heading.split() == ["on", "test", "params", "MACs", "accuracy", "(95%)", "loss", "KL", "ms", "MB"]
     assert len(report.table().splitlines()) == 6  # heading, rule and four models
 
 

@@ -26,6 +26,7 @@ from hf_mabprune.effects.gradients import effects
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.rewards import NEEDS, QUANTITIES, REWARDS, Observation
+from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -121,7 +122,8 @@ class Pulls(ABC):
             for place, mine in itertools.groupby(self._share(cells), key=lambda cell: cell.place):
                 groups = [cell.pairs for cell in mine]
                 seen = self._observe_arms(place, [arms[group] for group in groups])
-                for group, (*observations, tokens) in zip(groups, seen, strict=True):
+                pulled = over(zip(groups, seen, strict=True), "pulls on a batch", "forward passes", len(groups))
+                for group, (*observations, tokens) in pulled:
                     reward = self.reward(*observations).reshape(len(group), -1)
                     share = torch.full((len(group),), tokens, dtype=torch.float64, device=reward.device)
                     sums = torch.stack([reward.sum(-1), reward.square().sum(-1), share], dim=-1)
@@ -229,7 +231,7 @@ class Pulls(ABC):
         own: dict[int, torch.Tensor] = {}  # of this process, by number of the place
         slopes = torch.zeros(len(self.arms), len(places), dtype=torch.float64, device=device)
         passes = 0
-        for number in range(rank, len(places), world):
+        for number in over(range(rank, len(places), world), "effects of all arms", "parts of batches"):
             readout, inputs = self._dense(places[number]).readout, self._inputs(places[number])
             dense = replace(readout, logits=readout.logits.clone())  # made in inference mode, it takes no gradients
             own[number], slopes[:, number], passes = effects(

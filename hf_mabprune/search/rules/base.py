@@ -122,6 +122,10 @@ class Rule(ABC):
         """Estimates the forward passes over one batch that the rule makes by itself, backward ones counted twice."""
         return 0.0
 
+    def held_out_kl(self) -> float | None:
+        """Gives the KL divergence of the refitted model on held-out calibration data, where the rule measured it."""
+        return None
+
     def summary(self) -> str:
         """Says in half a sentence what the rule itself did; empty where that is nothing."""
         return ""

@@ -114,6 +114,10 @@ class Refit(EstimatingRule):
         """See `Rule.passes`: effects, costs and moments, and a part of the batches for every move."""
         return super().passes(batches) + COST_PASSES * batches + self.moves * batches / HELD_OUT
 
+    def held_out_kl(self) -> float | None:
+        """See `Rule.held_out_kl`."""
+        return self.allocation.after if self.allocation and self.allocation.cost.pulls else None
+
     def summary(self) -> str:
         """See `Rule.summary`."""
         return self.allocation.summary() if self.allocation and self.allocation.cost.pulls else ""
