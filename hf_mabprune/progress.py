@@ -86,17 +86,18 @@ class Work:
     said: bool = False
     samples: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def count(self, done: int, total: int | None = None, unit: str | None = None, note: str = "") -> None:
+    def count(self, done: int, total: int | None = None, unit: str | None = None, note: str | None = None) -> None:
         """Says where it is; steps of another unit are counted afresh.
 
         Args:
             done: Steps that are done.
             total, unit: Number and name of the steps, where they are others than before.
-            note: What else to say.
+            note: What else to say, where that is new.
         """
         if unit is not None and unit != self.unit:
             self.samples = deque()
-        self.done, self.note, self.total, self.unit = done, note, total or self.total, unit or self.unit
+        self.done, self.total, self.unit = done, total or self.total, unit or self.unit
+        self.note = self.note if note is None else note
 
     def sample(self, now: float) -> None:
         """Notes what is done by now, for the rate; what is older than `WINDOW` goes once something has moved since."""
@@ -154,7 +155,8 @@ class Display:
         self._terminal: TextIO | None = None
         self._live: Live | None = None
         self._asked: SimpleQueue[threading.Event] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # there as long as something is open
+        self._lock = threading.Lock()  # on that
 
     def begin(self, name: str, total: int | None = None, unit: str = "steps", done: int = 0) -> Work:
         """Opens a work inside of those that are open."""
@@ -163,10 +165,11 @@ class Display:
         if not self.works:
             self._terminal = _terminal()
             self._heard = work.started if work.started - self._idle > FIRST else self._heard
-        self.works.append(work)
-        if self.threaded and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="hf_mabprune-progress", daemon=True)
-            self._thread.start()
+        with self._lock:
+            self.works.append(work)
+            if self.threaded and self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hf_mabprune-progress", daemon=True)
+                self._thread.start()
         return work
 
     def end(self, work: Work) -> None:
@@ -183,12 +186,12 @@ class Display:
                 self.look()
 
     def look(self) -> None:
-        """Has `tick` called by the thread; where there is a terminal, waits until it was."""
+        """Has what is open shown at once on a terminal, and waits for that; elsewhere a line comes when it is due."""
         if not self.threaded:
-            return self.tick()
-        seen = threading.Event()
-        self._asked.put(seen)
-        if self._terminal is not None:
+            self.tick()
+        elif self._terminal is not None:
+            seen = threading.Event()
+            self._asked.put(seen)
             seen.wait(WAIT)
 
     def tick(self) -> None:
@@ -209,13 +212,16 @@ class Display:
 
     def _run(self) -> None:
         while True:
-            try:
-                seen = self._asked.get(timeout=TICK if self.works else None)
-            except Empty:
-                self.tick()
-            else:
+            with suppress(Empty):
+                seen = self._asked.get(timeout=TICK)
                 self.tick()
                 seen.set()
+                continue
+            self.tick()
+            with self._lock:
+                if not self.works and self._live is None and self._asked.empty():
+                    self._thread = None
+                    return
 
     def _is_due(self, outermost: Work, now: float) -> bool:
         """Whether a line is due: the first of a stage, or the next after a while in which there was none."""
@@ -270,6 +276,9 @@ def stage(name: StageName, total: int | None = None, unit: str = "steps", done: 
         return
     display = _display()
     depth = len(display.works)
+    if depth and display.works[-1].name == name:  # one function of the stage calls another
+        yield display.works[-1]
+        return
     try:
         work = display.begin(name, total, unit, done)
         display.look()

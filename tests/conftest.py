@@ -7,6 +7,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MABPRUNE_PROGRESS", "off")  # what a command says must not depend on how long it takes
 
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 import transformers
 
+from hf_mabprune import progress
 from tests.problems import write_splits
+from tests.watched import Watched
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,6 +38,15 @@ def quiet_and_small() -> None:
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw no figures, which take a third of a small run; for tests that look at something else."""
     monkeypatch.setattr("hf_mabprune.artifacts.plots.save_figures", lambda *_: [])
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """The display of progress of this process, with a clock of ours."""
+    display = Watched()
+    monkeypatch.setattr(progress, "_shared", display)
+    monkeypatch.delenv(progress.SWITCH, raising=False)
+    return display
 
 
 @pytest.fixture

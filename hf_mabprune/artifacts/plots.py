@@ -95,7 +95,7 @@ def effects(arms: pd.DataFrame, reward: str) -> Figure:
 
 
 def search(report: Report) -> Figure:
-    """Draws KL divergence and loss on one calibration batch after every round, over how much of the target is reached."""
+    """Draws KL divergence and loss of one batch after every round, over how much of the target is reached."""
     rounds = pd.DataFrame(report.search.rounds, columns=["removed_fraction", "kl", "loss", "loss_before"], dtype=float)
     figure, (upper, lower) = _figure(2, 1, height=5.4, sharex=True)
     x = 100 * rounds["removed_fraction"]

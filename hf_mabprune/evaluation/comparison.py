@@ -16,7 +16,7 @@ from hf_mabprune.evaluation.bounds import upper_mean, upper_share
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import Evaluation, Forward, evaluate, forward_of, masked_forward_of
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
-from hf_mabprune.progress import over, stage
+from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.selected import Selection
@@ -121,9 +121,13 @@ class Comparison:
             warnings=warnings_of(selection, found, refitted, trained, after),
         )
 
-    @stage("random draws")
     def _random_draws(self, selection: Selection, count: int) -> list[RandomFigures]:
-        return [self.random(selection, seed) for seed in over(range(count), "random draws", "draws")]
+        draws = []
+        with stage("random draws", count, "draws") as work:
+            for seed in range(count):
+                draws.append(self.random(selection, seed))
+                work.count(len(draws))
+        return draws
 
     def random(self, selection: Selection, seed: int) -> RandomFigures:
         """Measures one draw of the random control; by masking, which equals cutting, unless it is refitted."""

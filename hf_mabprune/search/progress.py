@@ -46,6 +46,6 @@ class SearchProgress:
 
     def measured_on(self) -> str:
         """Says what the numbers of a round are measured on, and what has not been done to the model by then."""
-        after = {"refit": self.settings.compensation, "training": self.settings.recovery}
+        after = {"the refit": self.settings.compensation, "the training": self.settings.recovery}
         later = [name for name, settings in after.items() if settings]
         return "on one calibration batch" + (f", before {' and '.join(later)}" if later else "")

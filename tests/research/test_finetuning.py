@@ -1,5 +1,6 @@
 """Fine-tuned models: a new head, trained, saved as a plain checkpoint, measured as it was saved."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hf_mabprune.tasks.sequence_classification import SequenceClassification
 from research.benchmarks.finetuning import Training, finetune
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import bert_config, llama_config, make_tokenizer
+from tests.watched import Watched
 
 CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs/benchmark/tasks").glob("*.yaml"))
 LETTERS = "abcdefgh"
@@ -109,11 +111,14 @@ def test_a_model_is_trained_saved_and_measured(task: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.whole
-def test_the_head_has_the_classes_of_the_data(tmp_path: Path) -> None:
+def test_the_head_has_the_classes_of_the_data_and_training_shows_its_steps(tmp_path: Path, shown: Watched) -> None:
     settings = settings_for(tmp_path, "sequence_classification")
     tuned = finetune(base_model(tmp_path / "base", "regression"), tmp_path / "out", settings, QUICK)
     assert tuned.task.model_config.label2id == {"even": 0, "odd": 1}
     assert tuned.examples == 96
+    trained = shown.last("fine-tuning")
+    assert trained.done == trained.total == 6 * 6 and re.match(r"epoch 6.00, loss \d", trained.note)
+    assert {"reading data", "loading model", "evaluation", "forward passes", "saving"} <= set(shown.names())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from research.benchmarks.results import Results
 from research.benchmarks.suite import Suite, read_suite
 from tests.criteria.by_hand import case
 from tests.research.suites import QUICKSTART, SUITE, write
+from tests.watched import Watched
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,22 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, Path, lis
         patch.setattr(Results, "add", counted)
         quality.run(suite, suite.cells(), out)
     return suite, out, added
+
+
+@pytest.mark.whole
+def test_a_suite_shows_which_cell_is_under_way_of_how_many(
+    tmp_path: Path, shown: Watched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = {name: SUITE["methods"][name] for name in ("magnitude", "evolution")}
+    only = {"targets": [{"heads": 0.25}], "methods": methods, "compensations": [None], "planned": []}
+    suite = read_suite(write(tmp_path, SUITE | only | {"seeds": [3]}))
+    cells = [cell for cell in suite.cells() if cell.task == "first"]
+    quality.run(suite, cells, tmp_path / "rows.parquet")
+    work = shown.last("benchmark")
+    assert work.done == work.total == len(cells) == 2
+    assert work.note == str(cells[-1])
+    assert {"statistics", "search"} <= set(shown.names())
+    assert f"[2/2] {cells[-1]}: accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.whole

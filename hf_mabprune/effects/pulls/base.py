@@ -231,7 +231,7 @@ class Pulls(ABC):
         own: dict[int, torch.Tensor] = {}  # of this process, by number of the place
         slopes = torch.zeros(len(self.arms), len(places), dtype=torch.float64, device=device)
         passes = 0
-        for number in over(range(rank, len(places), world), "effects of all arms", "parts of batches"):
+        for number in over(range(rank, len(places), world), "effects of all arms", "parts"):
             readout, inputs = self._dense(places[number]).readout, self._inputs(places[number])
             dense = replace(readout, logits=readout.logits.clone())  # made in inference mode, it takes no gradients
             own[number], slopes[:, number], passes = effects(
