@@ -54,6 +54,7 @@ STAGES: tuple[str, ...] = get_args(StageName)
 FIRST, EVERY = 10.0, 30.0  # seconds before a stage says something where there is no terminal, and between two lines
 TICK = 0.25  # seconds between two looks at what is open
 BRIEF = 1.0  # seconds that a loop lasts before a terminal shows it
+BAR, MOST_CUT = 20, 16  # columns of a bar, and columns that are left of what is done at least
 WINDOW = 30.0  # seconds that a rate is taken over
 WAIT = 1.0  # seconds that work waits at most for a terminal to be written to
 
@@ -154,6 +155,7 @@ class Display:
         self._heard = self._idle = -EVERY  # when something was said last, and when the last work ended
         self._terminal: TextIO | None = None
         self._live: Live | None = None
+        self._width = 80  # of the terminal
         self._asked: SimpleQueue[threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None  # there as long as something is open
         self._lock = threading.Lock()  # on that
@@ -238,6 +240,7 @@ class Display:
                 redirect_stderr=_is_terminal(sys.stderr),
             )
             self._live.start()
+            self._width = console.width
         if self._live and works:
             self._live.update(self._table(works), refresh=True)
         else:
@@ -249,15 +252,20 @@ class Display:
             live.stop()
 
     def _table(self, works: Sequence[Work]) -> Table:
-        """Makes a line for each work: what, bar, count, rate, time."""
+        """Makes a line for each work: what, bar, count, rate, time; where that is too long, what is cut short."""
         now, table = self.clock(), Table.grid(padding=(0, 1))
+        rows = [
+            ("  " * depth + work.title(), work, work.cells(now))
+            for depth, work in enumerate(works)
+            if not depth or work.name in STAGES or now - work.started >= BRIEF
+        ]
+        figures = sum(max(map(len, column)) + 1 for column in zip(*(cells for *_, cells in rows), strict=True))
+        room = max(self._width - figures - BAR - 1, MOST_CUT)
         for _ in range(5):
-            table.add_column(no_wrap=True, overflow="ellipsis")
-        for depth, work in enumerate(works):
-            if depth and now - work.started < BRIEF and work.name not in STAGES:
-                continue
-            bar = ProgressBar(work.total, work.done, width=20, pulse=not work.total, animation_time=now)
-            table.add_row("  " * depth + work.title(), bar, *work.cells(now))
+            table.add_column(no_wrap=True)
+        for title, work, cells in rows:
+            bar = ProgressBar(work.total, work.done, width=BAR, pulse=not work.total, animation_time=now)
+            table.add_row(title if len(title) <= room else f"{title[: room - 3]}...", bar, *cells)
         return table
 
 
@@ -276,8 +284,8 @@ def stage(name: StageName, total: int | None = None, unit: str = "steps", done: 
         return
     display = _display()
     depth = len(display.works)
-    if depth and display.works[-1].name == name:  # one function of the stage calls another
-        yield display.works[-1]
+    if there := [work for work in display.works if work.name == name]:  # one function of the stage calls another
+        yield there[0]
         return
     try:
         work = display.begin(name, total, unit, done)

@@ -53,10 +53,10 @@ def screen(written: str, width: int = 120) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def in_terminal(command: list[str], **environment: str) -> tuple[int, str]:
+def in_terminal(command: list[str], width: int = 400, **environment: str) -> tuple[int, str]:
     """Runs a command with a terminal for all its streams; its exit code, and what it wrote."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 400, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     started = subprocess.Popen(
         command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm", **environment}
     )
@@ -224,6 +224,18 @@ def test_terminals_that_cannot_or_shall_not_show_bars(environment: dict[str, str
     code, written = in_terminal(script(WORK), **environment)
     assert code == 0
     assert "\x1b" not in written and "statistics" not in written
+
+
+def test_a_narrow_terminal_cuts_what_is_done_and_not_the_time_that_is_left() -> None:
+    body = """
+import time
+with stage("benchmark", 400, "cells") as work:
+    work.count(1, note="of a long name " * 30)
+    time.sleep(1)
+"""
+    _, written = in_terminal(script(body), width=80)
+    lines = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", written)) if "long name" in line]
+    assert lines and all(re.search(r"\.\.\. .* (left|so far)\s*$", line) and len(line) <= 80 for line in lines), lines
 
 
 @pytest.fixture(scope="module")
