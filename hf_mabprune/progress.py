@@ -54,7 +54,8 @@ STAGES: tuple[str, ...] = get_args(StageName)
 FIRST, EVERY = 10.0, 30.0  # seconds before a stage says something where there is no terminal, and between two lines
 TICK = 0.25  # seconds between two looks at what is open
 BRIEF = 1.0  # seconds that a loop lasts before a terminal shows it
-BAR, MOST_CUT = 20, 16  # columns of a bar, and columns that are left of what is done at least
+BARS = 20, 8  # columns of a bar where there is room, and where there is not
+MOST_CUT = 16  # columns that are left of what is done at least
 WINDOW = 30.0  # seconds that a rate is taken over
 WAIT = 1.0  # seconds that work waits at most for a terminal to be written to
 
@@ -260,12 +261,13 @@ class Display:
             if not depth or work.name in STAGES or now - work.started >= BRIEF
         ]
         figures = sum(max(map(len, column)) + 1 for column in zip(*(cells for *_, cells in rows), strict=True))
-        room = max(self._width - figures - BAR - 1, MOST_CUT)
+        room = max(self._width - figures - 1, MOST_CUT + BARS[1])
+        width = BARS[max(len(title) for title, *_ in rows) + BARS[0] > room]
         for _ in range(5):
             table.add_column(no_wrap=True)
         for title, work, cells in rows:
-            bar = ProgressBar(work.total, work.done, width=BAR, pulse=not work.total, animation_time=now)
-            table.add_row(title if len(title) <= room else f"{title[: room - 3]}...", bar, *cells)
+            bar = ProgressBar(work.total, work.done, width=width, pulse=not work.total, animation_time=now)
+            table.add_row(_cut_to(title, room - width), bar, *cells)
         return table
 
 
@@ -333,6 +335,10 @@ def _terminal() -> TextIO | None:
     if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return None
     return next((stream for stream in (sys.stderr, sys.stdout) if _is_terminal(stream)), None)
+
+
+def _cut_to(text: str, columns: int) -> str:
+    return text if len(text) <= columns else f"{text[: columns - 3]}..."
 
 
 def _is_terminal(stream: Any) -> bool:
