@@ -15,7 +15,7 @@ map leaves nothing behind: u is applied to an arm's mean, which equals the mean 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_mabprune.registry import Registry, option
+from hf_mabprune.states import WHOLE, Entry, Generator, Values, read_state
 
 POLICIES: Registry[type["Policy"]] = Registry("policy", "hf_mabprune.policies")
 
@@ -38,7 +39,7 @@ MAP_ARMS = 256  # different arms whose rewards settle the map to [0, 1]
 class Policy(ABC):
     """A seeded allocation of pulls over arms, vectorised over all of them.
 
-    The state is a handful of arrays of length K, named in `STATE`, and the random generator. Arms that are already
+    The state is a handful of arrays of length K, described in `STATE`, and the random generator. Arms that are already
     removed stay in the arrays, with their last statistics, and are never selected.
 
     Args:
@@ -48,9 +49,16 @@ class Policy(ABC):
         rank_by: What `scores()` ranks by.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (
-        "alive", "pulls", "sums", "square_sums", "first_rewards", "low", "high", "frozen",
-    )  # fmt: skip
+    STATE: ClassVar[Mapping[str, Entry]] = {
+        "alive": Values(bool),
+        "pulls": Values(float, low=0, high=WHOLE),
+        "sums": Values(float),
+        "square_sums": Values(float, low=0),
+        "first_rewards": Values(float, nan=True),
+        "low": Values(float, ()),
+        "high": Values(float, ()),
+        "frozen": Values(bool, ()),
+    }
 
     arms: int
     seed: int = 0
@@ -240,17 +248,41 @@ class Policy(ABC):
         """Goes on from a state of a policy with the same options, as if there had been no interruption.
 
         Raises:
-            ValueError: If the state has other entries or another number of arms.
+            ValueError: If the state has other entries or another number of arms, or one that no pulls lead to. Nothing
+                is taken in then.
         """
-        if set(state) != {*self.STATE, "rng"}:
-            raise ValueError(f"a state of {type(self).__name__} has {[*self.STATE, 'rng']}, got {list(state)}")
-        restored = {}
-        for name in self.STATE:
-            present = getattr(self, name)
-            if np.shape(state[name]) != np.shape(present):
-                raise ValueError(f"{name} must be {list(np.shape(present))}, got {list(np.shape(state[name]))}")
-            is_array = isinstance(present, np.ndarray)
-            restored[name] = np.array(state[name], dtype=present.dtype) if is_array else type(present)(state[name])
+        entries = {**self.STATE, "rng": Generator()}
+        restored = read_state(type(self).__name__, state, entries, {"K": self.arms})
+        for wrong in self.contradictions(restored):
+            raise ValueError(f"a state of {type(self).__name__} contradicts itself: {wrong}")
+        self.rng.bit_generator.state = restored.pop("rng")
         for name, value in restored.items():
             setattr(self, name, value)
-        self.rng.bit_generator.state = state["rng"]
+
+    def contradictions(self, state: dict[str, Any]) -> Iterator[str]:
+        """Says what in a state cannot be, in a few words each, though every entry is as `STATE` describes it.
+
+        Rules with entries of their own extend it.
+        """
+        without = state["pulls"] == 0
+        if state["low"] > state["high"]:
+            yield "low is above high"
+        if state["sums"][without].any() or state["square_sums"][without].any():
+            yield "rewards of arms without pulls"
+
+    def check_pulls(self, alive: Bools, seen: Ints, pulls: Ints) -> None:
+        """Checks, after a state was read, that it is about the pulls that were made.
+
+        Args:
+            alive: [K], arms that are still candidates.
+            seen: [K], pulls in this context.
+            pulls: [K], pulls in all contexts.
+
+        Raises:
+            ValueError: If it is about others.
+        """
+        slack = 1e-6 * (1 + pulls)  # of counts that were discounted several times
+        if not np.array_equal(alive, self.alive):
+            raise ValueError("the policy's arms are not those that are left")
+        if ((self.pulls < seen - slack) | (self.pulls > pulls + slack)).any():
+            raise ValueError("the policy's pulls are not those that were made")

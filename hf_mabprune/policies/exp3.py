@@ -1,12 +1,14 @@
 """Exp3, multiplicative weights for bandit feedback."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hf_mabprune.policies.base import POLICIES, Floats, Ints, Policy
 from hf_mabprune.registry import option
+from hf_mabprune.states import Entry, Values
 
 
 @POLICIES.register("exp3")
@@ -26,7 +28,9 @@ class Exp3(Policy):
     Source: Auer, Cesa-Bianchi, Freund & Schapire 2002, figure 1. The defaults are this project's.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (*Policy.STATE, "importance", "gains")
+    STATE: ClassVar[Mapping[str, Entry]] = {
+        **Policy.STATE, "importance": Values(float, low=0), "gains": Values(float),
+    }  # fmt: skip
 
     gamma: float = option(0.1, "share of uniform exploration, and learning rate")
 
@@ -57,6 +61,12 @@ class Exp3(Policy):
         np.add.at(self.importance, arms, weights)
         np.add.at(self.gains, arms, weights * rewards)
         super()._take_in(arms, rewards, controls)
+
+    def contradictions(self, state: dict[str, Any]) -> Iterator[str]:
+        """See `Policy.contradictions`; 1 / (p_a K) is at most 1 / gamma."""
+        yield from super().contradictions(state)
+        if (state["importance"] * self.gamma > state["pulls"] * (1 + 1e-6)).any():
+            yield "importance is more than pulls can give"
 
     def _discount(self) -> None:
         super()._discount()

@@ -1,5 +1,6 @@
 """LUCB: the most doubtful arms on either side of the boundary, until a confidence is reached."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ import numpy as np
 from hf_mabprune.policies.base import POLICIES, Choose, Floats, Ints
 from hf_mabprune.policies.set_policy import SetPolicy
 from hf_mabprune.registry import option
+from hf_mabprune.states import WHOLE, Entry, Values
 
 
 @POLICIES.register("lucb")
@@ -25,7 +27,9 @@ class LUCB(SetPolicy):
     several kinds and layers are after Chen et al. 2014.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (*SetPolicy.STATE, "total", "turn")
+    STATE: ClassVar[Mapping[str, Entry]] = {
+        **SetPolicy.STATE, "total": Values(float), "turn": Values(int, (), 0, WHOLE),
+    }  # fmt: skip
 
     confidence: float = option(0.95, "probability that a round that ends by itself has the right set, in (0, 1)")
     tolerance: float = option(0.0, "overlap of bounds across the boundary that is let pass, of the range of rewards")

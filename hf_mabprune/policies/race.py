@@ -1,7 +1,8 @@
 """Race: pull only the arms that could still change what is removed, and stop when none could."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from hf_mabprune.policies.base import POLICIES, Choose, Floats, Ints
 from hf_mabprune.policies.confidence_sequence import ConfidenceSequence
 from hf_mabprune.policies.set_policy import SetPolicy
 from hf_mabprune.registry import option
+from hf_mabprune.states import Entry, Values
 
 
 @POLICIES.register("race")
@@ -34,9 +36,16 @@ class Race(SetPolicy):
     The batching and the defaults are this project's.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (
-        *SetPolicy.STATE, "means_seen", "known", "informed", "bottom", "top", "ranged", "sequence_state",
-    )  # fmt: skip
+    STATE: ClassVar[Mapping[str, Entry]] = {
+        **SetPolicy.STATE,
+        "means_seen": Values(float),
+        "known": Values(float),
+        "informed": Values(bool, ()),
+        "bottom": Values(float, ()),
+        "top": Values(float, ()),
+        "ranged": Values(bool, ()),
+        "sequence_state": Values(float, (6, "K"), low=0),
+    }
 
     confidence: float = option(0.95, "probability that all intervals of a round hold at all times, in (0, 1)")
     lowest: float | None = option(None, "smallest reward (less its control) of intervals; null: from data")
@@ -45,8 +54,9 @@ class Race(SetPolicy):
     def __post_init__(self) -> None:
         if not 0.0 < self.confidence < 1.0:
             raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
-        if (self.lowest is None) != (self.highest is None) or (self.lowest or 0.0) > (self.highest or 0.0):
-            raise ValueError(f"lowest and highest go together, in order, got {self.lowest} and {self.highest}")
+        low, high = self.lowest, self.highest
+        if (low, high) != (None, None) and (low is None or high is None or not -np.inf < low < high < np.inf):
+            raise ValueError(f"lowest and highest go together, finite and in order, got {low} and {high}")
         super().__post_init__()
         self.informed = False  # whether controls with known means are given
 
@@ -119,6 +129,15 @@ class Race(SetPolicy):
     def sequence_state(self, state: Floats) -> None:
         for name, values in zip(ConfidenceSequence.sums(), np.array(state), strict=True):
             setattr(self.sequence, name, values)
+
+    def contradictions(self, state: dict[str, Any]) -> Iterator[str]:
+        """See `Policy.contradictions`."""
+        yield from super().contradictions(state)
+        if state["ranged"] and state["bottom"] >= state["top"]:
+            yield "the range of intervals is empty"
+        count, total, *_ = state["sequence_state"]
+        if (total > count * (1 + 1e-9)).any() or (count > state["seen"]).any():
+            yield "intervals are about pulls that were not made"
 
 
 def _turns(arms: Ints) -> list[Ints]:

@@ -1,12 +1,14 @@
 """Sequential halving: a fixed budget, spent on ever fewer arms."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hf_mabprune.policies.base import POLICIES, Bools, Choose, Ints
 from hf_mabprune.policies.set_policy import SetPolicy
+from hf_mabprune.states import WHOLE, Entry, Values
 
 BISECTIONS = 30  # of the range of means, to 1e-9 of it
 
@@ -26,7 +28,12 @@ class SequentialHalving(SetPolicy):
     the boundary of a set as in Bubeck, Wang & Viswanathan 2013.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (*SetPolicy.STATE, "question", "phase", "due")
+    STATE: ClassVar[Mapping[str, Entry]] = {
+        **SetPolicy.STATE,
+        "question": Values(bool),
+        "phase": Values(int, (), 0, WHOLE),
+        "due": Values(int, (), 0, WHOLE),
+    }
 
     def _restart(self) -> None:
         super()._restart()
@@ -36,7 +43,7 @@ class SequentialHalving(SetPolicy):
     @property
     def phases(self) -> int:
         """ceil(log2 K), the phases of a round with K arms alive."""
-        return max(1, int(np.ceil(np.log2(max(self.number_alive(), 2)))))
+        return phases_of(self.number_alive())
 
     def _select(self, k: int, choose: Choose) -> Ints:
         while True:
@@ -71,3 +78,16 @@ class SequentialHalving(SetPolicy):
             middle = (low + high) / 2
             low, high = (middle, high) if doubtful(middle).sum() <= size else (low, middle)
         return doubtful(low)
+
+    def contradictions(self, state: dict[str, Any]) -> Iterator[str]:
+        """See `Policy.contradictions`."""
+        yield from super().contradictions(state)
+        if (state["question"] & ~state["alive"]).any():
+            yield "arms in question are gone"
+        if state["phase"] > phases_of(int(state["alive"].sum())):
+            yield "phase is beyond the last one"
+
+
+def phases_of(arms: int) -> int:
+    """Counts the phases of a round with so many arms alive."""
+    return max(1, int(np.ceil(np.log2(max(arms, 2)))))

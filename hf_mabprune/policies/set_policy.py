@@ -14,12 +14,14 @@ maximisation oracle gives.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hf_mabprune.policies.base import Bools, Choose, Floats, Ints, Policy
+from hf_mabprune.states import WHOLE, Entry, Values
 
 
 @dataclass(kw_only=True)
@@ -29,7 +31,7 @@ class SetPolicy(Policy):
     Subclasses check their own options before this class starts the first context.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (*Policy.STATE, "seen")
+    STATE: ClassVar[Mapping[str, Entry]] = {**Policy.STATE, "seen": Values(float, low=0, high=WHOLE)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,3 +87,15 @@ class SetPolicy(Policy):
     def new_context(self, kept: Bools) -> None:
         super().new_context(kept)
         self._restart()
+
+    def contradictions(self, state: dict[str, Any]) -> Iterator[str]:
+        """See `Policy.contradictions`."""
+        yield from super().contradictions(state)
+        if (state["seen"] != np.floor(state["seen"])).any():
+            yield "seen has parts of pulls"
+
+    def check_pulls(self, alive: Bools, seen: Ints, pulls: Ints) -> None:
+        """See `Policy.check_pulls`."""
+        super().check_pulls(alive, seen, pulls)
+        if not np.array_equal(self.seen[alive], seen[alive]):
+            raise ValueError("the policy's pulls of this round are not those that were made")

@@ -1,11 +1,13 @@
 """Exhaustive sweep, a control."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hf_mabprune.policies.base import POLICIES, Ints, Policy
+from hf_mabprune.states import WHOLE, Entry, Values
 
 
 @POLICIES.register("sweep")
@@ -18,7 +20,7 @@ class Sweep(Policy):
     one pass.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = (*Policy.STATE, "position")
+    STATE: ClassVar[Mapping[str, Entry]] = {**Policy.STATE, "position": Values(int, (), 0, WHOLE)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,3 +36,9 @@ class Sweep(Policy):
         chosen = living[(start + np.arange(min(k, len(living)))) % len(living)]
         self.position = int(chosen[-1]) + 1
         return chosen
+
+    def contradictions(self, state: dict[str, Any]) -> Iterator[str]:
+        """See `Policy.contradictions`."""
+        yield from super().contradictions(state)
+        if state["position"] > self.arms:
+            yield "position is beyond the arms"

@@ -35,13 +35,17 @@ from hf_mabprune.runtime.files import (
 )
 from hf_mabprune.runtime.places import Protected, check_output_dir, protected_by
 from hf_mabprune.runtime.processes import agree, on_main
-from hf_mabprune.runtime.saved import fingerprint, pack, unpack
+from hf_mabprune.runtime.saved import REMEDY, fingerprint, pack, read_searches
 
 SAVE_EVERY = 60.0  # seconds between saves within a round
 
 
 class Resumable(Protocol):
     """What can be written down and taken up again: a search."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs: arrays, numbers, and plain dicts and lists of them."""
@@ -126,16 +130,14 @@ class RunState:
         saved = on_main(self.accelerator, lambda: path.read_bytes() if path.exists() else None)
         if saved is None:
             return False
-        state = unpack(saved, path)
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError(
-                f"{path} was saved with another model, other data or other settings; put those back, or start anew "
-                "with output.overwrite: true and without --resume"
-            )
-        searches = [*state["earlier"], state["search"]]
-        if len(self.earlier) >= len(searches):
+        searches = read_searches(saved, path, self.fingerprint, self.settings.stages)
+        number = len(self.earlier)
+        if number >= len(searches):
             return False
-        search.load_state_dict(searches[len(self.earlier)])
+        with outside(f"{path} is no saved search of this run", REMEDY):
+            search.load_state_dict(searches[number])
+            if number + 1 < len(searches) and not search.ended:
+                raise ValueError("a search has begun before the one before it has ended")
         return True
 
     def ended(self, search: Resumable) -> None:

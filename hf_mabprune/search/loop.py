@@ -7,9 +7,10 @@ Symbols: K arms; n pulls of a call.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,10 +18,18 @@ from hf_mabprune.config import SearchConfig
 from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.policies import Policy
-from hf_mabprune.search.result import Bools, Floats, Ints, Round, SearchResult
+from hf_mabprune.search.result import ROUND, Bools, Floats, Ints, Round, SearchResult
 from hf_mabprune.search.rules import Rule
 from hf_mabprune.search.rules.single import Single
 from hf_mabprune.selection.plan import Plan
+from hf_mabprune.states import WHOLE, Entry, Items, Part, Record, Values, read_state
+
+COST: Mapping[str, Entry] = {
+    "pulls": Values(int, (), 0, WHOLE),
+    "forward_tokens": Values(float, (), 0),
+    "backward_tokens": Values(float, (), 0),
+    "seconds": Values(float, (), 0),
+}
 
 
 class Search:
@@ -37,7 +46,19 @@ class Search:
         max_broken: Calibration batches without a finite loss that are skipped before the search gives up.
     """
 
-    ARRAYS = ("kept", "order", "scores", "pulls", "removed_round")
+    STATE: ClassVar[Mapping[str, Entry]] = {
+        "order": Values(int, ("removed",), 0),
+        "scores": Values(float, low=-np.inf),
+        "pulls": Values(int, low=0, high=WHOLE),
+        "seen": Values(int, low=0, high=WHOLE),
+        "rounds": Items(Record(Round, ROUND)),
+        "settling": Values(bool, ()),
+        "paid_rounds": Values(int, (), 0),
+        "broken": Items(Values(int, (), 0)),
+        "cost": Record(Cost, COST),
+        "arms_a_forward": Values(int, (), 1),
+        "policy": Part(),
+    }
 
     def __init__(
         self,
@@ -56,9 +77,9 @@ class Search:
         total = round(config.pulls_per_arm * arms)
         self.budgets = round_budgets(total, self.rounds, self.plan, self.rule.estimates)
         self.number = 1  # of the round under way
+        self.settling = False  # whether its pulls are made, and the rule removes arms
         self.seen = np.zeros(arms, dtype=np.int64)  # pulls of each arm in this round
         self.known: Floats | None = None  # [K], estimated rewards in this round
-        self.decided = 0  # rounds that the policy ended before the budget did
         self.paid_rounds = 0  # rounds whose estimates are in the cost
         self.offset = 0  # a round starts on batches that the earlier ones have not used up
         self.pulls.cost += self.rule.cost
@@ -68,17 +89,34 @@ class Search:
         """Pulls that the whole search makes."""
         return sum(self.budgets)
 
+    @property
+    def ended(self) -> bool:
+        """Whether all rounds are over."""
+        return self.number > self.rounds
+
+    @property
+    def allowed_broken(self) -> int:
+        """Batches that may be skipped: one must be left."""
+        return min(self.max_broken, len(self.pulls.batches) - 1)
+
+    @property
+    def decided(self) -> int:
+        """Rounds that the policy ended before the budget did."""
+        spent = np.diff([done.pulls for done in self.result.rounds], prepend=0)
+        return sum(pulls < budget for pulls, budget in zip(spent.tolist(), self.budgets, strict=False))
+
     def run(self) -> Iterator[Round | None]:
         """Goes on to the end; yields None after every step of pulls, and what a round did after every round.
 
         Raises:
             ValueError: If more calibration batches than allowed have no finite loss.
         """
-        while self.number <= self.rounds:
+        while not self.ended:
             self.pulls.set_context(self.result.kept)
             self._begin_round()
-            while self._left() > 0 and self._step():
+            while not self.settling and self._left() > 0 and self._step():
                 yield None
+            self.settling = True
             yield from self._remove()
             yield self._end_round()
 
@@ -123,32 +161,93 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs: arrays, numbers, and plain dicts and lists of them."""
+        result = self.result
         return {
-            **{name: getattr(self.result, name).copy() for name in self.ARRAYS},
+            "order": result.order.copy(),
+            "scores": result.scores.copy(),
+            "pulls": result.pulls.copy(),
             "seen": self.seen.copy(),
-            "offset": self.offset,
-            "number": self.number,
+            "rounds": [asdict(done) for done in result.rounds],
+            "settling": self.settling,
             "paid_rounds": self.paid_rounds,
-            "decided": self.decided,
-            "rounds": [asdict(done) for done in self.result.rounds],
-            "broken": list(self.result.broken),
+            "broken": list(result.broken),
             "cost": asdict(self.pulls.cost),
             "arms_a_forward": self.pulls.arms_a_forward,
             "policy": self.policy.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of a search with the same settings, as if there had been no interruption."""
-        for name in self.ARRAYS:
-            setattr(self.result, name, np.array(state[name]))
-        self.seen = np.array(state["seen"])
-        self.offset, self.number = int(state["offset"]), int(state["number"])
-        self.paid_rounds, self.decided = int(state["paid_rounds"]), int(state["decided"])
-        self.result.rounds = [Round(**done) for done in state["rounds"]]
-        self.result.broken = list(state["broken"])
-        self.pulls.cost = Cost(**state["cost"])
-        self.pulls.arms_a_forward = int(state["arms_a_forward"])
-        self.policy.load_state_dict(state["policy"])
+        """Goes on from a state of a search with the same settings, as if there had been no interruption.
+
+        Raises:
+            ValueError: If it is none: in its entries, or because no search with these settings comes to it.
+        """
+        read = read_state("a search", state, self.STATE, {"K": len(self.plan.arms)})
+        for wrong in self._contradictions(read):
+            raise ValueError(f"a state of a search contradicts itself: {wrong}")
+        self.policy.load_state_dict(read["policy"])
+        result = self.result
+        result.order, result.scores, result.pulls = read["order"], read["scores"], read["pulls"]
+        result.rounds, result.broken = read["rounds"], read["broken"]
+        result.removed_round = _removed_rounds(result.order, result.rounds, len(result.pulls))
+        result.kept = result.removed_round == 0
+        self.number, self.settling = len(result.rounds) + 1, read["settling"]
+        self.seen, self.paid_rounds = read["seen"], read["paid_rounds"]
+        self.offset = int((result.pulls - self.seen).max())
+        self.pulls.cost, self.pulls.arms_a_forward = read["cost"], read["arms_a_forward"]
+        if not self.ended:
+            self.policy.check_pulls(result.kept, self.seen, result.pulls)
+
+    def _contradictions(self, state: dict[str, Any]) -> Iterator[str]:
+        """Says what in a state cannot be, in a few words each, though every entry is as `STATE` describes it.
+
+        A check counts on those before it.
+        """
+        order, rounds, pulls, seen = (state[name] for name in ("order", "rounds", "pulls", "seen"))
+        number, ended = len(rounds) + 1, len(rounds) == self.rounds
+        if (seen > pulls).any():
+            yield "more pulls in a round than in all"
+        if not self._in_turn(rounds, len(order), int((pulls - seen).sum())):
+            yield "its rounds are not those of such a search"
+        if not self._removable(order):
+            yield "arms are gone that cannot go"
+        if seen[order].any() or seen.sum() > (0 if ended else self.budgets[number - 1]):
+            yield "pulls of arms that are gone, or more than there are in a round"
+        begun = bool(seen.any()) or state["settling"]
+        if state["paid_rounds"] not in ([number - 1] if ended else [number] if begun else [number - 1, number]):
+            yield "paid_rounds is of another round"
+        if ended and state["settling"]:
+            yield "it is over and goes on"
+        if not _are_different(state["broken"], len(self.pulls.batches)) or len(state["broken"]) > self.allowed_broken:
+            yield "batches are broken that there are not, twice, or more than may be"
+        if state["arms_a_forward"] > max(self.pulls.arms_a_forward, len(pulls)):
+            yield "more arms a forward pass than there are"
+
+    def _in_turn(self, rounds: Sequence[Round], removed: int, pulls: int) -> bool:
+        """Whether rounds are the first ones of this search, and end with so many arms removed and pulls made."""
+        so_far = [(0, 0), *((done.removed, done.pulls) for done in rounds)]
+        return (
+            len(rounds) <= self.rounds
+            and so_far[-1] == (removed, pulls)
+            and all(
+                done.number == number and done.removed_fraction == number / self.rounds
+                for number, done in enumerate(rounds, start=1)
+            )
+            and all(before[0] <= after[0] for before, after in pairwise(so_far))
+            and all(
+                0 <= after[1] - before[1] <= budget
+                for (before, after), budget in zip(pairwise(so_far), self.budgets, strict=False)
+            )
+        )
+
+    def _removable(self, order: Ints) -> bool:
+        """Whether arms are different ones that the plan may remove, and leave the floor of their sites."""
+        plan, kept = self.plan, np.ones(len(self.plan.arms), dtype=bool)
+        candidates = np.concatenate([budget.candidates for budget in plan.budgets])
+        if not (_are_different(order.tolist(), len(kept)) and np.isin(order, candidates).all()):
+            return False
+        kept[order] = False
+        return all(kept[rows].all() or kept[rows].sum() >= plan.floors[site] for site, rows in plan.arms.groups())
 
     def _rewards(self) -> Floats:
         """[K], by pulls; an arm that was not pulled goes by its estimate where there is one."""
@@ -162,8 +261,7 @@ class Search:
         """Lets the policy choose arms, and pulls each once; False where it wants no more in this round."""
         step = self.config.arms_per_step or max(1, int(self.result.kept.sum()) // 4)
         arms = self.policy.select(min(step, self._left()))
-        if not len(arms):
-            self.decided += 1
+        if not len(arms):  # the round is decided
             return False
         batches, values = self._pull(arms, (self.offset + self.seen[arms]) % len(self.pulls.batches))
         controls = self.rule.controls(arms, batches)
@@ -196,12 +294,11 @@ class Search:
     def _skip(self, batch: int) -> None:
         """Leaves a batch out from here on."""
         self.result.broken.append(batch)
-        allowed = min(self.max_broken, len(self.pulls.batches) - 1)
-        if len(self.result.broken) > allowed:
+        if len(self.result.broken) > self.allowed_broken:
             raise ValueError(
                 f"the loss of calibration batch {batch} is not finite, and {len(self.result.broken) - 1} were skipped "
-                f"already, at most {allowed} may be (task.max_broken_batches): look for broken examples, or use dtype "
-                "float32"
+                f"already, at most {self.allowed_broken} may be (task.max_broken_batches): look for broken examples, "
+                "or use dtype float32"
             )
         warnings.warn(f"the loss of calibration batch {batch} is not finite; it is skipped", stacklevel=2)
 
@@ -209,7 +306,7 @@ class Search:
         """Takes down what the round did, and makes the next one ready."""
         result = self.result
         result.rounds.append(self._look())
-        self.number += 1
+        self.number, self.settling = self.number + 1, False
         self.offset = int(result.pulls.max(initial=0))
         self.seen = np.zeros_like(self.seen)
         if self.number <= self.rounds:
@@ -248,3 +345,16 @@ def round_budgets(total: int, rounds: int, plan: Plan, estimated: bool = False) 
     first = total if rounds == 1 else max(int(total * left[0] / left.sum()), 0 if estimated else min(arms, total))
     rest = left[1:] / max(left[1:].sum(), 1.0)
     return [first, *(int(share) for share in (total - first) * rest)]
+
+
+def _are_different(numbers: Sequence[int], limit: int) -> bool:
+    """Whether no number occurs twice, and all are in [0, limit)."""
+    return len(set(numbers)) == len(numbers) and all(0 <= number < limit for number in numbers)
+
+
+def _removed_rounds(order: Ints, rounds: Sequence[Round], arms: int) -> Ints:
+    """[K], the round that each arm of an order of removal went in; 0 for arms that stay."""
+    removed_round = np.zeros(arms, dtype=np.int64)
+    for number, (start, end) in enumerate(pairwise([0, *(done.removed for done in rounds)]), start=1):
+        removed_round[order[start:end]] = number
+    return removed_round

@@ -3,6 +3,7 @@
 Symbols: K arms.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.states import WHOLE, Entry, Values
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -29,6 +31,19 @@ class Round:
     loss: float
     loss_before: float  # of the dense model on the same batch
     seconds: float  # spent on pulls so far
+
+
+ANY_NUMBER = Values(float, (), -np.inf, np.inf, nan=True)  # what was measured may be beyond what floats hold
+ROUND: Mapping[str, Entry] = {
+    "number": Values(int, (), 1, WHOLE),
+    "removed": Values(int, (), 0, WHOLE),
+    "removed_fraction": Values(float, (), 0, 1),
+    "pulls": Values(int, (), 0, WHOLE),
+    "kl": ANY_NUMBER,
+    "loss": ANY_NUMBER,
+    "loss_before": ANY_NUMBER,
+    "seconds": Values(float, (), 0),
+}
 
 
 @dataclass

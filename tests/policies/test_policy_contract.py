@@ -1,6 +1,5 @@
 """What every registered policy must do, whatever its rule."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.registry import check_options
+from hf_mabprune.runtime.saved import pack, unpack
 from tests.seeds import moved
 
 NAMES = POLICIES.names()
@@ -119,14 +119,11 @@ def test_saved_state_goes_on_as_if_never_interrupted(name: str, size: int, k: in
     run(policy, table[:3], k)
 
     state = policy.state_dict()
-    np.savez(tmp_path / "state.npz", **{key: value for key, value in state.items() if not isinstance(value, dict)})
-    (tmp_path / "state.json").write_text(json.dumps({k: v for k, v in state.items() if isinstance(v, dict)}))
+    saved = pack(state)
     uninterrupted = run(policy, table, k)
 
-    with np.load(tmp_path / "state.npz", allow_pickle=False) as arrays:
-        loaded = {**arrays, **json.loads((tmp_path / "state.json").read_text())}
     resumed = build(name, size, seed=99)
-    resumed.load_state_dict(loaded)
+    resumed.load_state_dict(unpack(saved, tmp_path))
     assert run(resumed, table, k) == uninterrupted
     assert resumed.scores().tolist() == policy.scores().tolist()
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import yaml
 from datasets import Dataset
 
 from hf_mabprune.artifacts.run_folder import SEARCH_STATE
-from hf_mabprune.runtime.saved import FORMAT, pack, unpack
+from hf_mabprune.runtime.saved import pack, unpack
 from tests.problems import sentences, settings_for, write_splits
 from tests.runtime.runs import Runs, outcome, wait_for
 from tests.seeds import moved
@@ -204,8 +205,11 @@ def test_a_state_of_another_version_or_a_broken_one_is_refused(
 ) -> None:
     path = tmp_path / "out.state" / SEARCH_STATE
     saved = path.read_bytes()
-    path.write_bytes(saved.replace(f'"format":"{FORMAT}"'.encode(), b'"format":"7"'))
-    assert runs.finish(*interrupted, "--resume") == 2 and "has format 7, this version" in runs.said()
+    older = safetensors.numpy.save({}, metadata={"format": "3", "tree": "{}"})
+    path.write_bytes(older)
+    assert runs.finish(*interrupted, "--resume") == 2 and "has format 3, this version" in runs.said()
+    path.write_bytes(saved.replace(b"PCG64", b"PCG65"))
+    assert runs.finish(*interrupted, "--resume") == 2 and "is damaged: its checksum does not hold" in runs.said()
     path.write_bytes(saved[:100])
     assert runs.finish(*interrupted, "--resume") == 2 and "is no saved search" in runs.said()
     assert runs.finish(*interrupted, "--output.overwrite", "true") == 0, "overwriting starts anew"
