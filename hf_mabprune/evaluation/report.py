@@ -1,18 +1,54 @@
 """What a run found, as data: report.json, the console table and the model card are views of it."""
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_mabprune.errors import printable, without_credentials_in
+from hf_mabprune.errors import outside, printable, without_credentials_in
+from hf_mabprune.search.result import ROUND
+from hf_mabprune.states import read_state
 
 PACKAGES = ("hf_mabprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
+STRICT = ConfigDict(extra="forbid", strict=True)
+LONGEST = 100_000  # characters of a text, which no run comes near
+
+
+def _or_nan(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _in_order(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"an interval must be in order, got {interval}")
+    return interval
+
+
+def _as_rounds(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    filled = [{name: _or_nan(value) for name, value in done.items()} for done in rounds]
+    return [read_state("a round", done, ROUND, {}) for done in filled]
+
+
+# What fields may hold where a report is read back. JSON has null in the place of a number that is not finite.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Length = Annotated[int, Field(ge=0, le=10_000_000)]  # of an input that is made to count MACs
+Number = Annotated[float, BeforeValidator(_or_nan)]
+Positive = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=LONGEST)]
+Interval = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
+Layout = Literal["uniform", "per_layer"]
+Target = dict[Annotated[str, Field(pattern=r"^[a-z]+$")], Share]  # it names folders
+Options = dict[Text, Any]
+Rounds = Annotated[list[dict[str, Any]], AfterValidator(_as_rounds)]
 
 
 @dataclass(frozen=True)
@@ -34,26 +70,30 @@ class ModelFigures:
         changed_bound: With 95% confidence, that part is at most this on data like the test split.
     """
 
-    parameters: int
-    ffn_parameters: int
-    attention_parameters: int
-    macs: int
-    loss: float
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    parameters: Count
+    ffn_parameters: Count
+    attention_parameters: Count
+    macs: Count
+    loss: Number
     kl: float | None
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    latency_ms: float | None = None
-    checkpoint_bytes: int | None = None
+    metrics: dict[Text, Number]
+    intervals: dict[Text, Interval]
+    latency_ms: Positive | None = None
+    checkpoint_bytes: Count | None = None
     kl_bound: float | None = None
-    changed: float | None = None
-    changed_bound: float | None = None
+    changed: Share | None = None
+    changed_bound: Share | None = None
 
 
 @dataclass(frozen=True)
 class RandomFigures:
     """One draw of the random control: the same target, layout and floors, arms drawn at random."""
 
-    seed: int
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    seed: Count
     figures: ModelFigures
 
 
@@ -68,35 +108,39 @@ class SearchFigures:
         criterion: Name and options of the criterion that chose alone; None where pulls were made.
     """
 
-    policy: dict[str, Any]
-    reward: str
-    arms: int
-    pulls: int
-    forward_tokens: int
-    backward_tokens: int
-    seconds: float
-    processes: int
-    stopped_because: str
-    rounds: list[dict[str, Any]]
-    broken_batches: list[int] = field(default_factory=list)
-    rule: dict[str, Any] = field(default_factory=dict)
-    criterion: str | dict[str, Any] | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    policy: Options
+    reward: Text
+    arms: Count
+    pulls: Count
+    forward_tokens: Count
+    backward_tokens: Count
+    seconds: Positive
+    processes: Count
+    stopped_because: Text
+    rounds: Rounds
+    broken_batches: list[Count] = field(default_factory=list)
+    rule: Options = field(default_factory=dict)
+    criterion: Text | Options | None = None
 
 
 @dataclass(frozen=True)
 class SizeFigures:
     """One of several sizes cut from the same search, in short."""
 
-    name: str
-    target: dict[str, float]
-    layout: str
-    parameters: int
-    macs: int
-    metric: float  # the main metric on the test split
-    interval: tuple[float, float]
-    random: float  # mean of the main metric over the random draws of that size
-    latency_ms: float | None
-    speedup: float | None  # latency of the dense model over this one's, measured in turns
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: Text
+    target: Target
+    layout: Layout
+    parameters: Count
+    macs: Count
+    metric: Number  # the main metric on the test split
+    interval: Interval
+    random: Number  # mean of the main metric over the random draws of that size
+    latency_ms: Positive | None
+    speedup: Positive | None  # latency of the dense model over this one's, measured in turns
 
 
 @dataclass(frozen=True)
@@ -116,53 +160,69 @@ class Report:
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
     """
 
-    model: str
-    architecture: str
-    task: str
-    dataset: str
-    layout: str
-    layout_reason: str
-    target: dict[str, float]
-    seed: int
-    device: str
-    sequence_length: int
-    main_metric: str
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    model: Text
+    architecture: Text
+    task: Text
+    dataset: Text
+    layout: Layout
+    layout_reason: Text
+    target: Target
+    seed: Count
+    device: Text
+    sequence_length: Length
+    main_metric: Text
     greater_is_better: bool
     before: ModelFigures
     after: ModelFigures
     random: list[RandomFigures]
-    kept: dict[str, dict[str, tuple[int, int]]]
+    kept: dict[Text, dict[Text, tuple[Count, Count]]]
     search: SearchFigures
-    compensation: dict[str, Any] | None = None
-    recovery: dict[str, Any] | None = None
+    compensation: Options | None = None
+    recovery: Options | None = None
     sizes: list[SizeFigures] = field(default_factory=list)
-    reload: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    reload: dict[Text, Number] = field(default_factory=dict)
+    warnings: list[Text] = field(default_factory=list)
+    versions: dict[Text, Text] = field(default_factory=lambda: installed_versions())
 
     def to_json(self) -> str:
         """The text of report.json."""
-        return json.dumps(without_credentials_in(asdict(self)), indent=2)
+        return json.dumps(_without_nan(without_credentials_in(asdict(self))), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Report":
         """Reads a report.json back.
 
         Raises:
-            ValueError: If the file was written by another version whose fields differ.
+            ValueError: If it is no report, was written by another version whose fields differ, or contradicts itself.
         """
-        try:
-            raw = json.loads(Path(path).read_text())
-            raw["before"], raw["after"] = _figures(raw["before"]), _figures(raw["after"])
-            raw["random"] = [RandomFigures(draw["seed"], _figures(draw["figures"])) for draw in raw["random"]]
-            raw["search"] = SearchFigures(**raw["search"])
-            raw["sizes"] = [SizeFigures(**{**size, "interval": tuple(size["interval"])}) for size in raw["sizes"]]
-            raw["kept"] = {
-                kind: {site: tuple(counts) for site, counts in sites.items()} for kind, sites in raw["kept"].items()
-            }
-            return cls(**raw)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a report of this version of hf_mabprune: {error}") from None
+        with outside(f"{path} is not a report of this version of hf_mabprune"):
+            text = Path(path).read_text(encoding="utf-8")
+            json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_repeats)
+            try:
+                report = TypeAdapter(cls).validate_json(text)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                where = ".".join(str(part) for part in fault["loc"])
+                raise ValueError(f"{where}: {fault['msg']}, got {fault['input']!r:.60}") from None
+            for wrong in report.contradictions():
+                raise ValueError(wrong)
+            return report
+
+    def contradictions(self) -> Iterator[str]:
+        """Says what cannot be, though every field is as it is described."""
+        names = self.before.metrics.keys()
+        for figures in (self.before, self.after, *(draw.figures for draw in self.random)):
+            if figures.metrics.keys() != names or not {self.main_metric} <= names & figures.intervals.keys():
+                yield f"metrics must be the same in all rows, {self.main_metric!r:.60} with its interval among them"
+            if figures.changed_bound is not None and figures.changed is None:
+                yield "changed_bound must come with changed"
+        if self.before.ffn_parameters + self.before.attention_parameters == 0:
+            yield "before must have FFN or attention parameters"
+        for site, (kept, before) in ((site, counts) for sites in self.kept.values() for site, counts in sites.items()):
+            if not 0 <= kept <= before or before == 0:
+                yield f"kept must be (units kept, units before), got {kept} and {before} for {site!r:.60}"
 
     @property
     def size_name(self) -> str:
@@ -258,9 +318,29 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _figures(raw: dict[str, Any]) -> ModelFigures:
-    intervals = {name: (low, high) for name, (low, high) in raw["intervals"].items()}
-    return ModelFigures(**{**raw, "intervals": intervals})
+def _without_nan(value: Any) -> Any:
+    """Puts None in the place of numbers that JSON has no words for."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse(token: str) -> None:
+    raise ValueError(f"{token} is no number of JSON")
+
+
+def _finite(token: str) -> float:
+    if not math.isfinite(number := float(token)):
+        raise ValueError(f"{token:.20} is too large a number")
+    return number
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key occurs twice among {', '.join(name for name, _ in pairs):.60}")
+    return found
 
 
 def _short(count: int) -> str:

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.states import WHOLE, Entry, Values
+from hf_mabprune.errors import OutsideError, outside
+from hf_mabprune.states import WHOLE, Entry, Values, read_state
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -43,6 +44,13 @@ ROUND: Mapping[str, Entry] = {
     "loss": ANY_NUMBER,
     "loss_before": ANY_NUMBER,
     "seconds": Values(float, (), 0),
+}
+
+COLUMNS: Mapping[str, Entry] = {  # of the table of arms, beside those of `ArmTable`
+    "pulls": Values(int, low=0, high=WHOLE),
+    "mean": Values(float, low=-np.inf),  # of an arm that was never pulled
+    "removed_round": Values(int, low=0, high=WHOLE),
+    "order": Values(int, low=0),
 }
 
 
@@ -84,23 +92,33 @@ class SearchResult:
     def from_table(cls, table: pd.DataFrame, arms: ArmTable, rounds: list[dict[str, Any]]) -> "SearchResult":
         """Reads `table` back.
 
+        Args:
+            table: [K rows], as it was read from a file.
+            arms: All arms of the model.
+            rounds: What every round did, from the report beside the table.
+
         Raises:
-            ValueError: If the table is of other arms.
+            ValueError: If the table is of other arms, or none that a search leaves behind.
         """
-        names = ["site", "start", "stop"]
-        if not table[names].equals(arms.to_frame()[names].astype(table[names].dtypes)):
-            raise ValueError(
-                f"the finished search had {len(table):,} arms that do not fit this model's {len(arms):,}: keep its "
-                "model, arms and block_size"
+        with outside("the table of arms is not as a search leaves it", "take a run that is as it was written"):
+            _check_arms(table, arms)
+            columns = {name: table[name].to_numpy() for name in COLUMNS}
+            read = read_state("arms", columns, COLUMNS, {"K": len(arms)})
+            place, removed_round = read["order"], read["removed_round"]
+            order = np.argsort(place, kind="stable")
+            if not np.array_equal(place[order], np.arange(len(arms))):
+                raise ValueError("order must have every place once")
+            removed = removed_round[order][: np.count_nonzero(removed_round)]
+            if not removed.all() or (np.diff(removed) < 0).any():
+                raise ValueError("order must begin with the arms that were removed, round by round")
+            return cls(
+                kept=removed_round == 0,
+                order=order,
+                scores=read["mean"],
+                pulls=read["pulls"],
+                removed_round=removed_round,
+                rounds=[Round(**done) for done in rounds],
             )
-        return cls(
-            kept=(table["removed_round"] == 0).to_numpy(),
-            order=np.argsort(table["order"].to_numpy()),
-            scores=table["mean"].to_numpy(dtype=float),
-            pulls=table["pulls"].to_numpy(),
-            removed_round=table["removed_round"].to_numpy(),
-            rounds=[Round(**done) for done in rounds],
-        )
 
     def table(self, arms: ArmTable, kept: Bools) -> pd.DataFrame:
         """One row an arm: what it is, what was found out about it, and whether it stays in the final model."""
@@ -111,3 +129,13 @@ class SearchResult:
             removed_round=self.removed_round,
             order=np.argsort(self.order),
         )
+
+
+def _check_arms(table: pd.DataFrame, arms: ArmTable) -> None:
+    """Raises ValueError for the table of other arms."""
+    for name in ("site", "kind", "layer", "index", "start", "stop"):
+        if table[name].tolist() != getattr(arms, name).tolist():
+            raise OutsideError(
+                f"the finished search had {len(table):,} arms that do not fit this model's {len(arms):,} (in {name}): "
+                "keep its model, arms and block_size"
+            )

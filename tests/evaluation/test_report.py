@@ -1,6 +1,7 @@
 """The report as data, as JSON and as a table."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,53 @@ def test_reports_of_other_versions_are_refused(report: Report, tmp_path: Path, c
     path = tmp_path / "report.json"
     path.write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=r"report.json is not a report of this version of hf_mabprune"):
+        Report.from_json(path)
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_nan_again(report: Report, tmp_path: Path) -> None:
+    after = replace(report.after, loss=math.nan, kl=math.inf, metrics={"accuracy": 0.5, "f1": math.nan})
+    course = [{**report.search.rounds[0], "kl": math.inf}]
+    path = tmp_path / "report.json"
+    path.write_text(replace(report, after=after, search=replace(report.search, rounds=course)).to_json())
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    again = Report.from_json(path)
+    assert math.isnan(again.after.loss) and math.isnan(again.after.metrics["f1"])
+    assert again.after.kl is None and math.isnan(again.search.rounds[0]["kl"])
+
+
+MISTAKES = {  # name -> what stands in the file, what comes in its place, what is said
+    "not_a_number": ('"loss": 0.2344', '"loss": NaN', "NaN is no number of JSON"),
+    "infinite": ('"loss": 0.2344', '"loss": 1e999', "1e999 is too large a number"),
+    "a_string": ('"loss": 0.2344', '"loss": "0.2344"', "after.loss: Input should be a valid number"),
+    "true": ('"seed": 7', '"seed": true', "seed: Input should be a valid integer"),
+    "huge": ('"seed": 7', '"seed": 1' + "0" * 30, "seed: Input should be less than"),
+    "twice": ('"seed": 7', '"seed": 7, "seed": 8', "a key occurs twice"),
+    "layout": ('"layout": "per_layer"', '"layout": "both"', "layout: Input should be 'uniform' or 'per_layer'"),
+    "a_path": ('"parameters": 0.3', '"../../up": 0.3', "target.../../up"),
+    "long": ('"dataset": "glue"', '"dataset": "' + "x" * 10**7 + '"', "dataset: String should have at most"),
+    "deep": ('"dataset": "glue"', '"dataset": ' + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "half_a_letter": ('"dataset": "glue"', '"dataset": "\\ud800"', "end of hex escape"),
+    "no_such_metric": ('"main_metric": "accuracy"', '"main_metric": "bleu"', "the same in all rows, 'bleu'"),
+    "a_round": ('"number": 1,', '"number": 1.5,', "number must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_no_run_writes_is_refused_in_one_line(report: Report, tmp_path: Path, name: str) -> None:
+    path, text = tmp_path / "report.json", report.to_json()
+    old, new, said = MISTAKES[name]
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"is not a report of this version of hf_mabprune") as caught:
+        Report.from_json(path)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("counts", [(3073, 3072), (-1, 3072), (0, 0)])
+def test_a_layer_cannot_keep_more_than_it_had(report: Report, tmp_path: Path, counts: tuple[int, int]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(replace(report, kept=kept_in("bert", neurons=[counts], heads=[(12, 12)])).to_json())
+    with pytest.raises(ValueError, match=r"kept"):
         Report.from_json(path)
 
 
