@@ -65,8 +65,8 @@ class Values:
         return value.copy()
 
     def _read_one(self, value: Any) -> Any:
-        kind: Any = type(value)
-        if kind is not self.kind and (self.kind is not float or kind is not int):
+        whole = self.kind is float and type(value) is int and abs(value) <= WHOLE
+        if type(value) is not self.kind and not whole:
             raise ValueError(f"{ONE[self.kind]}, got {value!r:.60}")
         if not (self.low <= value <= self.high or (self.nan and value != value)):
             raise ValueError(f"in [{self.low:g}, {self.high:g}], got {value!r:.60}")

@@ -14,10 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, settings
 
 from hf_mabprune import progress
 from tests.problems import write_splits
 from tests.watched import Watched
+
+# Property tests try the same examples every time, so that the suite passes or fails for what was changed;
+# HYPOTHESIS_PROFILE=search looks for new ones.
+NO_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile(
+    "same", max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=NO_CHECKS
+)
+settings.register_profile("search", settings.get_profile("same"), max_examples=2000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
