@@ -1,5 +1,7 @@
 """Which examples a run reads, in which slices, for which kind of task."""
 
+from typing import Any
+
 from pydantic import Field
 
 from hf_mabprune.config.base import Place, Strict
@@ -14,6 +16,9 @@ class DatasetConfig(Strict):
         None, description="split -> file or files, for local files"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    options: dict[str, Any] = Field(
+        {}, description="options of the loader of the files, e.g. {sep: ';', keep_default_na: false} for csv"
+    )
 
 
 class SplitsConfig(Strict):

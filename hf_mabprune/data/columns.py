@@ -3,30 +3,94 @@
 Symbols: N rows.
 """
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
+
+from hf_mabprune.errors import outside
+
+LIKE_DATA = re.compile(r"[-+]?\d[\d.,]*|.*[;|\t].*")  # no name that anybody gives a column
 
 
 def column_of(dataset: Dataset, column: str) -> pa.ChunkedArray:
     """Gives one column of a data set, [N], as Arrow; a selection of rows is respected."""
-    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
+    return plain(dataset.select_columns([column]).with_format("arrow")[:].column(column))
 
 
-def refuse_missing_values(values: pa.ChunkedArray, column: str, split: str) -> None:
-    """Refuses a column with missing values.
+def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Gives values in the plainest type that holds them: categories as what they stand for, texts as strings."""
+    if pa.types.is_dictionary(values.type):
+        return values.cast(values.type.value_type)
+    if pa.types.is_run_end_encoded(values.type):
+        return pa.chunked_array([pc.run_end_decode(chunk) for chunk in values.chunks], values.type.value_type)
+    return values.cast(pa.large_string()) if values.type == pa.string_view() else values
+
+
+def full_column(dataset: Dataset, column: str, split: str) -> pa.ChunkedArray:
+    """Gives one column of a data set, [N], as Arrow, in which every row has a value of the same kind.
 
     Args:
-        values: Values of the column, [N].
-        column: Name of the column, for the message.
-        split: Name of the split, for the message.
+        dataset: Data set that has the column.
+        column: Name of the column.
+        split: Name of the split, for messages.
 
     Raises:
-        ValueError: If a value is missing; the message names the first row.
+        ValueError: If a value is missing, of another kind, or no text in UTF-8; the message names the first row, where
+            there is one.
     """
+    where = f"split '{split}', column '{column}'"
+    with outside(where):
+        values = column_of(dataset, column)
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise ValueError(f"split '{split}', column '{column}': no value in row {row}; remove such rows")
+        read_as_missing = (
+            "; if NA, null or None is a text in it: task.dataset.options: {keep_default_na: false}"
+            if dataset.builder_name == "csv"
+            else ""
+        )
+        raise ValueError(f"{where}: no value in row {row}; remove such rows{read_as_missing}")
+    if type(dataset.features[column]).__name__ == "Json":  # what `datasets` makes of values of several kinds
+        kinds = [type(value).__name__ for value in dataset[column]]
+        row = next((row for row, kind in enumerate(kinds) if kind != kinds[0]), 0)
+        raise ValueError(
+            f"{where}: all values must be of one kind, got {kinds[0]} in row 0 and {kinds[row]} in row {row}; "
+            "convert them"
+        )
+    if is_text(values.type):
+        _refuse_broken_texts(values, where)
+    return values
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tells whether values of a type are texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _refuse_broken_texts(values: pa.ChunkedArray, where: str) -> None:
+    """Refuses bytes that are no UTF-8, which files of columns can hold under the name of texts."""
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, value in enumerate(values):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: the text in row {row} is no UTF-8; save it again, or remove it") from error
+        raise
+
+
+def hint_of_header(names: Sequence[str]) -> str:
+    """Says what may be wrong with a table whose columns have names such as no one gives; nothing where all look well."""
+    if any(LIKE_DATA.fullmatch(name) for name in names):
+        return (
+            "; of a CSV file with another separator, or without a line of names: "
+            "task.dataset.options: {sep: ';'} or {names: [text, label]}"
+        )
+    return ""
 
 
 def first_column(dataset: Dataset, role: str, columns: dict[str, str], usual: tuple[str, ...]) -> str:
@@ -45,5 +109,8 @@ def first_column(dataset: Dataset, role: str, columns: dict[str, str], usual: tu
     present = [name for name in candidates if name in dataset.column_names]
     if not present:
         asked = columns.get(role) or "' or '".join(usual)
-        raise ValueError(f"no column '{asked}' (role {role}). Its columns: {', '.join(dataset.column_names)}")
+        raise ValueError(
+            f"no column '{asked}' (role {role}). Its columns: {', '.join(dataset.column_names)}"
+            f"{hint_of_header(dataset.column_names)}"
+        )
     return present[0]

@@ -4,22 +4,26 @@ Rewards see calibration data, choices see validation data, and the test split is
 would let a search pick what it is then praised for.
 """
 
+import os
 from collections.abc import Mapping
 from glob import glob
 from itertools import combinations, product
 from pathlib import Path
-from textwrap import shorten
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetBuilder, ReadInstruction, load_dataset_builder
-from datasets.exceptions import DatasetsError
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
-from hf_mabprune.errors import lost_credentials
+from hf_mabprune.data.files import Files, refuse_shared_files, refuse_unreadable, state_of
+from hf_mabprune.data.options import check_options
+from hf_mabprune.data.reading import reading
+from hf_mabprune.errors import in_words, lost_credentials
 from hf_mabprune.progress import stage
 from hf_mabprune.registry import nearest
 
 FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
+RUNS_CODE = ("pandas",)  # a loader of pickles, which may run anything
 UNKNOWN_SIZE = 10**9  # rows, beyond every bound that a slice is likely to name
 
 
@@ -27,8 +31,8 @@ UNKNOWN_SIZE = 10**9  # rows, beyond every bound that a slice is likely to name
 def load_splits(config: TaskConfig) -> dict[str, Dataset]:
     """Loads the three data sets of a run.
 
-    Slices that overlap are refused as early as can be known: from their text, from the sizes that the Hub states, and
-    at the latest from the data itself.
+    Slices that overlap are refused as early as can be known: from their text, from the files that they read, from the
+    sizes that the Hub states, and at the latest from the data itself.
 
     Args:
         config: Task settings: the data set, and a slice of it for each purpose.
@@ -49,16 +53,26 @@ def load_splits(config: TaskConfig) -> dict[str, Dataset]:
     slices = config.splits.model_dump()
     check_slices(slices)
     builder = _builder(config.dataset)
+    refuse_shared_files(_files(builder), {purpose: _names(_parse(purpose, spec)) for purpose, spec in slices.items()})
     if builder.info.splits and all(info.num_examples for info in builder.info.splits.values()):
         check_slices(slices, _sizes(builder))
-    try:
+    with reading(config.dataset):
         builder.download_and_prepare()
-    except (DatasetsError, ValueError) as error:
-        reason = shorten(str(error.__cause__ or error), 400)
-        files = ", ".join(map(str, (config.dataset.data_files or {}).values())) or "its files"
-        raise ValueError(f"data of '{config.dataset.path}' cannot be read: {reason}; look at {files}") from error
     check_slices(slices, _sizes(builder))
-    return {purpose: builder.as_dataset(split=spec) for purpose, spec in slices.items()}
+    with reading(config.dataset):
+        splits = {purpose: builder.as_dataset(split=spec) for purpose, spec in slices.items()}
+    _refuse_shifted_columns(splits["calibration"], config.dataset)
+    return splits
+
+
+def _refuse_shifted_columns(dataset: Dataset, config: DatasetConfig) -> None:
+    """Refuses a CSV file whose rows have one field more than its line of names: all names are one place off then."""
+    if "__index_level_0__" in dataset.column_names and dataset.builder_name == "csv":
+        files = ", ".join(map(str, (config.data_files or {}).values())) or config.path
+        raise ValueError(
+            f"rows of {files} have more fields than its line of names: name all of them, e.g. task.dataset.options: "
+            "{names: [id, text, label], header: 0}"
+        )
 
 
 def _sizes(builder: DatasetBuilder) -> dict[str, int]:
@@ -66,32 +80,86 @@ def _sizes(builder: DatasetBuilder) -> dict[str, int]:
     return {name: info.num_examples for name, info in builder.info.splits.items()}
 
 
+def _files(builder: DatasetBuilder) -> Files:
+    """Gives split -> files, patterns resolved."""
+    found = getattr(builder.config, "data_files", None) or {}
+    return {str(split): [str(file) for file in files] for split, files in found.items()}
+
+
 def _builder(config: DatasetConfig) -> DatasetBuilder:
     """Finds what reads the data set; nothing but its description is fetched."""
-    if config.path in FILE_LOADERS:
-        if not config.data_files:
-            example = "train/**" if config.path == "imagefolder" else f"train.{config.path}"
-            raise ValueError(f"dataset.path '{config.path}' needs data_files, e.g. {{train: {example}}}")
-        for split, files in config.data_files.items():
-            for file in [files] if isinstance(files, str) else files:
-                remote = "://" in file or "{" in file  # or a pattern that only `datasets` can read
-                if not (remote or any(Path(match).exists() for match in [file, *glob(file, recursive=True)])):
-                    raise FileNotFoundError(
-                        f"dataset.data_files: no file '{file}' for split '{split}'; paths are relative to {Path.cwd()}"
-                    )
-    elif config.path.startswith((".", "/", "~")) and not Path(config.path).exists():
-        raise FileNotFoundError(f"dataset.path: no folder '{config.path}'; paths are relative to {Path.cwd()}")
-    try:
-        return load_dataset_builder(
-            config.path, name=config.name, data_files=config.data_files, revision=config.revision
+    path = os.path.expanduser(config.path)
+    if path in RUNS_CODE:
+        raise ValueError(
+            f"dataset.path must not be '{path}', whose files are pickles and may run code; save the data as parquet "
+            f"(DataFrame.to_parquet). Loaders: {', '.join(FILE_LOADERS)}"
         )
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"data set '{config.path}' cannot be fetched from the Hub: {error}. Check the connection, or use local "
-            f"files: path one of {', '.join(FILE_LOADERS)}, with data_files"
-        ) from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"data set '{config.path}' was not found: {error}") from error
+    if path in FILE_LOADERS and not config.data_files:
+        example = "train/**" if path == "imagefolder" else f"train.{path}"
+        raise ValueError(f"dataset.path '{path}' needs data_files, e.g. {{train: {example}}}")
+    if path.startswith((".", "/")) and not Path(path).exists():
+        raise FileNotFoundError(f"dataset.path: no folder '{config.path}'; paths are relative to {Path.cwd()}")
+    if Path(path).is_file() and path not in FILE_LOADERS:
+        raise ValueError(
+            f"dataset.path must be a folder, a name on the Hub or a loader, got the file '{config.path}'; for a file "
+            f"of data: path one of {', '.join(FILE_LOADERS)}, with data_files; scripts are not run"
+        )
+    named: dict[str, Any] = {"name": config.name, "data_files": _named_files(config), "revision": config.revision}
+    builder = _described(path, config, named)
+    check_options(type(builder), config.path, config.options)
+    files = _files(builder)
+    refuse_unreadable(files, never_empty=path in ("parquet", "json", "csv", "arrow"))
+    state = state_of(files)
+    if not (state or config.options):
+        return builder
+    # The description is part of what the cache is kept under.
+    return _described(path, config, {**named, **config.options, "description": state})
+
+
+def _named_files(config: DatasetConfig) -> dict[str, list[str]] | None:
+    """Gives the files that the config names, with the home folder in the place of "~"; refuses those that do not exist."""
+    if not config.data_files:
+        return None
+    named = {}
+    for split, files in config.data_files.items():
+        named[split] = [os.path.expanduser(file) for file in ([files] if isinstance(files, str) else files)]
+        if not all(named[split]) or not named[split]:
+            raise ValueError(f"dataset.data_files: no file is named for split '{split}'; leave it out, or name one")
+        for file in named[split]:
+            remote = "://" in file or "{" in file  # or a pattern that only `datasets` can read
+            if not (remote or any(Path(match).exists() for match in [file, *glob(file, recursive=True)])):
+                raise FileNotFoundError(
+                    f"dataset.data_files: no file '{file}' for split '{split}'; paths are relative to {Path.cwd()}"
+                )
+            if Path(file).is_dir():
+                raise ValueError(
+                    f"dataset.data_files: '{file}' for split '{split}' is a folder; name the files in it, e.g. "
+                    f"{Path(file, '**')}"
+                )
+    return named
+
+
+def _described(path: str, config: DatasetConfig, options: dict[str, Any]) -> DatasetBuilder:
+    """Reads the description of a data set.
+
+    Raises:
+        ConnectionError: If the Hub cannot be reached.
+        FileNotFoundError: If there is no such data set.
+        ValueError: For whatever else is wrong with it.
+    """
+    try:
+        with reading(config):
+            return load_dataset_builder(path, **options)
+    except ValueError as error:
+        cause = error.__cause__
+        if isinstance(cause, ConnectionError):
+            raise ConnectionError(
+                f"data set '{path}' cannot be fetched from the Hub: {in_words(cause)}. Check the connection, or use "
+                f"local files: path one of {', '.join(FILE_LOADERS)}, with data_files"
+            ) from cause
+        if isinstance(cause, FileNotFoundError):
+            raise FileNotFoundError(f"data set '{path}' was not found: {in_words(cause)}") from cause
+        raise
 
 
 def check_slices(slices: Mapping[str, str], sizes: Mapping[str, int] | None = None) -> None:
@@ -110,7 +178,7 @@ def check_slices(slices: Mapping[str, str], sizes: Mapping[str, int] | None = No
         instruction = _parse(purpose, spec)
         if sizes is None and ("%" in spec or "-" in spec):
             continue
-        known = _unknown_sizes(instruction) if sizes is None else sizes
+        known = dict.fromkeys(_names(instruction), UNKNOWN_SIZE) if sizes is None else sizes
         ranges[purpose] = _rows(purpose, spec, instruction, known)
     for (one, one_parts), (other, other_parts) in combinations(ranges.items(), 2):
         for (split, start, stop), (other_split, other_start, other_stop) in product(one_parts, other_parts):
@@ -133,17 +201,16 @@ def _parse(purpose: str, spec: str) -> ReadInstruction:
         ) from None
 
 
-def _unknown_sizes(instruction: ReadInstruction) -> dict[str, int]:
-    """Gives a size beyond every bound to each split that the instruction reads."""
-    names = [part.split("[")[0] for part in instruction.to_spec().split("+")]
-    return dict.fromkeys(names, UNKNOWN_SIZE)
+def _names(instruction: ReadInstruction) -> list[str]:
+    """Names the splits that the instruction reads."""
+    return [part.split("[")[0] for part in instruction.to_spec().split("+")]
 
 
 def _rows(
     purpose: str, spec: str, instruction: ReadInstruction, sizes: Mapping[str, int]
 ) -> list[tuple[str, int, int]]:
     """Gives (split, start, stop) of each part of a slice, in row numbers."""
-    for split in (name for name in _unknown_sizes(instruction) if name not in sizes):
+    for split in (name for name in _names(instruction) if name not in sizes):
         raise ValueError(
             f"splits.{purpose}: no split '{split}' in the data set.{nearest(split, sizes)} "
             f"Its splits: {', '.join(sizes)}"

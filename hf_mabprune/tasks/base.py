@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.data.columns import hint_of_header
 from hf_mabprune.registry import Registry, nearest
 from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.metrics import load_metric, measure
@@ -143,7 +144,7 @@ class Task(ABC):
         Raises:
             ValueError: If a column that was asked for is missing, or none of the usual names is there.
         """
-        present = ", ".join(dataset.column_names)
+        present = f"{', '.join(dataset.column_names)}{hint_of_header(dataset.column_names)}"
         for role, column in self.columns.items():
             if column not in dataset.column_names:
                 raise ValueError(

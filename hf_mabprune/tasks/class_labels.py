@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.data.columns import column_of, refuse_missing_values
+from hf_mabprune.data.columns import column_of, full_column, is_text
 
 
 def new_classes(dataset: Dataset, column: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def new_classes(dataset: Dataset, column: str) -> dict[str, Any]:
     """
     values, feature = column_of(dataset, column), dataset.features[column]
     names = list(feature.names) if isinstance(feature, ClassLabel) else None
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if is_text(values.type):
         names = sorted(pc.unique(values).drop_null().to_pylist())
     if names:
         return {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
@@ -37,7 +37,8 @@ def new_classes(dataset: Dataset, column: str) -> dict[str, Any]:
 
 
 def check_classifier(model_config: PreTrainedConfig) -> None:
-    """Refuses heads for regression, and classes that do not exclude each other, with a ValueError."""
+    """Refuses heads for regression, classes that do not exclude each other, and names of classes that contradict each
+    other, with a ValueError."""
     if (classes := int(model_config.num_labels or 0)) < 2:
         raise ValueError(
             f"num_labels must be at least 2, got {classes}: regression; set task.type: regression, or use a model "
@@ -48,14 +49,38 @@ def check_classifier(model_config: PreTrainedConfig) -> None:
             f"problem_type must be single_label_classification, got {model_config.problem_type}; "
             "use a model whose classes exclude each other"
         )
+    class_names(model_config)
+
+
+def class_names(model_config: PreTrainedConfig) -> dict[str, int]:
+    """Gives name -> class for the names that a head has for its classes, in lower case where that tells them apart.
+
+    Raises:
+        ValueError: If `id2label` and `label2id` of the config contradict each other, or name a class that is none.
+    """
+    names = {str(name): number for number, name in (model_config.id2label or {}).items()}
+    for name, number in (model_config.label2id or {}).items():
+        if names.setdefault(str(name), number) != number:
+            raise ValueError(
+                f"id2label and label2id of the model's config must agree, got {names[str(name)]} and {number} for "
+                f"'{name}'; set both as in training"
+            )
+    count = int(model_config.num_labels or 0)
+    for name, number in names.items():
+        if not (isinstance(number, int) and 0 <= number < count):
+            raise ValueError(
+                f"classes of the model's config must be from 0 to {count - 1}, got {number!r} for '{name}'; set "
+                "id2label and label2id as in training"
+            )
+    folded = {name.casefold(): number for name, number in names.items()}
+    return folded if len(folded) == len(names) else names
 
 
 def class_numbers(dataset: Dataset, column: str, split: str, model_config: PreTrainedConfig) -> NDArray[np.int64]:
     """Gives the class of each row as the head counts, [N].
 
-    Labels are class numbers, or class names that the model's `label2id` has; a `ClassLabel` column whose names
-    `label2id` has is translated by name, since data sets and models may order classes differently. Upper and lower
-    case are alike.
+    Labels are class numbers, or class names that the model's config has; a `ClassLabel` column whose names it has is
+    translated by name, since data sets and models may order classes differently. Upper and lower case are alike.
 
     Args:
         dataset: Data with the labels.
@@ -66,33 +91,55 @@ def class_numbers(dataset: Dataset, column: str, split: str, model_config: PreTr
     Raises:
         ValueError: For labels that do not fit the head; the message names split, column and row.
     """
-    values = column_of(dataset, column)
+    values = full_column(dataset, column, split)
     where = f"split '{split}', column '{column}'"
-    refuse_missing_values(values, column, split)
-    known = {str(name).casefold(): int(number) for name, number in (model_config.label2id or {}).items()}
+    known = class_names(model_config)
     feature = dataset.features[column]
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if is_text(values.type):
         return _by_name(values.to_pylist(), known, where)
     if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
-        raise ValueError(f"{where}: labels must be whole numbers or class names, got {values.type}")
-    classes = values.to_numpy().astype(np.int64)
+        remedy = "; convert it to int64" if pa.types.is_floating(values.type) else ""
+        raise ValueError(f"{where}: labels must be whole numbers or class names, got {values.type}{remedy}")
+    classes = values.to_numpy()
     _check_range(classes, int(model_config.num_labels or 0), where)
-    if isinstance(feature, ClassLabel) and all(name.casefold() in known for name in feature.names):
-        return np.array([known[name.casefold()] for name in feature.names])[classes]
+    classes = classes.astype(np.int64)
+    if isinstance(feature, ClassLabel):
+        return _order_of(feature.names, known, where)[classes]
     return classes
 
 
-def _by_name(names: list[str], known: dict[str, int], where: str) -> NDArray[np.int64]:
-    for row, name in enumerate(names):
-        if name.casefold() not in known:
+def _order_of(names: list[str], known: dict[str, int], where: str) -> NDArray[np.int64]:
+    """Gives the class of the head for each class of the data; in the order of the data where the names have nothing to
+    do with each other."""
+    numbers = [_number_of(name, known) for name in names]
+    if all(number is not None for number in numbers):
+        return np.array(numbers, dtype=np.int64)
+    for number, (name, other) in enumerate(zip(names, numbers, strict=True)):
+        if other not in (None, number):
             raise ValueError(
-                f"{where}: labels must be among the model's, {', '.join(known)}, got '{name}' in row {row}; "
-                "set label2id in the model's config, or rename the labels"
+                f"{where}: the classes of data and model must have the same names, or others altogether, but '{name}' is "
+                f"class {number} of the data and {other} of the model, which lacks "
+                f"'{names[numbers.index(None)]}'; rename the classes of either"
             )
-    return np.array([known[name.casefold()] for name in names], dtype=np.int64)
+    return np.arange(len(names), dtype=np.int64)
 
 
-def _check_range(classes: NDArray[np.int64], count: int, where: str) -> None:
+def _number_of(name: str, known: dict[str, int]) -> int | None:
+    return known.get(name, known.get(name.casefold()))
+
+
+def _by_name(names: list[str], known: dict[str, int], where: str) -> NDArray[np.int64]:
+    numbers = [_number_of(name, known) for name in names]
+    if None in numbers:
+        row = numbers.index(None)
+        raise ValueError(
+            f"{where}: labels must be among the model's, {', '.join(known)}, got '{names[row]}' in row {row}; "
+            "set label2id in the model's config, or rename the labels"
+        )
+    return np.array(numbers, dtype=np.int64)
+
+
+def _check_range(classes: NDArray[Any], count: int, where: str) -> None:
     wrong = np.flatnonzero((classes < 0) | (classes >= count))
     if len(wrong):
         value = int(classes[wrong[0]])

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Image
 from transformers import BaseImageProcessor
 
-from hf_mabprune.data.columns import column_of, first_column, refuse_missing_values
+from hf_mabprune.data.columns import first_column, full_column
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.class_labels import check_classifier, class_numbers, new_classes
@@ -117,8 +117,7 @@ def _check_images(dataset: Dataset, column: str, split: str) -> None:
             f"split '{split}', column '{column}': images must be of the Image feature, got {feature}; if these are "
             f"image files or their paths: dataset.cast_column('{column}', datasets.Image())"
         )
-    images = column_of(dataset, column)
-    refuse_missing_values(images, column, split)
+    images = full_column(dataset, column, split)
     files = zip(pc.struct_field(images, "bytes"), pc.struct_field(images, "path"), strict=True)
     for row, (content, path) in enumerate(files):
         file = io.BytesIO(content.as_py()) if content.is_valid else path.as_py()

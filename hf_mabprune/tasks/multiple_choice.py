@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from hf_mabprune.data.columns import column_of, refuse_missing_values
+from hf_mabprune.data.columns import column_of, full_column, is_text
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -72,13 +72,12 @@ class MultipleChoice(TokenTask):
 
     def _choices(self, dataset: Dataset, column: str, split: str) -> pa.ChunkedArray:
         """Gives the choices of each row, [N] lists of as many texts each, or refuses them."""
-        values = column_of(dataset, column)
+        values = full_column(dataset, column, split)
         where = f"split '{split}', column '{column}'"
-        refuse_missing_values(values, column, split)
         if pa.types.is_struct(values.type) and values.type.get_field_index("text") >= 0:
             values = pc.struct_field(values, "text")
         texts = values.type.value_type if pa.types.is_list(values.type) or _is_other_list(values.type) else None
-        if texts is None or not (pa.types.is_string(texts) or pa.types.is_large_string(texts)):
+        if texts is None or not is_text(texts):
             raise ValueError(f"{where}: choices must be lists of texts, got {values.type}")
         counts = pc.list_value_length(values).to_numpy()
         other = np.flatnonzero(counts != counts[0])
@@ -98,10 +97,9 @@ class MultipleChoice(TokenTask):
     def _labels(self, dataset: Dataset, columns: dict[str, str], split: str) -> NDArray[np.int64]:
         """Gives the index of the right choice of each row, [N], or refuses the labels."""
         count = len(self._choices(dataset, columns["choices"], split)[0])
-        values = column_of(dataset, columns["label"])
+        values = full_column(dataset, columns["label"], split)
         where = f"split '{split}', column '{columns['label']}'"
-        refuse_missing_values(values, columns["label"], split)
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        if is_text(values.type):
             indices = self._by_name(dataset, columns, values.to_pylist())
         elif pa.types.is_integer(values.type):
             indices = values.to_numpy().astype(np.int64)

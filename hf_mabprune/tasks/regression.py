@@ -11,7 +11,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.data.columns import column_of, first_column, refuse_missing_values
+from hf_mabprune.data.columns import column_of, first_column, full_column
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout, wide_dtype
@@ -111,9 +111,8 @@ class Regression(TextTask):
 
     def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.float64]:
         """Gives the numbers of each row, [N] or [N, outputs]."""
-        values = column_of(dataset, column)
+        values = full_column(dataset, column, split)
         where = f"split '{split}', column '{column}'"
-        refuse_missing_values(values, column, split)
         numbers, several = values.combine_chunks(), self.classes > 1
         if several:
             lists = pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type)

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_mabprune.architectures.positions import max_positions
-from hf_mabprune.data.columns import column_of, refuse_missing_values
+from hf_mabprune.data.columns import column_of, full_column, is_text
 from hf_mabprune.tasks.base import Task
 
 
@@ -47,10 +47,9 @@ class TokenTask(Task):
 
     def check_texts(self, dataset: Dataset, column: str, split: str) -> None:
         """Refuses a column that does not hold a string in every row, with a ValueError that names the split."""
-        texts = column_of(dataset, column)
-        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        texts = full_column(dataset, column, split)
+        if not is_text(texts.type):
             raise ValueError(f"split '{split}', column '{column}': texts must be strings, got {texts.type}")
-        refuse_missing_values(texts, column, split)
 
     def check_ids(self, encoded: Dataset, column: str = "input_ids") -> None:
         """Refuses token ids that the model has no embedding for, with a ValueError."""

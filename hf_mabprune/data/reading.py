@@ -1,0 +1,63 @@
+"""What goes wrong while files of data are read, in one line: which file, what is wrong with it, and the remedy."""
+
+import errno
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import shorten
+
+from datasets import logging
+from datasets.exceptions import DatasetGenerationError
+
+from hf_mabprune.config import DatasetConfig
+from hf_mabprune.errors import OutsideError, in_words
+
+NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+@contextmanager
+def reading(dataset: DatasetConfig) -> Iterator[None]:
+    """Turns whatever a loader raises into one line, and keeps its own log of it quiet.
+
+    Args:
+        dataset: The data that is read in the context.
+
+    Raises:
+        OutsideError: With the file, as far as it can be told, and what to do.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except OutsideError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        reason = shorten(in_words(cause), 400)
+        raise OutsideError(
+            f"data of '{dataset.path}' cannot be read: {reason}; {_remedy(cause, dataset)}"
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def _remedy(error: BaseException, dataset: DatasetConfig) -> str:
+    """Says what to do about an error."""
+    if isinstance(error, OSError) and error.errno in NO_PLACE:
+        return "data are kept in the cache of `datasets`: make room there, or set HF_DATASETS_CACHE to another folder"
+    look = f"look at {_file_of(error, dataset)}"
+    if isinstance(error, UnicodeError):
+        return f"{look}, and name its encoding, e.g. task.dataset.options: {{encoding: latin-1}}"
+    if type(error).__name__ == "ParserError":
+        return f"{look}, and name its separator and quotes, e.g. task.dataset.options: {{sep: ';', quoting: 3}}"
+    return look
+
+
+def _file_of(error: BaseException, dataset: DatasetConfig) -> str:
+    """Names the file that was read when an error came up, or all of them where that cannot be told."""
+    named = [name for names in (dataset.data_files or {}).values() for name in ([names] * isinstance(names, str) or names)]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        read = frame.f_locals.get("file")  # what every loader calls it
+        if isinstance(read, str) and "packaged_modules" in frame.f_code.co_filename:
+            return next((name for name in named if name in read), read)
+    return ", ".join(dict.fromkeys(named)) or "its files"
