@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_mabprune import config
@@ -20,6 +19,7 @@ from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.checkpoints.save import round_weights
 from hf_mabprune.checks import check_settings
 from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.data.given import Given, given_splits
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.first_lines import baseline, header
@@ -36,16 +36,16 @@ from hf_mabprune.runtime.resume import RunState, open_run
 from hf_mabprune.runtime.wrappers import left_as_it_was, unwrap
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
-from hf_mabprune.session import SPLITS, Session, make_session, open_session
+from hf_mabprune.session import Session, make_session, open_session
 from hf_mabprune.surgery.cut import cut
 
 
 def prune(
     model: PreTrainedModel,
     tokenizer: Processor,
-    calibration: Dataset,
-    validation: Dataset,
-    test: Dataset,
+    calibration: Given,
+    validation: Given,
+    test: Given,
     target: dict[str, Any],
     output_dir: str | Path,
     *,
@@ -63,8 +63,9 @@ def prune(
     Args:
         model: A supported model, in the precision that the search should run in (float32, best).
         tokenizer: Tokenizer of the model, or its image processor; it is saved with the checkpoint.
-        calibration, validation, test: Data sets that share no examples. Rewards see calibration, the choice of the
-            layout sees validation, and the report sees test.
+        calibration, validation, test: Data sets that share no examples, as `datasets`, pandas or torch have them (see
+            `data.given.as_dataset`). Rewards see calibration, the choice of the layout sees validation, and the report
+            sees test.
         target: Fractions to remove, e.g. `{"parameters": 0.3}` or `{"neurons": 0.5, "heads": 0.5}`; a list of
             fractions gives several sizes from one search.
         output_dir: Folder for the checkpoint, the report and the card.
@@ -95,7 +96,7 @@ def prune(
         }
     )
     check_settings(settings, resume)
-    splits = dict(zip(SPLITS, (calibration, validation, test), strict=True))
+    splits = given_splits(calibration=calibration, validation=validation, test=test)
     paths = RunFolder(settings.output.dir).under_way
     accelerator = make_accelerator(settings, paths.logs)
     with left_as_it_was(dense), threads.chosen(accelerator), open_run(settings, paths, accelerator, resume) as run:

@@ -35,6 +35,7 @@ from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.lookup import build_task, check_head, check_reward, task_for_model
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
+from hf_mabprune.tasks.together import check_splits
 
 SPLITS = ("calibration", "validation", "test")
 
@@ -53,6 +54,7 @@ class Session:
         save_dtype: Precision of saved weights.
         compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
         training: Encoded examples of the calibration split for recovery, where the run asks for it.
+        warnings: What a reader of the report must know of the data.
         outputs: Record of what the dense model says.
     """
 
@@ -68,6 +70,7 @@ class Session:
     save_dtype: torch.dtype
     compensation: Compensation | None = None
     training: Dataset | None = None
+    warnings: Sequence[str] = ()
     outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
 
     @cached_property
@@ -143,6 +146,7 @@ def make_session(
     # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
     task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
     check_reward(settings.search.reward, task)
+    warnings = check_splits(task, {split: splits[split] for split in SPLITS})
     batches = make_batches(settings, task, splits)
     example = typical_example(batches["calibration"])
     prune = settings.prune
@@ -154,7 +158,7 @@ def make_session(
     if settings.recovery:
         training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
     data = task, arms, batches, example, totals
-    session = Session(settings, model, processor, *data, accelerator, save_dtype, compensation, training)
+    session = Session(settings, model, processor, *data, accelerator, save_dtype, compensation, training, warnings)
     if compensation:
         _ = session.reference  # too few batches for it are refused before any pull
     return session
@@ -162,9 +166,7 @@ def make_session(
 
 @stage("reading data")
 def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, Sequence[Batch]]:
-    """Checks, samples, encodes and collates: split -> batches."""
-    for split in SPLITS:
-        task.check(splits[split], split)
+    """Samples, encodes and collates: split -> batches."""
     batches: dict[str, Sequence[Batch]] = {}
     for split in over(SPLITS, "encoding", "splits"):
         drawn = split == "calibration"

@@ -4,7 +4,6 @@ Symbols: N rows.
 """
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -83,14 +82,15 @@ def _refuse_broken_texts(values: pa.ChunkedArray, where: str) -> None:
         raise
 
 
-def hint_of_header(names: Sequence[str]) -> str:
-    """Says what may be wrong with a table whose columns have names such as no one gives; nothing where all look well."""
-    if any(LIKE_DATA.fullmatch(name) for name in names):
+def columns_in_words(dataset: Dataset) -> str:
+    """Lists the columns of a data set for a message, with what may be wrong with a CSV file whose names look odd."""
+    names = ", ".join(dataset.column_names)
+    if dataset.builder_name == "csv" and any(LIKE_DATA.fullmatch(name) for name in dataset.column_names):
         return (
-            "; of a CSV file with another separator, or without a line of names: "
-            "task.dataset.options: {sep: ';'} or {names: [text, label]}"
+            f"{names}; of a file with another separator, or without a line of names: task.dataset.options: "
+            "{sep: ';'} or {names: [text, label]}"
         )
-    return ""
+    return names
 
 
 def first_column(dataset: Dataset, role: str, columns: dict[str, str], usual: tuple[str, ...]) -> str:
@@ -109,8 +109,5 @@ def first_column(dataset: Dataset, role: str, columns: dict[str, str], usual: tu
     present = [name for name in candidates if name in dataset.column_names]
     if not present:
         asked = columns.get(role) or "' or '".join(usual)
-        raise ValueError(
-            f"no column '{asked}' (role {role}). Its columns: {', '.join(dataset.column_names)}"
-            f"{hint_of_header(dataset.column_names)}"
-        )
+        raise ValueError(f"no column '{asked}' (role {role}). Its columns: {columns_in_words(dataset)}")
     return present[0]

@@ -1,6 +1,7 @@
 """What goes wrong while files of data are read, in one line: which file, what is wrong with it, and the remedy."""
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from textwrap import shorten
 
 from datasets import logging
 from datasets.exceptions import DatasetGenerationError
+from pandas.errors import ParserError
 
 from hf_mabprune.config import DatasetConfig
 from hf_mabprune.errors import OutsideError, in_words
@@ -33,12 +35,17 @@ def reading(dataset: DatasetConfig) -> Iterator[None]:
         raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        reason = shorten(in_words(cause), 400)
-        raise OutsideError(
-            f"data of '{dataset.path}' cannot be read: {reason}; {_remedy(cause, dataset)}"
-        ) from error
+        reason = shorten(_reason(cause), 400)
+        raise OutsideError(f"data of '{dataset.path}' cannot be read: {reason}; {_remedy(cause, dataset)}") from error
     finally:
         logging.set_verbosity(level)
+
+
+def _reason(error: BaseException) -> str:
+    """Says what is wrong; of what the loader says of columns that differ, the one sentence that does."""
+    text = in_words(error)
+    differing = re.search(r"All the data files must .*?\)\.", text)
+    return differing.group() if differing else text
 
 
 def _remedy(error: BaseException, dataset: DatasetConfig) -> str:
@@ -48,14 +55,17 @@ def _remedy(error: BaseException, dataset: DatasetConfig) -> str:
     look = f"look at {_file_of(error, dataset)}"
     if isinstance(error, UnicodeError):
         return f"{look}, and name its encoding, e.g. task.dataset.options: {{encoding: latin-1}}"
-    if type(error).__name__ == "ParserError":
-        return f"{look}, and name its separator and quotes, e.g. task.dataset.options: {{sep: ';', quoting: 3}}"
+    if dataset.path == "csv" and isinstance(error, (ParserError, DatasetGenerationError)):
+        options = "{sep: ';', names: [text, label]}"
+        return f"{look}, and name its separator, quotes or columns, e.g. task.dataset.options: {options}"
     return look
 
 
 def _file_of(error: BaseException, dataset: DatasetConfig) -> str:
     """Names the file that was read when an error came up, or all of them where that cannot be told."""
-    named = [name for names in (dataset.data_files or {}).values() for name in ([names] * isinstance(names, str) or names)]
+    named: list[str] = []
+    for names in (dataset.data_files or {}).values():
+        named += [names] if isinstance(names, str) else names
     for frame, _ in traceback.walk_tb(error.__traceback__):
         read = frame.f_locals.get("file")  # what every loader calls it
         if isinstance(read, str) and "packaged_modules" in frame.f_code.co_filename:

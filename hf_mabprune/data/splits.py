@@ -117,7 +117,7 @@ def _builder(config: DatasetConfig) -> DatasetBuilder:
 
 
 def _named_files(config: DatasetConfig) -> dict[str, list[str]] | None:
-    """Gives the files that the config names, with the home folder in the place of "~"; refuses those that do not exist."""
+    """Gives the files that the config names, with the home folder for "~"; refuses those that do not exist."""
     if not config.data_files:
         return None
     named = {}

@@ -118,7 +118,7 @@ class Comparison:
             search=self._search_figures(settings, found, cost),
             compensation={"name": settings.compensation, **asdict(refitted)} if refitted else None,
             recovery=asdict(trained) if trained else None,
-            warnings=warnings_of(selection, found, refitted, trained, after),
+            warnings=[*session.warnings, *warnings_of(selection, found, refitted, trained, after)],
         )
 
     def _random_draws(self, selection: Selection, count: int) -> list[RandomFigures]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.checkpoints.load import Processor
-from hf_mabprune.data.columns import hint_of_header
+from hf_mabprune.data.columns import columns_in_words
 from hf_mabprune.registry import Registry, nearest
 from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.metrics import load_metric, measure
@@ -144,7 +144,7 @@ class Task(ABC):
         Raises:
             ValueError: If a column that was asked for is missing, or none of the usual names is there.
         """
-        present = f"{', '.join(dataset.column_names)}{hint_of_header(dataset.column_names)}"
+        present = columns_in_words(dataset)
         for role, column in self.columns.items():
             if column not in dataset.column_names:
                 raise ValueError(
@@ -163,6 +163,11 @@ class Task(ABC):
     @abstractmethod
     def check(self, dataset: Dataset, split: str) -> None:
         """Refuses missing columns, empty data and labels that do not fit the head; the ValueError names the split."""
+
+    def targets(self, dataset: Dataset, split: str) -> NDArray[Any] | None:
+        """Gives what the model is to say of each row, class numbers [N] or numbers, [N] or [N, outputs]; None where
+        that is neither, or means something else in every row."""
+        return None
 
     @abstractmethod
     def encode(self, dataset: Dataset) -> Dataset:

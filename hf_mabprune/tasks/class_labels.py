@@ -58,7 +58,7 @@ def class_names(model_config: PreTrainedConfig) -> dict[str, int]:
     Raises:
         ValueError: If `id2label` and `label2id` of the config contradict each other, or name a class that is none.
     """
-    names = {str(name): number for number, name in (model_config.id2label or {}).items()}
+    names: dict[str, Any] = {str(name): number for number, name in (model_config.id2label or {}).items()}
     for name, number in (model_config.label2id or {}).items():
         if names.setdefault(str(name), number) != number:
             raise ValueError(
@@ -117,8 +117,8 @@ def _order_of(names: list[str], known: dict[str, int], where: str) -> NDArray[np
     for number, (name, other) in enumerate(zip(names, numbers, strict=True)):
         if other not in (None, number):
             raise ValueError(
-                f"{where}: the classes of data and model must have the same names, or others altogether, but '{name}' is "
-                f"class {number} of the data and {other} of the model, which lacks "
+                f"{where}: the classes of data and model must have the same names, or none in common, but '{name}' is "
+                f"class {number} of the data and {other} of the model, which has no "
                 f"'{names[numbers.index(None)]}'; rename the classes of either"
             )
     return np.arange(len(names), dtype=np.int64)

@@ -4,10 +4,12 @@ import io
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import PIL.Image
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Image
+from numpy.typing import NDArray
 from transformers import BaseImageProcessor
 
 from hf_mabprune.data.columns import first_column, full_column
@@ -68,6 +70,10 @@ class ImageClassification(Task):
         columns = self.find_columns(dataset, split)
         _check_images(dataset, columns["image"], split)
         class_numbers(dataset, columns["label"], split, self.model_config)
+
+    def targets(self, dataset: Dataset, split: str) -> NDArray[np.int64]:
+        """Gives the class of each image."""
+        return class_numbers(dataset, self.find_columns(dataset, split)["label"], split, self.model_config)
 
     def encode(self, dataset: Dataset) -> Dataset:
         """Decodes every image once, and keeps them as they are stored; columns: `image` and `labels`.

@@ -86,6 +86,10 @@ class TextTask(TokenTask):
                 self.check_texts(dataset, columns[role], split)
         self.labels(dataset, columns["label"], split)
 
+    def targets(self, dataset: Dataset, split: str) -> NDArray[Any]:
+        """Gives the labels."""
+        return self.labels(dataset, self.find_columns(dataset, split)["label"], split)
+
     def encode(self, dataset: Dataset) -> Dataset:
         """Tokenises rows; columns: what the tokenizer gives for each, [T], and `labels`."""
         columns = self.find_columns(dataset, "data")

@@ -1,0 +1,131 @@
+"""What the data sets of a run are to each other: rows that two of them share, and labels that one of them lacks.
+
+Symbols: N rows, C classes of the head.
+"""
+
+import warnings
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from hf_mabprune.data.overlap import Hashes, repeated, row_hashes, same_rows, shared
+from hf_mabprune.errors import in_words, one_line
+from hf_mabprune.tasks.base import Task
+
+TOO_MANY = 0.2  # of the rows of a split, beyond what chance explains
+EXPECTED = 5  # examples of a class that a split must be expected to have before their absence means anything
+REMEDY = "data may be sorted by label: shuffle the file before it is sliced, or take another slice"
+
+
+def check_splits(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
+    """Checks each data set, and what they are to each other.
+
+    Args:
+        task: Task that they are for.
+        splits: Purpose -> data.
+
+    Returns:
+        What to know of the figures; each is also given as a warning.
+
+    Raises:
+        ValueError: For a data set that does not suit the task, for two that hold the same rows, and for one of a
+            single class where the others have more.
+    """
+    for split, dataset in splits.items():
+        try:
+            task.check(dataset, split)
+        except Exception as error:
+            own = isinstance(error, ValueError)
+            raise ValueError(one_line(str(error)) if own else f"split '{split}': {in_words(error)}") from error
+    said = [*shared_rows(task, splits), *missing_labels(task, splits)]
+    for text in said:
+        warnings.warn(text, stacklevel=2)
+    return said
+
+
+def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
+    """Says which data sets share many rows.
+
+    Data of few different rows share them by nature: what a split repeats of itself is what two draws of the same data
+    have in common, and is taken off.
+
+    Args:
+        task: Task that names the columns.
+        splits: Purpose -> data, each checked.
+
+    Raises:
+        ValueError: If two hold the same rows.
+    """
+    said = []
+    rows = {split: _hashes(task, dataset, split) for split, dataset in splits.items()}
+    for (one, seen), (other, read) in combinations(rows.items(), 2):
+        count, by_chance = shared(read, seen), max(repeated(seen), repeated(read))
+        if count / len(read) - by_chance <= TOO_MANY:
+            continue
+        if same_rows(seen, read):
+            raise ValueError(
+                f"splits must not overlap, but {one} and {other} hold the same {len(read):,} rows; take other data "
+                "for one of them"
+            )
+        said.append(
+            f"{count:,} of the {len(read):,} rows of {other} are in {one}, too: figures on {other} are not of unseen "
+            "data"
+        )
+    return said
+
+
+def _hashes(task: Task, dataset: Dataset, split: str) -> Hashes:
+    """Gives a number for what the task reads of each row, [N]."""
+    columns = task.find_columns(dataset, split)
+    flat = dataset if all(column in dataset.column_names for column in columns.values()) else dataset.flatten()
+    return row_hashes(flat, [columns[role] for role in task.roles if role in columns])
+
+
+def missing_labels(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
+    """Says which data sets lack labels that the others, or the head, would let one expect: slices of sorted data do.
+
+    Args:
+        task: Task that knows the labels.
+        splits: Purpose -> data, each checked.
+
+    Raises:
+        ValueError: If one has examples of a single class where the others have more.
+    """
+    targets = {split: task.targets(dataset, split) for split, dataset in splits.items()}
+    known = {split: values for split, values in targets.items() if values is not None}
+    if not task.predicts_classes:
+        return _ranges_apart({split: values for split, values in known.items() if values.ndim == 1})
+    return [text for split in known if (text := _missing_classes(task.classes, known, split))]
+
+
+def _missing_classes(classes: int, targets: Mapping[str, NDArray[np.int64]], split: str) -> str | None:
+    """Says how many classes a split lacks that it should have by their share in the other splits; in the head, where
+    none has them."""
+    counts = {name: np.bincount(values, minlength=classes) for name, values in targets.items()}
+    own, total = counts.pop(split), len(targets[split])
+    others = np.sum(list(counts.values()), axis=0) if counts else np.zeros(classes)
+    share = np.where(others > 0, others / max(1, others.sum()), 1 / classes)
+    missing = int(((own == 0) & (total * share >= EXPECTED)).sum())
+    if not missing:
+        return None
+    present = int((own > 0).sum())
+    if present == 1 and (others > 0).sum() > 1:
+        raise ValueError(
+            f"split '{split}' has examples of a single class in {total:,} rows, where the others have "
+            f"{int((others > 0).sum())}; {REMEDY}"
+        )
+    return f"split '{split}' has {present} of the {classes} classes in {total:,} rows; {REMEDY}"
+
+
+def _ranges_apart(targets: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    """Says which splits have no number in the range of another."""
+    ranges = {split: (float(values.min()), float(values.max())) for split, values in targets.items()}
+    return [
+        f"labels of {one}, {low:g} to {high:g}, and of {other}, {other_low:g} to {other_high:g}, have nothing in "
+        f"common; {REMEDY}"
+        for (one, (low, high)), (other, (other_low, other_high)) in combinations(ranges.items(), 2)
+        if min(len(targets[one]), len(targets[other])) >= EXPECTED and (high < other_low or other_high < low)
+    ]
