@@ -226,7 +226,9 @@ def test_broken_batches_are_skipped_counted_and_limited(tmp_path: Path, files: d
         prune_from_config(strict)
     assert (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out.state").exists()
 
-    Dataset.from_dict(train).to_parquet(files["test"])
+    test = sentences(48, 2)
+    test["sentence"][5] = "a z"
+    Dataset.from_dict(test).to_parquet(files["test"])
     with pytest.raises(ValueError, match="the dense model's loss on 1 of 48 test examples is not finite"):
         prune_from_config(strict)
 

@@ -15,6 +15,19 @@ from hf_mabprune.errors import outside
 LIKE_DATA = re.compile(r"[-+]?\d[\d.,]*|.*[;|\t].*")  # no name that anybody gives a column
 
 
+class RowError(ValueError):
+    """Something is wrong with one row.
+
+    Args:
+        message: What is wrong; `{row}` stands for the number of the row.
+        row: Number of the row.
+    """
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message.replace("{row}", str(row)))
+        self.message, self.row = message, row
+
+
 def column_of(dataset: Dataset, column: str) -> pa.ChunkedArray:
     """Gives one column of a data set, [N], as Arrow; a selection of rows is respected."""
     return plain(dataset.select_columns([column]).with_format("arrow")[:].column(column))

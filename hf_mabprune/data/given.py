@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 import pyarrow as pa
 import torch.utils.data
-from datasets import Column, Dataset, DatasetInfo, IterableDataset, concatenate_datasets
+from datasets import Column, Dataset, DatasetInfo, IterableDataset, NamedSplit, concatenate_datasets
 
 from hf_mabprune.data.columns import plain
 from hf_mabprune.errors import OutsideError, outside
@@ -54,7 +54,8 @@ def as_dataset(given: Given, purpose: str) -> Dataset:
             than `MOST_ROWS` rows.
     """
     with outside(f"the data for {purpose} cannot be used", REMEDY):
-        return _plain_dataset(given)
+        dataset = _plain_dataset(given)
+        return Dataset(dataset.data, dataset.info, NamedSplit(purpose), dataset._indices)
 
 
 def _plain_dataset(given: Any) -> Dataset:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetBuilder, ReadInstruction, load_dataset_builder
+from numpy.typing import NDArray
 
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.data.files import Files, refuse_shared_files, refuse_unreadable, state_of
@@ -232,7 +233,9 @@ def draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
         count: Number of rows; None leaves the data set as it is.
         seed: Seed of the draw.
     """
-    if count is None:
-        return dataset
-    rows = np.random.default_rng(seed).choice(len(dataset), size=min(count, len(dataset)), replace=False)
-    return dataset.select(rows)
+    return dataset if count is None else dataset.select(drawn_rows(len(dataset), count, seed))
+
+
+def drawn_rows(size: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Gives the numbers of the rows that `draw` takes of `size`."""
+    return np.random.default_rng(seed).choice(size, size=min(count, size), replace=False)

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
+from hf_mabprune.data.columns import RowError
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
@@ -80,9 +81,10 @@ class Answer(TokenTask):
         bare = np.flatnonzero(targets < 1)
         if len(bare):
             row = int(bare[0])
-            raise ValueError(
-                f"an answer must have at least one token within {length}, got none in row {row}, whose question takes "
-                f"{encoded[row]['prompt']}; raise max_length, or remove such rows"
+            raise RowError(
+                f"an answer must have at least one token within {length}, got none in row {{row}}, whose question "
+                f"takes {encoded[row]['prompt']}; raise max_length, or remove such rows",
+                row,
             )
         return encoded
 

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,8 @@ from datasets import Dataset, Image
 from numpy.typing import NDArray
 from transformers import BaseImageProcessor
 
-from hf_mabprune.data.columns import first_column, full_column
+from hf_mabprune.data.columns import RowError, first_column, full_column
+from hf_mabprune.errors import in_words
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.class_labels import check_classifier, class_numbers, new_classes
@@ -89,7 +91,7 @@ class ImageClassification(Task):
             try:
                 images[row]
             except Exception as error:  # each decoder has its own
-                raise _unreadable("data", columns["image"], row, error) from error
+                raise _unreadable(f"column '{columns['image']}'", row, error) from error
         labels = class_numbers(dataset, columns["label"], "data", self.model_config)
         return images.add_column("labels", labels.tolist())
 
@@ -130,14 +132,14 @@ def _check_images(dataset: Dataset, column: str, split: str) -> None:
         if isinstance(file, str) and "://" in file:  # inside an archive or far away
             continue
         try:
+            if isinstance(file, str) and Path(file).exists() and not Path(file).is_file():
+                raise ValueError(f"'{file}' is no plain file")  # a pipe or device may never end
             PIL.Image.open(file).close()
         except Exception as error:  # each format has its own
-            raise _unreadable(split, column, row, error) from error
+            raise _unreadable(f"split '{split}', column '{column}'", row, error) from error
 
 
-def _unreadable(split: str, column: str, row: int, error: Exception) -> ValueError:
+def _unreadable(where: str, row: int, error: Exception) -> RowError:
     """Gives the error for an image that cannot be read."""
-    reason = "no image" if isinstance(error, PIL.UnidentifiedImageError) else error
-    return ValueError(
-        f"split '{split}', column '{column}': the image in row {row} cannot be read ({reason}); remove such rows"
-    )
+    reason = "no image" if isinstance(error, PIL.UnidentifiedImageError) else in_words(error)
+    return RowError(f"{where}: the image in row {{row}} cannot be read ({reason}); remove such rows", row)

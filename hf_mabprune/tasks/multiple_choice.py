@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from hf_mabprune.data.columns import column_of, full_column, is_text
+from hf_mabprune.data.columns import RowError, column_of, full_column, is_text
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -149,7 +149,7 @@ class MultipleChoice(TokenTask):
         lengths = pc.list_value_length(pc.list_flatten(column_of(encoded, "input_ids"))).to_numpy()
         if not lengths.all():
             row = int(np.flatnonzero(lengths == 0)[0]) // count
-            raise ValueError(f"a choice must have at least one token, got none in row {row}; remove such rows")
+            raise RowError("a choice must have at least one token, got none in row {row}; remove such rows", row)
         self.check_ids(encoded)
         return encoded.add_column("labels", self._labels(dataset, columns, "data").tolist())
 

@@ -10,7 +10,9 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from hf_mabprune.data.splits import draw
+from hf_mabprune.data.columns import RowError
+from hf_mabprune.data.splits import draw, drawn_rows
+from hf_mabprune.errors import OutsideError, in_words
 from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -24,10 +26,22 @@ def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int) ->
 
     Where an example is a row, rows are drawn first, so that nothing is tokenised in vain; windows of a language model
     are drawn after they are cut.
+
+    Raises:
+        ValueError: If a row cannot be encoded; the message names the split and the row.
     """
-    if task.rows_are_examples:
-        return task.encode(draw(dataset, count, seed))
-    return draw(task.encode(dataset), count, seed)
+    split = f"split '{dataset.split or 'data'}'"
+    try:
+        if task.rows_are_examples:
+            return task.encode(draw(dataset, count, seed))
+        return draw(task.encode(dataset), count, seed)
+    except RowError as error:
+        row = error.row if count is None else int(drawn_rows(len(dataset), count, seed)[error.row])
+        raise ValueError(f"{split}: {RowError(error.message, row)}") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        raise OutsideError(f"{split} cannot be encoded: {in_words(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
-from hf_mabprune.data.columns import column_of
+from hf_mabprune.data.columns import RowError, column_of
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
@@ -123,7 +123,8 @@ class Seq2Seq(TokenTask):
         for role, column in zip(self.roles, ("input_ids", "labels"), strict=True):
             empty = np.flatnonzero(pc.list_value_length(column_of(encoded, column)).to_numpy() == 0)
             if len(empty):
-                raise ValueError(f"a {role} must have a token, got none in row {empty[0]}; remove such rows")
+                message = f"a {role} must have a token, got none in row {{row}}; remove such rows"
+                raise RowError(message, int(empty[0]))
             self.check_ids(encoded, column)
         return encoded
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.data.columns import column_of
+from hf_mabprune.data.columns import RowError, column_of
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.token_task import TokenTask, check_padding
 
@@ -102,7 +102,8 @@ class TextTask(TokenTask):
         encoded = dataset.select_columns(texts).map(tokenise, batched=True, remove_columns=texts, desc="Tokenising")
         empty = np.flatnonzero(pc.list_value_length(column_of(encoded, "input_ids")).to_numpy() == 0)
         if len(empty):
-            raise ValueError(f"a text must have at least one token, got none in row {empty[0]}; remove such rows")
+            message = "a text must have at least one token, got none in row {row}; remove such rows"
+            raise RowError(message, int(empty[0]))
         self.check_ids(encoded)
         return encoded.add_column("labels", self.labels(dataset, columns["label"], "data").tolist())
 

@@ -3,6 +3,7 @@
 Symbols: N rows, C classes of the head.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from itertools import combinations
@@ -16,7 +17,8 @@ from hf_mabprune.errors import in_words, one_line
 from hf_mabprune.tasks.base import Task
 
 TOO_MANY = 0.2  # of the rows of a split, beyond what chance explains
-EXPECTED = 5  # examples of a class that a split must be expected to have before their absence means anything
+DOUBTFUL, SURELY_NOT = 1e-4, 1e-6  # chances at which what a split lacks is said, and refused
+FEW = 5  # rows, of which the range says nothing
 REMEDY = "data may be sorted by label: shuffle the file before it is sliced, or take another slice"
 
 
@@ -102,17 +104,25 @@ def missing_labels(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
 
 
 def _missing_classes(classes: int, targets: Mapping[str, NDArray[np.int64]], split: str) -> str | None:
-    """Says how many classes a split lacks that it should have by their share in the other splits; in the head, where
-    none has them."""
+    """Says how many classes a split lacks that it should have by their share in the other splits, or in the head where
+    none has them.
+
+    With shares p_c, a class is missing from N rows drawn at random with chance (1 - p_c)^N. These events are
+    negatively associated (Dubhashi & Ranjan 1998), so that the Chernoff bound holds for their number m, of mean M:
+    P(m or more) <= exp(m - M) (M / m)^m.
+    """
     counts = {name: np.bincount(values, minlength=classes) for name, values in targets.items()}
     own, total = counts.pop(split), len(targets[split])
     others = np.sum(list(counts.values()), axis=0) if counts else np.zeros(classes)
     share = np.where(others > 0, others / max(1, others.sum()), 1 / classes)
-    missing = int(((own == 0) & (total * share >= EXPECTED)).sum())
-    if not missing:
+    missing, mean = int((own == 0).sum()), float(((1 - share) ** total).sum())
+    if missing <= mean:
         return None
-    present = int((own > 0).sum())
-    if present == 1 and (others > 0).sum() > 1:
+    chance = math.exp(missing - mean + missing * math.log(max(mean, 1e-300) / missing))
+    if chance > DOUBTFUL:
+        return None
+    present = classes - missing
+    if present == 1 and (others > 0).sum() > 1 and chance < SURELY_NOT:
         raise ValueError(
             f"split '{split}' has examples of a single class in {total:,} rows, where the others have "
             f"{int((others > 0).sum())}; {REMEDY}"
@@ -127,5 +137,5 @@ def _ranges_apart(targets: Mapping[str, NDArray[np.float64]]) -> list[str]:
         f"labels of {one}, {low:g} to {high:g}, and of {other}, {other_low:g} to {other_high:g}, have nothing in "
         f"common; {REMEDY}"
         for (one, (low, high)), (other, (other_low, other_high)) in combinations(ranges.items(), 2)
-        if min(len(targets[one]), len(targets[other])) >= EXPECTED and (high < other_low or other_high < low)
+        if min(len(targets[one]), len(targets[other])) >= FEW and (high < other_low or other_high < low)
     ]

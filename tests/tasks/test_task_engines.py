@@ -165,12 +165,17 @@ def test_macs_are_counted_over_one_sequence(problem: Problem) -> None:
     assert count_macs(model, example) == pytest.approx(macs, rel=1e-3)
 
 
-def rows_like(name: str, count: int) -> Dataset:
-    """The rows of a case over and over, each a little different."""
+def splits_like(name: str, count: int) -> dict[str, Dataset]:
+    """The rows of a case over and over, each a little different, no two splits with the same."""
+    return {split: rows_like(name, count, at) for at, split in enumerate(("calibration", "validation", "test"))}
+
+
+def rows_like(name: str, count: int, start: int = 0) -> Dataset:
+    """The rows of a case over and over, each followed by another letter."""
     rows = CASES[name].rows
     texts = next(column for column in rows if isinstance(rows[column][0], str))
     repeated = {column: [values[row % len(values)] for row in range(count)] for column, values in rows.items()}
-    repeated[texts] = [f"{text} {'abcdefghij'[row % 10]}" for row, text in enumerate(repeated[texts])]
+    repeated[texts] = [f"{text} {'abcdefghij'[(start + row) % 10]}" for row, text in enumerate(repeated[texts])]
     return Dataset.from_dict(repeated)
 
 
@@ -180,7 +185,7 @@ def rows_like(name: str, count: int) -> Dataset:
 def test_a_whole_run(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model, tokenizer = case.model(), make_processor(case.processor)
-    data = {split: rows_like(name, 24) for split in ("calibration", "validation", "test")}
+    data = splits_like(name, 24)
     settings: dict[str, Any] = {
         "task": {**case.settings, "batch_size": 8},
         "prune": {"block_size": 8, "layout": "per_layer"},
@@ -198,7 +203,7 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
 
 
 def test_accuracy_is_no_reward_for_numbers(tmp_path: Path) -> None:
-    data = {split: rows_like("regression", 8) for split in ("calibration", "validation", "test")}
+    data = splits_like("regression", 8)
     with pytest.raises(ValueError, match="reward accuracy needs classes, this task predicts numbers; use kl, loss or"):
         prune(
             CASES["regression"].model(),
