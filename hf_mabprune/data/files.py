@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 
+from hf_mabprune.errors import without_credentials
+
 Files = Mapping[str, Sequence[str]]  # split -> absolute paths, or addresses
 
 
@@ -64,11 +66,12 @@ def refuse_shared_files(files: Files, read_by: Mapping[str, Iterable[str]]) -> N
                 for name in files.get(other_split, ()):
                     if earlier := seen.get(_identity(name)):
                         also = "" if earlier == name else f" (the same as '{earlier}')"
-                        raise ValueError(
+                        message = (
                             f"splits must not overlap, but {one} reads '{split}' and {other} reads '{other_split}', "
                             f"both of '{name}'{also}; name the file for one split, and slice that apart, e.g. "
                             f"{split}[2000:] and {split}[:2000]"
                         )
+                        raise ValueError(without_credentials(message))
 
 
 def _identity(name: str) -> object:

@@ -3,17 +3,19 @@
 import errno
 import re
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
 from datasets import logging
 from datasets.exceptions import DatasetGenerationError
-from pandas.errors import ParserError
+from pandas.errors import ParserError, ParserWarning
 
 from hf_mabprune.config import DatasetConfig
-from hf_mabprune.errors import OutsideError, in_words
+from hf_mabprune.errors import OutsideError, in_words, one_line
 
+LOST_FIELDS = "Length of header"  # or names does not match length of data
 NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -30,13 +32,16 @@ def reading(dataset: DatasetConfig) -> Iterator[None]:
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", LOST_FIELDS, ParserWarning)
+            yield
     except OutsideError:
         raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = shorten(_reason(cause), 400)
-        raise OutsideError(f"data of '{dataset.path}' cannot be read: {reason}; {_remedy(cause, dataset)}") from error
+        message = f"data of '{dataset.path}' cannot be read: {reason}; {_remedy(cause, dataset)}"
+        raise OutsideError(one_line(message)) from error
     finally:
         logging.set_verbosity(level)
 
@@ -55,7 +60,7 @@ def _remedy(error: BaseException, dataset: DatasetConfig) -> str:
     look = f"look at {_file_of(error, dataset)}"
     if isinstance(error, UnicodeError):
         return f"{look}, and name its encoding, e.g. task.dataset.options: {{encoding: latin-1}}"
-    if dataset.path == "csv" and isinstance(error, (ParserError, DatasetGenerationError)):
+    if dataset.path == "csv" and isinstance(error, (ParserError, ParserWarning, DatasetGenerationError)):
         options = "{sep: ';', names: [text, label]}"
         return f"{look}, and name its separator, quotes or columns, e.g. task.dataset.options: {options}"
     return look

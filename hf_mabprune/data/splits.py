@@ -19,12 +19,13 @@ from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.data.files import Files, refuse_shared_files, refuse_unreadable, state_of
 from hf_mabprune.data.options import check_options
 from hf_mabprune.data.reading import reading
-from hf_mabprune.errors import in_words, lost_credentials
+from hf_mabprune.errors import in_words, lost_credentials, without_credentials
 from hf_mabprune.progress import stage
 from hf_mabprune.registry import nearest
 
 FILE_LOADERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
 RUNS_CODE = ("pandas",)  # a loader of pickles, which may run anything
+FIXED = {"csv": {"index_col": False}}  # else a field too many shifts all names by one, without a word
 UNKNOWN_SIZE = 10**9  # rows, beyond every bound that a slice is likely to name
 
 
@@ -61,19 +62,7 @@ def load_splits(config: TaskConfig) -> dict[str, Dataset]:
         builder.download_and_prepare()
     check_slices(slices, _sizes(builder))
     with reading(config.dataset):
-        splits = {purpose: builder.as_dataset(split=spec) for purpose, spec in slices.items()}
-    _refuse_shifted_columns(splits["calibration"], config.dataset)
-    return splits
-
-
-def _refuse_shifted_columns(dataset: Dataset, config: DatasetConfig) -> None:
-    """Refuses a CSV file whose rows have one field more than its line of names: all names are one place off then."""
-    if "__index_level_0__" in dataset.column_names and dataset.builder_name == "csv":
-        files = ", ".join(map(str, (config.data_files or {}).values())) or config.path
-        raise ValueError(
-            f"rows of {files} have more fields than its line of names: name all of them, e.g. task.dataset.options: "
-            "{names: [id, text, label], header: 0}"
-        )
+        return {purpose: builder.as_dataset(split=spec) for purpose, spec in slices.items()}
 
 
 def _sizes(builder: DatasetBuilder) -> dict[str, int]:
@@ -98,9 +87,9 @@ def _builder(config: DatasetConfig) -> DatasetBuilder:
     if path in FILE_LOADERS and not config.data_files:
         example = "train/**" if path == "imagefolder" else f"train.{path}"
         raise ValueError(f"dataset.path '{path}' needs data_files, e.g. {{train: {example}}}")
-    if path.startswith((".", "/")) and not Path(path).exists():
+    if path.startswith((".", "/")) and not os.path.exists(path):
         raise FileNotFoundError(f"dataset.path: no folder '{config.path}'; paths are relative to {Path.cwd()}")
-    if Path(path).is_file() and path not in FILE_LOADERS:
+    if os.path.isfile(path) and path not in FILE_LOADERS:
         raise ValueError(
             f"dataset.path must be a folder, a name on the Hub or a loader, got the file '{config.path}'; for a file "
             f"of data: path one of {', '.join(FILE_LOADERS)}, with data_files; scripts are not run"
@@ -110,11 +99,12 @@ def _builder(config: DatasetConfig) -> DatasetBuilder:
     check_options(type(builder), config.path, config.options)
     files = _files(builder)
     refuse_unreadable(files, never_empty=path in ("parquet", "json", "csv", "arrow"))
+    options = {**FIXED.get(builder.name, {}), **config.options}
     state = state_of(files)
-    if not (state or config.options):
+    if not (state or options):
         return builder
     # The description is part of what the cache is kept under.
-    return _described(path, config, {**named, **config.options, "description": state})
+    return _described(path, config, {**named, **options, "description": state})
 
 
 def _named_files(config: DatasetConfig) -> dict[str, list[str]] | None:
@@ -128,14 +118,14 @@ def _named_files(config: DatasetConfig) -> dict[str, list[str]] | None:
             raise ValueError(f"dataset.data_files: no file is named for split '{split}'; leave it out, or name one")
         for file in named[split]:
             remote = "://" in file or "{" in file  # or a pattern that only `datasets` can read
-            if not (remote or any(Path(match).exists() for match in [file, *glob(file, recursive=True)])):
+            if not (remote or any(map(os.path.exists, [file, *glob(file, recursive=True)]))):
                 raise FileNotFoundError(
                     f"dataset.data_files: no file '{file}' for split '{split}'; paths are relative to {Path.cwd()}"
                 )
-            if Path(file).is_dir():
+            if os.path.exists(file) and not os.path.isfile(file):
                 raise ValueError(
-                    f"dataset.data_files: '{file}' for split '{split}' is a folder; name the files in it, e.g. "
-                    f"{Path(file, '**')}"
+                    f"dataset.data_files: '{file}' for split '{split}' must be a plain file, not a folder, pipe or "
+                    f"device; name the files in a folder, e.g. {Path(file, '**')}"
                 )
     return named
 
@@ -155,11 +145,13 @@ def _described(path: str, config: DatasetConfig, options: dict[str, Any]) -> Dat
         cause = error.__cause__
         if isinstance(cause, ConnectionError):
             raise ConnectionError(
-                f"data set '{path}' cannot be fetched from the Hub: {in_words(cause)}. Check the connection, or use "
-                f"local files: path one of {', '.join(FILE_LOADERS)}, with data_files"
+                f"data set '{without_credentials(path)}' cannot be fetched from the Hub: {in_words(cause)}. Check the "
+                f"connection, or use local files: path one of {', '.join(FILE_LOADERS)}, with data_files"
             ) from cause
         if isinstance(cause, FileNotFoundError):
-            raise FileNotFoundError(f"data set '{path}' was not found: {in_words(cause)}") from cause
+            raise FileNotFoundError(
+                f"data set '{without_credentials(path)}' was not found: {in_words(cause)}"
+            ) from cause
         raise
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 
 from hf_mabprune.config import DatasetConfig, SplitsConfig, TaskConfig
 from hf_mabprune.data import splits
+from hf_mabprune.data.columns import full_column
 from hf_mabprune.data.splits import check_slices, draw, load_splits
 
 SIZES = {"train": 3000, "validation": 100, "test": 100}
@@ -207,3 +209,165 @@ def test_images_come_through_as_they_are_stored(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file '.*nowhere"):
         nowhere = {"train": str(tmp_path / "nowhere" / "**")}
         load_splits(TaskConfig(dataset=DatasetConfig(path="imagefolder", data_files=nowhere)))
+
+
+def written(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+ROWS = "a,0\nb,1\nc,0\n"
+HALVES = SplitsConfig(calibration="train[1:]", validation="train[:1]", test="test")
+
+
+def read(loader: str, train: str, test: str, **options: Any) -> dict[str, Dataset]:
+    named = DatasetConfig(path=loader, data_files={"train": train, "test": test}, options=options)
+    return load_splits(TaskConfig(dataset=named, splits=HALVES))
+
+
+def test_options_reach_the_loader(tmp_path: Path, files: dict[str, str]) -> None:
+    train = written(tmp_path / "a.csv", "text;label\nNA;0\nnull;1\n")
+    test = written(tmp_path / "b.csv", "text;label\ncafé;1\n".encode("latin-1"))
+    loaded = read("csv", train, test, sep=";", keep_default_na=False, encoding="latin-1")
+    assert loaded["validation"]["text"][:] == ["NA"]
+    assert loaded["calibration"][:] == {"text": ["null"], "label": [1]}
+    assert loaded["test"]["text"][:] == ["café"]
+    named = written(tmp_path / "c.csv", ROWS), written(tmp_path / "d.csv", ROWS)
+    assert read("csv", *named, names=["word", "class"])["test"]["word"][:] == ["a", "b", "c"]
+    inner = [written(tmp_path / f"{name}.json", json.dumps({"rows": [{"text": name}] * 2})) for name in "ab"]
+    assert read("json", *inner, field="rows")["test"]["text"][:] == ["b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"seperator": ";"},
+            r"task\.dataset\.options: the loader 'json' has no option 'seperator'\. Its options: enc",
+        ),
+        ({"feild": "rows"}, r"has no option 'feild'\. Did you mean 'field'\?"),
+        ({"field": 5}, r"task\.dataset\.options\.field must be Optional\[str\], got 5"),
+        ({"chunksize": "many"}, r"task\.dataset\.options\.chunksize must be int, got 'many'"),
+        ({"chunksize": True}, r"task\.dataset\.options\.chunksize must be int, got True"),
+        ({"features": {"text": "string"}}, "has no option 'features'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str, files: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=message):
+        read("json", files["train"], files["test"], **options)
+
+
+def test_options_that_are_code_are_none(tmp_path: Path, files: dict[str, str]) -> None:
+    for name in ("converters", "data_files", "description"):
+        with pytest.raises(ValueError, match=f"the loader 'csv' has no option '{name}'"):
+            read("csv", files["train"], files["test"], **{name: {}})
+
+
+FAULTS: dict[str, tuple[str, str | bytes, str]] = {
+    "separator": ("csv", "text;label\na;0\n", r"must have the same columns.*task\.dataset\.options: \{sep: ';'"),
+    "no_names": ("csv", ROWS, r"must have the same columns.*names: \[text, label\]"),
+    "ragged": (
+        "csv",
+        "text,label\na,0\nb,x,1\n",
+        "Expected 2 fields in line 3, saw 3; look at .*bad, and name its sep",
+    ),
+    "shifted": (
+        "csv",
+        "text,label\n1,a,0\n2,b,1\n",
+        "Length of header or names does not match length of data.*look at .*bad, and name",
+    ),
+    "open_quote": ("csv", 'text,label\n"a,0\nb,1\n', "EOF inside string starting at row 1; look at .*bad"),
+    "latin_1": ("csv", "text,label\ncafé,0\n".encode("latin-1"), r"no text in UTF-8 .*bad, .*\{encoding: latin-1\}"),
+    "huge_number": ("csv", f"text,label\na,{2**70}\n", "OverflowError: .*look at .*bad"),
+    "no_bytes": ("csv", "", "'.*bad' for split 'train' is empty, 0 bytes"),
+    "no_lines": ("csv", "\n\n", "No columns to parse from file; look at .*bad"),
+    "cut_json": ("json", '{"text": "a", "la', "JSON parse error.*look at .*bad"),
+    "surrogate": ("json", '{"text": "\\ud800", "label": 0}', "surrogate pair in string is invalid.*look at .*bad"),
+    "json_of_numbers": ("json", "5\n", "JSON parse error.*look at .*bad"),
+    "two_columns_of_a_name": ("json", '{"text": "a", "text": "b"}', "was specified twice.*look at .*bad"),
+    "deep": ("json", '{"x": ' + "[" * 2000 + "]" * 2000 + "}", "nested too deeply"),
+    "cut_parquet": ("parquet", b"PAR1" + bytes(40), "magic bytes not found in footer.*look at .*bad"),
+    "no_arrow": ("arrow", b"no arrow file at all", "look at .*bad"),
+    "no_text": ("text", b"\xff\xfe\x00", "this is no text in UTF-8 .*look at .*bad"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_file_with_a_fault_is_named_in_one_line(
+    name: str, tmp_path: Path, files: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    loader, content, message = FAULTS[name]
+    good = tmp_path / "good"
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]})
+    if loader == "parquet":
+        rows.to_parquet(good)
+    elif loader == "json":
+        rows.to_json(good)
+    else:
+        written(good, f"text,label\n{ROWS}")
+    with pytest.raises(ValueError, match=message) as raised:
+        read(loader, written(tmp_path / "bad", content), str(good))
+    assert "\n" not in str(raised.value)
+    assert "Failed to" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08\x00garbage", b"text,label\na,0\n"])
+def test_a_broken_archive_is_named_by_its_own_name(content: bytes, tmp_path: Path, files: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"data of 'csv' cannot be read: .*look at .*bad\.csv\.gz"):
+        read("csv", written(tmp_path / "bad.csv.gz", content), written(tmp_path / "b.csv", f"text,label\n{ROWS}"))
+
+
+def test_missing_values_of_csv_say_how_to_read_them_as_texts(tmp_path: Path, files: dict[str, str]) -> None:
+    loaded = read(
+        "csv",
+        written(tmp_path / "a.csv", "text,label\na,0\nNA,1\n"),
+        written(tmp_path / "b.csv", f"text,label\n{ROWS}"),
+    )
+    with pytest.raises(ValueError, match=r"column 'text': no value in row 0; .*options: \{keep_default_na: false\}"):
+        full_column(loaded["calibration"], "text", "calibration")
+
+
+def test_the_same_file_for_two_splits_is_refused_before_it_is_read(tmp_path: Path, files: dict[str, str]) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(files["train"])
+    for test in (files["train"], str(link), str(tmp_path / "*.json")):
+        with pytest.raises(ValueError, match="calibration reads 'train' and test reads 'test', both of"):
+            load_splits(config(files | {"test": test}))
+    assert not (tmp_path / "cache" / "json").exists()
+
+
+def test_a_file_that_changed_in_place_is_read_anew(files: dict[str, str]) -> None:
+    train = Path(files["train"])
+    dates, before = train.stat(), load_splits(config(files))["calibration"]["text"][:]
+    train.write_text(train.read_text().replace("train", "other"))
+    os.utime(train, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert load_splits(config(files))["calibration"]["text"][:] == [text.replace("train", "other") for text in before]
+
+
+def test_scripts_and_pickles_are_never_run(tmp_path: Path, files: dict[str, str]) -> None:
+    mark = tmp_path / "ran"
+    script = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+    (tmp_path / "scripted").mkdir()
+    written(tmp_path / "scripted" / "scripted.py", script)
+    for path in (written(tmp_path / "script.py", script), str(tmp_path / "scripted"), "pandas"):
+        for data_files in (None, files):
+            with pytest.raises(
+                ValueError, match=r"scripts are not run|scripts are no longer supported|pickles and may"
+            ):
+                load_splits(TaskConfig(dataset=DatasetConfig(path=path, data_files=data_files)))
+    assert not mark.exists()
+
+
+def test_a_place_that_cannot_hold_the_cache_is_said(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", f"{files['train']}/cache")
+    with pytest.raises(
+        ValueError, match=r"Not a directory; data are kept in the cache of `datasets`.*HF_DATASETS_CACHE"
+    ):
+        load_splits(config(files))
+
+
+def test_credentials_in_addresses_are_not_shown(files: dict[str, str]) -> None:
+    address = "foo://user:secret@host/train.json?token=hidden"
+    with pytest.raises(ValueError, match=r"look at foo://host/train\.json") as raised:
+        load_splits(config(files | {"train": address}))
+    assert "secret" not in str(raised.value) and "hidden" not in str(raised.value)
