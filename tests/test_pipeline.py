@@ -23,6 +23,8 @@ from tests.problems import sentences, settings_for
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import tiny_model
 
+PURPOSES = ("calibration", "validation", "test")
+
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 UNIFORM = {"arms": ["neuron"], "target": {"neurons": 0.5}, "layout": "auto", "auto_tolerance": 10.0}
 
@@ -289,6 +291,39 @@ def test_the_python_call_leaves_the_model_alone(tmp_path: Path) -> None:
     assert "before" in result.table() and "random 0" in result.table()
     result.model.save_pretrained(tmp_path / "again")
     assert isinstance(AutoModelForSequenceClassification.from_pretrained(tmp_path / "again"), type(result.model))
+
+
+def test_data_in_any_form_give_the_same_result(tmp_path: Path) -> None:
+    data = {split: Dataset.from_dict(sentences(24, seed)) for seed, split in enumerate(PURPOSES)}
+    forms = {
+        "calibration": data["calibration"].to_pandas(),
+        "validation": data["validation"].to_iterable_dataset(),
+        "test": data["test"].with_transform(dict),
+    }
+    settings = {"task": {"batch_size": 8}, "prune": {"block_size": 8}, "search": {"rounds": 2, "pulls_per_arm": 1}}
+    one, other = (
+        prune(
+            tiny_model("bert", "AutoModelForSequenceClassification"),
+            make_tokenizer("pair"),
+            **given,
+            target={"neurons": 0.5},
+            output_dir=tmp_path / name,
+            **settings,
+        )
+        for name, given in (("plain", data), ("forms", forms))
+    )
+    assert (one.selection.kept == other.selection.kept).all()
+    assert one.report.after.loss == other.report.after.loss
+
+
+def test_what_is_wrong_with_a_split_is_in_the_report(tmp_path: Path, files: dict[str, str]) -> None:
+    train, rows = sentences(48, 0), sentences(48, 1)
+    rows = {name: [*train[name][:24], *values[24:]] for name, values in rows.items()}
+    Dataset.from_dict(rows).to_parquet(files["validation"])
+    with pytest.warns(UserWarning, match="rows of validation are in calibration, too"):
+        report = prune_from_config(settings_for(tmp_path, files, "bert")).report
+    assert any("of the 48 rows of validation are in calibration, too" in warning for warning in report.warnings)
+    assert "rows of validation are in calibration, too" in (tmp_path / "out" / "README.md").read_text()
 
 
 WITHOUT_PACKAGE = """

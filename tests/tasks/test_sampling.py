@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from datasets import Dataset, NamedSplit
 
+from hf_mabprune.data.splits import drawn_rows
 from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.sampling import LazyBatches, batches_of, split_by_length
+from hf_mabprune.tasks.sampling import LazyBatches, batches_of, encode_sample, split_by_length
 from tests.seeds import moved
-from tests.tasks.tiny_tasks import CASES
+from tests.tasks.tiny_tasks import CASES, bert, make_tokenizer, task_of
 
 
 def test_batches_are_split_by_length_and_nothing_else_changes() -> None:
@@ -62,3 +64,12 @@ def test_large_batches_are_made_when_they_are_read() -> None:
         [0, 2],
         [1, 1],
     ]
+
+
+def test_a_row_that_cannot_be_encoded_is_named_as_in_its_split() -> None:
+    texts = ["a"] * 20
+    texts[int(drawn_rows(20, 5, seed=0)[2])] = ""
+    dataset = Dataset.from_dict({"text": texts, "label": [0] * 20}, split=NamedSplit("train"))
+    task = task_of(bert(), make_tokenizer("plain"))
+    with pytest.raises(ValueError, match=f"split 'train': a text must have .* none in row {texts.index('')};"):
+        encode_sample(task, dataset, 5, seed=0)
