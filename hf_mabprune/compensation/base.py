@@ -15,9 +15,12 @@ import torch
 
 from hf_mabprune.architectures import Projection
 from hf_mabprune.effects.activations import Moments
+from hf_mabprune.effects.damping import damped
 from hf_mabprune.registry import Registry, check_options, option
 
 COMPENSATIONS: Registry[type["Compensation"]] = Registry("compensation", "hf_mabprune.compensation")
+
+ROUNDING = float(torch.finfo(torch.float32).eps)
 
 
 class Refused(Exception):
@@ -77,12 +80,14 @@ class Regression:
     def error(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
         """Gives E|W x + b - y|^2 over the variance of y, 0 where y is constant; weight [D, S], bias [D], float64.
 
+        What is below the rounding of the moments, which are products in float32, is no variance.
+
         By moments: tr((W E[x x'] - 2 E[y x']) W') + b'(2 (W E[x] - E[y]) + b) + E|y|^2, over E|y|^2 - |E[y]|^2.
         """
         quadratic = ((weight @ self.xx - 2 * self.yx) * weight).sum()
         linear = bias @ (2 * (weight @ self.x - self.y) + bias)
         variance = self.yy - self.y @ self.y
-        return float((quadratic + linear + self.yy) / variance) if variance > 0 else 0.0
+        return float((quadratic + linear + self.yy) / variance) if variance > ROUNDING * self.yy else 0.0
 
 
 @dataclass(kw_only=True)
@@ -138,13 +143,14 @@ def ridge(xx: torch.Tensor, yx: torch.Tensor, damping: float) -> torch.Tensor:
 
     Args:
         xx: [S, S], second moments; rank-deficient ones will do.
-        damping: lambda, over the mean of the diagonal of xx; raised tenfold as long as rounding of the moments makes
-            the sum indefinite.
+        damping: lambda, over the mean of the diagonal of xx; more where rounding of the moments makes the sum
+            indefinite.
     """
-    strength = damping * xx.diagonal().mean().clamp(min=torch.finfo(xx.dtype).tiny)
     eye = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-    factor, failed = torch.linalg.cholesky_ex(xx + strength * eye)
-    while failed:
-        strength = 10 * strength
+
+    def solve(strength: float) -> torch.Tensor | None:
         factor, failed = torch.linalg.cholesky_ex(xx + strength * eye)
-    return torch.cholesky_solve(yx.T, factor).T
+        return None if failed else torch.cholesky_solve(yx.T, factor).T
+
+    first = damping * xx.diagonal().mean().clamp(min=torch.finfo(xx.dtype).tiny)
+    return damped(solve, float(first), float(xx.abs().max()))

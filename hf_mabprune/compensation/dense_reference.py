@@ -173,7 +173,8 @@ class DenseReference:
         return torch.cat(found).double().cpu().numpy()
 
     def _divergences(self, small: PreTrainedModel, finished: "FinishedLayers | None" = None) -> Iterator[torch.Tensor]:
-        """[B] of each held-out batch, without those on which the dense model itself is not finite."""
+        """[B] of each held-out batch, without those on which the dense model itself is not finite; infinite where the
+        pruned one is not, so that it loses every comparison."""
         for number, batch in enumerate(over(self.held_out, "held-out divergence")):
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
                 batch = batch.to(small.device)
@@ -182,7 +183,7 @@ class DenseReference:
                     continue
                 found = self.task.readout(small, batch).divergence(dense)
             self.cost += Cost(forward_tokens=_tokens([batch]) * (1 - finished.share if finished else 1))
-            yield found
+            yield found.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def _said(self, number: int, batch: Batch) -> Readout:
         """Gives what the dense model says on a held-out part, from the record."""

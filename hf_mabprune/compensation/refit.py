@@ -159,7 +159,7 @@ def _guard(
             kl, refit.reason = kl_without, LOWER
         else:
             refit.put(refit.after)
-    if kl <= kl_before:
+    if kl <= kl_before and np.isfinite(kl):
         return kl
     for refit in refits:
         refit.put(refit.before)
@@ -210,6 +210,9 @@ class _Refit:
             raise Refused("what flows through it on calibration data is not finite")
         weight = self.method.fit(self.before[0], xx, yx, self.site.unit_size)
         bias = regression.y - weight @ regression.x if self.biased else self.before[1]  # b' = E[y] - W' E[x]
+        precision = self.projection.weight.dtype
+        if not all(bool(values.to(precision).isfinite().all()) for values in (weight, bias)):
+            raise Refused(f"its new weights are beyond the range of {str(precision).removeprefix('torch.')}")
         return weight, bias
 
     def _regression(self, held_out: bool) -> Regression:

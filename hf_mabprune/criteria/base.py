@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats, Ints
+from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.kfac import backward_passes
 from hf_mabprune.registry import Registry
 from hf_mabprune.selection.plan import Plan
@@ -64,10 +65,11 @@ class Criterion(ABC):
             ValueError: If a score is not finite.
         """
         scores = self.scores(statistics)
-        if not np.isfinite(scores).all():
+        if not (finite := np.isfinite(scores)).all():
+            sites = ", ".join(dict.fromkeys(statistics.arms.site[~finite].tolist()))
             raise ValueError(
-                f"the scores of {type(self).__name__} are not finite for {int((~np.isfinite(scores)).sum())} of "
-                f"{len(scores)} arms: look for broken calibration examples or weights, or use dtype float32"
+                f"the scores of {type(self).__name__} are not finite for {int((~finite).sum())} of {len(scores)} arms, "
+                f"at {sites}: {cause(statistics.model, statistics.task, statistics.batches)}"
             )
         rewards = -scores if self.per_cost else -scores * plan.cost()  # a plan divides by the cost
         kept, removed = plan.choose(rewards, np.ones(len(scores), dtype=bool))

@@ -67,6 +67,12 @@ def _shown(site: Site, inputs: Batch, see: See, hidden: torch.Tensor) -> torch.T
     return hidden
 
 
+def product_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Multiplies two matrices in float32, to be summed in float64; in float64 where float32 cannot hold the product."""
+    product = (a.float() @ b.float()).double()
+    return product if product.isfinite().all() else a.double() @ b.double()
+
+
 def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site]) -> dict[str, Moments]:
     """Takes moments of every site's input, by its name; one forward pass a batch.
 
@@ -87,7 +93,7 @@ def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites:
             del sums[path], products[path]
         counts[path] = counts.get(path, 0) + len(rows) * finite
         sums[path] = sums.get(path, 0) + rows.sum(0, dtype=torch.float64)
-        products[path] = products.get(path, 0) + (rows.T @ rows).double()  # summed in float64, multiplied in float32
+        products[path] = products.get(path, 0) + product_of(rows.T, rows)
 
     watch_inputs(model, task, batches, sites, see)
     return {

@@ -15,6 +15,7 @@ Symbols: K arms; D coordinates of the outputs of N examples; n pulls; S the arms
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,13 @@ class Interactions:
     """Effects of all arms in one context.
 
     Attributes:
-        effects: [K, D] float32, E.
+        effects: [K, D], E; float32, but for huge ones.
         slopes: [K, batches], dKL/dm_a, mean over the examples of each batch.
         batch: [D], number of the batch that each coordinate belongs to.
         examples: [batches], number of examples; N is the sum.
     """
 
-    effects: NDArray[np.float32]
+    effects: NDArray[np.floating[Any]]
     slopes: Floats
     batch: Ints
     examples: Ints
@@ -73,7 +74,7 @@ class Interactions:
             kept, [K]; the arms removed in this call, safest first; and [K] the rewards of all arms as they were last
             seen: of the removed when they went, of the others after it.
         """
-        moved = np.zeros(self.effects.shape[1], dtype=np.float32)  # [D], sum of E_b over the arms b that have gone
+        moved = np.zeros(self.effects.shape[1], dtype=self.effects.dtype)  # [D], sum of E_b over the arms b that have gone
         own = rewards - RIDGE * self._squares
         now, removed = own.copy(), []
         for reached in np.linspace(start, progress, steps + 1)[1:]:

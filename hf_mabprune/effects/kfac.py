@@ -16,7 +16,7 @@ No labels are read: u is a distance from the model's own outputs, not a loss (Ga
 Symbols: N examples; B, T of a batch; n positions that are not padding; D outputs and C inputs of a projection.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site
-from hf_mabprune.effects.activations import Moments
+from hf_mabprune.effects.activations import Moments, product_of
+from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.gradients import frozen
 from hf_mabprune.effects.taps import tapped
 from hf_mabprune.progress import over
@@ -62,7 +63,7 @@ class KfacFactors:
 
 
 def kfac_factors(
-    model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site], seed: int = 0
+    model: PreTrainedModel, task: Task, batches: Sequence[Batch], sites: Sequence[Site], seed: int = 0
 ) -> tuple[dict[str, KfacFactors], int]:
     """Takes the factors of every site, by its name; one forward and a few backwards a batch.
 
@@ -108,7 +109,7 @@ def kfac_factors(
             parts = _sums(rows, slopes)
             sums[path] = [a + b for a, b in zip(sums[path], parts, strict=True)] if path in sums else parts
     if not sums:
-        raise ValueError("no calibration batch has finite outputs: look for broken weights, or use dtype float32")
+        raise ValueError(f"no calibration batch has finite outputs and gradients: {cause(model, task, batches)}")
     return {path: _factors(parts, counts[path], examples) for path, parts in sums.items()}, passes
 
 
@@ -126,10 +127,12 @@ def _sums(rows: torch.Tensor, slopes: torch.Tensor) -> list[torch.Tensor]:
         slopes: [coordinates, n, D] float32, g, one row for each coordinate u_d: |u|^2 adds their squares up.
     """
     weights = slopes.square().sum((0, 2)).double()  # [n], |g|^2
+    if not weights.isfinite().all():  # float32 cannot hold them
+        weights = slopes.double().square().sum((0, 2))
     weighted = rows.double() * weights.unsqueeze(1)
     flat = slopes.flatten(0, 1)
-    parts = [weights.sum(), weighted.sum(0), weighted.float().T @ rows, rows.sum(0), rows.T @ rows, flat.T @ flat]
-    return [part.double() for part in parts]
+    read, plain, outputs = (product_of(a.T, b) for a, b in ((weighted, rows), (rows, rows), (flat, flat)))
+    return [weights.sum(), weighted.sum(0), read, rows.sum(0).double(), plain, outputs]
 
 
 def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> KfacFactors:

@@ -15,6 +15,8 @@ Symbols: D outputs and C inputs (columns) of a projection W [D, C]; A blocks of 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_mabprune.effects.damping import damped
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PENDING = 128  # rows of updates that are gathered before the large matrix is touched, once for all of them
@@ -34,7 +36,7 @@ def increases(weight: Floats, second: Floats, size: int, blocks: int, damping: f
         second: [C, C], second moments of the inputs.
         size: Columns of a block; the last one may have fewer.
         blocks: A.
-        damping: lambda, relative to the mean of the diagonal of `second`.
+        damping: lambda, relative to the mean of the diagonal of `second`; more where that is not positive definite.
 
     Returns:
         [A]. Takes O(C^3 + D C^2), and C^2 float64.
@@ -42,10 +44,18 @@ def increases(weight: Floats, second: Floats, size: int, blocks: int, damping: f
     if not second.diagonal().any():
         return np.zeros(blocks)  # nothing ever flows in: an expert that no position goes to
     spare = blocks * size - len(second)  # a smaller last block is filled up with columns of nothing
-    hessian = np.eye(len(second) + spare)
-    hessian[: len(second), : len(second)] = second
-    hessian[np.diag_indices(len(second))] += damping * max(second.diagonal().mean(), np.finfo(float).tiny)
-    order, added = remove_blocks(np.pad(weight, ((0, 0), (0, spare))), hessian, size)
+    padded = np.pad(weight, ((0, 0), (0, spare)))
+
+    def remove(strength: float) -> tuple[Ints, Floats] | None:
+        hessian = np.eye(len(second) + spare)
+        hessian[: len(second), : len(second)] = second
+        hessian[np.diag_indices(len(second))] += strength
+        np.linalg.cholesky(hessian)  # an error, where an inverse might be found that means nothing
+        order, added = remove_blocks(padded, hessian, size)
+        return (order, added) if np.isfinite(added).all() else None
+
+    first = damping * max(second.diagonal().mean(), np.finfo(float).tiny)
+    order, added = damped(remove, float(first), float(np.abs(second).max()))
     scores = np.empty(blocks)
     scores[order] = np.maximum.accumulate(added) * (1 + 1e-9 * np.arange(blocks))  # equal increases keep their order
     return scores

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects.damping import damped
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.effects.masking import StandIn
 from hf_mabprune.effects.memory import Sizes
@@ -163,14 +164,22 @@ def _apart(
     """
     if not second.diagonal().any():  # nothing ever flows in
         return np.zeros(len(spans)), torch.zeros_like(second)
-    ridge = damping * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
-    inverse = torch.linalg.inv(second + ridge * torch.eye(len(second), dtype=second.dtype, device=second.device))
-    matrix, costs = torch.empty_like(inverse), []
-    for span in spans:
-        own = inverse[span, span]
-        matrix[:, span] = torch.linalg.solve(own, inverse[span]).T
-        costs.append(float((torch.linalg.solve(own, weight[:, span].T) * weight[:, span].T).sum()) / 2)
-    return np.array(costs), matrix
+    eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
+
+    def remove(strength: float) -> tuple[Floats, torch.Tensor] | None:
+        hessian = second + strength * eye
+        if torch.linalg.cholesky_ex(hessian).info:
+            return None
+        inverse = torch.linalg.inv(hessian)
+        matrix, costs = torch.empty_like(inverse), []
+        for span in spans:
+            own = inverse[span, span]
+            matrix[:, span] = torch.linalg.solve(own, inverse[span]).T
+            costs.append(float((torch.linalg.solve(own, weight[:, span].T) * weight[:, span].T).sum()) / 2)
+        return (np.array(costs), matrix) if np.isfinite(costs).all() and matrix.isfinite().all() else None
+
+    first = damping * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
+    return damped(remove, float(first), float(second.abs().max()))
 
 
 def memory(sizes: Sizes) -> tuple[int, int]:

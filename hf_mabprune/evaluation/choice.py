@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from hf_mabprune.config import PruningConfig
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.progress import stage
@@ -31,6 +33,6 @@ def select(comparison: Comparison, found: SearchResult, prune: PruningConfig) ->
     even = Selection.along(plans.uniform, found.order, *rules)
     loss, even_loss = (comparison.masked(s.kept, "validation", intervals=False).loss for s in (best, even))
     cost = f"validation loss {even_loss:.4f} uniform, {loss:.4f} per_layer"
-    if even_loss <= loss * (1 + prune.auto_tolerance):
+    if even_loss <= loss * (1 + prune.auto_tolerance) or (np.isfinite(even_loss) and not np.isfinite(loss)):
         return replace(even, reason=f"auto: loads with plain AutoModel and costs little: {cost}")
     return replace(best, reason=f"auto: uniform costs too much quality: {cost}")

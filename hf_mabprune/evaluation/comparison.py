@@ -11,6 +11,7 @@ from hf_mabprune.architectures.cost import count_macs, count_parameters, paramet
 from hf_mabprune.arms import ArmTable, Bools
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PruneConfig
+from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.bounds import upper_mean, upper_share
 from hf_mabprune.evaluation.latency import measure_latency
@@ -46,9 +47,10 @@ class Comparison:
         with stage("dense model on test"):
             evaluation = self.measured(self._dense_on("test"), "test", beside_dense=False)
         if broken := int((~np.isfinite(evaluation.scores.losses)).sum()):
+            session = self.session
+            reason = cause(session.dense, session.task, session.batches["test"])
             raise ValueError(
-                f"the dense model's loss on {broken:,} of {len(evaluation.kl):,} test examples is not finite: "
-                "look for broken examples or weights, or use dtype float32"
+                f"the dense model's loss on {broken:,} of {len(evaluation.kl):,} test examples is not finite: {reason}"
             )
         return evaluation
 

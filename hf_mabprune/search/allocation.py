@@ -112,6 +112,12 @@ class Allocation:
 
 
 def _is_gain(before: Floats, after: Floats) -> bool:
-    """Whether divergences, an example each, fell by more than the standard error of the paired difference."""
+    """Whether divergences, an example each, fell by more than the standard error of the paired difference.
+
+    Where the outputs of either model are not finite, the one with more such examples is worse.
+    """
+    finite, finite_before = (int(np.isfinite(values).sum()) for values in (after, before))
+    if not finite == finite_before == len(before):
+        return finite > finite_before
     difference = before - after
     return len(difference) > 1 and bool(difference.mean() > SURE * difference.std(ddof=1) / np.sqrt(len(difference)))

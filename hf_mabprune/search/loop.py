@@ -297,8 +297,7 @@ class Search:
         if len(self.result.broken) > self.allowed_broken:
             raise ValueError(
                 f"the loss of calibration batch {batch} is not finite, and {len(self.result.broken) - 1} were skipped "
-                f"already, at most {self.allowed_broken} may be (task.max_broken_batches): look for broken examples, "
-                "or use dtype float32"
+                f"already, at most {self.allowed_broken} may be (task.max_broken_batches): {self.pulls.cause(batch)}"
             )
         warnings.warn(f"the loss of calibration batch {batch} is not finite; it is skipped", stacklevel=2)
 

@@ -179,7 +179,8 @@ def _drawn_coordinates(
     mean = (p * change).sum(-1)  # [B, P]
     generator = torch.Generator(device=log_q.device).manual_seed(seed)
     for _ in range(samples):
-        labels = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view_as(counted)
+        # Broken outputs are drawn from as if they were not: what they give is no number all the same.
+        labels = torch.multinomial(p.nan_to_num(1.0).flatten(0, 1), 1, generator=generator).view_as(counted)
         centred = change.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - mean
         total = torch.where(counted, centred, 0).sum(1, dtype=torch.float64)
         yield total / (samples * counted.sum(1).clamp(min=1)).sqrt()

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs, Recorded
 from hf_mabprune.effects.gradients import effects
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
@@ -34,6 +35,7 @@ from hf_mabprune.tasks.readout import Readout
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 SPLIT = "calibration"  # which the batches of pulls are of
+LARGE = 1e15  # effects whose squares float32 may not hold
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Pulls(ABC):
         batch, part = place
         return self.batches[batch] if part == WHOLE else self._parts[batch][part]
 
-    def effects(self, samples: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64], Ints, Ints]:
+    def effects(self, samples: int, seed: int) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64], Ints, Ints]:
         """Estimates what removing each arm does to the outputs on all batches, to first order, in the context.
 
         The parts of batches are dealt out over processes; every one gets the same arrays.
@@ -193,6 +195,9 @@ class Pulls(ABC):
         Returns:
             Effects [K, D] and the batch of each coordinate [D]; derivatives of the KL divergence [K, batches], means
             over the examples of each batch; the examples of each batch. A batch whose outputs are not finite has none.
+
+        Raises:
+            ValueError: If there is no other batch.
         """
         start = time.perf_counter()
         places = [(batch, part) for batch, parts in enumerate(self._parts) for part in range(len(parts))]
@@ -212,7 +217,16 @@ class Pulls(ABC):
         means = np.stack([sums[:, of_batch == number].sum(1) for number in range(len(examples))], 1)
         means = np.divide(means, examples, out=np.zeros_like(means), where=examples > 0)
         fine = examples[batch] > 0
-        return changes[:, fine], means, batch[fine], examples
+        if not fine.any():
+            raise ValueError(f"no calibration batch has finite outputs and gradients: {self.cause(*range(len(means.T)))}")
+        changes = changes[:, fine]
+        if np.abs(changes).max(initial=0) > LARGE:
+            changes = changes.astype(float)
+        return changes, means, batch[fine], examples
+
+    def cause(self, *batches: int) -> str:
+        """Says why the outputs on some batches are not finite, and what to do about it; half a sentence."""
+        return cause(self.model, self.task, [self.batches[batch] for batch in batches])
 
     def _effects_at(
         self, places: Sequence[tuple[int, int]], sizes: Ints, samples: int, seed: int
