@@ -30,6 +30,7 @@ from hf_mabprune.rehearsal import rehearse_checkpoint
 from hf_mabprune.result import FinishedSearch, PruneResult
 from hf_mabprune.runtime import threads
 from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.runtime.caller import check_usable, undisturbed
 from hf_mabprune.runtime.files import check_space
 from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import RunState, open_run
@@ -40,6 +41,7 @@ from hf_mabprune.session import Session, make_session, open_session
 from hf_mabprune.surgery.cut import cut
 
 
+@undisturbed()
 def prune(
     model: PreTrainedModel,
     tokenizer: Processor,
@@ -97,6 +99,7 @@ def prune(
     )
     check_settings(settings, resume)
     splits = given_splits(calibration=calibration, validation=validation, test=test)
+    check_usable(dense)
     paths = RunFolder(settings.output.dir).under_way
     accelerator = make_accelerator(settings, paths.logs)
     with left_as_it_was(dense), threads.chosen(accelerator), open_run(settings, paths, accelerator, resume) as run:
@@ -104,6 +107,7 @@ def prune(
         return _run(make_session(settings, dense, tokenizer, splits, accelerator, dense.dtype), run)
 
 
+@undisturbed()
 def prune_from_config(settings: PruneConfig, resume: bool = False, configs: Sequence[str | Path] = ()) -> PruneResult:
     """Prunes the model that a config names on the data that it names: what `scripts/prune.py` calls.
 
@@ -135,7 +139,7 @@ def _run(session: Session, run: RunState) -> PruneResult:
     check_space(settings.output.dir, len(sizes) * session.totals["parameters"] * session.save_dtype.itemsize)
     rehearse_checkpoint(session)
     accelerator.print(header(session.dense, session.arms, accelerator))
-    accelerator.print(baseline(session.task, comparison.dense))
+    accelerator.print(baseline(session.task, comparison.dense, comparison.doubts))
     run.begin(session.dense, session.batches["calibration"])
 
     if settings.stages > 1:

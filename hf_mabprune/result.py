@@ -20,6 +20,7 @@ from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.iterative import Stage
 from hf_mabprune.runtime import files, places
+from hf_mabprune.runtime.caller import undisturbed
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session
@@ -90,6 +91,7 @@ class PruneResult:
         """One row an arm: what it is, what was found out about it, and whether it stays."""
         return self.search.table(self.arms, self.selection.kept)
 
+    @undisturbed()
     def cut(self, target: dict[str, Any], **prune: Any) -> "PruneResult":
         """Another size from the same search, without new pulls.
 

@@ -68,8 +68,8 @@ class Criterion(ABC):
         if not (finite := np.isfinite(scores)).all():
             sites = ", ".join(dict.fromkeys(statistics.arms.site[~finite].tolist()))
             raise ValueError(
-                f"the scores of {type(self).__name__} are not finite for {int((~finite).sum())} of {len(scores)} arms, "
-                f"at {sites}: {cause(statistics.model, statistics.task, statistics.batches)}"
+                f"the scores of {type(self).__name__} are not finite for {int((~finite).sum())} of {len(scores)} "
+                f"arms, at {sites}: {cause(statistics.model, statistics.task, statistics.batches)}"
             )
         rewards = -scores if self.per_cost else -scores * plan.cost()  # a plan divides by the cost
         kept, removed = plan.choose(rewards, np.ones(len(scores), dtype=bool))

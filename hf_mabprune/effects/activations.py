@@ -68,7 +68,7 @@ def _shown(site: Site, inputs: Batch, see: See, hidden: torch.Tensor) -> torch.T
 
 
 def product_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Multiplies two matrices in float32, to be summed in float64; in float64 where float32 cannot hold the product."""
+    """Multiplies two matrices in float32, in float64 where that cannot hold the product; to be summed in float64."""
     product = (a.float() @ b.float()).double()
     return product if product.isfinite().all() else a.double() @ b.double()
 

@@ -74,7 +74,7 @@ class Interactions:
             kept, [K]; the arms removed in this call, safest first; and [K] the rewards of all arms as they were last
             seen: of the removed when they went, of the others after it.
         """
-        moved = np.zeros(self.effects.shape[1], dtype=self.effects.dtype)  # [D], sum of E_b over the arms b that have gone
+        moved = np.zeros_like(self.effects[0])  # [D], sum of E_b over the arms b that have gone
         own = rewards - RIDGE * self._squares
         now, removed = own.copy(), []
         for reached in np.linspace(start, progress, steps + 1)[1:]:

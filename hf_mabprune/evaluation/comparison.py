@@ -14,6 +14,8 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.bounds import upper_mean, upper_share
+from hf_mabprune.evaluation.cautions import of_the_result, of_the_run
+from hf_mabprune.evaluation.chance import below_chance
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import Evaluation, Forward, evaluate, forward_of, masked_forward_of
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
@@ -25,6 +27,8 @@ from hf_mabprune.session import Session
 from hf_mabprune.surgery.configs import touched
 from hf_mabprune.surgery.cut import cut, kept_units
 from hf_mabprune.tasks.lookup import task_for_model
+
+LOOKS = 16  # batches of the validation split, short ones and long ones, that show whether a model is worse than chance
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,37 @@ class Comparison:
         """
         with stage("dense model on test"):
             evaluation = self.measured(self._dense_on("test"), "test", beside_dense=False)
+        return self._finite(evaluation, "test")
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """What makes one doubt that model and data belong together: that the dense model is worse than chance.
+
+        Validation data decide, before the search; so do test data, whose figures are known by then.
+
+        Raises:
+            ValueError: If the loss of the dense model is not finite.
+        """
+        task = self.session.task
+        batches = self.session.batches["validation"]
+        some = [batches[number] for number in np.unique(np.linspace(0, len(batches) - 1, LOOKS).round().astype(int))]
+        plain = forward_of(self.session.dense, task)  # not from the record, which has the search to serve first
+        validation = evaluate(plain, task, some, self.session.accelerator, intervals=False)
+        seen = {"validation": self._finite(validation, "validation"), "test": self.dense}
+        worse = {split: below_chance(task, evaluation.scores) for split, evaluation in seen.items()}
+        return [
+            f"the dense model is worse than chance on the {split} split: {below.how}; {below.meaning}"
+            for split, below in worse.items()
+            if below
+        ]
+
+    def _finite(self, evaluation: Evaluation, split: str) -> Evaluation:
+        """Gives what the dense model reaches; raises ValueError where a loss is not finite, with the reason."""
         if broken := int((~np.isfinite(evaluation.scores.losses)).sum()):
             session = self.session
-            reason = cause(session.dense, session.task, session.batches["test"])
             raise ValueError(
-                f"the dense model's loss on {broken:,} of {len(evaluation.kl):,} test examples is not finite: {reason}"
+                f"the dense model's loss on {broken:,} of {len(evaluation.kl):,} {split} examples is not finite: "
+                f"{cause(session.dense, session.task, session.batches[split])}"
             )
         return evaluation
 
@@ -99,7 +129,10 @@ class Comparison:
             cost: Of the search.
         """
         session, task = self.session, self.session.task
-        before, after = self._before_and_after(small)
+        tested = self._tested(small)
+        before, after = self._before_and_after(small, tested)
+        random = self._random_draws(selection, settings.output.random_seeds)
+        kept = kept_counts(session.arms, selection)
         return Report(
             model=settings.model.name,
             architecture=session.dense.config.model_type,
@@ -115,12 +148,17 @@ class Comparison:
             greater_is_better=task.greater_is_better,
             before=before,
             after=after,
-            random=self._random_draws(selection, settings.output.random_seeds),
-            kept=kept_counts(session.arms, selection),
+            random=random,
+            kept=kept,
             search=self._search_figures(settings, found, cost),
             compensation={"name": settings.compensation, **asdict(refitted)} if refitted else None,
             recovery=asdict(trained) if trained else None,
-            warnings=[*session.warnings, *warnings_of(selection, found, refitted, trained, after)],
+            warnings=[
+                *session.warnings,
+                *self._worse_than_chance(tested),
+                *of_the_run(selection, found, refitted, trained),
+                *of_the_result(after, random, kept),
+            ],
         )
 
     def _random_draws(self, selection: Selection, count: int) -> list[RandomFigures]:
@@ -139,21 +177,29 @@ class Comparison:
         keep = session.arms.kept_units(drawn.kept)
         small = cut(session.dense, keep, drawn.plan.layout)
         session.refit(small, keep)
-        return RandomFigures(seed, self._tested(small))
+        return RandomFigures(seed, self._figures(self._tested(small), self._counts(small)))
 
     @stage("evaluation")
-    def _before_and_after(self, small: PreTrainedModel) -> tuple[ModelFigures, ModelFigures]:
+    def _before_and_after(self, small: PreTrainedModel, tested: Evaluation) -> tuple[ModelFigures, ModelFigures]:
         """The dense and the cut model on the test split, with latencies measured in turns."""
         session, test = self.session, self.session.batches["test"]
         before = self._figures(self.dense, session.totals)
-        after = self._tested(small)
+        after = self._figures(tested, self._counts(small))
         slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])
         return replace(before, latency_ms=slow), replace(after, latency_ms=fast)
 
-    def _tested(self, small: PreTrainedModel) -> ModelFigures:
+    def _tested(self, small: PreTrainedModel) -> Evaluation:
         """A cut model on the test split."""
-        counts = count_parameters(small) | {"macs": count_macs(small, self.session.example)}
-        return self._figures(self.measured(forward_of(small, self.session.task), "test"), counts)
+        return self.measured(forward_of(small, self.session.task), "test")
+
+    def _worse_than_chance(self, tested: Evaluation) -> list[str]:
+        """Warns of a pruned model that is, or of the dense one."""
+        below = None if self.doubts else below_chance(self.session.task, tested.scores)
+        return [f"the pruned model is worse than chance on the test split: {below.how}"] if below else self.doubts
+
+    def _counts(self, small: PreTrainedModel) -> dict[str, int]:
+        """Parameters and MACs of a cut model."""
+        return count_parameters(small) | {"macs": count_macs(small, self.session.example)}
 
     def _without(self, kept: Bools) -> dict[str, int]:
         """Parameters and MACs of the model that only has the arms kept, [K]."""
@@ -202,32 +248,6 @@ class Comparison:
             rounds=[asdict(done) for done in found.rounds],
             broken_batches=list(found.broken),
         )
-
-
-def warnings_of(
-    selection: Selection,
-    found: SearchResult,
-    refitted: CompensationFigures | None,
-    trained: RecoveryFigures | None,
-    after: ModelFigures,
-) -> list[str]:
-    """What a reader of the report must know."""
-    said = []
-    if found.broken:
-        numbers = ", ".join(map(str, sorted(found.broken)))
-        said.append(f"calibration batches without a finite loss were skipped: {numbers}")
-    if (~selection.kept & found.kept).any():
-        beyond = int((~selection.kept & found.kept).sum())
-        said.append(f"{beyond} arms beyond the target of the search were removed by their last scores, not in context")
-    left = [site for site in refitted.sites if not site.refitted] if refitted else []
-    if left:
-        sites = ", ".join(f"{site.site} ({site.reason})" for site in left)
-        said.append(f"the compensation left alone: {sites}")
-    if trained:
-        said.append("recovery trained the pruned model, not the random draws")
-    if not np.isfinite(after.loss):
-        said.append("the loss of the pruned model is not finite")
-    return said
 
 
 def kept_counts(arms: ArmTable, selection: Selection) -> dict[str, dict[str, tuple[int, int]]]:

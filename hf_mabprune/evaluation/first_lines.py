@@ -1,5 +1,7 @@
 """What a person sees before a search: the model and where it runs, and what the dense model reaches."""
 
+from collections.abc import Sequence
+
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -22,10 +24,17 @@ def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> 
     return " | ".join([model.config.model_type, f"{len(architecture_of(model).layers(model))} layers", *counts, where])
 
 
-def baseline(task: Task, dense: Evaluation) -> str:
-    """What the dense model reaches, in one line: a wrong head or wrong labels are seen before the search."""
+def baseline(task: Task, dense: Evaluation, doubts: Sequence[str] = ()) -> str:
+    """What the dense model reaches: a wrong head or wrong labels are seen before the search.
+
+    Args:
+        task: Task of the model.
+        dense: The dense model on the test split.
+        doubts: What is wrong with it, a line each.
+    """
     low, high = dense.intervals[task.main_metric]
-    return (
+    line = (
         f"dense: {task.main_metric} {dense.metrics[task.main_metric]:.4g} ({low:.4g}-{high:.4g}), "
         f"loss {dense.loss:.3f} on {len(dense.scores.losses):,} test examples"
     )
+    return "\n".join([line, *(f"warning: {doubt}" for doubt in doubts)])

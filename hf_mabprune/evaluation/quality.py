@@ -131,12 +131,13 @@ def bootstrap_interval(
         raise ValueError(
             f"an interval takes at least two examples, got {examples}: widen splits.test or evaluation_examples"
         )
-    interval = bootstrap(
-        (np.arange(examples),),
-        statistic,
-        vectorized=False,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    with np.errstate(invalid="ignore"):  # between values that are not finite lies none that is
+        interval = bootstrap(
+            (np.arange(examples),),
+            statistic,
+            vectorized=False,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return float(interval.low), float(interval.high)

@@ -218,7 +218,8 @@ class Pulls(ABC):
         means = np.divide(means, examples, out=np.zeros_like(means), where=examples > 0)
         fine = examples[batch] > 0
         if not fine.any():
-            raise ValueError(f"no calibration batch has finite outputs and gradients: {self.cause(*range(len(means.T)))}")
+            reason = self.cause(*range(len(examples)))
+            raise ValueError(f"no calibration batch has finite outputs and gradients: {reason}")
         changes = changes[:, fine]
         if np.abs(changes).max(initial=0) > LARGE:
             changes = changes.astype(float)

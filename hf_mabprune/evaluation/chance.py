@@ -1,0 +1,77 @@
+"""What a model must beat: an answer that takes no model. One that does not was given wrong labels or columns."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.scores import Scores
+
+LABELS = "labels may be swapped, or the columns are wrong"
+SURE = 0.01  # probability with which a model that is as good as chance may be called worse
+
+
+class Below(NamedTuple):
+    """A model that is worse than chance.
+
+    Attributes:
+        how: Its figure beside that of chance.
+        meaning: What may be wrong, where the model is one that was trained.
+    """
+
+    how: str
+    meaning: str
+
+
+def below_chance(task: Task, scores: Scores) -> Below | None:
+    """Says how a model is worse than what takes none; None where it is not, or where that is not certain.
+
+    Classes are compared with the most frequent one, given every time; numbers with their mean; tokens with all of the
+    vocabulary, equally likely.
+
+    Args:
+        task: Task of the model.
+        scores: What the model says on a split.
+    """
+    if not task.predicts_classes:
+        return _numbers(scores)
+    return _classes(scores) if task.reads_one_position else _tokens(task, scores)
+
+
+def _classes(scores: Scores) -> Below | None:
+    """Compares hits with those of the most frequent class; one-sided binomial test."""
+    answers, counts = np.unique(scores.reference, return_counts=True)
+    hits, count = int((scores.predicted == scores.reference).sum()), len(scores.reference)
+    most = float(counts.max() / count)
+    if stats.binomtest(hits, count, most, alternative="less").pvalue >= SURE:
+        return None
+    frequent = answers[counts.argmax()]
+    return Below(f"accuracy {hits / count:.3g} is below the {most:.3g} of always answering class {frequent}", LABELS)
+
+
+def _numbers(scores: Scores) -> Below | None:
+    """Compares squared errors with those of the mean, over all outputs; and looks at the sign of the correlation."""
+    predicted, reference = (values.reshape(len(values), -1) for values in (scores.predicted, scores.reference))
+    deviation = reference - reference.mean(0)
+    agreement = float(((predicted - predicted.mean(0)) * deviation).sum())
+    left, whole = float(np.square(predicted - reference).sum()), float(np.square(deviation).sum())
+    if not whole > 0:  # all are the same: nothing can be said
+        return None
+    if not agreement > 0:
+        return Below("the correlation of predicted and right numbers is not above 0", LABELS)
+    if not left <= whole:
+        how = f"the squared error is {left / whole:.3g} times that of always answering the mean"
+        return Below(how, "labels may be on another scale, or the columns are wrong")
+    return None
+
+
+def _tokens(task: Task, scores: Scores) -> Below | None:
+    """Compares the loss with that of all tokens equally likely, the logarithm of their number."""
+    config = task.model_config.get_text_config()
+    choices = int(getattr(config, "vocab_size", 0) or task.classes)
+    loss = float(np.average(scores.losses, weights=scores.positions))
+    if loss <= np.log(max(choices, 1)):
+        return None
+    how = f"loss {loss:.4g} is above the {np.log(choices):.4g} of {choices:,} equally likely tokens"
+    return Below(how, "the columns may be wrong, or tokenizer and model do not belong together")
