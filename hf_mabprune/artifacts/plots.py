@@ -181,6 +181,12 @@ def plain(name: str) -> str:
     return beginning(one_line(name), LONGEST_LABEL).replace("$", r"\$")
 
 
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a figure; what is not finite is left out of it, without a word."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        figure.savefig(path, dpi=DPI)
+
+
 def _title(panel: Axes, text: str) -> None:
     panel.set_title(text, fontsize=10, loc="left")
 
@@ -241,6 +247,7 @@ def _effects_caption(arms: pd.DataFrame) -> str:
 
 def _scale(panel: Axes, values: Floats) -> None:
     """Sets the axis: log where all is positive and far apart, symmetric log where signs differ, else linear."""
+    values = values[np.isfinite(values)]
     sizes = np.abs(values[values != 0])
     if len(sizes) == 0 or sizes.max() < 30 * sizes.min():
         return

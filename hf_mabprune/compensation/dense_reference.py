@@ -153,23 +153,25 @@ class DenseReference:
     def divergence(
         self, small: PreTrainedModel, limit: float = float("inf"), finished: "FinishedLayers | None" = None
     ) -> float:
-        """Mean KL divergence of a pruned model's outputs from this one's over the held-out examples.
+        """Mean KL divergence of a pruned model's outputs from this one's over the held-out examples; infinite where
+        nothing can be measured, so that nothing is taken for good.
 
         Args:
             limit: Where it is sure to come out above this, the rest is not measured and it counts as infinite.
             finished: Layers of the pruned model that need not be run again.
         """
-        examples, total = sum(batch.examples for batch in self.held_out), 0.0
+        examples, total, measured = sum(batch.examples for batch in self.held_out), 0.0, 0
         for found in self._divergences(small, finished):
             total += float(found.sum())
+            measured += len(found)
             if total > limit * examples:
                 return float("inf")
-        return total / examples
+        return total / examples if measured else float("inf")
 
     def divergences(self, small: PreTrainedModel) -> NDArray[np.float64]:
-        """KL divergence of each held-out example, without those of broken batches; a single 0 where there is no other,
-        as `divergence` has it."""
-        found = list(self._divergences(small)) or [torch.zeros(1)]
+        """KL divergence of each held-out example, without those of broken batches; a single one that is infinite where
+        there is no other, as `divergence` has it."""
+        found = list(self._divergences(small)) or [torch.full((1,), torch.inf)]
         return torch.cat(found).double().cpu().numpy()
 
     def _divergences(self, small: PreTrainedModel, finished: "FinishedLayers | None" = None) -> Iterator[torch.Tensor]:

@@ -30,6 +30,7 @@ from hf_mabprune.progress import over
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
+UNKNOWN = "held-out KL divergence is not finite with it, nor without"
 MOST_COLUMNS = 2**14  # that are refitted at once, 2 GiB of moments
 
 
@@ -156,7 +157,7 @@ def _guard(
         refit.put(refit.before)
         kl_without = reference.divergence(small, kl, finished)
         if kl_without < kl or not np.isfinite(kl):
-            kl, refit.reason = kl_without, LOWER
+            kl, refit.reason = kl_without, LOWER if np.isfinite(kl_without) else UNKNOWN
         else:
             refit.put(refit.after)
     if kl <= kl_before and np.isfinite(kl):

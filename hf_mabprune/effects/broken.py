@@ -43,7 +43,7 @@ def cause(model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> str:
 def _cause_on(model: PreTrainedModel, task: Task, batch: Batch) -> str:
     """Says what is wrong with one batch; empty where outputs and losses are finite."""
     for name, values in batch.items():
-        if values.is_floating_point() and not values.isfinite().all():
+        if name != LABELS and values.is_floating_point() and not values.isfinite().all():
             return f"{name} of the data holds numbers that are not finite; look for broken examples"
     readout, first = _watched(model, lambda: task.readout(model, batch))
     if not readout.logits.isfinite().all():

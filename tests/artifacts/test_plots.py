@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -174,3 +175,27 @@ def test_search_without_rounds_says_so(tmp_path: Path) -> None:
     report = report_of(arms, rounds=0)
     assert plots.search(report).axes[0].get_title("left") == "No round was run"
     assert len(plots.save_figures(report, arms, tmp_path)) == 3
+
+
+def test_figures_that_are_no_numbers_are_left_out_of_the_drawings(tmp_path: Path) -> None:
+    arms = make_arms()
+    arms.loc[0, "mean"] = np.nan
+    arms.loc[1, "mean"] = -np.inf
+    report = report_of(arms)
+    report.search.rounds[0] |= {"kl": np.nan, "loss": np.inf}
+    report.search.rounds[1] |= {"kl": np.inf, "loss_before": np.nan}
+    broken = replace(report.in_short(), metric=np.nan, interval=(np.nan, np.inf), random=np.inf, name="broken")
+    report = replace(report, sizes=[report.in_short(), broken])
+    for path in plots.save_figures(report, arms, tmp_path):
+        with Image.open(path) as image:
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20, f"{path.name} is nearly blank"
+
+
+def test_a_run_without_any_number_still_has_figures(tmp_path: Path) -> None:
+    arms = make_arms().assign(mean=np.nan)
+    report = report_of(arms)
+    for done in report.search.rounds:
+        done |= dict.fromkeys(("kl", "loss", "loss_before"), np.nan)
+    nothing = replace(report.before, metrics={"accuracy": np.inf}, intervals={"accuracy": (np.inf, np.nan)})
+    sizes = [replace(report.in_short(), metric=np.inf, interval=(np.nan, np.nan), random=np.nan)] * 2
+    assert len(plots.save_figures(replace(report, before=nothing, sizes=sizes), arms, tmp_path)) == 4

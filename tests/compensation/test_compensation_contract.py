@@ -139,6 +139,34 @@ def test_data_that_is_not_finite_leaves_every_site_alone(name: str) -> None:
     assert torch.equal(outputs_of(small), before)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_refits_that_no_held_out_data_can_judge_are_not_taken(name: str) -> None:
+    reference, small, keep = cut_problem("bert", "per_layer")
+    for batch in reference.held_out:  # of an id whose embedding is broken, and that no other batch has
+        batch["input_ids"][:] = 20
+    with torch.no_grad():
+        for model in (reference.model, small):
+            model.bert.embeddings.word_embeddings.weight[20] = torch.nan
+    before = outputs_of(small)
+    figures = compensate(make_compensation(name), reference, small, keep)
+
+    assert figures.sites and all("not finite" in site.reason for site in figures.sites)
+    assert torch.equal(outputs_of(small).nan_to_num(), before.nan_to_num())
+
+
+def test_a_refit_beyond_the_range_of_half_precision_is_not_taken() -> None:
+    reference, small, keep = cut_problem("bert", "per_layer")
+    small.half()
+    for site, columns in keep.items():
+        layer = reference.model.bert.get_submodule(site)
+        with torch.no_grad():
+            layer.weight.mul_(1e6)
+    figures = compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
+
+    assert all("beyond the range of float16" in site.reason for site in figures.sites)
+    assert all(bool(weight.isfinite().all()) for weight in small.parameters())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -39,6 +39,9 @@ class KnownArms:
         means[np.isin(batches, self.broken)] = np.nan
         return np.stack([means, means**2], axis=1)
 
+    def cause(self, *batches: int) -> str:
+        return f"batch {batches[0]} was broken by hand"
+
     def observe(self, batch: int, kept: np.ndarray) -> Observation:
         value = torch.tensor([float(-self.means[~kept].sum())])
         return Observation(loss=value, kl=value, correct=value)

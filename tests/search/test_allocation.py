@@ -1,5 +1,7 @@
 """Allocation: what it measures is the refitted model, what it takes is a gain, and it keeps to its trials."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,21 @@ def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str
     assert allocation.after <= allocation.before
     assert (allocation.taken > 0) == (allocation.after < allocation.before)
     assert 2 <= allocation.cost.pulls <= 30 + 1 and allocation.cost.forward_tokens > 0
+
+
+def test_outputs_that_are_no_numbers_are_never_a_gain() -> None:
+    fine, broken = np.array([0.1, 0.2, 0.3]), np.array([0.0, np.inf, 0.0])
+    assert _is_gain(broken, fine) and not _is_gain(fine, broken)
+    assert not _is_gain(broken, broken) and not _is_gain(fine, np.full(3, np.nan))
+
+
+def test_a_model_whose_outputs_are_no_numbers_is_infinitely_far() -> None:
+    allocation, _, _ = make("bert", trials=1)
+    small = copy.deepcopy(allocation.reference.model)
+    with torch.no_grad():
+        small.classifier.weight.fill_(torch.nan)
+    assert allocation.reference.divergence(small) == np.inf
+    assert np.isinf(allocation.reference.divergences(small)).all()
 
 
 def test_it_begins_with_the_best_candidate() -> None:
@@ -102,7 +119,7 @@ def test_held_out_data_that_are_all_broken_change_nothing() -> None:
     reference = allocation.reference
     with torch.no_grad():
         reference.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
-    assert reference.divergences(reference.model).tolist() == [0.0] == [reference.divergence(reference.model)]
+    assert reference.divergences(reference.model).tolist() == [np.inf] == [reference.divergence(reference.model)]
     for _ in allocation.run(plan, [scores], whole(plan)):
         pass
     assert allocation.taken == 0 and np.array_equal(allocation.scores, scores)

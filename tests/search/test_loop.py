@@ -94,7 +94,7 @@ def test_batches_without_a_finite_loss_give_way_to_the_next_good_one() -> None:
 def test_too_many_broken_batches_end_the_search() -> None:
     pulls = KnownArms()
     pulls.broken = [0, 3]
-    message = "batch 3 is not finite, and 1 were skipped already, at most 1 may be"
+    message = "batch 3 is not finite, and 1 were skipped already, at most 1 may be .*: batch 3 was broken by hand"
     with pytest.warns(UserWarning, match="batch 0 is not finite"), pytest.raises(ValueError, match=message):
         search("sweep", pulls, max_broken=1)
 

@@ -1,0 +1,34 @@
+"""Which layout is taken where both are possible."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_mabprune.config import PruningConfig
+from hf_mabprune.evaluation.choice import select
+from hf_mabprune.search.result import SearchResult
+from tests.problems import problem
+
+
+@pytest.mark.parametrize(
+    ("per_layer", "uniform", "layout"),
+    [
+        (0.5, 0.5, "uniform"),
+        (0.5, 0.9, "per_layer"),
+        (0.5, np.nan, "per_layer"),
+        (np.nan, 0.9, "uniform"),
+        (np.inf, 0.9, "uniform"),
+        (np.nan, np.nan, "per_layer"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_the_worse_one(per_layer: float, uniform: float, layout: str) -> None:
+    model, _, _, arms = problem("bert")
+    losses = iter([per_layer, uniform])
+    session = SimpleNamespace(dense=model, arms=arms, totals={"parameters": 10**6, "macs": 10**6})
+    comparison: Any = SimpleNamespace(session=session, masked=lambda *_, **__: SimpleNamespace(loss=next(losses)))
+    found = SearchResult.of_all(len(arms))
+    found.order = np.arange(len(arms))
+    prune = PruningConfig.model_validate({"target": {"neurons": 1 / 3}})
+    assert select(comparison, found, prune).plan.layout == layout
