@@ -29,9 +29,11 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         The smallest of these sizes, with the reports of all.
 
     Raises:
-        ValueError: If the folder holds no run, or the settings name another model or other arms than it had.
+        ValueError: If the folder holds no run or one whose files have changed, or the settings name another model or
+            other arms than it had.
         FileExistsError: If the output folder exists.
     """
+    RunFolder(folder).check_unchanged()
     arms, report = RunFolder(folder).read()
     if settings.stages > 1:
         raise ValueError("cut trains no model on the way to a size: set recovery.stages to 1, or make a new run")

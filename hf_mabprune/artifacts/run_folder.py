@@ -2,18 +2,20 @@
 
     DIR/                            the checkpoint: weights, config.json, tokenizer or image processor
       README.md, figures/           model card
-      mabprune/                     details: config.yaml, report.json, arms.parquet, search_state.safetensors
+      mabprune/                     details: config.yaml, report.json, arms.parquet, search_state.safetensors, and
+                                    SHA256SUMS of all files
     DIR.state/                      lock, config.yaml and search_state.safetensors, while the run goes on
     DIR.logs/                       what trackers write that write files
 
 A run that was asked for several sizes has such a folder DIR/SIZE for each of them, and in DIR itself an overview:
-README.md, figures/ and mabprune/config.yaml.
+README.md, figures/, mabprune/config.yaml and mabprune/SHA256SUMS.
 """
 
 from pathlib import Path
 
 import pandas as pd
 
+from hf_mabprune.artifacts import checksums
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.runtime.resume import RunPaths
 
@@ -67,6 +69,11 @@ class RunFolder:
         return self.details / SEARCH_STATE
 
     @property
+    def checksums(self) -> Path:
+        """The checksums of every other file, as `sha256sum` writes them."""
+        return self.details / "SHA256SUMS"
+
+    @property
     def logs(self) -> Path:
         """Folder beside the root for trackers that write files, where the settings name no other."""
         return self._beside(".logs")
@@ -117,6 +124,29 @@ class RunFolder:
         if missing := ARMS_COLUMNS - set(arms.columns):
             raise ValueError(f"{run.arms} is not of this version of hf_mabprune: no column {min(missing)}")
         return arms, Report.from_json(run.report)
+
+    def check_unchanged(self) -> None:
+        """Refuses a run whose settings, report, arms or saved search are not what it wrote.
+
+        Raises:
+            ValueError: Naming the file, or saying that there are no checksums to tell by.
+        """
+        sizes = self.sizes()
+        for folder in [self, *sizes[:1]] if sizes else [self]:
+            if not folder.details.is_dir():
+                continue  # `read` says that there is no run
+            listed = checksums.read(folder.root, folder.checksums)
+            for path in (folder.config, folder.report, folder.arms, folder.search_state):
+                name = path.relative_to(folder.root).as_posix()
+                there = path.exists() or path.is_symlink()
+                fault = "is not in the list" if there and name not in listed else ""
+                if name in listed:
+                    fault = checksums.fault_of(path, listed[name]) if there else "is missing"
+                if fault:
+                    raise ValueError(
+                        f"{path} {fault}, says {folder.checksums.name}: bring back the folder as the run wrote it, or "
+                        "make the run again"
+                    )
 
     def _beside(self, ending: str) -> Path:
         return Path(f"{self.root}{ending}")

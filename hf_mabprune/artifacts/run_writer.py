@@ -9,7 +9,7 @@ from types import TracebackType
 import pandas as pd
 from transformers import PreTrainedModel
 
-from hf_mabprune.artifacts import card, plots
+from hf_mabprune.artifacts import card, checksums, plots
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
 from hf_mabprune.checkpoints.save import save_checkpoint
@@ -137,13 +137,17 @@ class RunWriter:
         """Adds what describes the checkpoints, and closes the folder, which moves into its place."""
         if self._work is None:
             raise RuntimeError(f"no size was added to {self.folder.root}: nothing was written")
+        known: dict[str, str] = {}  # checksums of the folders of sizes, for that of all
         for size in self._sizes:
             folder = self._place(self._work, size.report)
             _describe(folder, size)
             if search_state is not None:
                 folder.search_state.write_bytes(search_state)
+            digests = checksums.write(folder.root, folder.checksums)
+            known |= {f"{folder.root.name}/{name}": digest for name, digest in digests.items()}
         if self._several:
             _describe_all(self._work, [size.report for size in self._sizes], self.settings.to_yaml())
+            checksums.write(self._work.root, self._work.checksums, known)
         self._open.close()
 
     def _place(self, work: RunFolder, report: Report) -> RunFolder:

@@ -12,7 +12,7 @@ Symbols: C inputs of a projection, S that stay; D outputs; N positions seen.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from hf_mabprune.compensation.dense_reference import DenseReference, FinishedLay
 from hf_mabprune.compensation.refit_cache import CACHE_BYTES, RefitCache, Values
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.progress import over
+from hf_mabprune.runtime.hashes import sha256_by_name
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
@@ -66,6 +67,7 @@ class CompensationFigures:
         seconds: Wall-clock time of the whole compensation; what several selections share counts where it was made.
         forward_tokens: Tokens, padding included, that passed through the dense or the pruned model; a part of its
             layers counts as that part.
+        changed: Names of the weights that are not as surgery left them, in the model's state dict.
     """
 
     sites: list[SiteFigures]
@@ -74,6 +76,7 @@ class CompensationFigures:
     parameters: int
     seconds: float
     forward_tokens: int
+    changed: list[str] = field(default_factory=list)
 
     def after(self, earlier: "CompensationFigures | None") -> "CompensationFigures":
         """Adds what an earlier compensation of the same model cost, where there was one."""
@@ -99,7 +102,7 @@ def compensate(
         What was done at each site that was cut, in the order of the forward pass.
     """
     started, spent = time.monotonic(), reference.cost
-    parameters = small.num_parameters()
+    parameters, cut = small.num_parameters(), sha256_by_name(small)
     kl_before, sites = reference.divergence(small), _cut_sites(reference.model, keep)
     refits = [_Refit(method, reference, small, site, keep) for site in over(sites, "refits", "sites")]
     kl = reference.divergence(small)
@@ -113,6 +116,7 @@ def compensate(
         parameters=small.num_parameters() - parameters,
         seconds=time.monotonic() - started,
         forward_tokens=round((reference.cost - spent).forward_tokens),
+        changed=[name for name, digest in sha256_by_name(small).items() if cut.get(name) != digest],
     )
 
 

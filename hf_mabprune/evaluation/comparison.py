@@ -21,6 +21,7 @@ from hf_mabprune.evaluation.quality import Evaluation, Forward, evaluate, forwar
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
 from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import RecoveryFigures
+from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session
@@ -83,6 +84,12 @@ class Comparison:
                 f"{cause(session.dense, session.task, session.batches[split])}"
             )
         return evaluation
+
+    @cached_property
+    def origin(self) -> tuple[str, str]:
+        """SHA-256 of what every size is made from: the dense model's weights and the calibration batches."""
+        session = self.session
+        return sha256_of_weights(session.dense), sha256_of_batches(session.batches["calibration"])
 
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
         """Measures the dense model with only `kept` arms, [K], by masking."""
@@ -159,6 +166,8 @@ class Comparison:
                 *of_the_run(selection, found, refitted, trained),
                 *of_the_result(after, random, kept),
             ],
+            dense_sha256=self.origin[0],
+            calibration_sha256=self.origin[1],
         )
 
     def _random_draws(self, selection: Selection, count: int) -> list[RandomFigures]:

@@ -158,6 +158,8 @@ class Report:
             were not trained.
         sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
+        dense_sha256: Of the dense model's weights (`runtime.hashes`); empty where a run did not say it.
+        calibration_sha256: Of the calibration batches, in the same way.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -184,6 +186,8 @@ class Report:
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[Text, Number] = field(default_factory=dict)
     warnings: list[Text] = field(default_factory=list)
+    dense_sha256: Text = ""
+    calibration_sha256: Text = ""
     versions: dict[Text, Text] = field(default_factory=lambda: installed_versions())
 
     def to_json(self) -> str:
@@ -223,6 +227,13 @@ class Report:
         for site, (kept, before) in ((site, counts) for sites in self.kept.values() for site, counts in sites.items()):
             if not 0 <= kept <= before or before == 0:
                 yield f"kept must be (units kept, units before), got {kept} and {before} for {site!r:.60}"
+
+    def not_sliced(self) -> list[str] | None:
+        """Names of the weights that are no plain slices of the dense model's, in the state dict of the model; None for
+        all of them, where training changed them."""
+        if self.recovery is not None:
+            return None
+        return list(self.compensation.get("changed", [])) if self.compensation else []
 
     @property
     def size_name(self) -> str:
