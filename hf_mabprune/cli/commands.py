@@ -6,11 +6,14 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from hf_mabprune.artifacts.publish import push_checkpoint
+from hf_mabprune.artifacts.remade import against_base
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
-from hf_mabprune.cli.guard import guarded
+from hf_mabprune.artifacts.verification import verify as verify_run
+from hf_mabprune.cli.guard import Failure, guarded
 from hf_mabprune.cli.settings import (
     CUT,
     PLUGIN_HELP,
@@ -22,7 +25,7 @@ from hf_mabprune.cli.settings import (
     read_settings,
     read_yaml,
 )
-from hf_mabprune.config import EvaluateConfig, check_as
+from hf_mabprune.config import EvaluateConfig, PruneConfig, check, check_as
 from hf_mabprune.evaluation.report import figures_table
 from hf_mabprune.pipeline import prune_from_config, publish_finished
 from hf_mabprune.preview import plan_run
@@ -104,12 +107,35 @@ def push(arguments: Arguments) -> str:
     return f"{push_checkpoint(options.pop('checkpoint'), options.pop('repo_id'), **options)}\n"
 
 
+def verify(arguments: Arguments) -> str:
+    """verify FOLDER [--base MODEL] [--task.key value ...] [--json]: whether a checkpoint is what its run wrote"""
+    parser = _parser_with("verify", "folder", "folder that a run left behind", "--task.dataset.path parquet")
+    parser.add_argument("--base", help="folder or Hub name of the model it was made from: makes it again and compares")
+    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
+    known, rest = parser.parse_known_args(list(arguments))
+    if rest and not known.base:
+        raise ValueError(f"{rest[0]} is of use with --base alone: name the model, or leave it out")
+
+    def own(folder: Path) -> PruneConfig:
+        return check(read_run_config(str(folder)))
+
+    def with_data(folder: Path) -> PruneConfig:
+        with as_file(read_run_config(str(folder))) as settings:
+            return read_settings(["--config", settings, *rest])
+
+    checks = verify_run(known.folder, own, against_base(known.base, with_data) if known.base else None)
+    lines = [json.dumps([asdict(found) for found in checks], indent=2)] if known.json else [*map(str, checks)]
+    text = "".join(f"{line}\n" for line in lines)
+    return Failure(text) if any(found.outcome == "FAILED" for found in checks) else text
+
+
 COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "prune": prune,
     "plan": plan,
     "cut": cut,
     "evaluate": evaluate,
     "push": push,
+    "verify": verify,
 }
 
 

@@ -26,6 +26,10 @@ TRACEBACK = "MABPRUNE_TRACEBACK"  # environment variable that asks for the trace
 LONELY = 2.0  # seconds until another process than the main one takes it that it failed alone
 
 
+class Failure(str):
+    """A result to print that ends with exit code 1: something was looked at and is not as it should be."""
+
+
 def guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
     """Loads plugins, runs a command and prints its result, or what is wrong, in one line and once in a launch.
 
@@ -34,7 +38,7 @@ def guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
         arguments: Command line, with the plugins that it names.
 
     Returns:
-        Exit code: 0; 2 for what the user can mend; 1 for what should not happen; 128 + the number of a signal.
+        Exit code: 0; 2 for what the user can mend; 1 for a `Failure` and for what should not happen; 128 + the number of a signal.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -46,14 +50,15 @@ def guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
     try:
         with signals.heeded():
             plugins, arguments = take_plugins(arguments)
-            message, code = command(arguments), 0
+            message = command(arguments)
+            code = int(isinstance(message, Failure))
     except BaseException as error:
         stopped = _interruption(error)
         if stopped is None and not isinstance(error, Exception):
             raise
         message, code = _stop(stopped, plugins) if stopped else _fault(error)
     if speaks:
-        _write(sys.stderr if code else sys.stdout, message)
+        _write(sys.stderr if code and not isinstance(message, Failure) else sys.stdout, message)
     elif code:
         _speak_if_alone(message)
     return code

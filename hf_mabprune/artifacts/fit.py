@@ -1,0 +1,169 @@
+"""Whether the files of a checkpoint belong together: weights that are whole and fit their config, code that is ours.
+
+The model is built on the meta device, so nothing is allocated, and no code of the checkpoint is run.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from hf_mabprune.checkpoints import modeling_pruned
+from hf_mabprune.checkpoints.load import load_config
+from hf_mabprune.errors import OutsideError, outside
+
+CODE = Path(inspect.getfile(modeling_pruned)).name
+CONFIG = "config.json"
+SHOWN = 3  # tensors that a message names
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file, by its header.
+
+    Attributes:
+        file: File that it lies in.
+        dtype: As safetensors names it: F32, BF16, ...
+        shape: Its dimensions.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Reads the headers of the weights that `from_pretrained` would load: name -> tensor.
+
+    Raises:
+        ValueError: If there are none, or a file is not whole: its size is another than its header says.
+    """
+    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if single.is_file():
+        return _headers(single)
+    if not index.is_file():
+        raise ValueError(f"{folder} has no {SAFE_WEIGHTS_NAME}: save the model again, as safetensors")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(re.fullmatch(r"\w[\w.-]*", str(file)) for file in places.values()):
+        raise ValueError(f"{index} must map tensors to files beside it: save the checkpoint again")
+    found: dict[str, StoredTensor] = {}
+    for file in sorted(set(places.values())):
+        found |= _headers(folder / file)
+    if wrong := sorted({*places} ^ {*found}):
+        raise ValueError(f"{index} and the files that it names differ in {_some(wrong)}: save the checkpoint again")
+    return found
+
+
+def _headers(file: Path) -> dict[str, StoredTensor]:
+    """Reads the header of one file, which says how long the file is."""
+    with outside(f"{file} is not whole", "fetch or save it again"), safe_open(file, "pt") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {
+            name: StoredTensor(file, str(each.get_dtype()), tuple(each.get_shape())) for name, each in slices.items()
+        }
+
+
+def fitted_model(folder: Path) -> PreTrainedModel:
+    """Builds the model that a checkpoint's config says, without memory, and compares its weights with the files.
+
+    Args:
+        folder: Checkpoint of a family that transformers knows, or of layout per_layer.
+
+    Returns:
+        The model, on the meta device.
+
+    Raises:
+        ValueError: If the config cannot be read, tensors are missing, not the model's, or of other shapes.
+    """
+    config = load_config(str(folder))
+    name = str((config.architectures or [""])[0])
+    home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
+    with outside(f"{folder / CONFIG} names the class {name!r:.80}, which is not there"):
+        loader: Any = getattr(home, name)
+    if not inspect.isclass(loader) or PreTrainedModel not in loader.__mro__:
+        raise OutsideError(f"{folder / CONFIG} names the class {name!r:.80}, which is no model of transformers")
+    options: dict[str, Any] = {"device_map": {"": "meta"}, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with outside(f"{folder} cannot be loaded", "save config and weights together again"):
+        model, loading = loader.from_pretrained(folder, **options)
+    if misfit := _misfit(loading):
+        raise OutsideError(f"the weights do not fit {CONFIG}: {misfit}; save both together again")
+    fitted: PreTrainedModel = model
+    return fitted
+
+
+def _misfit(loading: Mapping[str, Any]) -> str:
+    """Says what transformers found amiss; nothing where all is there, and nothing else."""
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        return f"{name} must have shape {list(expected)}, got {list(stored)}"
+    if missing := sorted(loading["missing_keys"]):
+        return f"{_some(missing)} is not there"
+    if strange := sorted(loading["unexpected_keys"]):
+        return f"{_some(strange)} is of no use to the model"
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    """Names some tensors, and counts the others."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; raises ValueError for anything else."""
+    with outside(f"{path} cannot be read", "save the checkpoint again"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, got a {type(content).__name__}: save the checkpoint again")
+    return content
+
+
+def is_per_layer(settings: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a checkpoint with per-layer sizes."""
+    return str(settings.get("model_type")).startswith(modeling_pruned.TYPE_PREFIX)
+
+
+def check_code(folder: Path) -> str:
+    """Makes sure that the code of a checkpoint is the file of this package, or that there is none.
+
+    Returns:
+        What there is.
+
+    Raises:
+        ValueError: If there is other code, or config.json leads to some.
+    """
+    settings = read_json(folder / CONFIG)
+    file, auto_map = folder / CODE, settings.get("auto_map") or {}
+    others = sorted(path.name for path in folder.rglob("*.py") if path != file)
+    if others:
+        raise ValueError(f"{others[0]} is code that no run writes: read it, and remove it")
+    for side in sorted(folder.glob("*_config.json")):
+        if read_json(side).get("auto_map"):
+            raise ValueError(f"{side.name} names code in auto_map, which no run writes: read it, and remove it")
+    if not is_per_layer(settings):
+        if file.exists() or auto_map:
+            found = CODE if file.exists() else f"auto_map in {CONFIG}"
+            raise ValueError(f"a checkpoint of layout uniform needs no code, and there is {found}: remove it")
+        return "none, as layout uniform needs none"
+    if not file.is_file():
+        raise ValueError(f"{CODE} is missing")
+    if not is_own_modeling_file(file):
+        raise ValueError(f"{CODE} is not the one of this version of hf_mabprune: read it before you trust it")
+    own = f"{CODE.removesuffix('py')}{modeling_pruned.CLASS_PREFIX}"
+    for auto, place in auto_map.items() if isinstance(auto_map, dict) else [("auto_map", auto_map)]:
+        if not (isinstance(place, str) and place.startswith(own)):
+            raise ValueError(f"auto_map in {CONFIG} leads {auto} to {place!r:.80}, not to {CODE}")
+    return f"{CODE} is the one of this version of hf_mabprune"
+
+
+def is_own_modeling_file(path: Path) -> bool:
+    """Tells whether a file is this package's `modeling_pruned.py`, byte for byte."""
+    return path.read_bytes() == Path(inspect.getfile(modeling_pruned)).read_bytes()
