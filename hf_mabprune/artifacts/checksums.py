@@ -13,6 +13,7 @@ from pathlib import Path
 LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 MOST_BYTES = 2**24  # of a list of checksums
 CHUNK = 2**20
+NEW = "is not in the list"
 
 
 def write(root: Path, place: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -54,7 +55,7 @@ def faults(root: Path, place: Path) -> list[str]:
     listed, own = read(root, place), place.relative_to(root).as_posix()
     there = {name: path for name, path in visible_files(root) if name != own}
     found = [(name, "is missing") for name in listed.keys() - there.keys()]
-    found += [(name, "is not in the list") for name in there.keys() - listed.keys()]
+    found += [(name, NEW) for name in there.keys() - listed.keys()]
     for name in listed.keys() & there.keys():
         if fault := fault_of(there[name], listed[name]):
             found.append((name, fault))

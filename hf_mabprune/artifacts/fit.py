@@ -88,9 +88,13 @@ def fitted_model(folder: Path) -> PreTrainedModel:
     home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
     with outside(f"{folder / CONFIG} names the class {name!r:.80}, which is not there"):
         loader: Any = getattr(home, name)
-    if not inspect.isclass(loader) or PreTrainedModel not in loader.__mro__:
+    if PreTrainedModel not in getattr(loader, "__mro__", ()):
         raise OutsideError(f"{folder / CONFIG} names the class {name!r:.80}, which is no model of transformers")
-    options: dict[str, Any] = {"device_map": {"": "meta"}, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {
+        "device_map": {"": "meta"},
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     with outside(f"{folder} cannot be loaded", "save config and weights together again"):
         model, loading = loader.from_pretrained(folder, **options)
     if misfit := _misfit(loading):

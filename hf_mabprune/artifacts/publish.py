@@ -2,32 +2,40 @@
 
 import json
 import re
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
+from hf_mabprune.artifacts import checksums
 from hf_mabprune.artifacts.card import write_card
+from hf_mabprune.artifacts.publishable import (
+    check_complete,
+    check_fit,
+    check_foreign_processor,
+    check_run_unchanged,
+    publishable_files,
+)
 from hf_mabprune.artifacts.redaction import hub_model, public_config, public_report, public_url
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.checkpoints.load import sizes_in
+from hf_mabprune.checkpoints.load import load_processor
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import TASKS
 
 REPOSITORY = RunFolder("")  # names in a repository are paths below its root
-SEARCH_STATES = f"{REPOSITORY.search_state.with_suffix('').as_posix()}*"  # of any format there has been
-STAYS_HERE = [".*", "*/.*", SEARCH_STATES, "*.lock", "*.lock/*", "*.partial", "*.partial/*"]
 REPORT, CONFIG = REPOSITORY.report.as_posix(), REPOSITORY.config.as_posix()
+CHECKSUMS = REPOSITORY.checksums.as_posix()
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -45,9 +53,10 @@ def push_checkpoint(
 ) -> str:
     """Uploads a checkpoint folder in one commit; the folder itself stays as it is.
 
-    The card of a run is written again, with the repository in its loading code, and what is published of the run
-    holds no local paths. Weights that an earlier push left and this one does not bring are removed, for they could be
-    loaded instead.
+    What would not load, or does not belong together, is refused before anything is sent. The card of a run is written
+    again, with the repository in its loading code; what is published of the run holds no local paths, and its
+    checksums are those of what is published. Weights that an earlier push left and this one does not bring are
+    removed, for they could be loaded instead.
 
     Args:
         folder: Folder with config.json and safetensors, of a run or any other.
@@ -64,26 +73,17 @@ def push_checkpoint(
 
     Raises:
         FileNotFoundError: If the folder is no complete checkpoint.
-        ValueError: If a name is malformed, the run's files cannot be read, or the Hub refuses what it is sent.
+        ValueError: If a name is malformed, weights do not fit their config, code is not this package's, a link leads
+            out of the folder, the run's files have changed or cannot be read, or the Hub refuses what it is sent.
         PermissionError: If there is no token, or it may not write there.
         ConnectionError: If the Hub cannot be reached or fails.
     """
-    folder = Path(folder)
-    check_complete(folder)
-    check_name("repo_id", repo_id)
     if base_model is not None:
         check_name("base_model", base_model)
-    files = list(filter_repo_objects(_files(folder), ignore_patterns=STAYS_HERE))
-    paths = {name: folder / name for name in files}
-    run = _read_run(RunFolder(folder)) if {REPORT, CONFIG} <= set(files) else None
     token = checked_token(token)
-    api = HfApi(token=token, library_name="hf_mabprune")
-    repo_id = _make_repository(api, repo_id, private, revision)
     with tempfile.TemporaryDirectory() as temporary:
-        if run is not None:
-            license = license or _license(run[0], base_model, token)
-            paths |= _for_publication(*run, paths, RunFolder(temporary), repo_id, base_model, license)
-        return _commit(api, repo_id, revision, message, paths)
+        prepared = _prepare(Path(folder), repo_id, Path(temporary), base_model, license, token)
+        return _send(prepared, private, revision, message, token)
 
 
 def push_run(folder: RunFolder, repo_id: str) -> None:
@@ -96,35 +96,13 @@ def push_run(folder: RunFolder, repo_id: str) -> None:
     Raises:
         FileNotFoundError, ValueError, PermissionError, ConnectionError: As `push_checkpoint`.
     """
-    sizes = folder.sizes()
-    for size in sizes:
-        push_checkpoint(size.root, f"{repo_id}-{size.root.name}")
-    if not sizes:
-        push_checkpoint(folder.root, repo_id)
-
-
-def check_complete(folder: Path) -> None:
-    """Refuses a folder that `from_pretrained` could not load.
-
-    Raises:
-        FileNotFoundError: Naming the missing file.
-        ValueError: If config.json or the index of the shards is no JSON.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint folder at {folder}: give the output.dir of a finished run")
-    needed = ["config.json"]
-    if (folder / "config.json").is_file():
-        needed += _code_files(_read_json(folder / "config.json").get("auto_map") or {})
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        needed += sorted(set(_read_json(index).get("weight_map", {}).values()))
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if not missing and not any(folder.glob("*.safetensors")):
-        missing = ["*.safetensors"]
-    if missing:
-        raise FileNotFoundError(
-            f"a checkpoint needs {missing[0]}, {folder} has none: give "
-            f"{sizes_in(folder) or 'the output.dir of a finished run'}"
-        )
+    sizes = [(size.root, f"{repo_id}-{size.root.name}") for size in folder.sizes()] or [(folder.root, repo_id)]
+    token = checked_token(None)
+    with tempfile.TemporaryDirectory() as temporary:
+        places = [Path(temporary, str(number)) for number in range(len(sizes))]
+        prepared = [_prepare(*size, place, token=token) for size, place in zip(sizes, places, strict=True)]
+        for each in prepared:
+            _send(each, token=token)
 
 
 def check_name(argument: str, name: str) -> None:
@@ -150,26 +128,73 @@ def checked_token(token: str | None) -> str:
     return token
 
 
-def _code_files(auto_map: dict[str, Any]) -> list[str]:
-    """Lists the files beside the weights that an auto_map names; `owner/name--module.Class` lives elsewhere."""
-    names = [name for name in auto_map.values() if isinstance(name, str) and "--" not in name]
-    return sorted({f"{name.split('.')[0]}.py" for name in names})
+@dataclass
+class _Prepared:
+    """A checkpoint that has been checked, and may be sent.
+
+    Attributes:
+        repo_id: Name of the repository, as it was given.
+        paths: Name in the repository -> file.
+        describe: Writes anew what a run publishes of itself, for the full name of the repository; None where the
+            checkpoint is of no run.
+    """
+
+    repo_id: str
+    paths: dict[str, Path]
+    describe: Callable[[str], dict[str, Path]] | None = None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises ValueError for anything else."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): save the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, got a {type(content).__name__}: save the checkpoint again")
-    return content
+def _prepare(
+    folder: Path,
+    repo_id: str,
+    temporary: Path,
+    base_model: str | None = None,
+    license: str | None = None,
+    token: str = "",
+) -> _Prepared:
+    """Checks everything that can be checked before anything is sent, and writes the card; errors as `push_checkpoint`.
+
+    Args:
+        folder: Folder of the checkpoint.
+        repo_id: Name of the repository.
+        temporary: Place for files that are written anew.
+        base_model, license, token: As those of `push_checkpoint`.
+    """
+    check_complete(folder)
+    check_name("repo_id", repo_id)
+    paths = publishable_files(folder)
+    run = _read_run(RunFolder(folder)) if {REPORT, CONFIG} <= paths.keys() else None
+    check_fit(folder)
+    if run is None:
+        check_foreign_processor(folder)
+        return _Prepared(repo_id, paths)
+    report, config_yaml = run
+    load_processor(TASKS.get(report.task).processor_class, str(folder))
+    check_run_unchanged(RunFolder(folder))
+    license = license or _license(report, base_model, token)
+
+    def describe(full_name: str) -> dict[str, Path]:
+        place = RunFolder(temporary / "described")
+        shutil.rmtree(place.root, ignore_errors=True)
+        place.root.mkdir(parents=True)
+        return _for_publication(report, config_yaml, paths, place, full_name, base_model, license)
+
+    describe(repo_id)  # a card that cannot be written shows before the repository is made
+    return _Prepared(repo_id, paths, describe)
 
 
-def _files(folder: Path) -> list[str]:
-    """Lists every file below a folder, as names in a repository."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def _send(
+    prepared: _Prepared,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload checkpoint",
+    token: str | None = None,
+) -> str:
+    """Makes the repository and sends what was prepared; gives the URL of the commit."""
+    api = HfApi(token=token, library_name="hf_mabprune")
+    repo_id = _make_repository(api, prepared.repo_id, private, revision)
+    written = prepared.describe(repo_id) if prepared.describe else {}
+    return _commit(api, repo_id, revision, message, prepared.paths | written)
 
 
 def _read_run(folder: RunFolder) -> tuple[Report, str]:
@@ -214,7 +239,11 @@ def _for_publication(
     temporary.details.mkdir()
     temporary.report.write_text(public_report(report))
     temporary.config.write_text(public_config(config_yaml))
-    return {REPOSITORY.card.as_posix(): temporary.card, REPORT: temporary.report, CONFIG: temporary.config}
+    written = {REPOSITORY.card.as_posix(): temporary.card, REPORT: temporary.report, CONFIG: temporary.config}
+    everything = {name: path for name, path in (paths | written).items() if name != CHECKSUMS}
+    digests = {name: checksums.sha256_of(path) for name, path in everything.items()}
+    temporary.checksums.write_text(checksums.as_text(digests))
+    return written | {CHECKSUMS: temporary.checksums}
 
 
 def _license(report: Report, base_model: str | None, token: str) -> str | None:

@@ -38,7 +38,8 @@ def guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
         arguments: Command line, with the plugins that it names.
 
     Returns:
-        Exit code: 0; 2 for what the user can mend; 1 for a `Failure` and for what should not happen; 128 + the number of a signal.
+        Exit code: 0; 2 for what the user can mend; 1 for a `Failure` and for what should not happen; 128 + the number
+        of a signal.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from hf_mabprune.artifacts import checksums
 from hf_mabprune.artifacts import publish as hub
+from hf_mabprune.artifacts.publishable import check_complete
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.surgery.cut import Layout, cut
@@ -213,10 +216,10 @@ def test_a_run_is_published_and_loads_back(
     assert commit.message == "First"
     here = {name for name in before[0] if "hidden" not in name and "search_state" not in name}
     here -= {"a.lock", "model.partial", ".git/HEAD"}
-    assert set(commit.files) - set(first.files) == here
+    assert set(commit.files) - set(first.files) == here | {"mabprune/SHA256SUMS"}
     assert {"generation_config.json", "chat_template.jinja", "tokenizer.json", "figures/effects.png"} <= here
 
-    written_again = {"README.md", "mabprune/report.json", "mabprune/config.yaml"}
+    written_again = {"README.md", "mabprune/report.json", "mabprune/config.yaml", "mabprune/SHA256SUMS"}
     for (folder, _), name in ((uniform, "me/uniform"), (per_layer, "me/per-layer")):
         again = server.rebuild(name, tmp_path / name)
         for path in set(hashes(again)) - written_again - {".gitattributes"}:
@@ -226,6 +229,7 @@ def test_a_run_is_published_and_loads_back(
         for leak in (str(folder.parent), str(home), "/tmp/", "/home/"):
             assert leak not in text
         assert Report.from_json(again / "mabprune" / "report.json").after == make_report().after
+        assert checksums.faults(again, again / "mabprune" / "SHA256SUMS") == [], "what is downloaded can be checked"
     assert "modeling_pruned.py" in server.repos["me/per-layer"].at("main").files
     large = {op["value"]["path"] for op in commit.operations if op["key"] == "lfsFile"}
     assert large == {"model.safetensors", "mabprune/arms.parquet"}
@@ -360,6 +364,147 @@ def test_what_goes_wrong_is_said_in_one_line(server: HubServer, client: Client, 
     assert "/commit/" in client.push(folder, "me/new")
 
 
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def lengthen(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+
+
+def take_other_weights(folder: Path) -> None:
+    save_checkpoint(tiny_model("bert", AUTO), folder / "other", None, torch.float32)
+    (folder / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    shutil.rmtree(folder / "other")
+
+
+def rename_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.wight"] = weights.pop("classifier.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def add_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "classifier.more": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def replace_code(folder: Path) -> None:
+    (folder / "modeling_pruned.py").write_text("raise SystemExit(3)")
+
+
+def lead_to_other_code(folder: Path) -> None:
+    change_json(folder / "config.json", auto_map={"AutoModel": "them/theirs--modeling.Bert"})
+
+
+def add_code(folder: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text("raise SystemExit(3)")
+
+
+def lead_the_tokenizer_to_code(folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "them/theirs--tokenize.T"]})
+
+
+def drop_the_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def link_to_a_secret(folder: Path) -> None:
+    (folder.parent / "secret").write_text("private")
+    (folder / "notes.txt").symlink_to(folder.parent / "secret")
+
+
+def link_to_a_folder(folder: Path) -> None:
+    (folder / "notes").symlink_to(folder.parent)
+
+
+def link_to_nothing(folder: Path) -> None:
+    (folder / "notes.txt").symlink_to("nowhere")
+
+
+def link_weights_away(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.rename(folder.parent / "weights")
+    weights.symlink_to(folder.parent / "weights")
+
+
+def add_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+
+def change_json(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+HOSTILE = {
+    truncate: "is not whole",
+    lengthen: "is not whole",
+    take_other_weights: "do not fit config.json: .* must have shape",
+    rename_a_tensor: "do not fit config.json: classifier.weight is not there",
+    add_a_tensor: "classifier.more is of no use to the model",
+    replace_code: "modeling_pruned.py is not the one of this version",
+    lead_to_other_code: "auto_map in config.json leads AutoModel to",
+    add_code: "generate.py is code that no run writes",
+    lead_the_tokenizer_to_code: "tokenizer_config.json names code in auto_map",
+    drop_the_tokenizer: "tokenizer",
+    link_to_a_secret: "notes.txt is a link to .*secret, not to a file in this folder",
+    link_to_a_folder: "notes is a link to",
+    link_to_nothing: "notes.txt is a link to nowhere",
+    link_weights_away: "model.safetensors is a link to",
+    add_a_pipe: "pipe is no plain file",
+}
+
+
+@pytest.mark.parametrize("harm", HOSTILE, ids=lambda harm: harm.__name__)
+def test_what_would_not_load_or_is_private_is_not_sent(
+    server: HubServer, client: Client, per_layer: tuple[Path, Any], tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(per_layer[0], folder, ignore=shutil.ignore_patterns(".*"))
+    harm(folder)
+    asked = len(server.requests)
+    error, line = client.refused(folder, f"me/{harm.__name__}")
+    assert error == "ValueError" and re.search(HOSTILE[harm], line), line
+    assert f"me/{harm.__name__}" not in server.repos
+    assert not any(method != "GET" for method, _, _ in server.requests[asked:]), "nothing was sent"
+
+
+def test_a_run_that_has_changed_is_not_sent(client: Client, per_layer: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(per_layer[0], folder, ignore=shutil.ignore_patterns(".*"))
+    checksums.write(folder, folder / "mabprune" / "SHA256SUMS")
+    (folder / "README.md").write_text("a card of my own")
+    (folder / "LICENSE").write_text("mine")
+    assert "/commit/" in client.push(folder, "me/own-words")
+    change_json(folder / "tokenizer_config.json", model_max_length=7)
+    error, line = client.refused(folder, "me/changed")
+    assert error == "ValueError" and "tokenizer_config.json has changed; bring it back, or remove" in line
+
+
+def test_the_card_is_written_before_the_repository_is_made(
+    server: HubServer, client: Client, per_layer: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(per_layer[0], folder, ignore=shutil.ignore_patterns(".*"))
+    change_json(folder / "mabprune" / "report.json", main_metric="unheard of")
+    assert "line" in client.ask(folder, "me/no-card")
+    assert "me/no-card" not in server.repos
+
+
+def test_links_inside_the_folder_are_followed(
+    server: HubServer, client: Client, per_layer: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(per_layer[0], folder, ignore=shutil.ignore_patterns(".*"))
+    (folder / "again.json").symlink_to("config.json")
+    client.push(folder, "me/linked")
+    assert server.repos["me/linked"].at("main").files["again.json"] == (folder / "config.json").read_bytes()
+
+
 @pytest.mark.parametrize("repo_id", ["", "a/b/c", "me/two words", "me/-x", "me/x.git", "me/a--b"])
 def test_malformed_name_is_refused(uniform: tuple[Path, Any], repo_id: str) -> None:
     with pytest.raises(ValueError, match=r"^repo_id must be name or owner/name, .*got"):
@@ -381,7 +526,7 @@ def test_incomplete_folder_is_refused(tmp_path: Path, missing: str) -> None:
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in names:
         (tmp_path / name).touch()
-    hub.check_complete(tmp_path)
+    check_complete(tmp_path)
     (tmp_path / missing).unlink()
     wanted = re.escape("*.safetensors" if missing == "model.safetensors" else missing)
     with pytest.raises(FileNotFoundError, match=f"needs {wanted}, .* has none: give"):
@@ -392,7 +537,7 @@ def test_broken_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint folder at"):
         hub.push_checkpoint(tmp_path / "nowhere", "me/x", token=TOKEN)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: .*; save the checkpoint again"):
         hub.push_checkpoint(tmp_path, "me/x", token=TOKEN)
     (tmp_path / "config.json").write_text("{}")
     for name in ("model.safetensors", "mabprune/report.json", "mabprune/config.yaml"):
