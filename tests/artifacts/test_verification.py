@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hf_mabprune.artifacts import checksums, remade
+from hf_mabprune.artifacts import checksums
 from hf_mabprune.artifacts.remade import TOLERANCE, relative_distance
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.cli import main
@@ -267,9 +267,7 @@ def test_what_contradicts_itself_is_found_without_the_base(
     assert found.failed == failed and found.code == int(bool(failed))
 
 
-def test_data_that_are_gone_are_not_taken_for_a_fault(
-    copy: Path, run: Path, verify: Verify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_are_gone_are_not_taken_for_a_fault(copy: Path, run: Path, verify: Verify) -> None:
     config = RunFolder(copy).config
     config.write_text(config.read_text().replace("train.parquet", "gone.parquet"))
     write_sums(copy)
@@ -278,9 +276,12 @@ def test_data_that_are_gone_are_not_taken_for_a_fault(
     assert {name for name, (outcome, _) in found.checks.items() if outcome == "not checked"} == {
         "calibration data", "refitted tensors", "logits",
     }  # fmt: skip
-    found = verify(copy, *base_of(run), "--task.dataset.data_files.train", str(run.parent / "train.parquet"))
+    named = "--task.dataset.data_files.train", str(run.parent / "train.parquet")
+    found = verify(copy, *base_of(run), *named)
     assert found.code == 0 and found.checks["refitted tensors"][0] == "ok", "the data can be named"
-    found = verify(copy, *base_of(run), "--task.dataset.data_files.train", str(run.parent / "train.parquet"), "--seed", "1")
+    found = verify(
+        copy, *base_of(run), "--task.dataset.data_files.train", str(run.parent / "train.parquet"), "--seed", "1"
+    )
     assert found.code == 0 and "another SHA-256" in found.checks["calibration data"][1]
 
 
@@ -316,9 +317,7 @@ def test_other_runs_are_made_again(
     assert found.code == 0 and {outcome for outcome, _ in found.checks.values()} == {"ok"}, found.checks
 
 
-def test_of_a_trained_run_only_what_is_provable_is_said(
-    tmp_path: Path, files: dict[str, str], verify: Verify
-) -> None:
+def test_of_a_trained_run_only_what_is_provable_is_said(tmp_path: Path, files: dict[str, str], verify: Verify) -> None:
     prune_from_config(settings_for(tmp_path, files, "bert", recovery={"max_steps": 1}))
     found = verify(tmp_path / "out", *base_of(tmp_path / "out"))
     assert found.code == 0
