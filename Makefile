@@ -10,7 +10,8 @@ CONTRACTS := $(addprefix tests/, architectures artifacts checkpoints cli compens
 # Modules of the API reference: what is called, then what is extended; and all that lies in open folders.
 OPEN := architectures tasks policies criteria compensation search/rules
 REFERENCE := $(addprefix hf_mabprune., pipeline recut preview result session config.run config.search config.target \
-	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer effects.masking checkpoints.load \
+	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer artifacts.verification \
+	artifacts.remade artifacts.fit artifacts.checksums effects.masking checkpoints.load \
 	checkpoints.sharded checkpoints.modeling_pruned evaluation.report evaluation.quality evaluation.bounds \
 	effects.rewards effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
 	effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost search.run search.loop \
