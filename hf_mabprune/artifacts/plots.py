@@ -124,8 +124,8 @@ def save_pareto(report: Report, folder: Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Writes a figure; signs that the font lacks are boxes in it, which is no news to anybody."""
-    with warnings.catch_warnings():
+    """Writes a figure; what is not finite is left out of it, and signs that the font lacks are boxes, without a word."""
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", over="ignore"):
         warnings.filterwarnings("ignore", message="Glyph ")
         figure.savefig(path, dpi=DPI)
 
@@ -179,12 +179,6 @@ def _figure(
 def plain(name: str) -> str:
     """Gives a name as a figure shows it as it is, for a $ would begin a formula; of a long one the beginning."""
     return beginning(one_line(name), LONGEST_LABEL).replace("$", r"\$")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Writes a figure; what is not finite is left out of it, without a word."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        figure.savefig(path, dpi=DPI)
 
 
 def _title(panel: Axes, text: str) -> None:
