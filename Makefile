@@ -20,7 +20,7 @@ REFERENCE := $(addprefix hf_mabprune., pipeline recut preview result session con
 REFERENCE += $(subst /,.,$(basename $(wildcard $(OPEN:%=hf_mabprune/%/[a-z]*.py))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: prune test quick lint slow lowest docs clean
+.PHONY: prune test quick lint slow hostile lowest docs clean
 
 prune: $(VENV)/.installed  ## prune the embedded model: the first thing to try
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml scripts/prune.py \
@@ -40,6 +40,9 @@ lint: $(VENV)/.installed
 
 slow: $(VENV)/.installed  ## minutes-long tests
 	$(BIN)/python -m pytest -m slow
+
+hostile: $(VENV)/.installed  ## hostile folders, files and settings on the command line: at least 80 a kind of fault
+	$(BIN)/python -m tests.hostile $(HOSTILE)
 
 lowest:  ## contract tests on the lowest versions that pyproject.toml allows, then with another transformers
 	$(PYTHON) -m venv $(LOWEST)

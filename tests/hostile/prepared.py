@@ -1,0 +1,122 @@
+"""What cases are made from: tiny models, data, finished and interrupted runs, and what they give unharmed."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from datasets.utils import disable_progress_bars
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
+
+from tests.cli.world import SPLITS, make_data, make_models, write_yaml
+from tests.hostile.case import Case, Done, Step, prune
+from tests.hostile.invariants import figures_of, result_of
+from tests.hostile.workers import Worker
+
+DATA = ("data/train.parquet", "data/validation.parquet", "data/test.parquet")
+TWO_ROUNDS = {"search.rounds": 2, "search.pulls_per_arm": 2}
+UNIFORM = {"prune.layout": "uniform", "prune.target": {"neurons": 0.5}}
+STOP_AFTER_FIRST_SAVE = """
+import os
+from hf_mabprune.cli.commands import main
+from hf_mabprune.runtime import resume
+write = resume.write_atomically
+def write_and_stop(path, content):
+    write(path, content)
+    if path.name.startswith("search_state"):
+        os._exit(0)
+resume.write_atomically = write_and_stop
+main({command!r})
+"""
+
+
+def make_world(worker: Worker, folder: Path) -> dict[str, Any]:
+    """Fills a folder, and gives the results of the unharmed runs by name.
+
+    Args:
+        worker: Runs the commands.
+        folder: Empty folder, of which `worker` takes copies.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    make_models(folder / "models")
+    make_data(folder / "data")
+    teach(folder)
+    (folder / "home").mkdir()
+    (folder / "taken").mkdir()
+    (folder / "taken" / "thesis.txt").write_text("years of work")
+    settings = {
+        "run.yaml": TWO_ROUNDS,
+        "uniform.yaml": TWO_ROUNDS | UNIFORM,
+        "sizes.yaml": TWO_ROUNDS | {"prune.target": {"neurons": [0.25, 0.5], "heads": [0.25, 0.5]}},
+        "magnitude.yaml": {"search": {"criterion": "magnitude"}},
+        "llama.yaml": {"model.name": "models/llama", "task.columns": {"text": "sentence"}, "task.max_length": 8},
+    }
+    for name, changes in settings.items():
+        write_yaml(folder / name, changes)
+    data = ("models", "data", "home", *settings)
+    references = {}
+    for name in settings:
+        kind = name.removesuffix(".yaml")
+        references[kind] = keep(worker, folder, kind, data, Step(prune(config=name)))
+    stopped = STOP_AFTER_FIRST_SAVE.format(command=prune())
+    keep(worker, folder, "waiting", data, Step(program=stopped))
+    references["resumed"] = keep(worker, folder, "", (*data, "out.state"), Step(prune("--resume")))
+    cut = ("cut", "run", "--target.parameters", "0.2", "--output.dir", "out")
+    references["cut"] = keep(worker, folder, "", (*data, "run"), Step(cut))
+    for kind in ("run", "uniform"):
+        done = once(worker, (*data, kind), Step(("evaluate", kind, "--json")))
+        references[f"evaluate {kind}"] = figures_of(done)
+    return references
+
+
+def keep(worker: Worker, folder: Path, name: str, needs: tuple[str, ...], step: Step) -> dict[str, Any] | None:
+    """Runs a step, takes what it left into the world under a name, and gives its result."""
+    done = once(worker, needs, step)
+    for made, kept in (("out", name), ("out.state", "out.state")):
+        if name and (done.folder / made).exists():
+            shutil.copytree(done.folder / made, folder / kept, symlinks=True)
+    return result_of(done.folder / "out")
+
+
+def once(worker: Worker, needs: tuple[str, ...], step: Step) -> Done:
+    """Runs a step in a copy of what there is of the world."""
+    worker.steps = getattr(worker, "steps", 0) + 1
+    case = Case("prepared", (step,), needs=needs)
+    done = worker.run(case, step, worker.make_folder(case, f"prepared{worker.steps}"))
+    assert done.code == 0, done.text
+    return done
+
+
+@torch.no_grad()
+def teach(folder: Path) -> None:
+    """Makes a model that is right on its data, `models/taught` on `data/taught_*`; and labels that are all wrong."""
+    shutil.copytree(folder / "models" / "bert", folder / "models" / "taught")
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "models" / "taught").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "models" / "taught")
+    model.classifier.weight *= 20
+    texts = {split: Dataset.from_parquet(str(folder / "data" / f"{split}.parquet"))["sentence"] for split in SPLITS}
+    logits = {split: model(**tokenizer(list(rows), padding=True, return_tensors="pt")).logits
+              for split, rows in texts.items()}  # fmt: skip
+    model.classifier.bias[1] -= (logits["train"][:, 1] - logits["train"][:, 0]).median()
+    model.save_pretrained(folder / "models" / "taught")
+    for split, rows in texts.items():
+        labels = model(**tokenizer(list(rows), padding=True, return_tensors="pt")).logits.argmax(-1)
+        for name, shown in (("taught", labels), ("swapped", 1 - labels)):
+            content = {"sentence": list(rows), "label": shown.tolist()}
+            Dataset.from_dict(content).to_parquet(str(folder / "data" / f"{name}_{split}.parquet"))
+
+
+def edit_yaml(path: Path, changes: dict[str, Any]) -> None:
+    """Sets dotted keys in a YAML file."""
+    tree = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        *parts, last = key.split(".")
+        part = tree
+        for name in parts:
+            part = part.setdefault(name, {})
+        part[last] = value
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
