@@ -21,7 +21,7 @@ from queue import Empty, Queue
 from random import Random, SystemRandom
 from typing import NamedTuple
 
-from tests.hostile.case import EXPECTED, Case
+from tests.hostile.case import Case
 from tests.hostile.invariants import judge, snapshot
 from tests.hostile.workers import Worker
 
@@ -181,8 +181,6 @@ def alike(fault: str) -> str:
     """Gives a fault without the numbers and paths in which alike ones differ."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']{0,200}'|/\S+", "…", fault))[:150]
 
-
-__all__ = ["EXPECTED"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.hostile.case import OWN, Case, Step, one, prune
+from tests.hostile.case import OWN, Case, one, prune
 from tests.hostile.mutations import Random, odd_name
 
 MARK = ".mabprune-output.json"
@@ -90,9 +90,18 @@ def put_folders_of_strangers(path: Path, rng: Random) -> None:
 
 
 SOMETHING: tuple[Callable[[Path, Random], None], ...] = (
-    put_fifo, put_device, put_file, put_dangling_link, put_link_to_folder, put_link_to_file, put_link_to_device,
-    put_link_to_the_model, put_strangers, put_special_inside, put_folders_of_strangers,
-)  # fmt: skip
+    put_fifo,
+    put_device,
+    put_file,
+    put_dangling_link,
+    put_link_to_folder,
+    put_link_to_file,
+    put_link_to_device,
+    put_link_to_the_model,
+    put_strangers,
+    put_special_inside,
+    put_folders_of_strangers,
+)
 
 
 def words(rng: Random) -> tuple[str, ...]:
@@ -115,8 +124,16 @@ def in_the_way(rng: Random) -> Case:
 def state_in_the_way(rng: Random) -> Case:
     """Something lies where the state, the lock or the saved search goes."""
     put, seed = rng.choice(SOMETHING), rng.randrange(2**31)
-    place = rng.choice(["out.state", "out.state", "out.state/lock", "out.state/search_state.safetensors",
-                        "out.state/config.yaml", "out.state/config.yaml.partial"])  # fmt: skip
+    place = rng.choice(
+        [
+            "out.state",
+            "out.state",
+            "out.state/lock",
+            "out.state/search_state.safetensors",
+            "out.state/config.yaml",
+            "out.state/config.yaml.partial",
+        ]
+    )
 
     def harm(folder: Path) -> None:
         (folder / place).parent.mkdir(exist_ok=True)
@@ -142,8 +159,9 @@ def unfinished_in_the_way(rng: Random) -> Case:
     """What looks like a folder that a killed run left, and is somebody's."""
     put, seed = rng.choice(SOMETHING), rng.randrange(2**31)
     name = f".out.mabprune-{''.join(rng.choices('abcdefghijk_123', k=8))}{rng.choice(['.partial', '.old'])}"
-    return one(f"{name[-8:]} is {put.__name__[4:]}", prune(*words(rng)),
-               harm=lambda folder: put(folder / name, Random(seed)))  # fmt: skip
+    return one(
+        f"{name[-8:]} is {put.__name__[4:]}", prune(*words(rng)), harm=lambda folder: put(folder / name, Random(seed))
+    )
 
 
 def earlier_output_and_more(rng: Random) -> Case:
@@ -171,19 +189,46 @@ def earlier_output_and_more(rng: Random) -> Case:
     listed = what == 4
     command = prune("--output.overwrite", "true", *words(rng)[2:])
     return one(
-        f"an earlier output {'with an edited mark' if listed else 'with something in it'}", command, harm=harm,
-        needs=FINISHED, expects="any" if what >= 3 else "refused",
+        f"an earlier output {'with an edited mark' if listed else 'with something in it'}",
+        command,
+        harm=harm,
+        needs=FINISHED,
+        expects="any" if what >= 3 else "refused",
         own=("out", "out.state", "out.logs") if what >= 3 else ("out.state", "out.logs"),
-    )  # fmt: skip
+    )
 
 
 def over_sources(rng: Random) -> Case:
     """The output is, holds or lies in what the run works from."""
-    place = rng.choice(["models/bert", "models", "data", "data/out", "models/bert/out", ".", "..", "./", "models/../data",
-                        "data/train.parquet", "data/train.parquet/out", "run.yaml", "models/bert/config.json",
-                        "{folder}", "{folder}/data", "data/", "out/../data", "models/bert/."])  # fmt: skip
-    return one(f"the output is {place}", prune("--output.dir", place, "--output.overwrite", "true"),
-               output=place, own=(), expects="any" if place.endswith("/out") else "refused")  # fmt: skip
+    place = rng.choice(
+        [
+            "models/bert",
+            "models",
+            "data",
+            "data/out",
+            "models/bert/out",
+            ".",
+            "..",
+            "./",
+            "models/../data",
+            "data/train.parquet",
+            "data/train.parquet/out",
+            "run.yaml",
+            "models/bert/config.json",
+            "{folder}",
+            "{folder}/data",
+            "data/",
+            "out/../data",
+            "models/bert/.",
+        ]
+    )
+    return one(
+        f"the output is {place}",
+        prune("--output.dir", place, "--output.overwrite", "true"),
+        output=place,
+        own=(),
+        expects="any" if place.endswith("/out") else "refused",
+    )
 
 
 def inside_another_run(rng: Random) -> Case:
@@ -201,19 +246,33 @@ def inside_another_run(rng: Random) -> Case:
     rng_made = rng.random() < 0.5
     return one(
         f"the output is {place} of {'a running' if locked else 'an interrupted'} run",
-        prune("--output.dir", place, "--output.overwrite", "true"), harm=harm, needs=FINISHED, output=place,
-        locked="other.state/lock" if locked else "", own=("other.state/lock",),
+        prune("--output.dir", place, "--output.overwrite", "true"),
+        harm=harm,
+        needs=FINISHED,
+        output=place,
+        locked="other.state/lock" if locked else "",
+        own=("other.state/lock",),
         expects="refused" if locked or place not in ("other", "./other/") or rng_made else "any",
-    )  # fmt: skip
+    )
 
 
 def running(rng: Random) -> Case:
     """Another run holds the lock."""
-    command = rng.choice([prune(*words(rng)), ("cut", "run", "--target.macs", "0.2", "--output.dir", "out",
-                                               "--output.overwrite", "true")])  # fmt: skip
+    command = rng.choice(
+        [
+            prune(*words(rng)),
+            ("cut", "run", "--target.macs", "0.2", "--output.dir", "out", "--output.overwrite", "true"),
+        ]
+    )
     place = rng.choice(["out", "./out", "out/", "models/../out", "{folder}/out"])
-    return one(f"another run writes to {place}", (*command, "--output.dir", place), needs=FINISHED,
-               locked="out.state/lock", own=("out.state",), expects="refused")  # fmt: skip
+    return one(
+        f"another run writes to {place}",
+        (*command, "--output.dir", place),
+        needs=FINISHED,
+        locked="out.state/lock",
+        own=("out.state",),
+        expects="refused",
+    )
 
 
 def cut_over(rng: Random) -> Case:
@@ -225,9 +284,16 @@ def cut_over(rng: Random) -> Case:
         if place == "out":
             put(folder / "out", Random(seed))
 
-    return one(f"a cut goes over {place}", ("cut", "run", "--target.parameters", "0.2", "--output.dir", place,
-               "--output.overwrite", "true"), harm=harm, needs=FINISHED, own=("out.state", "out.logs"), reference="cut",
-               expects="refused" if place != "out" else "any", output=place)  # fmt: skip
+    return one(
+        f"a cut goes over {place}",
+        ("cut", "run", "--target.parameters", "0.2", "--output.dir", place, "--output.overwrite", "true"),
+        harm=harm,
+        needs=FINISHED,
+        own=("out.state", "out.logs"),
+        reference="cut",
+        expects="refused" if place != "out" else "any",
+        output=place,
+    )
 
 
 def wins(rng: Random) -> Case:
@@ -237,12 +303,29 @@ def wins(rng: Random) -> Case:
     def harm(folder: Path) -> None:
         (folder / "run").rename(folder / "out") if over else (folder / "out").mkdir()
 
-    return one("an earlier output" if over else "an empty folder", prune("--output.overwrite", "true"), "passes",
-               harm=harm, needs=FINISHED, own=OWN)  # fmt: skip
+    return one(
+        "an earlier output" if over else "an empty folder",
+        prune("--output.overwrite", "true"),
+        "passes",
+        harm=harm,
+        needs=FINISHED,
+        own=OWN,
+    )
 
 
-THEMES = (in_the_way, state_in_the_way, logs_in_the_way, unfinished_in_the_way, earlier_output_and_more, over_sources,
-          inside_another_run, running, cut_over, in_the_way, state_in_the_way)  # fmt: skip
+THEMES = (
+    in_the_way,
+    state_in_the_way,
+    logs_in_the_way,
+    unfinished_in_the_way,
+    earlier_output_and_more,
+    over_sources,
+    inside_another_run,
+    running,
+    cut_over,
+    in_the_way,
+    state_in_the_way,
+)
 
 
 def cases(rng: Random) -> Iterator[Case]:
@@ -251,6 +334,3 @@ def cases(rng: Random) -> Iterator[Case]:
     while True:
         for theme in THEMES:
             yield theme(rng)
-
-
-__all__ = ["Step", "cases"]

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,10 +60,21 @@ def plan_sets(rng: Random) -> Case:
         draw = Random(seed)
         config = config_of(folder / "run")
         section = draw.choice(["attributes", "settings", "arguments", "copies", "parameters"])
-        module = draw.choice(["encoder.layer.0.attention.output.LayerNorm", "embeddings.LayerNorm", "encoder.layer.0", "",
-                              "encoder.layer.1.attention.self", "encoder.layer.0.attention.output.dense", "pooler.dense",
-                              "embeddings.word_embeddings", "encoder.layer.0.intermediate.intermediate_act_fn", "__class__",
-                              "encoder.layer.0.attention.self.__dict__"])  # fmt: skip
+        module = draw.choice(
+            [
+                "encoder.layer.0.attention.output.LayerNorm",
+                "embeddings.LayerNorm",
+                "encoder.layer.0",
+                "",
+                "encoder.layer.1.attention.self",
+                "encoder.layer.0.attention.output.dense",
+                "pooler.dense",
+                "embeddings.word_embeddings",
+                "encoder.layer.0.intermediate.intermediate_act_fn",
+                "__class__",
+                "encoder.layer.0.attention.self.__dict__",
+            ]
+        )
         value = draw.choice([1e6, 1, 2, 4, 8, 16, 32, 64, 0, "x", [0, 1], None, True, {"eps": 1e6}, [1, 0]])
         config["mabprune"].setdefault(section, {}).setdefault(module, {})
         try:
@@ -79,8 +89,20 @@ def plan_sets(rng: Random) -> Case:
 def sizes_huge(rng: Random) -> Case:
     """The config asks for more memory than anybody has."""
     checkpoint = rng.choice(["models/bert", "run", "uniform"])
-    key = rng.choice(["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings",
-                      "num_attention_heads", "type_vocab_size", "num_labels", "max_position_embeddings", "vocab_size"])  # fmt: skip
+    key = rng.choice(
+        [
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "max_position_embeddings",
+            "num_attention_heads",
+            "type_vocab_size",
+            "num_labels",
+            "max_position_embeddings",
+            "vocab_size",
+        ]
+    )
     size = rng.choice(HUGE)
 
     def harm(folder: Path) -> None:
@@ -95,8 +117,14 @@ def sizes_huge(rng: Random) -> Case:
     command = ("plan", "--config", "run.yaml", "--model.name", checkpoint)
     if checkpoint != "models/bert" and rng.random() < 0.6:
         command = ("evaluate", checkpoint)
-    return one(f"{key} {size} ({command[0]})", command, "refused", harm=harm, needs=NEEDS,
-               forbidden=("tried to allocate", "MemoryError", "can't allocate"))  # fmt: skip
+    return one(
+        f"{key} {size} ({command[0]})",
+        command,
+        "refused",
+        harm=harm,
+        needs=NEEDS,
+        forbidden=("tried to allocate", "MemoryError", "can't allocate"),
+    )
 
 
 def plan_huge(rng: Random) -> Case:
@@ -196,18 +224,27 @@ def brings_code(rng: Random) -> Case:
             (place / f"{name}.py").write_text(canary_code(folder, name))
         config = config_of(place)
         names = ["AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer"]
-        config["auto_map"] = {name: draw.choice(["evil.Config", "modeling_evil.Model", "../evil.X", "me/evil--evil.X"])
-                              for name in draw.sample(names, draw.randint(1, 4))}  # fmt: skip
+        config["auto_map"] = {
+            name: draw.choice(["evil.Config", "modeling_evil.Model", "../evil.X", "me/evil--evil.X"])
+            for name in draw.sample(names, draw.randint(1, 4))
+        }
         if draw.random() < 0.4:
             config["model_type"] = draw.choice(["evil", "bert", "mabprune_bert", "mabprune_evil"])
         (place / "config.json").write_text(json.dumps(config))
         tokenizer = json.loads((place / "tokenizer_config.json").read_text())
-        tokenizer |= draw.choice([
-            {"auto_map": {"AutoTokenizer": ["tokenization_evil.Slow", "tokenization_evil.Fast"]}},
-            {"tokenizer_class": "evil.Tokenizer"}, {"tokenizer_class": "EvilTokenizer"},
-            {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.popen('touch "
-             + str(folder.parent / "canary" / "template") + "').read() }}"},
-        ])  # fmt: skip
+        tokenizer |= draw.choice(
+            [
+                {"auto_map": {"AutoTokenizer": ["tokenization_evil.Slow", "tokenization_evil.Fast"]}},
+                {"tokenizer_class": "evil.Tokenizer"},
+                {"tokenizer_class": "EvilTokenizer"},
+                {
+                    "chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+                    "{{ cycler.__init__.__globals__.os.popen('touch "
+                    + str(folder.parent / "canary" / "template")
+                    + "').read() }}"
+                },
+            ]
+        )
         (place / "tokenizer_config.json").write_text(json.dumps(tokenizer))
         settings = place / "mabprune" / "config.yaml"
         if settings.exists() and draw.random() < 0.7:
@@ -237,8 +274,18 @@ def pickled(rng: Random) -> Case:
     def harm(folder: Path) -> None:
         draw, place = Random(seed), folder / checkpoint
         evil = pickle.dumps(loads_canary(folder, "pickle"))
-        names = ["pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl", "pytorch_model-00001-of-00001.bin",
-                 "consolidated.00.pth", "tf_model.h5", "flax_model.msgpack", "adapter_model.bin", "spiece.model"]  # fmt: skip
+        names = [
+            "pytorch_model.bin",
+            "training_args.bin",
+            "optimizer.pt",
+            "model.pkl",
+            "pytorch_model-00001-of-00001.bin",
+            "consolidated.00.pth",
+            "tf_model.h5",
+            "flax_model.msgpack",
+            "adapter_model.bin",
+            "spiece.model",
+        ]
         for name in names:
             (place / name).write_bytes(evil)
         what = draw.randrange(4)
@@ -274,12 +321,21 @@ def weights_harmed(rng: Random) -> Case:
 def code_in_the_way(rng: Random) -> Case:
     """The working directory is full of modules named like those that are imported."""
     plant = rng.randrange(2**31)
-    command, reference = rng.choice([
-        (("evaluate", "run", "--json"), "evaluate run"), (("prune", "--config", "run.yaml"), "run"),
-        (("cut", "run", "--target.parameters", "0.2", "--output.dir", "out"), "cut"),
-    ])  # fmt: skip
-    return one(f"modules in the working directory ({command[0]})", command, "passes", needs=NEEDS, reference=reference,
-               harm=lambda folder: plant_modules(folder, Random(plant)))  # fmt: skip
+    command, reference = rng.choice(
+        [
+            (("evaluate", "run", "--json"), "evaluate run"),
+            (("prune", "--config", "run.yaml"), "run"),
+            (("cut", "run", "--target.parameters", "0.2", "--output.dir", "out"), "cut"),
+        ]
+    )
+    return one(
+        f"modules in the working directory ({command[0]})",
+        command,
+        "passes",
+        needs=NEEDS,
+        reference=reference,
+        harm=lambda folder: plant_modules(folder, Random(plant)),
+    )
 
 
 def files_special(rng: Random) -> Case:
@@ -305,8 +361,22 @@ def files_special(rng: Random) -> Case:
     return read(rng, f"{file} is special", checkpoint, harm, "equal")
 
 
-THEMES = (plan_edited, plan_sets, sizes_huge, plan_huge, config_edited, field_added, brings_code, modeling_file_tampered,
-          pickled, weights_harmed, code_in_the_way, plan_sets, plan_edited, files_special)  # fmt: skip
+THEMES = (
+    plan_edited,
+    plan_sets,
+    sizes_huge,
+    plan_huge,
+    config_edited,
+    field_added,
+    brings_code,
+    modeling_file_tampered,
+    pickled,
+    weights_harmed,
+    code_in_the_way,
+    plan_sets,
+    plan_edited,
+    files_special,
+)
 
 
 def cases(rng: Random) -> Iterator[Case]:
@@ -314,6 +384,3 @@ def cases(rng: Random) -> Iterator[Case]:
     while True:
         for theme in THEMES:
             yield theme(rng)
-
-
-__all__ = ["cases", "shutil"]

@@ -32,19 +32,34 @@ def beyond_half_precision(rng: Random) -> Case:
     dtype, seed = "float16", rng.randrange(2**31)
     value, count = rng.choice([7e4, -1e5, 1e30, 66000.0]), rng.choice([1, 1, 5, None])
     only = rng.choice(["", "output.dense", "classifier", "embeddings", "LayerNorm", "bias", "value"])
-    return one(f"{value} in {dtype}", prune("--model.save_dtype", dtype), "refused", early=True,
-               harm=lambda folder: edit_weights(folder / "models/bert/model.safetensors", Random(seed), value, count, only))  # fmt: skip
+    return one(
+        f"{value} in {dtype}",
+        prune("--model.save_dtype", dtype),
+        "refused",
+        early=True,
+        harm=lambda folder: edit_weights(folder / "models/bert/model.safetensors", Random(seed), value, count, only),
+    )
 
 
 def no_numbers(rng: Random) -> Case:
     """Weights that are no numbers."""
     value, seed = rng.choice([float("nan"), float("inf"), -float("inf")]), rng.randrange(2**31)
     only, count = rng.choice(["", "output.dense", "classifier", "embeddings", "LayerNorm"]), rng.choice([1, 3, None])
-    command = rng.choice([prune(), prune("--search.criterion", "magnitude"), prune("--search.criterion", "kfac_obs"),
-                          prune("--compensation", "null")])  # fmt: skip
+    command = rng.choice(
+        [
+            prune(),
+            prune("--search.criterion", "magnitude"),
+            prune("--search.criterion", "kfac_obs"),
+            prune("--compensation", "null"),
+        ]
+    )
     # A number that no example reaches, as in the row of a word that does not occur, does no harm.
-    return one(f"{value} in {only or 'any'} weights", command, "any" if only in ("", "embeddings") else "refused",
-               harm=lambda folder: edit_weights(folder / "models/bert/model.safetensors", Random(seed), value, count, only))  # fmt: skip
+    return one(
+        f"{value} in {only or 'any'} weights",
+        command,
+        "any" if only in ("", "embeddings") else "refused",
+        harm=lambda folder: edit_weights(folder / "models/bert/model.safetensors", Random(seed), value, count, only),
+    )
 
 
 def no_numbers_in_a_checkpoint(rng: Random) -> Case:
@@ -52,8 +67,13 @@ def no_numbers_in_a_checkpoint(rng: Random) -> Case:
     value, seed = rng.choice([float("nan"), float("inf"), 1e38]), rng.randrange(2**31)
     command = rng.choice([("evaluate", "run", "--json"), ("evaluate", "run"), ("push", "run", "me/x")])
     only = rng.choice(["output.dense", "classifier", "LayerNorm"])
-    return one(f"{value} in a checkpoint ({command[0]})", command, "any" if value == 1e38 else "refused", needs=NEEDS,
-               harm=lambda folder: edit_weights(folder / "run/model.safetensors", Random(seed), value, None, only))  # fmt: skip
+    return one(
+        f"{value} in a checkpoint ({command[0]})",
+        command,
+        "any" if value == 1e38 else "refused",
+        needs=NEEDS,
+        harm=lambda folder: edit_weights(folder / "run/model.safetensors", Random(seed), value, None, only),
+    )
 
 
 def one_file_thrice(rng: Random) -> Case:
@@ -101,11 +121,13 @@ def mostly_shared(rng: Random) -> Case:
 
 def sorted_rows(rng: Random) -> Case:
     """A sorted file is sliced: a split lacks classes."""
-    splits = rng.choice([
-        {"calibration": "train[:40]", "validation": "train[40:80]", "test": "train[80:]"},
-        {"calibration": "train[20%:]", "validation": "train[:10%]", "test": "train[10%:20%]"},
-        {"calibration": "train[60:]", "validation": "train[:30]", "test": "train[30:60]"},
-    ])  # fmt: skip
+    splits = rng.choice(
+        [
+            {"calibration": "train[:40]", "validation": "train[40:80]", "test": "train[80:]"},
+            {"calibration": "train[20%:]", "validation": "train[:10%]", "test": "train[10%:20%]"},
+            {"calibration": "train[60:]", "validation": "train[:30]", "test": "train[30:60]"},
+        ]
+    )
     down = rng.random() < 0.5
 
     def harm(folder: Path) -> None:
@@ -148,14 +170,22 @@ def one_class(rng: Random) -> Case:
 
 def the_same_object(rng: Random) -> Case:
     """At the Python door, one data set serves several purposes."""
-    lines = rng.choice([
-        "validation = calibration", "test = validation", "validation = test = calibration",
-        "test = calibration.select(range(len(calibration)))", "test = validation.shuffle(seed=1)",
-        "test = Dataset.from_dict(calibration.to_dict())", "test = calibration.select(range(40))",
-        "validation = calibration.filter(lambda row: True)", "import copy; test = copy.deepcopy(calibration)",
-        "test = calibration.add_column('more', [0] * len(calibration))",
-        "test = calibration.with_format('torch')", "test = calibration.flatten_indices()",
-    ])  # fmt: skip
+    lines = rng.choice(
+        [
+            "validation = calibration",
+            "test = validation",
+            "validation = test = calibration",
+            "test = calibration.select(range(len(calibration)))",
+            "test = validation.shuffle(seed=1)",
+            "test = Dataset.from_dict(calibration.to_dict())",
+            "test = calibration.select(range(40))",
+            "validation = calibration.filter(lambda row: True)",
+            "import copy; test = copy.deepcopy(calibration)",
+            "test = calibration.add_column('more', [0] * len(calibration))",
+            "test = calibration.with_format('torch')",
+            "test = calibration.flatten_indices()",
+        ]
+    )
     return one(f"one data set for several purposes: {lines[:50]}", (), "refused", program=program(after_data=lines))
 
 
@@ -180,8 +210,18 @@ def reload_is_a_number(done: Done) -> str | None:
     return "the reload difference is nan" if "reload difference nan" in done.stdout else None
 
 
-THEMES = (beyond_half_precision, no_numbers, no_numbers_in_a_checkpoint, one_file_thrice, mostly_shared, sorted_rows,
-          knows_nothing, one_class, the_same_object, cut_to_nothing)  # fmt: skip
+THEMES = (
+    beyond_half_precision,
+    no_numbers,
+    no_numbers_in_a_checkpoint,
+    one_file_thrice,
+    mostly_shared,
+    sorted_rows,
+    knows_nothing,
+    one_class,
+    the_same_object,
+    cut_to_nothing,
+)
 
 
 def cases(rng: Random) -> Iterator[Case]:

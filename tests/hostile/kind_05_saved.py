@@ -1,4 +1,4 @@
-"""Kind 5: saved files that were damaged or edited: the search, the table of arms, the report, the config, the weights."""
+"""Kind 5: saved files that were damaged or edited: search, table of arms, report, config, weights."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,11 +18,21 @@ from tests.hostile.mutations import (
 
 NEEDS = ("models/bert", "data", "run.yaml", "run")
 WAITING = ("models/bert", "data", "run.yaml", "out.state")
-FILES = ("mabprune/arms.parquet", "mabprune/report.json", "mabprune/config.yaml", "mabprune/search_state.safetensors",
-         ".mabprune-output.json", "config.json", "model.safetensors")  # fmt: skip
+FILES = (
+    "mabprune/arms.parquet",
+    "mabprune/report.json",
+    "mabprune/config.yaml",
+    "mabprune/search_state.safetensors",
+    ".mabprune-output.json",
+    "config.json",
+    "model.safetensors",
+)
 EDITS: dict[str, Callable[[Path, Random], str]] = {
-    ".parquet": edit_table, ".json": edit_json, ".yaml": edit_yaml, ".safetensors": edit_safetensors_header,
-}  # fmt: skip
+    ".parquet": edit_table,
+    ".json": edit_json,
+    ".yaml": edit_yaml,
+    ".safetensors": edit_safetensors_header,
+}
 CUT = ("cut", "run", "--target.parameters", "0.2", "--output.dir", "out")
 
 
@@ -33,47 +43,75 @@ def harm_file(path: Path, rng: Random) -> str:
 
 def harmed(name: str, file: str, seed: int, command: tuple[str, ...], expects: Expected, **options: Any) -> Case:
     """A command reads a harmed file."""
-    return one(f"{name}: {file} ({command[0]})", command, expects,
-               harm=lambda folder: harm_file(folder / file, Random(seed)), **options)  # fmt: skip
+    return one(
+        f"{name}: {file} ({command[0]})",
+        command,
+        expects,
+        harm=lambda folder: harm_file(folder / file, Random(seed)),
+        **options,
+    )
 
 
 def state(rng: Random) -> Case:
     """The saved search of an interrupted run."""
-    return harmed("state harmed", "out.state/search_state.safetensors", rng.randrange(2**31), prune("--resume"), "equal",
-                  needs=WAITING, reference="resumed")  # fmt: skip
+    return harmed(
+        "state harmed",
+        "out.state/search_state.safetensors",
+        rng.randrange(2**31),
+        prune("--resume"),
+        "equal",
+        needs=WAITING,
+        reference="resumed",
+    )
 
 
 def state_config(rng: Random) -> Case:
     """The settings of an interrupted run, which the command that goes on names."""
     config = rng.choice(["out.state/config.yaml", "run.yaml"])
-    return harmed("settings harmed", "out.state/config.yaml", rng.randrange(2**31), prune("--resume", config=config),
-                  "equal" if config == "run.yaml" else "warned", needs=WAITING, reference="resumed")  # fmt: skip
+    return harmed(
+        "settings harmed",
+        "out.state/config.yaml",
+        rng.randrange(2**31),
+        prune("--resume", config=config),
+        "equal" if config == "run.yaml" else "warned",
+        needs=WAITING,
+        reference="resumed",
+    )
 
 
 def arms(rng: Random) -> Case:
     """The table of arms, from which another size is cut."""
-    return harmed("arms harmed", "run/mabprune/arms.parquet", rng.randrange(2**31), CUT, "equal", needs=NEEDS,
-                  reference="cut")  # fmt: skip
+    return harmed(
+        "arms harmed", "run/mabprune/arms.parquet", rng.randrange(2**31), CUT, "equal", needs=NEEDS, reference="cut"
+    )
 
 
 def report(rng: Random) -> Case:
     """The report, from which another size is cut."""
-    return harmed("report harmed", "run/mabprune/report.json", rng.randrange(2**31), CUT, "equal", needs=NEEDS,
-                  reference="cut")  # fmt: skip
+    return harmed(
+        "report harmed", "run/mabprune/report.json", rng.randrange(2**31), CUT, "equal", needs=NEEDS, reference="cut"
+    )
 
 
 def config(rng: Random) -> Case:
     """The settings of a finished run, which say what model and data are cut and measured."""
-    return harmed("config harmed", "run/mabprune/config.yaml", rng.randrange(2**31), CUT, "warned", needs=NEEDS,
-                  reference="cut")  # fmt: skip
+    return harmed(
+        "config harmed", "run/mabprune/config.yaml", rng.randrange(2**31), CUT, "warned", needs=NEEDS, reference="cut"
+    )
 
 
 def special(rng: Random) -> Case:
     """A saved file is not there, or is no file."""
     place, seed = rng.choice(PLACES), rng.randrange(2**31)
     file = rng.choice([f"run/{name}" for name in FILES[:4]])
-    return one(f"{file} {place.__name__}", CUT, "warned", needs=NEEDS, reference="cut",
-               harm=lambda folder: place(folder / file, Random(seed)))  # fmt: skip
+    return one(
+        f"{file} {place.__name__}",
+        CUT,
+        "warned",
+        needs=NEEDS,
+        reference="cut",
+        harm=lambda folder: place(folder / file, Random(seed)),
+    )
 
 
 def finished(rng: Random) -> Case:
@@ -93,8 +131,15 @@ def finished(rng: Random) -> Case:
 def evaluated(rng: Random) -> Case:
     """`evaluate` of a run whose files are harmed."""
     file = rng.choice(["mabprune/report.json", "mabprune/config.yaml", "mabprune/arms.parquet"])
-    return harmed("evaluated", f"run/{file}", rng.randrange(2**31), ("evaluate", "run", "--json"),
-                  "warned" if "config" in file else "any", needs=NEEDS, reference="evaluate run")  # fmt: skip
+    return harmed(
+        "evaluated",
+        f"run/{file}",
+        rng.randrange(2**31),
+        ("evaluate", "run", "--json"),
+        "warned" if "config" in file else "any",
+        needs=NEEDS,
+        reference="evaluate run",
+    )
 
 
 def mixed(rng: Random) -> Case:
@@ -109,11 +154,24 @@ def mixed(rng: Random) -> Case:
 
 def launches_differ(rng: Random) -> Case:
     """The processes of one launch are given different settings."""
-    words = rng.choice([("--seed", "1"), ("--search.rounds", "3"), ("--search.pulls_per_arm", "3"), ("--prune.block_size", "4"),
-                        ("--task.batch_size", "4"), ("--model.name", "models/taught"), ("--search.policy", "ucb1"),
-                        ("--compensation", "null"), ("--task.calibration_examples", "20"), ("--output.dir", "other"),
-                        ("--prune.target.neurons", "0.25"), ("--config", "nope.yaml"), ("--resume",),
-                        ("--task.dataset.data_files.train", "data/seven.parquet")])  # fmt: skip
+    words = rng.choice(
+        [
+            ("--seed", "1"),
+            ("--search.rounds", "3"),
+            ("--search.pulls_per_arm", "3"),
+            ("--prune.block_size", "4"),
+            ("--task.batch_size", "4"),
+            ("--model.name", "models/taught"),
+            ("--search.policy", "ucb1"),
+            ("--compensation", "null"),
+            ("--task.calibration_examples", "20"),
+            ("--output.dir", "other"),
+            ("--prune.target.neurons", "0.25"),
+            ("--config", "nope.yaml"),
+            ("--resume",),
+            ("--task.dataset.data_files.train", "data/seven.parquet"),
+        ]
+    )
     step = Step(prune(), expects="refused", others=((*prune(), *words),))
     return Case(f"the second process has {' '.join(words)}", (step,), needs=("models", "data", "run.yaml"))
 
@@ -131,12 +189,32 @@ def interrupted_elsewhere(rng: Random) -> Case:
         else:
             harm_bytes(folder / "models/bert/model.safetensors", Random(seed))
 
-    return one("resumed with another model or other data", prune("--resume"), "equal" if how == 2 else "refused", harm=harm,
-               needs=("models/bert", "models/taught", "data", "run.yaml", "out.state"), reference="resumed")  # fmt: skip
+    return one(
+        "resumed with another model or other data",
+        prune("--resume"),
+        "equal" if how == 2 else "refused",
+        harm=harm,
+        needs=("models/bert", "models/taught", "data", "run.yaml", "out.state"),
+        reference="resumed",
+    )
 
 
-THEMES = (state, arms, state_config, report, config, special, finished, evaluated, mixed, state, arms, finished,
-          launches_differ, interrupted_elsewhere)  # fmt: skip
+THEMES = (
+    state,
+    arms,
+    state_config,
+    report,
+    config,
+    special,
+    finished,
+    evaluated,
+    mixed,
+    state,
+    arms,
+    finished,
+    launches_differ,
+    interrupted_elsewhere,
+)
 
 
 def cases(rng: Random) -> Iterator[Case]:

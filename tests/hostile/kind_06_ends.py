@@ -6,8 +6,18 @@ from pathlib import Path
 from tests.hostile.case import Case, Check, Done, Step, prune
 from tests.hostile.mutations import Random, edit_json
 
-PATTERNS = ("POST /api/repos/create", "POST /api/models/.*/preupload", "POST /api/models/.*/commit", "PUT /storage",
-            "POST /api/validate-yaml", "GET /api/models", ".*/info/lfs/objects/batch", "POST", "", "GET /api/models/.*/tree")  # fmt: skip
+PATTERNS = (
+    "POST /api/repos/create",
+    "POST /api/models/.*/preupload",
+    "POST /api/models/.*/commit",
+    "PUT /storage",
+    "POST /api/validate-yaml",
+    "GET /api/models",
+    ".*/info/lfs/objects/batch",
+    "POST",
+    "",
+    "GET /api/models/.*/tree",
+)
 STATUSES = (0, 0, 400, 401, 403, 404, 409, 410, 412, 413, 418, 422, 429, 451, 500, 502, 503, 504, 507, 301, 204)
 PUSH = ("--output.push_to_hub", "me/model")
 
@@ -51,20 +61,45 @@ def fails(rng: Random) -> Case:
     again = Step(prune(*PUSH, "--resume", config=config), "", "equal", reference, checks=CHECKS)
     push = Step(("push", "out", "me/model"), expects="any", checks=(is_published,))
     second = again if sizes or rng.random() < 0.6 else push
-    return Case(f"{pattern or 'every request'} answers {status}, then {second.command[0]}", (first, second),
-                needs=("models/bert", "data", config), leaves=True)  # fmt: skip
+    return Case(
+        f"{pattern or 'every request'} answers {status}, then {second.command[0]}",
+        (first, second),
+        needs=("models/bert", "data", config),
+        leaves=True,
+    )
 
 
 def refused_first(rng: Random) -> Case:
     """What the Hub would refuse anyway is refused before the search."""
-    name, environment = rng.choice([
-        ("somebody/else", {}), ("me/model", {"HF_TOKEN": "hf_wrongAbCdEfGhIjKlMnOp"}), ("me/model", {"HF_TOKEN": ""}),
-        ("me/model", {"HF_TOKEN": "two words"}), ("a b", {}), ("", {}), ("me/model/x", {}), ("me/" + "x" * 200, {}),
-        ("../me", {}), ("me/mo..del", {}), ("me/model.git", {}), ("--me", {}), ("me/-x", {}),
-    ])  # fmt: skip
-    return Case(f"push_to_hub {name[:20]!r} {environment}",
-                (Step(prune(f"--output.push_to_hub={name}"), expects="any", environment=environment,
-                      checks=(says_how_to_push, kept_locked)),), leaves=True)  # fmt: skip
+    name, environment = rng.choice(
+        [
+            ("somebody/else", {}),
+            ("me/model", {"HF_TOKEN": "hf_wrongAbCdEfGhIjKlMnOp"}),
+            ("me/model", {"HF_TOKEN": ""}),
+            ("me/model", {"HF_TOKEN": "two words"}),
+            ("a b", {}),
+            ("", {}),
+            ("me/model/x", {}),
+            ("me/" + "x" * 200, {}),
+            ("../me", {}),
+            ("me/mo..del", {}),
+            ("me/model.git", {}),
+            ("--me", {}),
+            ("me/-x", {}),
+        ]
+    )
+    return Case(
+        f"push_to_hub {name[:20]!r} {environment}",
+        (
+            Step(
+                prune(f"--output.push_to_hub={name}"),
+                expects="any",
+                environment=environment,
+                checks=(says_how_to_push, kept_locked),
+            ),
+        ),
+        leaves=True,
+    )
 
 
 def second_run(rng: Random) -> Case:
@@ -77,8 +112,9 @@ def second_run(rng: Random) -> Case:
 
 def nothing_fails(rng: Random) -> Case:
     """A push that nothing comes between."""
-    return Case("a push", (Step(prune(*PUSH), expects="passes", checks=CHECKS),
-                           Step(prune(*PUSH, "--resume"), checks=CHECKS)))  # fmt: skip
+    return Case(
+        "a push", (Step(prune(*PUSH), expects="passes", checks=CHECKS), Step(prune(*PUSH, "--resume"), checks=CHECKS))
+    )
 
 
 def edited_between(rng: Random) -> Case:

@@ -51,12 +51,21 @@ def weights_harmed(rng: Random) -> Case:
 
 def weights_of_another(rng: Random) -> Case:
     """The weights, or the config, are another model's."""
-    file, source = rng.choice([
-        ("model.safetensors", "models/bert"), ("model.safetensors", "models/llama"), ("model.safetensors", "uniform"),
-        ("config.json", "models/bert"), ("config.json", "models/llama"), ("config.json", "uniform"),
-        ("tokenizer.json", "models/llama"), ("modeling_pruned.py", ""), ("mabprune/report.json", "uniform"),
-        ("mabprune/config.yaml", "uniform"), ("mabprune/arms.parquet", "uniform"),
-    ])  # fmt: skip
+    file, source = rng.choice(
+        [
+            ("model.safetensors", "models/bert"),
+            ("model.safetensors", "models/llama"),
+            ("model.safetensors", "uniform"),
+            ("config.json", "models/bert"),
+            ("config.json", "models/llama"),
+            ("config.json", "uniform"),
+            ("tokenizer.json", "models/llama"),
+            ("modeling_pruned.py", ""),
+            ("mabprune/report.json", "uniform"),
+            ("mabprune/config.yaml", "uniform"),
+            ("mabprune/arms.parquet", "uniform"),
+        ]
+    )
 
     def harm(folder: Path) -> None:
         if source:
@@ -95,8 +104,17 @@ def weights_edited(rng: Random) -> Case:
 
 def file_lost(rng: Random) -> Case:
     """A file is missing or something else."""
-    file = rng.choice(["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "modeling_pruned.py",
-                       "mabprune/report.json", "mabprune/config.yaml"])  # fmt: skip
+    file = rng.choice(
+        [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "modeling_pruned.py",
+            "mabprune/report.json",
+            "mabprune/config.yaml",
+        ]
+    )
     place, seed = rng.choice(PLACES), rng.randrange(2**31)
     if file == "tokenizer.json":
 
@@ -127,8 +145,19 @@ def modeling_file_tampered(rng: Random) -> Case:
 
 def links(rng: Random) -> Case:
     """Links lead out of the folder."""
-    where = rng.choice(["notes.txt", "figures/x.png", "mabprune/notes.json", "model-00002-of-00002.safetensors", "LICENSE",
-                        "tokenizer_config.json", "README.md", "special_tokens_map.json", "mabprune/arms.parquet"])  # fmt: skip
+    where = rng.choice(
+        [
+            "notes.txt",
+            "figures/x.png",
+            "mabprune/notes.json",
+            "model-00002-of-00002.safetensors",
+            "LICENSE",
+            "tokenizer_config.json",
+            "README.md",
+            "special_tokens_map.json",
+            "mabprune/arms.parquet",
+        ]
+    )
     how = rng.randrange(4)
 
     def harm(folder: Path) -> None:
@@ -155,9 +184,27 @@ def links(rng: Random) -> Case:
 
 def strangers(rng: Random) -> Case:
     """Private files lie in the folder."""
-    name = rng.choice([".env", ".git/config", ".ssh/id_rsa", "id_rsa", "secrets.json", ".netrc", "wandb/run.log", "notes/a.txt",
-                       ".hf/token", "train.csv", "x.lock", "nohup.out", "optimizer.pt", "figures/raw.csv",
-                       "mabprune/.cache/x", "__pycache__/x.pyc", odd_name(rng)])  # fmt: skip
+    name = rng.choice(
+        [
+            ".env",
+            ".git/config",
+            ".ssh/id_rsa",
+            "id_rsa",
+            "secrets.json",
+            ".netrc",
+            "wandb/run.log",
+            "notes/a.txt",
+            ".hf/token",
+            "train.csv",
+            "x.lock",
+            "nohup.out",
+            "optimizer.pt",
+            "figures/raw.csv",
+            "mabprune/.cache/x",
+            "__pycache__/x.pyc",
+            odd_name(rng),
+        ]
+    )
 
     def harm(folder: Path) -> None:
         path = folder / "run" / name
@@ -179,8 +226,21 @@ def settings_edited(rng: Random) -> Case:
 
 def unknown_task(rng: Random) -> Case:
     """The card cannot be written."""
-    key, value = rng.choice([("task", "evil"), ("task", None), ("model", None), ("before", {}), ("kept", []), ("layout", 7),
-                             ("main_metric", "evil"), ("after", None), ("random", None), ("seed", "x"), ("search", {})])  # fmt: skip
+    key, value = rng.choice(
+        [
+            ("task", "evil"),
+            ("task", None),
+            ("model", None),
+            ("before", {}),
+            ("kept", []),
+            ("layout", 7),
+            ("main_metric", "evil"),
+            ("after", None),
+            ("random", None),
+            ("seed", "x"),
+            ("search", {}),
+        ]
+    )
 
     def harm(folder: Path) -> None:
         path = folder / "run" / "mabprune" / "report.json"
@@ -191,25 +251,67 @@ def unknown_task(rng: Random) -> Case:
 
 def not_a_checkpoint(rng: Random) -> Case:
     """What is named is no checkpoint."""
-    name = rng.choice(["data", "run/mabprune", "nope", ".", "run.yaml", "run/model.safetensors", "models", "", "run/config.json",
-                       "http://evil.example", "~", "run/../data"])  # fmt: skip
+    name = rng.choice(
+        [
+            "data",
+            "run/mabprune",
+            "nope",
+            ".",
+            "run.yaml",
+            "run/model.safetensors",
+            "models",
+            "",
+            "run/config.json",
+            "http://evil.example",
+            "~",
+            "run/../data",
+        ]
+    )
     return one(f"push {name!r}", ("push", name, "me/model"), "refused", needs=NEEDS, own=(), checks=(nothing_made,))
 
 
 def bad_names(rng: Random) -> Case:
     """The repository's name, license, base model or branch are none."""
-    words = rng.choice([("a b",), ("me/x/y",), ("somebody/x",), ("me/" + "x" * 120,), ("me/model", "--base_model", "a b c"),
-                        ("me/model", "--license", "<b>"), ("me/model", "--license", "Not A License"), ("me/model", "--revision", ""),
-                        ("me/model", "--revision", "a b"), ("me/model", "--base_model", "http://evil.example/x"), ("",), ("me/..",),
-                        ("me/model", "--revision", "refs/pr/999"), ("me/model", "--license", "mit\ntags: [x]"),
-                        ("me/model", "--base_model", "../../x"), ("me/model", "--base_model", "")])  # fmt: skip
+    words = rng.choice(
+        [
+            ("a b",),
+            ("me/x/y",),
+            ("somebody/x",),
+            ("me/" + "x" * 120,),
+            ("me/model", "--base_model", "a b c"),
+            ("me/model", "--license", "<b>"),
+            ("me/model", "--license", "Not A License"),
+            ("me/model", "--revision", ""),
+            ("me/model", "--revision", "a b"),
+            ("me/model", "--base_model", "http://evil.example/x"),
+            ("",),
+            ("me/..",),
+            ("me/model", "--revision", "refs/pr/999"),
+            ("me/model", "--license", "mit\ntags: [x]"),
+            ("me/model", "--base_model", "../../x"),
+            ("me/model", "--base_model", ""),
+        ]
+    )
     return one(
         f"push to {words!r:.60}", ("push", "run", *words), "any", needs=NEEDS, own=(), checks=(nothing_private,)
     )
 
 
-THEMES = (weights_harmed, weights_of_another, weights_edited, file_lost, modeling_file_tampered, links, strangers,
-          settings_edited, unknown_task, not_a_checkpoint, bad_names, links, weights_edited)  # fmt: skip
+THEMES = (
+    weights_harmed,
+    weights_of_another,
+    weights_edited,
+    file_lost,
+    modeling_file_tampered,
+    links,
+    strangers,
+    settings_edited,
+    unknown_task,
+    not_a_checkpoint,
+    bad_names,
+    links,
+    weights_edited,
+)
 
 
 def cases(rng: Random) -> Iterator[Case]:

@@ -11,9 +11,34 @@ from tests.hostile.workers import TOKEN
 
 NEEDS = ("models/bert", "data", "run.yaml", "run")
 HOSTS = ("127.0.0.1:9", "localhost:9", "[::1]:9", "127.0.0.1:9/a/b", "evil.invalid")
-NAMES = ("token", "access_token", "sig", "X-Amz-Signature", "api_key", "apikey", "key", "password", "passwd", "secret",
-         "client_secret", "auth", "Authorization", "credential", "X-Amz-Credential", "session", "sv=1&sig", "jwt", "pwd",
-         "X-Amz-Security-Token", "AWSAccessKeyId", "private_token", "hf_token", "TOKEN", "SharedAccessSignature", "code")  # fmt: skip
+NAMES = (
+    "token",
+    "access_token",
+    "sig",
+    "X-Amz-Signature",
+    "api_key",
+    "apikey",
+    "key",
+    "password",
+    "passwd",
+    "secret",
+    "client_secret",
+    "auth",
+    "Authorization",
+    "credential",
+    "X-Amz-Credential",
+    "session",
+    "sv=1&sig",
+    "jwt",
+    "pwd",
+    "X-Amz-Security-Token",
+    "AWSAccessKeyId",
+    "private_token",
+    "hf_token",
+    "TOKEN",
+    "SharedAccessSignature",
+    "code",
+)
 
 
 def secret(rng: Random) -> str:
@@ -41,10 +66,27 @@ def address(rng: Random, planted: str, end: str = "/train.parquet") -> str:
     return f"{scheme}://user:pa@{planted}@{host}{end}?{rng.choice(NAMES)}={planted}#{rng.choice(NAMES)}={planted}"
 
 
-PLACES = ("model.name", "model.revision", "task.dataset.path", "task.dataset.data_files.train", "task.dataset.name",
-          "task.dataset.data_files.test", "task.dataset.revision", "output.push_to_hub", "output.log_dir", "output.dir",
-          "task.metrics", "task.splits.test", "task.columns.text", "search.policy.name", "task.prefix", "search.policy",
-          "compensation", "prune.layout", "model.dtype")  # fmt: skip
+PLACES = (
+    "model.name",
+    "model.revision",
+    "task.dataset.path",
+    "task.dataset.data_files.train",
+    "task.dataset.name",
+    "task.dataset.data_files.test",
+    "task.dataset.revision",
+    "output.push_to_hub",
+    "output.log_dir",
+    "output.dir",
+    "task.metrics",
+    "task.splits.test",
+    "task.columns.text",
+    "search.policy.name",
+    "task.prefix",
+    "search.policy",
+    "compensation",
+    "prune.layout",
+    "model.dtype",
+)
 
 
 def in_settings(rng: Random) -> Case:
@@ -71,15 +113,29 @@ def on_the_command_line(rng: Random) -> Case:
     """An address where a command takes a folder or a name."""
     planted = secret(rng)
     value = address(rng, planted, rng.choice(["", "/x", "/me/model"]))
-    command = rng.choice([
-        ("evaluate", value), ("cut", value, "--target.macs", "0.2"), ("push", value, "me/x"), ("push", "run", value),
-        ("push", "run", "me/x", "--base_model", value), ("push", "run", "me/x", "--revision", value),
-        ("push", "run", "me/x", "--license", value), ("prune", "--config", value), ("plan", "--config", value),
-        ("prune", "--plugin", value, "--config", "run.yaml"), ("evaluate", "run", "--config", value),
-        ("evaluate", "run", "--task.dataset.path", value), ("evaluate", "run", "--task.dataset.data_files.test", value),
-        (value,), ("prune", value), ("prune", f"--{value}", "x"), ("cut", "run", "--target.macs", "0.2", "--model.name", value),
-        ("evaluate", "run", "--model.revision", value), ("push", "run", "me/x", value),
-    ])  # fmt: skip
+    command = rng.choice(
+        [
+            ("evaluate", value),
+            ("cut", value, "--target.macs", "0.2"),
+            ("push", value, "me/x"),
+            ("push", "run", value),
+            ("push", "run", "me/x", "--base_model", value),
+            ("push", "run", "me/x", "--revision", value),
+            ("push", "run", "me/x", "--license", value),
+            ("prune", "--config", value),
+            ("plan", "--config", value),
+            ("prune", "--plugin", value, "--config", "run.yaml"),
+            ("evaluate", "run", "--config", value),
+            ("evaluate", "run", "--task.dataset.path", value),
+            ("evaluate", "run", "--task.dataset.data_files.test", value),
+            (value,),
+            ("prune", value),
+            ("prune", f"--{value}", "x"),
+            ("cut", "run", "--target.macs", "0.2", "--model.name", value),
+            ("evaluate", "run", "--model.revision", value),
+            ("push", "run", "me/x", value),
+        ]
+    )
     return Case(f"{command!r:.70}", (Step(command, expects="any"),), needs=NEEDS, own=(), secrets=(planted,))
 
 
@@ -87,8 +143,14 @@ def stored(rng: Random) -> Case:
     """An address in the settings or the report of a finished run."""
     planted, key = secret(rng), rng.choice(PLACES[:12])
     value: Any = address(rng, planted)
-    command = rng.choice([("evaluate", "run"), ("cut", "run", "--target.parameters", "0.2", "--output.dir", "out"),
-                          ("push", "run", "me/model"), ("prune", "--config", "run/mabprune/config.yaml", "--output.dir", "out")])  # fmt: skip
+    command = rng.choice(
+        [
+            ("evaluate", "run"),
+            ("cut", "run", "--target.parameters", "0.2", "--output.dir", "out"),
+            ("push", "run", "me/model"),
+            ("prune", "--config", "run/mabprune/config.yaml", "--output.dir", "out"),
+        ]
+    )
     report = rng.random() < 0.3
 
     def harm(folder: Path) -> None:
@@ -101,29 +163,56 @@ def stored(rng: Random) -> Case:
                 json.dumps(json.loads(path.read_text()) | {"model": value, "layout_reason": f"see {value}"})
             )
 
-    return Case(f"{command[0]} of a run with {key} = {value!r:.50}", (Step(command, expects="any"),), harm=harm, needs=NEEDS,
-                own=("out", "out.state", "out.logs"), leaves=True, secrets=(planted,))  # fmt: skip
+    return Case(
+        f"{command[0]} of a run with {key} = {value!r:.50}",
+        (Step(command, expects="any"),),
+        harm=harm,
+        needs=NEEDS,
+        own=("out", "out.state", "out.logs"),
+        leaves=True,
+        secrets=(planted,),
+    )
 
 
 def environment(rng: Random) -> Case:
     """Secrets in the environment: the token, proxies, the endpoint."""
     planted = secret(rng)
-    given = rng.choice([
-        {"HF_TOKEN": f"hf_{planted}AbCdEfGhIj"}, {"HTTPS_PROXY": f"http://user:{planted}@127.0.0.1:9", "https_proxy": f"http://user:{planted}@127.0.0.1:9"},
-        {"HTTP_PROXY": f"http://user:{planted}@127.0.0.1:9", "http_proxy": f"http://user:{planted}@127.0.0.1:9"},
-        {"ALL_PROXY": f"socks5://user:{planted}@127.0.0.1:9"}, {"WANDB_API_KEY": planted}, {"AWS_SECRET_ACCESS_KEY": planted},
-        {"HF_TOKEN": f"hf_{planted} two words"}, {"HF_TOKEN": f"{planted}\n"}, {"HF_TOKEN": f"é{planted}"},
-    ])  # fmt: skip
-    command = rng.choice([prune("--output.push_to_hub", "me/model"), ("push", "run", "me/model"),
-                          ("evaluate", "me/nothing", "--config", "run.yaml"), prune("--model.name", "me/nothing"),
-                          prune("--output.log_with", '["tensorboard"]'), ("push", "run", "other/model")])  # fmt: skip
+    given = rng.choice(
+        [
+            {"HF_TOKEN": f"hf_{planted}AbCdEfGhIj"},
+            {"HTTPS_PROXY": f"http://user:{planted}@127.0.0.1:9", "https_proxy": f"http://user:{planted}@127.0.0.1:9"},
+            {"HTTP_PROXY": f"http://user:{planted}@127.0.0.1:9", "http_proxy": f"http://user:{planted}@127.0.0.1:9"},
+            {"ALL_PROXY": f"socks5://user:{planted}@127.0.0.1:9"},
+            {"WANDB_API_KEY": planted},
+            {"AWS_SECRET_ACCESS_KEY": planted},
+            {"HF_TOKEN": f"hf_{planted} two words"},
+            {"HF_TOKEN": f"{planted}\n"},
+            {"HF_TOKEN": f"é{planted}"},
+        ]
+    )
+    command = rng.choice(
+        [
+            prune("--output.push_to_hub", "me/model"),
+            ("push", "run", "me/model"),
+            ("evaluate", "me/nothing", "--config", "run.yaml"),
+            prune("--model.name", "me/nothing"),
+            prune("--output.log_with", '["tensorboard"]'),
+            ("push", "run", "other/model"),
+        ]
+    )
     faults = (
         ((rng.choice(["commit", "create", "POST", "GET"]), rng.choice([0, 401, 403, 500])),)
         if rng.random() < 0.5
         else ()
     )
-    return Case(f"{sorted(given)} {command[0]}", (Step(command, expects="any", environment=given, faults=faults),), needs=NEEDS,
-                own=("out", "out.state", "out.logs"), leaves=True, secrets=(planted,))  # fmt: skip
+    return Case(
+        f"{sorted(given)} {command[0]}",
+        (Step(command, expects="any", environment=given, faults=faults),),
+        needs=NEEDS,
+        own=("out", "out.state", "out.logs"),
+        leaves=True,
+        secrets=(planted,),
+    )
 
 
 def token_echoed(rng: Random) -> Case:
@@ -134,8 +223,14 @@ def token_echoed(rng: Random) -> Case:
     faults = (
         (rng.choice(["commit", "create", "preupload", "PUT", "tree", ""]), rng.choice([0, 400, 401, 403, 404, 500])),
     )
-    return Case(f"{command[0]}, {faults}", (Step(command, expects="any", faults=faults),), needs=NEEDS,
-                own=("out", "out.state", "out.logs"), leaves=True, secrets=(TOKEN,))  # fmt: skip
+    return Case(
+        f"{command[0]}, {faults}",
+        (Step(command, expects="any", faults=faults),),
+        needs=NEEDS,
+        own=("out", "out.state", "out.logs"),
+        leaves=True,
+        secrets=(TOKEN,),
+    )
 
 
 THEMES = (

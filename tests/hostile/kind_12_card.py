@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def parses(text: str, where: str) -> str | None:
         address = token.attrs.get("href") or token.attrs.get("src") or ""
         if EVIL in str(address) or "javascript" in str(address):
             return f"{where}: a live {'image' if token.type == 'image' else 'link'} to {address}"
-    for opening, inline in zip(tokens, tokens[1:], strict=False):
+    for opening, inline in pairwise(tokens):
         if opening.type != "heading_open":
             continue
         if opening.tag != "h1" and inline.content not in HEADINGS and "sizes from one search" not in inline.content:
@@ -75,8 +76,11 @@ def parses(text: str, where: str) -> str | None:
             compile(block.content, where, "exec")
         except (SyntaxError, ValueError):
             return f"{where}: the loading code is no Python"
-        if any(line and not line.startswith(("import ", "from ", "checkpoint = ", "model = ", "tokenizer = ", "processor = "))
-               for line in block.content.splitlines()):  # fmt: skip
+        if any(
+            line
+            and not line.startswith(("import ", "from ", "checkpoint = ", "model = ", "tokenizer = ", "processor = "))
+            for line in block.content.splitlines()
+        ):
             return f"{where}: the loading code has more lines"
     for token in flat:
         if token.type in ("strong_open", "s_open") and "**CANARY**" in body and "\\*\\*CANARY" not in body:
@@ -101,7 +105,7 @@ CHECKS: tuple[Check, ...] = (cards_parse,)
 
 def name_for_file(rng: Random) -> str:
     """Gives markup that a file name can hold."""
-    return rng.choice(MARKUP).replace("/", "∕").strip()[:120] or odd_name(rng)
+    return rng.choice(MARKUP).replace("/", "\u2215").strip()[:120] or odd_name(rng)
 
 
 def config(settings: dict[str, Any], rng: Random) -> Any:
@@ -144,8 +148,11 @@ def data_name(rng: Random) -> Case:
             edit_yaml(folder / "run.yaml", {"task.dataset.data_files": renamed, "task.splits.test": column})
 
     which = rng.randrange(3)
-    return Case(f"{('file', 'column', 'split')[which]} {text!r:.40} {column!r:.40}", (Step(prune(), expects="any", reference="", checks=CHECKS),),
-                harm=harm)  # fmt: skip
+    return Case(
+        f"{('file', 'column', 'split')[which]} {text!r:.40} {column!r:.40}",
+        (Step(prune(), expects="any", reference="", checks=CHECKS),),
+        harm=harm,
+    )
 
 
 def labels(rng: Random) -> Case:
@@ -173,22 +180,47 @@ def settings(rng: Random) -> Case:
     )
     if key == "output.dir":
         text = f"out/{name_for_file(rng)}"
-    return Case(f"{key} {text!r:.50}", (Step(prune(), expects="any", reference="", checks=CHECKS),), harm=config({key: text}, rng),
-                own=("out", text, text.split("/")[0]))  # fmt: skip
+    return Case(
+        f"{key} {text!r:.50}",
+        (Step(prune(), expects="any", reference="", checks=CHECKS),),
+        harm=config({key: text}, rng),
+        own=("out", text, text.split("/")[0]),
+    )
 
 
 def published(rng: Random) -> Case:
     """A stored run with markup in its report or its settings is published."""
     text = rng.choice(MARKUP)
-    key = rng.choice(["model", "layout_reason", "task", "device", "main_metric", "stopped_because", "versions", "kept", "targets", "metric name",
-                      "config model", "config file", "config split", "config prefix", "card of the base"])  # fmt: skip
+    key = rng.choice(
+        [
+            "model",
+            "layout_reason",
+            "task",
+            "device",
+            "main_metric",
+            "stopped_because",
+            "versions",
+            "kept",
+            "targets",
+            "metric name",
+            "config model",
+            "config file",
+            "config split",
+            "config prefix",
+            "card of the base",
+        ]
+    )
 
     def harm(folder: Path) -> None:
         report = folder / "run/mabprune/report.json"
         tree = json.loads(report.read_text())
         if key.startswith("config"):
-            setting = {"config model": "model.name", "config file": "task.dataset.data_files.train", "config split": "task.splits.test",
-                       "config prefix": "task.prefix"}[key]  # fmt: skip
+            setting = {
+                "config model": "model.name",
+                "config file": "task.dataset.data_files.train",
+                "config split": "task.splits.test",
+                "config prefix": "task.prefix",
+            }[key]
             edit_yaml(folder / "run/mabprune/config.yaml", {setting: text})
         elif key == "stopped_because":
             tree["search"]["stopped_because"] = text
@@ -227,8 +259,12 @@ def licenses(rng: Random) -> Case:
             ("--base_model", "a/b"),
         ]
     )
-    return Case(f"push {words!r:.50}", (Step(("push", "run", "me/model", *words), expects="any", checks=CHECKS),),
-                needs=("models/bert", "data", "run.yaml", "run"), own=())  # fmt: skip
+    return Case(
+        f"push {words!r:.50}",
+        (Step(("push", "run", "me/model", *words), expects="any", checks=CHECKS),),
+        needs=("models/bert", "data", "run.yaml", "run"),
+        own=(),
+    )
 
 
 def sizes(rng: Random) -> Case:
@@ -239,16 +275,23 @@ def sizes(rng: Random) -> Case:
         (folder / "models/bert").rename(folder / "models" / name)
         edit_yaml(folder / "sizes.yaml", {"model.name": f"models/{name}"})
 
-    return Case(f"sizes of {name!r:.50}", (Step(prune(config="sizes.yaml"), expects="passes", reference="", checks=CHECKS),), harm=harm,
-                needs=("models/bert", "data", "sizes.yaml"), figures=rng.random() < 0.3)  # fmt: skip
+    return Case(
+        f"sizes of {name!r:.50}",
+        (Step(prune(config="sizes.yaml"), expects="passes", reference="", checks=CHECKS),),
+        harm=harm,
+        needs=("models/bert", "data", "sizes.yaml"),
+        figures=rng.random() < 0.3,
+    )
 
 
 def plugin_names(rng: Random) -> Case:
     """A plugin registers names with markup, and options that hold it."""
     text = rng.choice(MARKUP)
-    code = ("from dataclasses import dataclass\nfrom hf_mabprune.policies.base import POLICIES, option\n"
-            "from hf_mabprune.policies.uniform import Uniform\n"
-            f"@POLICIES.register({text!r})\n@dataclass(kw_only=True)\nclass Mine(Uniform):\n    '''Mine.'''\n")  # fmt: skip
+    code = (
+        "from dataclasses import dataclass\nfrom hf_mabprune.policies.base import POLICIES, option\n"
+        "from hf_mabprune.policies.uniform import Uniform\n"
+        f"@POLICIES.register({text!r})\n@dataclass(kw_only=True)\nclass Mine(Uniform):\n    '''Mine.'''\n"
+    )
 
     def harm(folder: Path) -> None:
         (folder / "mine.py").write_text(code)

@@ -31,23 +31,51 @@ def modes_follow(umask: int) -> Check:
 def whole(rng: Random) -> Case:
     """A run or a cut, under some umask."""
     umask = rng.choice(UMASKS)
-    config, reference = rng.choice([("run.yaml", "run"), ("uniform.yaml", "uniform"), ("sizes.yaml", "sizes"), ("magnitude.yaml", "magnitude"), ("cut", "cut"),
-                                    ("llama.yaml", "llama")])  # fmt: skip
+    config, reference = rng.choice(
+        [
+            ("run.yaml", "run"),
+            ("uniform.yaml", "uniform"),
+            ("sizes.yaml", "sizes"),
+            ("magnitude.yaml", "magnitude"),
+            ("cut", "cut"),
+            ("llama.yaml", "llama"),
+        ]
+    )
     command = (
         ("cut", "run", "--target.parameters", "0.2", "--output.dir", "out")
         if config == "cut"
         else prune(config=config)
     )
-    more = {"log": ("--output.log_with", '["tensorboard"]'), "half": ("--model.save_dtype", rng.choice(["bfloat16", "float16"])),
-            "train": ("--recovery", '{"epochs": 0.1}'), "plain": (), "same": ()}  # fmt: skip
+    more = {
+        "log": ("--output.log_with", '["tensorboard"]'),
+        "half": ("--model.save_dtype", rng.choice(["bfloat16", "float16"])),
+        "train": ("--recovery", '{"epochs": 0.1}'),
+        "plain": (),
+        "same": (),
+    }
     way = rng.choice(sorted(more))
-    plain = way in ("plain", "same", "log") and config != "cut" or config == "cut"
+    plain = (way in ("plain", "same", "log") and config != "cut") or config == "cut"
     words = () if config == "cut" else more[way]
     step = Step(
         (*command, *words), expects="passes" if plain else "any", reference=reference, checks=(modes_follow(umask),)
     )
-    return Case(f"umask {umask:03o}, {config} {way}", (step,), umask=umask, figures=rng.random() < 0.3,
-                needs=("models/bert", "models/llama", "data", "run.yaml", "uniform.yaml", "sizes.yaml", "magnitude.yaml", "llama.yaml", "run"))  # fmt: skip
+    return Case(
+        f"umask {umask:03o}, {config} {way}",
+        (step,),
+        umask=umask,
+        figures=rng.random() < 0.3,
+        needs=(
+            "models/bert",
+            "models/llama",
+            "data",
+            "run.yaml",
+            "uniform.yaml",
+            "sizes.yaml",
+            "magnitude.yaml",
+            "llama.yaml",
+            "run",
+        ),
+    )
 
 
 def replaced(rng: Random) -> Case:

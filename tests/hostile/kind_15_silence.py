@@ -34,14 +34,29 @@ CHECKS: tuple[Check, ...] = (says_its_stages, names_its_kl)
 
 def runs(rng: Random) -> Case:
     """Some run."""
-    way = rng.choice([("--search.rounds", str(rng.randint(1, 4))), ("--search.criterion", "kfac_obs"), ("--search.policy", "ucb1"), ("--search.rule", "single"),
-                      ("--recovery", '{"epochs": 0.2}'), ("--prune.layout", "auto"), ("--compensation", "null"), ("--search.rule", "interactions"),
-                      ("--task.batch_size", str(rng.randint(1, 48))), ("--search.pulls_per_arm", str(rng.randint(1, 5))),
-                      ("--task.calibration_examples", str(rng.randint(9, 48))), ("--seed", str(rng.randrange(100)))])  # fmt: skip
+    way = rng.choice(
+        [
+            ("--search.rounds", str(rng.randint(1, 4))),
+            ("--search.criterion", "kfac_obs"),
+            ("--search.policy", "ucb1"),
+            ("--search.rule", "single"),
+            ("--recovery", '{"epochs": 0.2}'),
+            ("--prune.layout", "auto"),
+            ("--compensation", "null"),
+            ("--search.rule", "interactions"),
+            ("--task.batch_size", str(rng.randint(1, 48))),
+            ("--search.pulls_per_arm", str(rng.randint(1, 5))),
+            ("--task.calibration_examples", str(rng.randint(9, 48))),
+            ("--seed", str(rng.randrange(100))),
+        ]
+    )
     more = ("--seed", str(rng.randrange(10**6)))
     config = rng.choice(["run.yaml", "sizes.yaml", "llama.yaml"])
-    return Case(f"{config} {' '.join(way)}", (Step(prune(*way, *more, config=config), expects="any", checks=CHECKS),),
-                needs=("models/bert", "models/llama", "data", config))  # fmt: skip
+    return Case(
+        f"{config} {' '.join(way)}",
+        (Step(prune(*way, *more, config=config), expects="any", checks=CHECKS),),
+        needs=("models/bert", "models/llama", "data", config),
+    )
 
 
 def cases(rng: Random) -> Iterator[Case]:

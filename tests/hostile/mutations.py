@@ -152,7 +152,7 @@ def other_value(value: Any, rng: Random) -> Any:
     if isinstance(value, str):
         return rng.choice([value[::-1], value.upper(), "", value + "x", rng.choice(ODD_TEXTS)])
     if isinstance(value, list):
-        return rng.choice([value[::-1], value[:-1], value * 2, [], value + [None]])
+        return rng.choice([value[::-1], value[:-1], value * 2, [], [*value, None]])
     if isinstance(value, dict):
         return rng.choice([{}, list(value), value | {"more": 1}])
     return rng.choice(ODD_VALUES)
@@ -214,8 +214,10 @@ def edit_table(path: Path, rng: Random) -> str:
     row = rng.randrange(len(table))
     what = rng.randrange(8)
     if what < 3:
-        value = other_value(table[column].iloc[row].item() if hasattr(table[column].iloc[row], "item")
-                            else table[column].iloc[row], rng)  # fmt: skip
+        value = other_value(
+            table[column].iloc[row].item() if hasattr(table[column].iloc[row], "item") else table[column].iloc[row],
+            rng,
+        )
         values = table[column].astype(object).tolist()
         values[row] = value if not isinstance(value, (list, dict)) else None
         said = f"{column}[{row}] = {values[row]!r:.40}"
@@ -238,5 +240,5 @@ def edit_table(path: Path, rng: Random) -> str:
 
 def odd_name(rng: Random) -> str:
     """Gives an odd name that a file can have."""
-    text = rng.choice(ODD_TEXTS).replace("/", "∕").replace("\x00", "")
+    text = rng.choice(ODD_TEXTS).replace("/", "\u2215").replace("\x00", "")
     return text.encode()[:180].decode(errors="ignore")

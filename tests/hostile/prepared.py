@@ -99,8 +99,10 @@ def teach(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "models" / "taught")
     model.classifier.weight *= 20
     texts = {split: Dataset.from_parquet(str(folder / "data" / f"{split}.parquet"))["sentence"] for split in SPLITS}
-    logits = {split: model(**tokenizer(list(rows), padding=True, return_tensors="pt")).logits
-              for split, rows in texts.items()}  # fmt: skip
+    logits = {
+        split: model(**tokenizer(list(rows), padding=True, return_tensors="pt")).logits
+        for split, rows in texts.items()
+    }
     model.classifier.bias[1] -= (logits["train"][:, 1] - logits["train"][:, 0]).median()
     model.save_pretrained(folder / "models" / "taught")
     for split, rows in texts.items():

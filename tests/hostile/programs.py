@@ -1,4 +1,4 @@
-"""Small Python programs that call prune(), as a user writes them; what it refuses is printed as the command line does."""
+"""Small Python programs that call prune(), as a user writes them; a refusal is printed as the command line does."""
 
 START = """
 import sys, torch, numpy as np, pandas as pd, datasets
@@ -9,7 +9,8 @@ model = AutoModelForSequenceClassification.from_pretrained("models/bert")
 tokenizer = AutoTokenizer.from_pretrained("models/bert")
 """
 DATA = """
-calibration, validation, test = (Dataset.from_parquet(f"data/{name}.parquet") for name in ("train", "validation", "test"))
+names = ("train", "validation", "test")
+calibration, validation, test = (Dataset.from_parquet(f"data/{name}.parquet") for name in names)
 """
 CALL = """
 options = dict(task={"batch_size": 8}, search={"rounds": 2, "pulls_per_arm": 2},

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_mabprune.artifacts import plots
@@ -86,7 +87,7 @@ def enter(asked: Asked) -> None:
     if not asked.figures:
         plots.save_figures = lambda *_: []
     if asked.memory:
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + asked.memory,) * 2)
     if asked.plain_user:
         give_up_rights()
