@@ -120,7 +120,8 @@ SAME = """
 import random
 after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
          torch.is_grad_enabled(), torch.get_default_dtype(), model.training,
-         [p.requires_grad for p in model.parameters()], [p.sum().item() for p in model.parameters()], torch.get_num_threads())
+         [p.requires_grad for p in model.parameters()], [p.sum().item() for p in model.parameters()],
+         torch.get_num_threads())
 names = ("random", "numpy.random", "torch random", "grad", "dtype", "training", "requires_grad", "weights", "threads")
 for name, one, other in zip(names, before, after):
     if one != other:
