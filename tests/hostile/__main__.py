@@ -27,7 +27,7 @@ from tests.hostile.workers import Worker
 
 HERE = Path(__file__).parent
 KINDS = {int(file.stem.split("_")[1]): file.stem for file in sorted(HERE.glob("kind_*.py"))}
-COLUMNS = ("refused", "equal", "warned", "FAILED")
+COLUMNS = ("refused", "equal", "warned", "other", "FAILED")
 
 
 class Tried(NamedTuple):
@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--kind", type=int, nargs="+", default=sorted(KINDS), choices=sorted(KINDS))
     parser.add_argument("--cases", type=int, default=80, help="of each kind")
     parser.add_argument("--case", nargs="+", default=[], metavar="KIND-NUMBER", help="only these")
+    parser.add_argument("--say", action="store_true", help="print the last line of every case")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="folder, not there yet, that the folders of failed cases stay in")
     asked = parser.parse_args()
@@ -65,6 +66,9 @@ def main() -> int:
         if not asked.keep and not chosen:
             shutil.rmtree(place, ignore_errors=True)
     tell(seed, tried, verbose=bool(chosen))
+    if asked.say:
+        for case in tried:
+            print(f"{case.kind:02}-{case.number:03} {case.outcome:8} {case.name:.70} | {last_line(case.said):.160}")
     print(f"{len(tried)} cases in {(time.monotonic() - start) / 60:.1f} minutes; seed {seed}")
     if chosen:
         print(f"the folders are in {place}")
@@ -123,6 +127,9 @@ def try_one(worker: Worker, kind: int, number: int, case: Case, references: dict
     folder = worker.make_folder(case, name)
     worker.hub.forget()
     case.harm(folder)
+    if case.locked:
+        (folder / case.locked).parent.mkdir(parents=True, exist_ok=True)
+        (folder / case.locked).touch()
     outcome, faults, said, start = "", [], "", time.monotonic()
     for place, step in enumerate(case.steps, 1):
         before = snapshot(folder)
@@ -159,8 +166,7 @@ def tell(seed: int, tried: list[Tried], verbose: bool) -> None:
     for (kind, fault), failed in sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1]))):
         example = failed[0]
         print(f"\nkind {kind}, {len(failed)} x: {fault}\n  e.g. {example.name}: {' && '.join(example.commands)[:300]}")
-        last = [line for line in example.said.splitlines() if line.strip()][-1:]
-        print(f"  said: {last[0][:300] if last else 'nothing'}")
+        print(f"  said: {last_line(example.said):.300}")
         print(f"  python -m tests.hostile --seed {seed} --case {example.kind:02}-{example.number:03}")
         if len(failed) > 1:
             print(f"  also {' '.join(f'{case.kind:02}-{case.number:03}' for case in failed[1:16])}")
@@ -175,6 +181,11 @@ def tell(seed: int, tried: list[Tried], verbose: bool) -> None:
         seconds = sum(case.seconds for case in of_kind) / len(of_kind)
         shown = " ".join(f"{count:>9}" for count in counts)
         print(f"{KINDS[kind].removeprefix('kind_').replace('_', ' '):36} {len(of_kind):>7} {shown} {seconds:>9.1f}")
+
+
+def last_line(said: str) -> str:
+    """Gives the last line that is not blank."""
+    return next((line for line in reversed(said.splitlines()) if line.strip()), "nothing")
 
 
 def alike(fault: str) -> str:

@@ -94,6 +94,7 @@ class Case:
         locked: A file that another process holds a lock on meanwhile.
         figures: Whether the run draws its figures, which take a third of its time.
         leaves: Whether a refusal may leave an output behind, as one that could not be pushed.
+        adds: Folders that the commands may add something to.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Case:
     locked: str = ""
     figures: bool = False
     leaves: bool = False
+    adds: tuple[str, ...] = ()
 
 
 def prune(*words: str, config: str = "run.yaml") -> tuple[str, ...]:

@@ -21,7 +21,8 @@ WARNING = "mabprune: warning: "
 HUGE = 1.5 * 2**30  # bytes
 INTERNALS = re.compile(
     r"object at 0x|<class '|site-packages|File \"|\.(py|cpp|rs|h):\d|c10::|at::|std::|\bTraceback\b"
-    r"|\[Errno \d+\](?![^;]*['\"/])|DatasetGenerationError|<function|<bound method|PydanticUndefined"
+    r"|\[Errno \d+\]|has no len\(\)|has no attribute|not subscriptable|unhashable|NoneType|os\.PathLike"
+    r"|unexpected keyword|not supported between|^mabprune: '[\w-]+' codec can't|DatasetGenerationError|<function|<bound method|PydanticUndefined"
 )
 USAGE = re.compile(r"usage: .*?\n(mabprune[^:\n]*): error: [^\n]*\n", re.DOTALL)
 Snapshot = dict[str, tuple[Any, ...]]
@@ -32,7 +33,8 @@ class Verdict:
     """What came of a step.
 
     Attributes:
-        outcome: "refused", "equal" or "warned" (or passed otherwise, where that is for the checks).
+        outcome: "refused"; or passed with the result of the unharmed run, "equal", with another one and a warning,
+            "warned", or with one that is for the checks of the case, "other".
         faults: What is wrong, each in one line.
     """
 
@@ -68,7 +70,7 @@ def judge(case: Case, step: Step, done: Done, before: Snapshot, references: dict
     if done.code == 0:
         result = figures_of(done) if step.reference.startswith("evaluate") else result_of(done.folder / step.output)
         same = result is not None and result == references.get(step.reference)
-        outcome = "equal" if same else "warned"
+        outcome = "equal" if same else "warned" if warned else "other"
         if step.expects == "refused":
             faults.append("passes what must be refused" + (", with a warning" if warned else ", without a word"))
         elif step.expects == "equal" and not same:
@@ -118,7 +120,7 @@ def spoken(case: Case, done: Done) -> Iterator[str]:
         if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", line):
             yield f"control characters in the line: {line[:100]!r}"
     for word in case.forbidden:
-        if word in done.text:
+        if word in done.text and not any(INTERNALS.search(line) for line in said):
             yield f"says {word!r}: {next((line for line in done.text.splitlines() if word in line), '')[:160]}"
     if case.early and done.code > 0 and "round 1/" in done.stdout:
         yield f"finds out after the search: {said[-1][:160] if said else ''}"
@@ -139,6 +141,8 @@ def lost(case: Case, done: Done, before: Snapshot, after: Snapshot) -> Iterator[
             return
     saved = any("search_state" in path and ".state" in path for path in after)
     for path in sorted(after.keys() - before.keys()):
+        if path.endswith(".state/lock") or any(path.startswith(f"{folder}/") for folder in case.adds):
+            continue
         if not is_own(case, path) or (done.code != 0 and not saved and not case.leaves):
             yield f"left behind: {re.sub('mabprune-[a-z0-9_]{8}', 'mabprune-*', path)}"
             return

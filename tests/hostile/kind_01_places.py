@@ -150,6 +150,7 @@ def logs_in_the_way(rng: Random) -> Case:
         f"the logs are {put.__name__[4:]}",
         command,
         harm=lambda folder: put(folder / "out.logs", Random(seed)),
+        adds=("out.logs", "elsewhere"),
         own=("out", "out.state"),
         expects="any",
     )
@@ -234,16 +235,17 @@ def over_sources(rng: Random) -> Case:
 def inside_another_run(rng: Random) -> Case:
     """The output lies in, around or beside the output of a run that goes on or was interrupted."""
     place = rng.choice(["other/out", "other/a/b", "other.state/out", "other", "./other/", "other/mabprune/x"])
-    locked = rng.random() < 0.6
+    locked, there = rng.random() < 0.6, rng.random() < 0.5
+    own_again = place in ("other", "./other/") and not locked
+    free = own_again or not (locked or there or "state" in place)
 
     def harm(folder: Path) -> None:
         (folder / "other.state").mkdir()
         (folder / "other.state" / "search_state.safetensors").write_bytes(b"rounds and rounds")
         (folder / "other.state" / "config.yaml").write_text("model: {}")
-        if rng_made:
+        if there:
             shutil.copytree(folder / "run", folder / "other")
 
-    rng_made = rng.random() < 0.5
     return one(
         f"the output is {place} of {'a running' if locked else 'an interrupted'} run",
         prune("--output.dir", place, "--output.overwrite", "true"),
@@ -251,8 +253,8 @@ def inside_another_run(rng: Random) -> Case:
         needs=FINISHED,
         output=place,
         locked="other.state/lock" if locked else "",
-        own=("other.state/lock",),
-        expects="refused" if locked or place not in ("other", "./other/") or rng_made else "any",
+        own=("other", "other.state") if own_again else ("other",) if free else ("other.state/lock",),
+        expects="any" if free else "refused",
     )
 
 

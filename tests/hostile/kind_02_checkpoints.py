@@ -12,17 +12,19 @@ from tests.hostile.mutations import ODD_VALUES, Random, edit_json, edit_safetens
 from tests.hostile.planted import attribute_names, canary_code, loads_canary, plant_modules
 
 NEEDS = ("models/bert", "data", "run.yaml", "uniform.yaml", "run", "uniform")
-HUGE = (10**6, 10**9, 10**12, 2**31, 2**63, 10**30)
+HUGE = (2 * 10**7, 3 * 10**7, 10**6, 10**9, 10**12, 2**31, 2**63, 10**30)
 
 
 def commands(rng: Random, checkpoint: str) -> tuple[tuple[str, ...], str]:
     """Gives a command that reads the checkpoint, and the name of the result that it gives unharmed."""
-    evaluate = ("evaluate", checkpoint, "--json")
+    stored = not checkpoint.startswith("models")
+    evaluate = ("evaluate", checkpoint, "--json", *(() if stored else ("--config", "run.yaml")))
     others = [
         (("plan", "--config", "run.yaml", "--model.name", checkpoint), ""),
         (("prune", "--config", "run.yaml", "--model.name", checkpoint, "--output.dir", "out"), ""),
-        (("cut", checkpoint, "--target.parameters", "0.2", "--output.dir", "out"), ""),
     ]
+    if stored:
+        others.append((("cut", checkpoint, "--target.parameters", "0.2", "--output.dir", "out"), ""))
     return rng.choice([(evaluate, f"evaluate {checkpoint}")] * 3 + others)
 
 

@@ -115,6 +115,7 @@ def odd_place(rng: Random) -> Case:
     own = (place,) if place in ("\n", " ", "-", "C:\\out", "CON") or ":/" in place else ()
     if ":" in place:
         own = (place.split("/")[0],)
+    own = ("run-parameters-0.2",) if place == "" else own  # the default of a cut
     return make(f"output.dir {place!r}", place, rng, own=(*own, *(f"{each}.state" for each in own)), expects="any")
 
 

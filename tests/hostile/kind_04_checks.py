@@ -48,8 +48,8 @@ def no_numbers(rng: Random) -> Case:
     command = rng.choice(
         [
             prune(),
-            prune("--search.criterion", "magnitude"),
-            prune("--search.criterion", "kfac_obs"),
+            prune("--search.criterion", "magnitude", "--search.rounds", "null"),
+            prune("--search.criterion", "kfac_obs", "--search.rounds", "null"),
             prune("--compensation", "null"),
         ]
     )

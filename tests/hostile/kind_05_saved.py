@@ -162,7 +162,7 @@ def launches_differ(rng: Random) -> Case:
             ("--prune.block_size", "4"),
             ("--task.batch_size", "4"),
             ("--model.name", "models/taught"),
-            ("--search.policy", "ucb1"),
+            ("--search.policy.name", "ucb1"),
             ("--compensation", "null"),
             ("--task.calibration_examples", "20"),
             ("--output.dir", "other"),

@@ -60,9 +60,9 @@ def ways(rng: Random) -> tuple[str, ...]:
     """A way to choose, and to refit."""
     drawn = rng.random()
     if drawn < 0.35:
-        way: tuple[str, ...] = ("--search.criterion", rng.choice(CRITERIA))
+        way: tuple[str, ...] = ("--search.criterion", rng.choice(CRITERIA), "--search.rounds", "null")
     elif drawn < 0.7:
-        way = ("--search.policy", rng.choice(POLICIES))
+        way = ("--search.policy.name", rng.choice(POLICIES))
     else:
         way = ("--search.reward", rng.choice(["kl", "loss", "squared", "accuracy"]))
     if rng.random() < 0.3:
@@ -169,9 +169,10 @@ def data(rng: Random) -> Case:
     )
     # The three splits must not be one: a row apart tells them.
     own = {"train": [*texts, "a"], "validation": [*texts, "b"], "test": [*texts, "c"]}
+    few = ("--task.batch_size", "1") if count < 16 else ()
     return one(
         f"{name} x {count} in {', '.join(splits)}",
-        prune(*ways(rng)),
+        prune(*few, *ways(rng)),
         "any",
         harm=lambda folder: write(folder, own, splits),
         forbidden=WORDS[:5],
@@ -248,7 +249,7 @@ def language(rng: Random) -> Case:
 
     return one(
         f"a language model, max_length {length}",
-        prune("--task.max_length", length, *ways(rng)[:2], config="llama.yaml"),
+        prune("--task.max_length", length, *ways(rng), config="llama.yaml"),
         "any",
         harm=harm,
         needs=("models/llama", "data", "llama.yaml"),
@@ -266,7 +267,7 @@ def recovered(rng: Random) -> Case:
     own = {split: [f"{letter} b"] * count for split, letter in zip(SPLITS, "abc", strict=True)}
     return one(
         f"recovery {recovery} on {count} rows",
-        prune("--recovery", json.dumps(recovery)),
+        prune("--task.batch_size", "1", "--recovery", json.dumps(recovery)),
         "any",
         harm=lambda folder: write(folder, own),
         forbidden=WORDS[:5],

@@ -37,14 +37,14 @@ def runs(rng: Random) -> Case:
     way = rng.choice(
         [
             ("--search.rounds", str(rng.randint(1, 4))),
-            ("--search.criterion", "kfac_obs"),
-            ("--search.policy", "ucb1"),
+            ("--search.criterion", "kfac_obs", "--search.rounds", "null"),
+            ("--search.policy.name", "ucb1"),
             ("--search.rule", "single"),
             ("--recovery", '{"epochs": 0.2}'),
             ("--prune.layout", "auto"),
             ("--compensation", "null"),
             ("--search.rule", "interactions"),
-            ("--task.batch_size", str(rng.randint(1, 48))),
+            ("--task.batch_size", str(rng.randint(1, 20))),
             ("--search.pulls_per_arm", str(rng.randint(1, 5))),
             ("--task.calibration_examples", str(rng.randint(9, 48))),
             ("--seed", str(rng.randrange(100))),
