@@ -22,7 +22,8 @@ HUGE = 1.5 * 2**30  # bytes
 INTERNALS = re.compile(
     r"object at 0x|<class '|site-packages|File \"|\.(py|cpp|rs|h):\d|c10::|at::|std::|\bTraceback\b"
     r"|\[Errno \d+\]|has no len\(\)|has no attribute|not subscriptable|unhashable|NoneType|os\.PathLike"
-    r"|unexpected keyword|not supported between|^mabprune: '[\w-]+' codec can't|DatasetGenerationError|<function|<bound method|PydanticUndefined"
+    r"|unexpected keyword|not supported between|^mabprune: '[\w-]+' codec can't"
+    r"|DatasetGenerationError|<function|<bound method|PydanticUndefined"
 )
 USAGE = re.compile(r"usage: .*?\n(mabprune[^:\n]*): error: [^\n]*\n", re.DOTALL)
 Snapshot = dict[str, tuple[Any, ...]]
