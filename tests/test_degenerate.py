@@ -89,7 +89,12 @@ def test_other_ways_to_prune_take_degenerate_models(search: dict[str, Any], name
 
 @pytest.mark.parametrize(
     ("model_type", "pattern"),
-    [("t5", r"\.v\.weight|\.wi\.weight"), ("gpt2", r"c_fc\.weight"), ("llama", r"v_proj|norm"), ("mixtral", r"v_proj")],
+    [
+        ("t5", r"\.v\.weight|\.wi\.weight"),
+        ("gpt2", r"c_fc\.weight"),
+        ("llama", r"v_proj|norm"),
+        ("mixtral", r"v_proj"),
+    ],
 )
 def test_other_families_take_dead_layers(model_type: str, pattern: str, tmp_path: Path) -> None:
     model = changed(pattern, torch.Tensor.zero_, model_type)

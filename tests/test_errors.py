@@ -88,7 +88,7 @@ def test_tokens_are_known_by_their_form(token: str) -> None:
         "git@github.com:owner/repo",
         "data/*/a@b.csv",
         "C:\\data\\x",
-    "C:/data/a@b.csv",
+        "C:/data/a@b.csv",
         "models/bert cannot be loaded: key 'x'",
         "set tokenizer.pad_token = tokenizer.eos_token",
         "token ids must be below 12, the model's vocabulary, got 15",

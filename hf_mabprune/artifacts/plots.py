@@ -124,7 +124,7 @@ def save_pareto(report: Report, folder: Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Writes a figure; what is not finite is left out of it, and signs that the font lacks are boxes, without a word."""
+    """Writes a figure; without a word, what is not finite is left out and signs that the font lacks are boxes."""
     with warnings.catch_warnings(), np.errstate(invalid="ignore", over="ignore"):
         warnings.filterwarnings("ignore", message="Glyph ")
         figure.savefig(path, dpi=DPI)

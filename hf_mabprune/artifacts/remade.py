@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -113,7 +112,7 @@ class _Remaking:
 
     @property
     def _layout(self) -> Layout:
-        return cast(Layout, self.parts.report.layout)
+        return self.parts.report.layout
 
     def _base(self) -> str:
         """Compares the base's weights with those that the run had."""
