@@ -123,8 +123,6 @@ def _check_parameter(path: str, parameter: nn.Parameter) -> None:
         raise ValueError(f"{path} is on the meta device, without numbers: load the model whole, without offloading")
     if not parameter.is_floating_point():
         raise ValueError(f"{path} holds {parameter.dtype}: packed weights cannot be cut. Prune first, then quantise")
-    if parameter.is_inference():
-        raise ValueError(f"{path} was made under torch.inference_mode: load the model outside of it")
 
 
 def _check_config(model: PreTrainedModel) -> None:

@@ -173,11 +173,6 @@ def called_quantised(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def made_for_inference(_: PreTrainedModel) -> PreTrainedModel:
-    with torch.inference_mode():
-        return tiny_model("bert", CLASSIFIER)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -198,7 +193,6 @@ def made_for_inference(_: PreTrainedModel) -> PreTrainedModel:
         (with_a_replaced_layer, "classifier was replaced by a Own"),
         (packed, "bert.pooler.dense.weight holds torch.int8: packed weights cannot be cut"),
         (called_quantised, "the model is quantised"),
-        (made_for_inference, "was made under torch.inference_mode"),
     ],
 )
 def test_what_cannot_be_taken_off_is_refused_in_one_line(
