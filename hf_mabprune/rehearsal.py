@@ -18,6 +18,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.checkpoints.weight_files import largest
+from hf_mabprune.effects.broken import cause
 from hf_mabprune.errors import outside
 from hf_mabprune.runtime.files import passing_folder
 from hf_mabprune.runtime.processes import on_main
@@ -87,16 +88,18 @@ def _rehearse(session: Session) -> None:
 
 @torch.inference_mode()
 def _inputs(session: Session, model: PreTrainedModel) -> dict[str, Any]:
-    """Gives a few examples on which a model's outputs are finite; those of a broken batch are not."""
-    for batch in session.batches["calibration"]:
+    """Gives a few examples on which a model's outputs are finite; those of a broken batch are not.
+
+    Raises:
+        ValueError: If there are none, saying why.
+    """
+    batches = session.batches["calibration"]
+    for batch in batches:
         given = session.task.inputs(batch.to(model.device))
         inputs = {name: tensor[:EXAMPLES] for name, tensor in given.items()}
         if model(**inputs).logits.isfinite().all():
             return inputs
-    raise ValueError(
-        f"the outputs of this {type(model).__name__} are not finite on any calibration batch, in {model.dtype}: use "
-        "float32, or another copy of the model"
-    )
+    raise ValueError(f"no calibration batch has finite outputs: {cause(model, session.task, batches)}")
 
 
 def _reload(session: Session, model: PreTrainedModel, plan: Plan, inputs: dict[str, Any]) -> float:

@@ -99,6 +99,20 @@ def test_what_does_not_come_back_as_it_was_is_refused_before_the_search(
         prune_from_config(settings_for(tmp_path, files, "bert"))
 
 
+def test_a_model_without_finite_outputs_is_refused_with_the_cause(
+    tmp_path: Path, files: dict[str, str], no_search: None
+) -> None:
+    settings = settings_for(tmp_path, files, "bert")
+    model = tiny_model("bert", CLASSIFIER)
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"no calibration batch has finite outputs: the output of classifier overflows"
+    ):
+        prune_from_config(settings)
+
+
 def test_whatever_saving_raises_is_one_line_before_the_search(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, no_search: None
 ) -> None:
