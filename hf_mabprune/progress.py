@@ -33,7 +33,9 @@ StageName = Literal[
     "reading data",
     "loading model",
     "counting arms",
+    "rehearsal",
     "dense model on test",
+    "dense model on validation",
     "statistics",
     "search",
     "dense model on record",
@@ -46,6 +48,7 @@ StageName = Literal[
     "upload",
     # of other commands
     "trial passes",
+    "verification",
     "fine-tuning",
     "benchmark",
 ]

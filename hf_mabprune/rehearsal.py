@@ -20,6 +20,7 @@ from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.checkpoints.weight_files import largest
 from hf_mabprune.effects.broken import cause
 from hf_mabprune.errors import outside
+from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import passing_folder
 from hf_mabprune.runtime.processes import on_main
 from hf_mabprune.selection.layouts import make_plans
@@ -33,6 +34,7 @@ LAYER_COUNTS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "de
 EXAMPLES = 2
 
 
+@stage("rehearsal")
 def rehearse_checkpoint(session: Session) -> None:
     """Cuts the first layers as the smallest size asks, in each layout that it may take, saves and reads them back.
 

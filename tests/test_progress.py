@@ -296,6 +296,7 @@ def test_commands_show_what_they_measure(config: str, shown: Watched, capsys: py
     assert trained.done == trained.total == 2 and re.match(r"epoch [\d.]+, loss \d", trained.note)
     for command, names in (
         (["plan", "--config", config], {"reading data", "loading model", "layout", "trial passes"}),
+        (["verify", out], {"verification", "checksums", "weights"}),
         (["evaluate", out], {"reading data", "loading model", "evaluation", "forward passes", "latency"}),
         (["cut", out, "--target.neurons", "0.25", "--output.dir", f"{out}-25"], {"refit", "evaluation", "saving"}),
     ):

@@ -10,6 +10,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from hf_mabprune.progress import over
+
 LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 MOST_BYTES = 2**24  # of a list of checksums
 CHUNK = 2**20
@@ -56,7 +58,7 @@ def faults(root: Path, place: Path) -> list[str]:
     there = {name: path for name, path in visible_files(root) if name != own}
     found = [(name, "is missing") for name in listed.keys() - there.keys()]
     found += [(name, NEW) for name in there.keys() - listed.keys()]
-    for name in listed.keys() & there.keys():
+    for name in over(listed.keys() & there.keys(), "checksums", "files"):
         if fault := fault_of(there[name], listed[name]):
             found.append((name, fault))
     return [f"{name} {fault}" for name, fault in sorted(found)]

@@ -36,6 +36,7 @@ from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.errors import in_words
 from hf_mabprune.evaluation.report import installed_versions
+from hf_mabprune.progress import over
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.session import Session, load_model, make_session
@@ -273,7 +274,7 @@ class _Made:
     def pairs(self, root: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """Goes through the tensors that both checkpoints have in the same shape: name, stored, made again."""
         theirs = stored_tensors(root)
-        for name, tensor in sorted(self.tensors.items()):
+        for name, tensor in over(sorted(self.tensors.items()), "comparison", "tensors"):
             if name in theirs and (theirs[name].shape, theirs[name].dtype) == (tensor.shape, tensor.dtype):
                 yield name, read_tensor(name, theirs[name]), read_tensor(name, tensor)
 

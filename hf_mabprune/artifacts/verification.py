@@ -28,6 +28,7 @@ from hf_mabprune.checkpoints.modeling_pruned import TYPE_PREFIX
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.errors import in_words
 from hf_mabprune.evaluation.report import Report
+from hf_mabprune.progress import over, stage
 from hf_mabprune.tasks.base import TASKS
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -67,6 +68,7 @@ def checked(name: str, look: Callable[[], str]) -> Check:
         return Check(name, "FAILED", in_words(error))
 
 
+@stage("verification")
 def verify(
     folder: str | Path, settings_of: Callable[[Path], PruneConfig], further: "Further | None" = None
 ) -> list[Check]:
@@ -190,7 +192,7 @@ def precision(dtype: str) -> str:
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Goes through the tensors of a checkpoint, one at a time."""
-    for name, stored in stored_tensors(folder).items():
+    for name, stored in over(stored_tensors(folder).items(), "weights", "tensors"):
         yield name, read_tensor(name, stored)
 
 

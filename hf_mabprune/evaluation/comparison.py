@@ -66,7 +66,8 @@ class Comparison:
         batches = self.session.batches["validation"]
         some = [batches[number] for number in np.unique(np.linspace(0, len(batches) - 1, LOOKS).round().astype(int))]
         plain = forward_of(self.session.dense, task)  # not from the record, which has the search to serve first
-        validation = evaluate(plain, task, some, self.session.accelerator, intervals=False)
+        with stage("dense model on validation"):
+            validation = evaluate(plain, task, some, self.session.accelerator, intervals=False)
         seen = {"validation": self._finite(validation, "validation"), "test": self.dense}
         worse = {split: below_chance(task, evaluation.scores) for split, evaluation in seen.items()}
         return [
