@@ -116,13 +116,14 @@ def _missing_classes(classes: int, targets: Mapping[str, NDArray[np.int64]], spl
     others = np.sum(list(counts.values()), axis=0) if counts else np.zeros(classes)
     share = np.where(others > 0, others / max(1, others.sum()), 1 / classes)
     missing, mean = int((own == 0).sum()), float(((1 - share) ** total).sum())
-    if missing <= mean:
-        return None
-    chance = math.exp(missing - mean + missing * math.log(max(mean, 1e-300) / missing))
-    if chance > DOUBTFUL:
-        return None
+    chance = 1.0
+    if missing > mean:
+        chance = math.exp(missing - mean + missing * math.log(max(mean, 1e-300) / missing))
     present = classes - missing
-    if present == 1 and (others > 0).sum() > 1 and chance < SURELY_NOT:
+    alone = present == 1 and bool((others > 0).sum() > 1)  # which no metric can be read from
+    if chance > DOUBTFUL and not alone:
+        return None
+    if alone and chance < SURELY_NOT:
         raise ValueError(
             f"split '{split}' has examples of a single class in {total:,} rows, where the others have "
             f"{int((others > 0).sum())}; {REMEDY}"

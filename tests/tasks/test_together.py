@@ -87,13 +87,17 @@ def test_a_single_class_is_refused_where_others_have_more() -> None:
         check_splits(classifier(2), data)
 
 
+def test_a_single_class_is_said_where_chance_may_have_left_the_others_out() -> None:
+    with pytest.warns(UserWarning, match="split 'test' has 1 of the 2 classes in 20 rows"):
+        check_splits(classifier(2), splits({"calibration": [0, 0, 1] * 20, "test": [0] * 20}))
+
+
 def test_classes_that_chance_may_leave_out_are_not_missed() -> None:
     rng = np.random.default_rng(moved(5))
     drawn = {split: rng.integers(0, 77, count).tolist() for split, count in (("calibration", 500), ("test", 60))}
     quiet(classifier(77), splits(drawn))
-    rare = {"calibration": [0] * 95 + [1] * 5, "test": [0] * 40}
-    quiet(classifier(2), splits(rare))
-    quiet(classifier(2), splits({"calibration": [0, 1], "test": [1]}))
+    rare = {"calibration": [0] * 90 + [1] * 5 + [2] * 5, "test": [0] * 35 + [1] * 5}
+    quiet(classifier(3), splits(rare))
 
 
 def test_numbers_in_ranges_of_their_own_are_said() -> None:
