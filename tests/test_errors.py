@@ -107,7 +107,8 @@ WORD = st.text("abcXYZ019%!$*'()+=.,~-", min_size=1, max_size=12)
 @settings(max_examples=200, deadline=None)
 @given(user=WORD, secret=st.text(st.characters(min_codepoint=33, max_codepoint=255), min_size=4, max_size=30))
 def test_no_password_of_an_address_is_left(user: str, secret: str) -> None:
-    assume("://" not in secret and "***" not in secret and not secret[0].isdigit() and not secret.startswith("/"))
+    assume("://" not in secret and not secret[0].isdigit() and not secret.startswith("/"))
+    assume(not any(sign.isspace() for sign in secret))  # which no address can hold
     marked = f"{secret}S3CRET"
     assert "S3CRET" not in without_credentials(f"cannot open 'https://{user}:{marked}@host/x': 403")
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from hf_mabprune.artifacts.publish import push_checkpoint
 from hf_mabprune.artifacts.remade import against_base
@@ -139,13 +140,18 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; {self.prog} --help explains the command")
+
+
 def _parser_with(command: str, folder: str, text: str, usage: str = "") -> argparse.ArgumentParser:
     """Makes the parser of a command that starts from a folder."""
     description = (COMMANDS[command].__doc__ or "").partition(": ")[2]
     settings = f"Further settings are those of `mabprune prune --help`, e.g. {usage}. " if usage else ""
-    parser = argparse.ArgumentParser(
-        f"mabprune {command}", description=description, epilog=settings + PLUGIN_HELP, allow_abbrev=False
-    )
+    parser = _Parser(f"mabprune {command}", description=description, epilog=settings + PLUGIN_HELP, allow_abbrev=False)
     parser.add_argument(folder, help=text)
     return parser
 

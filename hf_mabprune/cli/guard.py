@@ -17,7 +17,7 @@ from datasets.utils import disable_progress_bars
 from datasets.utils import logging as datasets_logging
 
 from hf_mabprune.cli.settings import Arguments, take_plugins
-from hf_mabprune.errors import in_words, is_out_of_memory, one_line
+from hf_mabprune.errors import in_words, is_out_of_memory, one_line, printable, without_credentials
 from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.files import MADE_BY
 
@@ -47,6 +47,7 @@ def guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
     datasets_logging.set_verbosity(datasets_logging.CRITICAL)  # it prints what it raises
     speaks = os.environ.get("RANK", "0") == "0"
     warnings.formatwarning = lambda message, *_: f"mabprune: warning: {one_line(str(message))}\n" if speaks else ""
+    sys.argv[1:] = map(without_credentials, sys.argv[1:])  # which trackers note, too
     plugins: list[str] = []
     try:
         with signals.heeded():
@@ -89,7 +90,7 @@ def _fault(error: BaseException) -> tuple[str, int]:
     if is_out_of_memory(error):
         return f"mabprune: {in_words(error)}: lower task.batch_size or task.max_length, or take a larger machine\n", 2
     if os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
+        _write(sys.stderr, "".join(traceback.format_exception(error)))
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"mabprune: {in_words(error)}, in {Path(last.filename).name} line {last.lineno}: neither settings nor data "
@@ -105,7 +106,8 @@ def _speak_if_alone(message: str) -> None:
 
 
 def _write(stream: TextIO, message: str) -> None:
-    """Prints, as far as the terminal can and is there."""
+    """Prints, as far as the terminal can and is there; no credentials, and nothing that steers a terminal."""
+    message = without_credentials("\n".join(map(printable, message.split("\n"))))
     with suppress(OSError, ValueError):
         encoding = getattr(stream, "encoding", None) or "utf-8"
         stream.write(message.encode(encoding, "backslashreplace").decode(encoding))
