@@ -125,7 +125,7 @@ def _sizes(
     if not said:
         names = {site.name for site in sites}
         everything = architecture_of(model).sites(model)
-        fewer = sites[0].group
+        fewer = _asked(sites[0], target) or sites[0].group
         try:
             stock_config(
                 model, [(site, np.arange(fewer if site.name in names else site.units)) for site in everything]
@@ -135,17 +135,22 @@ def _sizes(
     return counts & said
 
 
+def _asked(site: Site, target: TargetConfig) -> int | None:
+    """Gives the units that a target leaves of a site, if they can be fewer; None where it does not count them."""
+    fraction = target.counted()[site.kind]
+    if not isinstance(fraction, float):
+        return None
+    groups = site.units // site.group
+    return site.group * min(max(round(groups * (1 - fraction)), 1), groups - 1)
+
+
 def _refusal(site: Site, target: TargetConfig, reason: str) -> str:
     """Says why `uniform` cannot be, from what was asked: the fraction, and the units of a layer that it leaves."""
-    asked = target.counted()[site.kind]
-    leaves = (
-        f", {site.kind}s {asked:g} leaves {site.units * (1 - asked):.3g} of {site.units},"
-        if isinstance(asked, float)
-        else ","
-    )
+    asked, kind = _asked(site, target), f"{site.kind}s"
+    leaves = f", {kind} {target.counted()[site.kind]:g} leaves {asked} of {site.units}," if asked else ""
     return (
-        f"layout uniform needs the same number of {site.kind}s in every layer{leaves} and no other number than "
-        f"{site.units} can be written in a config that plain AutoModel reads: {reason}"
+        f"{reason}; layout uniform keeps the same number of {kind} in every layer{leaves} and {site.units} is the "
+        "only one that such a config can say"
     )
 
 

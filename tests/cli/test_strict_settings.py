@@ -202,3 +202,24 @@ def test_any_text_is_settings_or_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "any.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     with suppress(ValueError):
         PruneConfig.from_yaml(tmp_path / "any.yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["push", "x"],
+        ["push", "x", "a/b", "c"],
+        ["push"],
+        ["cut"],
+        ["evaluate"],
+        ["cut", "x"],
+        ["evaluate", "x", "--config"],
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_are_missing_or_too_many_are_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("mabprune: ") and output.err.count("\n") == 1 and output.out == ""

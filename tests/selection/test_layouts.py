@@ -50,14 +50,18 @@ def test_auto_has_the_choice_where_both_are_possible(model_type: str) -> None:
 
 
 MAKES = {
-    "bert": "encoder.layer.0.attention.self.query.weight [32, 32], not [8, 32]",
-    "gpt2": "h.0.attn.c_attn.weight [32, 96], not [32, 24]",
+    "bert": "encoder.layer.0.attention.self.query.weight [32, 32], not [16, 32]",
+    "gpt2": "h.0.attn.c_attn.weight [32, 96], not [32, 48]",
 }
 CANNOT = {
-    model_type: f"a stock {model_type} config cannot say 1 head: it makes {shapes}. Use layout per_layer, or prune "
+    model_type: f"a stock {model_type} config cannot say 2 heads: it makes {shapes}. Use layout per_layer, or prune "
     "neurons only"
     for model_type, shapes in MAKES.items()
 } | {"t5": "a stock t5 config cannot say which heads share position biases: use per_layer"}
+MEANS = (
+    "; layout uniform keeps the same number of heads in every layer, heads 0.5 leaves 2 of 4, and 4 is the only one "
+    "that such a config can say"
+)
 
 
 @pytest.mark.parametrize("model_type", CANNOT)
@@ -65,7 +69,7 @@ def test_auto_is_per_layer_where_a_config_cannot_say_the_heads_and_says_why(mode
     model = tiny_model(model_type, head_of(model_type))
     plans = plans_for(model, {"neurons": 0.5, "heads": 0.5})
     assert (plans.search.layout, plans.uniform) == ("per_layer", None)
-    assert plans.reason == f"auto: uniform is not possible: {CANNOT[model_type]}"
+    assert plans.reason == f"auto: uniform is not possible: {CANNOT[model_type]}{MEANS}"
     neurons = plans_for(model, {"neurons": 0.5}, arms=["neuron"])
     assert neurons.uniform is not None
 
@@ -75,7 +79,7 @@ def test_uniform_heads_are_refused_where_a_config_cannot_say_them(model_type: st
     model = tiny_model(model_type, head_of(model_type))
     with pytest.raises(ValueError) as error:
         plans_for(model, {"heads": 0.5}, layout="uniform")
-    assert str(error.value) == CANNOT[model_type]
+    assert str(error.value) == CANNOT[model_type] + MEANS
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
