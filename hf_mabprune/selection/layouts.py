@@ -146,6 +146,8 @@ def _asked(site: Site, target: TargetConfig) -> int | None:
 
 def _refusal(site: Site, target: TargetConfig, reason: str) -> str:
     """Says why `uniform` cannot be, from what was asked: the fraction, and the units of a layer that it leaves."""
+    if not reason.startswith("a stock "):
+        return reason  # no matter of numbers
     asked, kind = _asked(site, target), f"{site.kind}s"
     leaves = f", {kind} {target.counted()[site.kind]:g} leaves {asked} of {site.units}," if asked else ""
     return (
