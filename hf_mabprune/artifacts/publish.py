@@ -28,7 +28,7 @@ from hf_mabprune.artifacts.publishable import (
 from hf_mabprune.artifacts.redaction import hub_model, public_config, public_report, public_url
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import load_processor
-from hf_mabprune.config import check
+from hf_mabprune.config import check, parse_yaml
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import TASKS
@@ -201,7 +201,7 @@ def _read_run(folder: RunFolder) -> tuple[Report, str]:
     """Reads the report and the config of a run; they are checked before anything is sent."""
     try:
         config_yaml = folder.config.read_text()
-        check(yaml.safe_load(config_yaml))
+        check(parse_yaml(config_yaml, str(folder.config)))
         report = Report.from_json(folder.report)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
