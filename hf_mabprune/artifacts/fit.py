@@ -71,11 +71,12 @@ def _headers(file: Path) -> dict[str, StoredTensor]:
         }
 
 
-def fitted_model(folder: Path) -> PreTrainedModel:
+def fitted_model(folder: Path, spare: bool = False) -> PreTrainedModel:
     """Builds the model that a checkpoint's config says, without memory, and compares its weights with the files.
 
     Args:
         folder: Checkpoint of a family that transformers knows, or of layout per_layer.
+        spare: Whether tensors may be left over that the model does not have.
 
     Returns:
         The model, on the meta device.
@@ -97,20 +98,20 @@ def fitted_model(folder: Path) -> PreTrainedModel:
     }
     with outside(f"{folder} cannot be loaded", "save config and weights together again"):
         model, loading = loader.from_pretrained(folder, **options)
-    if misfit := _misfit(loading):
+    if misfit := _misfit(loading, spare):
         raise OutsideError(f"the weights do not fit {CONFIG}: {misfit}; save both together again")
     fitted: PreTrainedModel = model
     return fitted
 
 
-def _misfit(loading: Mapping[str, Any]) -> str:
+def _misfit(loading: Mapping[str, Any], spare: bool) -> str:
     """Says what transformers found amiss; nothing where all is there, and nothing else."""
     if mismatched := sorted(loading["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         return f"{name} must have shape {list(expected)}, got {list(stored)}"
     if missing := sorted(loading["missing_keys"]):
         return f"{_some(missing)} is not there"
-    if strange := sorted(loading["unexpected_keys"]):
+    if not spare and (strange := sorted(loading["unexpected_keys"])):
         return f"{_some(strange)} is of no use to the model"
     return ""
 

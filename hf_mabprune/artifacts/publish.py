@@ -164,7 +164,7 @@ def _prepare(
     check_name("repo_id", repo_id)
     paths = publishable_files(folder)
     run = _read_run(RunFolder(folder)) if {REPORT, CONFIG} <= paths.keys() else None
-    check_fit(folder)
+    check_fit(folder, run is not None and not check(yaml.safe_load(run[1])).model.trust_remote_code)
     if run is None:
         check_foreign_processor(folder)
         return _Prepared(repo_id, paths)

@@ -79,25 +79,32 @@ def publishable_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_fit(folder: Path) -> None:
+def check_fit(folder: Path, of_run: bool) -> None:
     """Refuses weights that are not whole or do not fit their config, and code that is not this package's.
 
     Models whose own code says what they are cannot be built without running it: that is a warning.
+
+    Args:
+        folder: Checkpoint.
+        of_run: Whether it is the output of a run, of a model without code of its own.
+
+    Raises:
+        ValueError: Saying what does not fit.
     """
     stored_tensors(folder)
     settings = read_json(folder / "config.json")
-    ours = is_per_layer(settings) or (folder / CODE).exists()
+    ours = of_run or is_per_layer(settings) or (folder / CODE).exists()
     if ours:
         check_code(folder)
     elif settings.get("auto_map"):
         warnings.warn(f"{folder} brings code of its own, so whether its weights fit was not checked", stacklevel=2)
         return
-    elif not ours and settings.get("model_type") not in CONFIG_MAPPING:
+    elif settings.get("model_type") not in CONFIG_MAPPING:
         warnings.warn(
             f"this transformers does not know {folder}, so whether its weights fit was not checked", stacklevel=2
         )
         return
-    fitted_model(folder)
+    fitted_model(folder, spare=not ours)
 
 
 def check_foreign_processor(folder: Path) -> None:

@@ -18,6 +18,7 @@ from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.artifacts.fit import CONFIG, StoredTensor, read_json, stored_tensors
 from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.artifacts.run_writer import HALF_TOLERANCE, TOLERANCE
 from hf_mabprune.artifacts.verification import (
     FLOATS,
     Check,
@@ -43,8 +44,7 @@ from hf_mabprune.session import Session, load_model, make_session
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 from hf_mabprune.surgery.cut import Layout, cut, kept_units
 
-TOLERANCE = 1e-3  # of a refitted number, over the root mean square of its tensor
-ON_LOGITS = 1e-4
+ON_REFITS = 1e-3  # of a refitted number, over the root mean square of its tensor
 VERSIONS = ("transformers", "torch")
 FREE_FIELDS = {"transformers_version", "_name_or_path"}  # of config.json, that say nothing of the model
 
@@ -212,14 +212,14 @@ class _Remaking:
             if name in made.not_sliced:
                 distance = relative_distance(stored, again)
                 worst = max(worst, distance)
-                if not distance <= TOLERANCE:
+                if not distance <= ON_REFITS:
                     wrong.append(f"{name} differs by {distance:.2g}")
         if wrong:
-            limit = f"at most {TOLERANCE:g} of the root mean square of a tensor is rounding"
+            limit = f"at most {ON_REFITS:g} of the root mean square of a tensor is rounding"
             raise ValueError(f"{some(wrong)}; {limit}{self._other_versions()}")
         return (
             f"{len(made.not_sliced):,} tensors, made again, differ by at most {worst:.2g} of the root mean square of "
-            f"the tensor (up to {TOLERANCE:g} is taken for rounding)"
+            f"the tensor (up to {ON_REFITS:g} is taken for rounding)"
         )
 
     def _same_files(self, made: "_Made") -> str:
@@ -248,7 +248,7 @@ class _Remaking:
         with masked(dense, masks=keep_masks(dense, self._keep)):
             by_mask = dense(**inputs).logits
         difference = float((by_mask - cut(dense, self._keep, self._layout)(**inputs).logits).abs().max())
-        if not difference <= ON_LOGITS:
+        if not difference <= TOLERANCE.get(dense.dtype, HALF_TOLERANCE):
             raise ValueError(f"the masked base and the cut one differ by {difference:.2g}")
         stored = load_pruned(self.parts.run.root, dtype=dense.dtype).eval()(**inputs).logits
         if not stored.isfinite().all():

@@ -473,6 +473,14 @@ def test_what_would_not_load_or_is_private_is_not_sent(
     assert not any(method != "GET" for method, _, _ in server.requests[asked:]), "nothing was sent"
 
 
+def test_a_run_of_layout_uniform_brings_no_code(client: Client, uniform: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(uniform[0], folder, ignore=shutil.ignore_patterns(".*"))
+    change_json(folder / "config.json", auto_map={"AutoModel": "them/theirs--modeling.Bert"})
+    _, line = client.refused(folder)
+    assert "a checkpoint of layout uniform needs no code, and there is auto_map in config.json" in line
+
+
 def test_a_run_that_has_changed_is_not_sent(client: Client, per_layer: tuple[Path, Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(per_layer[0], folder, ignore=shutil.ignore_patterns(".*"))

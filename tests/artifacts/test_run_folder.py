@@ -78,6 +78,7 @@ def test_paths(root: str | Path) -> None:
     assert paths.search == Path("runs/x.state/search_state.safetensors")
     assert set(paths.names()) == {
         "lock", "config.yaml", "config.yaml.partial", "search_state.safetensors", "search_state.safetensors.partial",
+        "unpublished", ".mabprune-output.json",
     }  # fmt: skip
 
 

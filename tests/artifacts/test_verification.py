@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from hf_mabprune.artifacts import checksums
-from hf_mabprune.artifacts.remade import TOLERANCE, relative_distance
+from hf_mabprune.artifacts.remade import ON_REFITS, relative_distance
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.cli import main
 from hf_mabprune.pipeline import prune_from_config
@@ -141,7 +141,7 @@ def test_distances_are_over_the_root_mean_square() -> None:
     assert relative_distance(again + torch.tensor([[0.0, 0.3], [0.0, 0.0]]), again) == pytest.approx(0.1)
     half = again.bfloat16()
     assert relative_distance(torch.nextafter(half, half + 1), half) == 0, "the last bit of half precision is rounding"
-    assert not relative_distance(torch.full((2, 2), torch.nan), again) <= TOLERANCE
+    assert not relative_distance(torch.full((2, 2), torch.nan), again) <= ON_REFITS
 
 
 def grow_an_epsilon(folder: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from hf_mabprune.artifacts import checksums
+from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.cli.commands import main
 from hf_mabprune.pipeline import prune_from_config
 from tests.problems import settings_for, write_splits
@@ -57,11 +59,12 @@ def hostile(tmp_path: Path, finished: Path) -> Path:
 
 
 def ask(folder: Path, part: str, **settings: Any) -> None:
-    """Changes the config inside a checkpoint."""
+    """Changes the config inside a checkpoint, and the checksums with it."""
     path = folder / "mabprune" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config[part] |= settings
     path.write_text(yaml.safe_dump(config))
+    checksums.write(folder, RunFolder(folder).checksums)
 
 
 def test_evaluate_runs_nothing_that_the_folder_brings(
@@ -80,6 +83,17 @@ def test_cut_runs_and_writes_nothing_that_the_folder_brings(hostile: Path, tmp_p
     ask(hostile, "model", name=str(hostile))
     with pytest.warns(UserWarning):
         assert main([*command, "--output.dir", str(tmp_path / "again")]) == 2, "its own model has other arms"
+    assert not (tmp_path / "trace").exists()
+
+
+def test_verify_runs_nothing_that_the_folder_brings(
+    hostile: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning, match="only --model.trust_remote_code can allow"):
+        assert main(["verify", str(hostile), "--base", str(finished.parent / "model")]) == 1
+    said = capsys.readouterr().out
+    assert "code: FAILED: hostile.py is code that no run writes" in said
+    assert "other files: FAILED: hostile.py is not of this run" in said
     assert not (tmp_path / "trace").exists()
 
 
