@@ -3,14 +3,13 @@
 The model is built on the meta device, so nothing is allocated, and no code of the checkpoint is run.
 """
 
-import inspect
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -18,9 +17,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.checkpoints.load import load_config
+from hf_mabprune.checkpoints.modeling_file import MODELING_FILE, is_own_modeling_file
+from hf_mabprune.checkpoints.stored_files import read_json
+from hf_mabprune.checkpoints.weight_files import no_larger_than, stored_weights
 from hf_mabprune.errors import OutsideError, outside
 
-CODE = Path(inspect.getfile(modeling_pruned)).name
 CONFIG = "config.json"
 SHOWN = 3  # tensors that a message names
 
@@ -97,6 +98,8 @@ def fitted_model(folder: Path, spare: bool = False) -> PreTrainedModel:
         "ignore_mismatched_sizes": True,
     }
     with outside(f"{folder} cannot be loaded", "save config and weights together again"):
+        with torch.device("meta"), no_larger_than(stored_weights(str(folder)), str(folder)):
+            loader(config)  # a config may ask for anything, and is stopped where it asks for too much
         model, loading = loader.from_pretrained(folder, **options)
     if misfit := _misfit(loading, spare):
         raise OutsideError(f"the weights do not fit {CONFIG}: {misfit}; save both together again")
@@ -122,15 +125,6 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises ValueError for anything else."""
-    with outside(f"{path} cannot be read", "save the checkpoint again"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, got a {type(content).__name__}: save the checkpoint again")
-    return content
-
-
 def is_per_layer(settings: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a checkpoint with per-layer sizes."""
     return str(settings.get("model_type")).startswith(modeling_pruned.TYPE_PREFIX)
@@ -146,7 +140,7 @@ def check_code(folder: Path) -> str:
         ValueError: If there is other code, or config.json leads to some.
     """
     settings = read_json(folder / CONFIG)
-    file, auto_map = folder / CODE, settings.get("auto_map") or {}
+    file, auto_map = folder / MODELING_FILE, settings.get("auto_map") or {}
     others = sorted(path.name for path in folder.rglob("*.py") if path != file)
     if others:
         raise ValueError(f"{others[0]} is code that no run writes: read it, and remove it")
@@ -155,20 +149,15 @@ def check_code(folder: Path) -> str:
             raise ValueError(f"{side.name} names code in auto_map, which no run writes: read it, and remove it")
     if not is_per_layer(settings):
         if file.exists() or auto_map:
-            found = CODE if file.exists() else f"auto_map in {CONFIG}"
+            found = MODELING_FILE if file.exists() else f"auto_map in {CONFIG}"
             raise ValueError(f"a checkpoint of layout uniform needs no code, and there is {found}: remove it")
         return "none, as layout uniform needs none"
     if not file.is_file():
-        raise ValueError(f"{CODE} is missing")
+        raise ValueError(f"{MODELING_FILE} is missing")
     if not is_own_modeling_file(file):
-        raise ValueError(f"{CODE} is not the one of this version of hf_mabprune: read it before you trust it")
-    own = f"{CODE.removesuffix('py')}{modeling_pruned.CLASS_PREFIX}"
+        raise ValueError(f"{MODELING_FILE} is not the one of this version of hf_mabprune: read it before you trust it")
+    own = f"{MODELING_FILE.removesuffix('py')}{modeling_pruned.CLASS_PREFIX}"
     for auto, place in auto_map.items() if isinstance(auto_map, dict) else [("auto_map", auto_map)]:
         if not (isinstance(place, str) and place.startswith(own)):
-            raise ValueError(f"auto_map in {CONFIG} leads {auto} to {place!r:.80}, not to {CODE}")
-    return f"{CODE} is the one of this version of hf_mabprune"
-
-
-def is_own_modeling_file(path: Path) -> bool:
-    """Tells whether a file is this package's `modeling_pruned.py`, byte for byte."""
-    return path.read_bytes() == Path(inspect.getfile(modeling_pruned)).read_bytes()
+            raise ValueError(f"auto_map in {CONFIG} leads {auto} to {place!r:.80}, not to {MODELING_FILE}")
+    return f"{MODELING_FILE} is the one of this version of hf_mabprune"

@@ -9,9 +9,11 @@ from huggingface_hub.utils import filter_repo_objects
 from transformers import CONFIG_MAPPING
 
 from hf_mabprune.artifacts import checksums
-from hf_mabprune.artifacts.fit import CODE, check_code, fitted_model, is_per_layer, read_json, stored_tensors
+from hf_mabprune.artifacts.fit import check_code, fitted_model, is_per_layer, stored_tensors
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import sizes_in
+from hf_mabprune.checkpoints.modeling_file import MODELING_FILE
+from hf_mabprune.checkpoints.stored_files import read_json
 
 SEARCH_STATES = f"{RunFolder('').search_state.with_suffix('').as_posix()}*"  # of any format there has been
 STAYS_HERE = [".*", "*/.*", SEARCH_STATES, "*.lock", "*.lock/*", "*.partial", "*.partial/*"]
@@ -93,7 +95,7 @@ def check_fit(folder: Path, of_run: bool) -> None:
     """
     stored_tensors(folder)
     settings = read_json(folder / "config.json")
-    ours = of_run or is_per_layer(settings) or (folder / CODE).exists()
+    ours = of_run or is_per_layer(settings) or (folder / MODELING_FILE).exists()
     if ours:
         check_code(folder)
     elif settings.get("auto_map"):

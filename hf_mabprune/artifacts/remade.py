@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.artifacts.fit import CONFIG, StoredTensor, read_json, stored_tensors
+from hf_mabprune.artifacts.fit import CONFIG, StoredTensor, stored_tensors
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import HALF_TOLERANCE, TOLERANCE
 from hf_mabprune.artifacts.verification import (
@@ -32,6 +32,7 @@ from hf_mabprune.artifacts.verification import (
 )
 from hf_mabprune.checkpoints.load import Processor, load_pruned
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
+from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.masking import keep_masks, masked

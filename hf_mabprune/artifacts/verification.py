@@ -21,10 +21,11 @@ from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.artifacts import checksums
-from hf_mabprune.artifacts.fit import StoredTensor, check_code, fitted_model, is_per_layer, read_json, stored_tensors
+from hf_mabprune.artifacts.fit import StoredTensor, check_code, fitted_model, is_per_layer, stored_tensors
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import load_processor
 from hf_mabprune.checkpoints.modeling_pruned import TYPE_PREFIX
+from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.errors import in_words
 from hf_mabprune.evaluation.report import Report

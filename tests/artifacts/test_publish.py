@@ -545,7 +545,7 @@ def test_broken_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint folder at"):
         hub.push_checkpoint(tmp_path / "nowhere", "me/x", token=TOKEN)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read: .*; save the checkpoint again"):
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: .*; fetch or save the model again"):
         hub.push_checkpoint(tmp_path, "me/x", token=TOKEN)
     (tmp_path / "config.json").write_text("{}")
     for name in ("model.safetensors", "mabprune/report.json", "mabprune/config.yaml"):

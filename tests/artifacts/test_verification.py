@@ -213,6 +213,10 @@ def grow_the_model(folder: Path) -> None:
     change_json(folder / "config.json", num_hidden_layers=3)
 
 
+def ask_for_everything(folder: Path) -> None:
+    change_json(folder / "config.json", num_hidden_layers=900_000)
+
+
 def replace_code(folder: Path) -> None:
     (folder / "modeling_pruned.py").write_text("raise SystemExit(3)")
 
@@ -250,6 +254,7 @@ def drop_the_tokenizer(folder: Path) -> None:
         (truncate, {"weights", "shapes", "report and weights"}),
         (make_infinite, {"weights"}),
         (grow_the_model, {"shapes", "report and weights"}),
+        (ask_for_everything, {"shapes", "report and weights"}),
         (replace_code, {"code"}),
         (say_another_seed, {"report and config"}),
         (say_fewer_parameters, {"report and weights"}),
