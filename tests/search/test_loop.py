@@ -7,6 +7,7 @@ from hf_mabprune.config import SearchConfig
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.search.loop import Search, round_budgets
 from hf_mabprune.search.result import SearchResult
+from hf_mabprune.search.rules.single import Single
 from tests.search.known_arms import ARMS, KnownArms, plan
 
 
@@ -112,3 +113,29 @@ def test_a_search_goes_on_from_its_state_as_if_nothing_had_been(policy: str, ste
     again = second.finished()
     assert np.array_equal(again.order, whole.order) and np.array_equal(again.scores, whole.scores)
     assert np.array_equal(again.pulls, whole.pulls) and again.rounds == whole.rounds
+
+
+class Measuring(Single):
+    """Removes as `Single` does, after it has measured something twice."""
+
+    def settle(self, plans, rewards, kept, start, progress):  # type: ignore[no-untyped-def]
+        yield
+        yield
+        return self.choose(plans[-1], rewards, kept, start, progress)
+
+
+@pytest.mark.parametrize("policy", ["race", "lucb", "sweep"])
+def test_a_search_that_is_stopped_while_its_rule_measures_makes_no_more_pulls(policy: str) -> None:
+    whole, first, second = (make(policy, KnownArms(noise=0.3), rounds=2, pulls_per_arm=30) for _ in range(3))
+    for each in (whole, first, second):
+        each.rule = Measuring()
+    for _ in first.run():
+        if first.settling:
+            break
+    second.load_state_dict(first.state_dict())
+    for each in (whole, second):
+        for _ in each.run():
+            pass
+    assert second.finished().stopped_because == whole.finished().stopped_because
+    assert np.array_equal(second.finished().order, whole.finished().order)
+    assert np.array_equal(second.finished().pulls, whole.finished().pulls)
