@@ -175,9 +175,7 @@ def test_scores_that_are_not_finite_are_refused() -> None:
     statistics = fresh("bert", 16)
     with torch.no_grad():
         statistics.model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
-    with pytest.raises(
-        ValueError, match=r"not finite for 1 of 14 arms, at encoder\.layer\.0\.output\.dense: the weight"
-    ):
+    with pytest.raises(ValueError, match=r"not finite for 1 of 14 arms, at encoder\.layer\.0\.output\.dense: the"):
         CRITERIA.get("magnitude")().choose(statistics, plan_of(statistics, {"neurons": 0.5}, "per_layer"))
 
 

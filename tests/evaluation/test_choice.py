@@ -9,7 +9,7 @@ import pytest
 from hf_mabprune.config import PruningConfig
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.search.result import SearchResult
-from tests.problems import problem
+from tests.problems import arms_of, problem
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,8 @@ from tests.problems import problem
     ],
 )
 def test_a_loss_that_is_no_number_is_the_worse_one(per_layer: float, uniform: float, layout: str) -> None:
-    model, _, _, arms = problem("bert")
+    model, _, batches, _ = problem("bert")
+    arms = arms_of(model, 16, batches, ["neuron"])
     losses = iter([per_layer, uniform])
     session = SimpleNamespace(dense=model, arms=arms, totals={"parameters": 10**6, "macs": 10**6})
     comparison: Any = SimpleNamespace(session=session, masked=lambda *_, **__: SimpleNamespace(loss=next(losses)))

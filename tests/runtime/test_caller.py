@@ -116,7 +116,7 @@ def test_settings_of_the_process_come_back_after_an_error() -> None:
 def test_a_model_made_in_inference_mode_is_refused_in_one_line(tmp_path: Path) -> None:
     with torch.inference_mode():
         model = bert(num_labels=2)
-    with pytest.raises(ValueError, match=r"made in torch.inference_mode.*load the model outside") as refused:
+    with pytest.raises(ValueError, match=r"made in torch\.inference_mode.*load the model outside") as refused:
         run(model, tmp_path / "out")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
