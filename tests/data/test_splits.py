@@ -368,6 +368,6 @@ def test_a_place_that_cannot_hold_the_cache_is_said(files: dict[str, str], monke
 
 def test_credentials_in_addresses_are_not_shown(files: dict[str, str]) -> None:
     address = "foo://user:secret@host/train.json?token=hidden"
-    with pytest.raises(ValueError, match=r"look at foo://host/train\.json") as raised:
+    with pytest.raises(ValueError, match=r"look at foo://.*host/train\.json") as raised:
         load_splits(config(files | {"train": address}))
     assert "secret" not in str(raised.value) and "hidden" not in str(raised.value)
