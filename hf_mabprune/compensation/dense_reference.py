@@ -77,7 +77,7 @@ class DenseReference:
         if len(batches) < 2:
             raise ValueError(
                 f"compensation takes at least 2 calibration batches, one of them held out, got {len(batches)}: raise "
-                "calibration_examples or lower batch_size"
+                "calibration_examples, lower batch_size, or set compensation: null"
             )
         parts = [split_by_length(batch) for batch in batches]
         fitting = [part for number, whole in enumerate(parts) if not _is_held_out(number) for part in whole]

@@ -18,6 +18,7 @@ from hf_mabprune.tasks.divergence import kl_divergence, probabilities_of
 from hf_mabprune.tasks.scores import Scores
 
 NO_TARGET = -100
+NO_CLASS = -1
 CHUNK = 2**22  # logits that are widened to double precision at a time, 32 MiB
 FEW_CLASSES = 8  # that get one coordinate each
 
@@ -63,16 +64,21 @@ class Readout:
     def correct(self) -> torch.Tensor:
         """Gives the fraction of the counted positions whose largest logit is the right one, [B] float64.
 
-        Float32 on MPS.
+        Float32 on MPS. NaN where a logit of a counted position is: such a model is not right by luck.
         """
-        hits = (self.logits.argmax(-1) == self.targets).sum(1)
-        return hits.to(wide_dtype(self.logits)) / self.positions().clamp(min=1)
+        largest = _largest(self.logits)
+        hits = (largest == self.targets).sum(1)
+        correct = hits.to(wide_dtype(self.logits)) / self.positions().clamp(min=1)
+        return correct.masked_fill(((largest == NO_CLASS) & self.counted()).any(1), torch.nan)
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the class of the largest logit at the first counted position, and the right class there, [B] each."""
+        """Gives the class of the largest logit at the first counted position, and the right class there, [B] each.
+
+        The class is -1 where a logit there is NaN.
+        """
         rows = torch.arange(len(self.targets), device=self.targets.device)
         first = self.counted().int().argmax(1)
-        return self.logits[rows, first].argmax(-1), self.targets[rows, first]
+        return _largest(self.logits[rows, first]), self.targets[rows, first]
 
     def scores(self) -> Scores:
         """Gives what metrics need of these examples, on the CPU."""
@@ -136,6 +142,12 @@ class Readout:
             yield _coordinate_of_two(log_q[:, 0], log_p[:, 0])
         else:
             yield from _coordinates_of_classes(log_q, log_p)
+
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """Gives the class of the largest logit, [..., C] -> [...]; -1 where there is none, since one is NaN."""
+    largest = logits.argmax(-1)  # where there is a NaN, of that
+    return largest.masked_fill(logits.gather(-1, largest.unsqueeze(-1)).squeeze(-1).isnan(), NO_CLASS)
 
 
 def _coordinate_of_two(log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:

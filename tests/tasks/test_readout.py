@@ -27,6 +27,14 @@ def test_first_counted_position_is_scored() -> None:
     assert scores.reference.tolist() == [1, 0]
 
 
+def test_logits_that_are_no_numbers_are_not_right_by_luck() -> None:
+    logits = LOGITS.clone()
+    logits[0, 0, 0] = logits[1, 1, 0] = math.nan  # of the second example, at a position that does not count
+    readout = Readout(logits, TARGETS)
+    assert readout.predictions()[0].tolist() == [-1, 1]
+    assert math.isnan(readout.correct()[0]) and readout.correct()[1] == 0.0
+
+
 def test_an_example_without_targets_has_no_loss() -> None:
     readout = Readout(LOGITS, torch.tensor([[0, 0], [-100, -100]]))
     assert readout.losses()[1] == 0.0
