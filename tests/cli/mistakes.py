@@ -34,8 +34,8 @@ def case(*says: str, overrides: tuple[str, ...] = (), weights: bool = False, **s
 
 
 def data(name: str) -> dict[str, Any]:
-    """Settings that take every split from one file."""
-    return {"task__dataset__data_files": dict.fromkeys(SPLITS, f"data/{name}.parquet")}
+    """Settings that take every split from a file of its own, all with the same fault."""
+    return {"task__dataset__data_files": {split: f"data/{split}/{name}.parquet" for split in SPLITS}}
 
 
 def splits(calibration: str = "train", validation: str = "validation", test: str = "test") -> dict[str, Any]:
@@ -294,7 +294,9 @@ TASKS = {
 }
 DATA = {
     "no_file": case(
-        "dataset.data_files: no file 'data/nope.parquet' for split '", "'; paths are relative to ", **data("nope")
+        "dataset.data_files: no file 'data/test/nope.parquet' for split '",
+        "'; paths are relative to ",
+        **data("nope"),
     ),
     "no_files": case("dataset.path 'parquet' needs data_files, e.g. ", task__dataset={"path": "parquet"}),
     "no_folder": case("dataset.path: no folder './nope'; paths are relative to", task__dataset={"path": "./nope"}),
@@ -304,12 +306,12 @@ DATA = {
         task__dataset={"path": "glue", "name": "sst2"},
     ),
     "no_parquet": case(
-        "data of 'parquet' cannot be read: ", "not a parquet file.; look at data/words.parquet, ", **data("words")
+        "data of 'parquet' cannot be read: ", "not a parquet file.; look at data/test/words.parquet", **data("words")
     ),
     "no_json": case(
         "data of 'json' cannot be read: ",
-        "JSON parse error: Invalid value. in row 0; look at data/words.json, ",
-        task__dataset={"path": "json", "data_files": dict.fromkeys(SPLITS, "data/words.json")},
+        "JSON parse error: Invalid value. in row 0; look at data/test/words.json",
+        task__dataset={"path": "json", "data_files": {split: f"data/{split}/words.json" for split in SPLITS}},
     ),
     "parquet_read_as_csv": case("data of 'csv' cannot be read: ", "look at data/", task__dataset__path="csv"),
     "files_that_do_not_match": case(
@@ -375,7 +377,10 @@ DATA = {
     "corpus_shorter_than_a_window": case(
         "a window takes 8 tokens of text, got 5; add text or lower max_length",
         weights=True,
-        **language_model(**data("short")),
+        **language_model(
+            task__dataset__data_files={split: f"data/{split}.parquet" for split in SPLITS}
+            | {"train": "data/short.parquet"}
+        ),
     ),
 }
 OUTPUT = {

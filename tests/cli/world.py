@@ -105,6 +105,11 @@ def make_data(folder: Path) -> None:
         Dataset.from_dict(content).to_parquet(str(folder / f"{name}.parquet"))
     (folder / "words.parquet").write_text("no parquet")
     (folder / "words.json").write_text("no json")
+    faulty = [folder / f"{name}.parquet" for name in columns] + [folder / "words.parquet", folder / "words.json"]
+    for split in SPLITS:  # a file of its own, for one file is refused in the place of three splits
+        (folder / split).mkdir()
+        for file in faulty:
+            shutil.copy(file, folder / split)
 
 
 def break_runs(folder: Path) -> None:
