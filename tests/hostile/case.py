@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 Expected = Literal["refused", "equal", "warned", "passes", "any"]
+SILENT = "longest silence:"  # before its seconds, in what a watched run printed
 OWN = ("out", "out.state", "out.logs")
 EXPECTED: dict[Expected, str] = {
     "refused": "it must not pass",
@@ -95,6 +96,7 @@ class Case:
         figures: Whether the run draws its figures, which take a third of its time.
         leaves: Whether a refusal may leave an output behind, as one that could not be pushed.
         adds: Folders that the commands may add something to.
+        slow: Seconds that every layer takes more, in a run that writes to a terminal.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Case:
     figures: bool = False
     leaves: bool = False
     adds: tuple[str, ...] = ()
+    slow: float = 0.0
 
 
 def prune(*words: str, config: str = "run.yaml") -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def judge(case: Case, step: Step, done: Done, before: Snapshot, references: dict
     """Gives the verdict on one step."""
     after = snapshot(done.folder)
     faults = [*spoken(case, done), *lost(case, done, before, after), *executed(done), *shown_secrets(case, done)]
-    warned = WARNING in done.stderr
+    warned = bool(set(warnings_in(done.text)) - references.get("warnings", set()))
     outcome = "refused"
     if done.code == 0:
         result = figures_of(done) if step.reference.startswith("evaluate") else result_of(done.folder / step.output)
@@ -83,6 +83,12 @@ def judge(case: Case, step: Step, done: Done, before: Snapshot, references: dict
         faults.append("refuses what must pass")
     faults += [fault for check in step.checks if (fault := check(done))]
     return Verdict(outcome, tuple(faults))
+
+
+def warnings_in(text: str) -> list[str]:
+    """Gives the warnings of an output, without their numbers."""
+    lines = re.findall(r"^(?:mabprune: )?warning: (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[\d.]+", "N", line) for line in lines]
 
 
 def spoken(case: Case, done: Done) -> Iterator[str]:

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from tests.hostile.case import Case, Check, Done, Step, prune
+from tests.hostile.case import SILENT, Case, Check, Done, Step, prune
 from tests.hostile.mutations import Random
+
+LONGEST = 8  # seconds
 
 
 def says_its_stages(done: Done) -> str | None:
@@ -29,7 +31,13 @@ def names_its_kl(done: Done) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (says_its_stages, names_its_kl)
+def says_something(done: Done) -> str | None:
+    """On a terminal, the run is not silent for long."""
+    longest = re.search(rf"{SILENT} ([\d.]+)", done.stdout)
+    return f"is silent for {longest[1]} s" if longest and float(longest[1]) > LONGEST else None
+
+
+CHECKS: tuple[Check, ...] = (says_its_stages, names_its_kl, says_something)
 
 
 def runs(rng: Random) -> Case:
@@ -59,7 +67,29 @@ def runs(rng: Random) -> Case:
     )
 
 
+def watched(rng: Random) -> Case:
+    """A slow run, or another slow command, that somebody watches on a terminal."""
+    command = rng.choice(
+        [
+            prune("--search.pulls_per_arm", "1"),
+            prune(
+                "--search.criterion", rng.choice(["kfac_obs", "obs", "taylor", "fisher"]), "--search.rounds", "null"
+            ),
+            prune("--recovery", '{"epochs": 0.5}'),
+            prune("--compensation", "mask_tuning"),
+            prune("--task.calibration_examples", "48", "--task.batch_size", "1"),
+            ("plan", "--config", "run.yaml"),
+            ("evaluate", "run"),
+            ("cut", "run", "--target.parameters", "0.2", "--output.dir", "out"),
+        ]
+    )
+    step = Step(command, expects="any", checks=(says_something,))
+    return Case(f"watched: {' '.join(command)}", (step,), needs=("models/bert", "data", "run.yaml", "run"), slow=0.05)
+
+
 def cases(rng: Random) -> Iterator[Case]:
     """See `__main__.cases_of`."""
     while True:
-        yield runs(rng)
+        yield watched(rng)
+        for _ in range(3):
+            yield runs(rng)

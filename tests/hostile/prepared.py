@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 
 from tests.cli.world import SPLITS, make_data, make_models, write_yaml
 from tests.hostile.case import Case, Done, Step, prune
-from tests.hostile.invariants import figures_of, result_of
+from tests.hostile.invariants import figures_of, result_of, warnings_in
 from tests.hostile.workers import Worker
 
 DATA = ("data/train.parquet", "data/validation.parquet", "data/test.parquet")
@@ -58,7 +58,7 @@ def make_world(worker: Worker, folder: Path) -> dict[str, Any]:
     for name, changes in settings.items():
         write_yaml(folder / name, changes)
     data = ("models", "data", "home", *settings)
-    references = {}
+    references: dict[str, Any] = {}
     for name in settings:
         kind = name.removesuffix(".yaml")
         references[kind] = keep(worker, folder, kind, data, Step(prune(config=name)))
@@ -71,6 +71,7 @@ def make_world(worker: Worker, folder: Path) -> dict[str, Any]:
         needs = data if words else (*data, kind)
         done = once(worker, needs, Step(("evaluate", kind, "--json", *words)))
         references[f"evaluate {kind}"] = figures_of(done)
+    references["warnings"] = worker.usual
     return references
 
 
@@ -89,28 +90,30 @@ def once(worker: Worker, needs: tuple[str, ...], step: Step) -> Done:
     case = Case("prepared", (step,), needs=needs)
     done = worker.run(case, step, worker.make_folder(case, f"prepared{worker.steps}"))
     assert done.code == 0, done.text
+    worker.usual |= set(warnings_in(done.text))
     return done
 
 
 @torch.no_grad()
 def teach(folder: Path) -> None:
-    """Makes a model that is right on its data, `models/taught` on `data/taught_*`; and labels that are all wrong."""
-    shutil.copytree(folder / "models" / "bert", folder / "models" / "taught")
-    model = AutoModelForSequenceClassification.from_pretrained(folder / "models" / "taught").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "models" / "taught")
+    """Makes the model right on most of its data; as it was, it is `models/untaught`; wrong labels are `data/swapped_*`."""
+    shutil.copytree(folder / "models" / "bert", folder / "models" / "untaught")
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "models" / "bert").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "models" / "bert")
     model.classifier.weight *= 20
-    texts = {split: Dataset.from_parquet(str(folder / "data" / f"{split}.parquet"))["sentence"] for split in SPLITS}
-    logits = {
-        split: model(**tokenizer(list(rows), padding=True, return_tensors="pt")).logits
-        for split, rows in texts.items()
+    texts = {
+        split: list(Dataset.from_parquet(str(folder / "data" / f"{split}.parquet"))["sentence"]) for split in SPLITS
     }
-    model.classifier.bias[1] -= (logits["train"][:, 1] - logits["train"][:, 0]).median()
-    model.save_pretrained(folder / "models" / "taught")
+    inputs = {split: tokenizer(rows, padding=True, return_tensors="pt") for split, rows in texts.items()}
+    logits = torch.cat([model(**batch).logits for batch in inputs.values()])
+    model.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    model.save_pretrained(folder / "models" / "bert")
     for split, rows in texts.items():
-        labels = model(**tokenizer(list(rows), padding=True, return_tensors="pt")).logits.argmax(-1)
-        for name, shown in (("taught", labels), ("swapped", 1 - labels)):
-            content = {"sentence": list(rows), "label": shown.tolist()}
-            Dataset.from_dict(content).to_parquet(str(folder / "data" / f"{name}_{split}.parquet"))
+        labels = model(**inputs[split]).logits.argmax(-1)
+        labels[::8] = 1 - labels[::8]
+        for name, shown in (("", labels), ("swapped_", 1 - labels)):
+            content = {"sentence": rows, "label": shown.tolist()}
+            Dataset.from_dict(content).to_parquet(str(folder / "data" / f"{name}{split}.parquet"))
 
 
 def edit_yaml(path: Path, changes: dict[str, Any]) -> None:

@@ -5,18 +5,27 @@ is answered with its exit status, negative for a signal, and the most memory tha
 """
 
 import ctypes
+import fcntl
 import json
 import os
+import pty
 import resource
+import struct
 import sys
 import tempfile
+import termios
+import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from hf_mabprune.artifacts import plots
 from hf_mabprune.cli.commands import main
+from tests.hostile.case import SILENT
 from tests.runtime.fork_server import warm_up
 
 CLONE_NEWNS, MS_PRIVATE, MS_BIND, MS_REC, MS_REMOUNT, MS_RDONLY = 0x20000, 0x40000, 0x1000, 0x4000, 0x20, 1
@@ -39,6 +48,7 @@ class Asked:
     mounts: list[tuple[str, str, str]]
     figures: bool
     memory: int
+    slow: float
 
 
 def serve() -> None:
@@ -62,6 +72,8 @@ def run(asked: Asked) -> None:
     os.setsid()
     for path, descriptor in ((os.devnull, 0), (asked.stdout, 1), (asked.stderr, 2)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    if asked.slow:
+        watch()
     code: Any = 1
     try:
         enter(asked)
@@ -74,6 +86,35 @@ def run(asked: Asked) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
+
+
+def watch() -> None:
+    """Goes on in a child that writes to a terminal, and copies what comes, with the longest silence in seconds."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    child = os.fork()
+    if child == 0:
+        for descriptor in (1, 2):
+            os.dup2(slave, descriptor)
+        return
+    os.close(slave)
+    last, longest = time.monotonic(), 0.0
+    with suppress(OSError):  # nobody has the other end any more
+        while part := os.read(master, 65536):
+            os.write(1, part)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    os.write(1, f"\n{SILENT} {longest:.1f}\n".encode())
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
+
+
+def slow_down(seconds: float) -> None:
+    """Lets every layer take so long."""
+
+    def wait(module: nn.Module, arguments: Any) -> None:
+        if type(module).__name__.endswith("Layer"):
+            time.sleep(seconds)
+
+    nn.modules.module.register_module_forward_pre_hook(wait)
 
 
 def enter(asked: Asked) -> None:
@@ -89,6 +130,9 @@ def enter(asked: Asked) -> None:
     if asked.memory:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + asked.memory,) * 2)
+    if asked.slow:
+        os.environ["TERM"] = "xterm"
+        slow_down(asked.slow)
     if asked.plain_user:
         give_up_rights()
 

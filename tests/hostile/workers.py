@@ -97,6 +97,7 @@ class Worker:
         idle = place / "idle"
         idle.mkdir()
         self.least = 0
+        self.usual: set[str] = set()  # warnings of unharmed runs
         self.least = self.run(Case("idle", ()), Step(("plan", "--help")), idle).memory
 
     def make_folder(self, case: Case, name: str) -> Path:
@@ -151,6 +152,8 @@ class Worker:
             launch = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size}
             launch |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         given = {name: value.replace("{folder}", str(folder)) for name, value in step.environment.items()}
+        if not case.slow:
+            given = {"MABPRUNE_PROGRESS": "off", **given}  # lines whose number depends on how busy the machine is
         usual = {"HOME": str(folder / "home"), "TMPDIR": str(folder.parent / "tmp")}
         words = step.others[rank - 1] if rank else step.command
         self._ask(
@@ -165,6 +168,7 @@ class Worker:
             mounts=[(s and str(folder / s), str(folder / target), options) for s, target, options in case.mounts],
             figures=case.figures,
             memory=MEMORY,
+            slow=case.slow,
         )
         return int(self._answer())
 
