@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 KEPT, REMOVED, GREY = "#0072B2", "#D55E00", "#767676"
 WHOLE = "#E4E4E4"
 DPI = 150
+QUIET = np.errstate(invalid="ignore", over="ignore")  # what is not finite is left out of a drawing, without a word
 LABELLED_LAYERS = 40
 LONGEST_LABEL = 40
 UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts"}
@@ -38,6 +39,7 @@ EFFECTS = {
 }
 
 
+@QUIET
 def save_figures(report: Report, arms: pd.DataFrame, folder: Path) -> list[Path]:
     """Writes kept_widths.png, effects.png, search.png and, where several sizes were cut, pareto.png.
 
@@ -115,6 +117,7 @@ def search(report: Report) -> Figure:
     return figure
 
 
+@QUIET
 def save_pareto(report: Report, folder: Path) -> Path:
     """Writes pareto.png alone."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +127,8 @@ def save_pareto(report: Report, folder: Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Writes a figure; without a word, what is not finite is left out and signs that the font lacks are boxes."""
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", over="ignore"):
+    """Writes a figure; signs that the font lacks are boxes, without a word."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")
         figure.savefig(path, dpi=DPI)
 

@@ -191,6 +191,7 @@ def test_figures_that_are_no_numbers_are_left_out_of_the_drawings(tmp_path: Path
             assert len(np.unique(np.asarray(image.convert("L")))) > 20, f"{path.name} is nearly blank"
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_run_without_any_number_still_has_figures(tmp_path: Path) -> None:
     arms = make_arms().assign(mean=np.nan)
     report = report_of(arms)
