@@ -161,7 +161,7 @@ def launches_differ(rng: Random) -> Case:
             ("--search.pulls_per_arm", "3"),
             ("--prune.block_size", "4"),
             ("--task.batch_size", "4"),
-            ("--model.name", "models/taught"),
+            ("--model.name", "models/untaught"),
             ("--search.policy.name", "ucb1"),
             ("--compensation", "null"),
             ("--task.calibration_examples", "20"),
@@ -182,10 +182,10 @@ def interrupted_elsewhere(rng: Random) -> Case:
 
     def harm(folder: Path) -> None:
         if how == 0:
-            shutil.copy(folder / "models/taught/model.safetensors", folder / "models/bert/model.safetensors")
+            shutil.copy(folder / "models/untaught/model.safetensors", folder / "models/bert/model.safetensors")
         elif how == 1:
             shutil.copy(folder / "data/test.parquet", folder / "data/spare.parquet")
-            shutil.copy(folder / "data/taught_train.parquet", folder / "data/train.parquet")
+            shutil.copy(folder / "data/swapped_train.parquet", folder / "data/train.parquet")
         else:
             harm_bytes(folder / "models/bert/model.safetensors", Random(seed))
 
@@ -194,7 +194,7 @@ def interrupted_elsewhere(rng: Random) -> Case:
         prune("--resume"),
         "equal" if how == 2 else "refused",
         harm=harm,
-        needs=("models/bert", "models/taught", "data", "run.yaml", "out.state"),
+        needs=("models/bert", "models/untaught", "data", "run.yaml", "out.state"),
         reference="resumed",
     )
 

@@ -13,7 +13,7 @@ from tests.hostile.case import Case, Done, Expected, Step, one
 from tests.hostile.mutations import PLACES, Random, edit_json, edit_yaml, harm_bytes, odd_name
 from tests.hostile.planted import canary_code
 
-NEEDS = ("models/bert", "models/taught", "models/llama", "data", "run.yaml", "run", "uniform")
+NEEDS = ("models/bert", "models/llama", "data", "run.yaml", "run", "uniform")
 SECRET = "PRIVATE-7f3a91c2"
 
 

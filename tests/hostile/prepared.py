@@ -96,7 +96,7 @@ def once(worker: Worker, needs: tuple[str, ...], step: Step) -> Done:
 
 @torch.no_grad()
 def teach(folder: Path) -> None:
-    """Makes the model right on most of its data; as it was, it is `models/untaught`; wrong labels are `data/swapped_*`."""
+    """Makes the model right on most of its data; as it was, it is `models/untaught`; all wrong is `data/swapped_*`."""
     shutil.copytree(folder / "models" / "bert", folder / "models" / "untaught")
     model = AutoModelForSequenceClassification.from_pretrained(folder / "models" / "bert").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "models" / "bert")
