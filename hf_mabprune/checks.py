@@ -10,7 +10,7 @@ from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.recovery.recover import check_recovery
 from hf_mabprune.runtime.accelerator import check_trackers
-from hf_mabprune.runtime.files import is_claimed
+from hf_mabprune.runtime.files import is_claimed, is_output
 from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import check_free
 from hf_mabprune.search.run import make_criterion, make_policy, make_rule
@@ -49,15 +49,20 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
 
 
 def check_around(folder: str | Path) -> None:
-    """Refuses an output inside that of a run which is under way or can be gone on with: it would be in its way.
+    """Refuses an output inside that of another run, which has ended, is under way or can be gone on with.
 
     Raises:
         FileExistsError: Naming that run.
     """
     for parent in Path(folder).absolute().parents:
-        state = RunFolder(parent).under_way.state
-        if is_claimed(state):
+        around = RunFolder(parent)
+        for state in (parent, around.under_way.state):
+            if is_claimed(state) or any((state / name).is_file() for name in around.under_way.names()):
+                raise FileExistsError(
+                    f"{folder} would lie in what belongs to a run that is under way or interrupted ({state}): choose "
+                    "another output.dir"
+                )
+        if is_output(parent) and not Path(folder).exists():
             raise FileExistsError(
-                f"{folder} lies in {parent}, the output of a run that is under way or interrupted ({state}): choose "
-                "another output.dir"
+                f"{folder} would lie in {parent}, the output of another run: choose another output.dir"
             )

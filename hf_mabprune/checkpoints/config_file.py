@@ -15,7 +15,7 @@ from hf_mabprune.errors import outside
 
 DEEPEST = 16  # levels of mappings and lists
 LARGEST = 2**63 - 1
-MOST = 10**6  # layers, heads, labels, ...: lists are made of them
+MOST = 10**5  # layers, heads, labels, ...: lists are made of them
 COUNTS = re.compile(r"(^|_)(num|n)_|(layers|labels|heads)$")
 IMPLEMENTATIONS = re.compile(r"_(attn|experts)_implementation(_internal)?$|^(attn|experts)_implementation$")
 PLAIN_NAME = re.compile(r"\w+$")  # what is no name of a kernel on the Hub

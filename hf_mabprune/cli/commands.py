@@ -37,14 +37,14 @@ from hf_mabprune.runtime.resume import is_finished
 def main(arguments: Arguments | None = None) -> int:
     """Runs `mabprune COMMAND ...`; one line and exit code 2 for what the user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "mabprune",
         description="Prune Hugging Face Transformers with bandits.",
         epilog="\n".join([*(f"  {command.__doc__}" for command in COMMANDS.values()), "", PLUGIN_HELP]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, help="what to do; COMMAND --help explains its settings")
-    return guarded(COMMANDS[parser.parse_args(arguments[:1]).command], arguments[1:])
+    return guarded(lambda given: COMMANDS[parser.parse_args(given[:1]).command](given[1:]), arguments)
 
 
 def prune(arguments: Arguments) -> str:

@@ -1,5 +1,6 @@
 """What every command runs in: signals are heeded, and whatever goes wrong ends in one line and an exit code."""
 
+import logging
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+import huggingface_hub.utils
 import transformers
 from datasets.utils import disable_progress_bars
 from datasets.utils import logging as datasets_logging
@@ -41,10 +43,10 @@ def guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
         Exit code: 0; 2 for what the user can mend; 1 for a `Failure` and for what should not happen; 128 + the number
         of a signal.
     """
-    transformers.logging.set_verbosity_error()
+    for library in (transformers.logging, datasets_logging, huggingface_hub.utils.logging):
+        library.set_verbosity(logging.CRITICAL)  # they print what they raise
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
-    datasets_logging.set_verbosity(datasets_logging.CRITICAL)  # it prints what it raises
     speaks = os.environ.get("RANK", "0") == "0"
     warnings.formatwarning = lambda message, *_: f"mabprune: warning: {one_line(str(message))}\n" if speaks else ""
     sys.argv[1:] = map(without_credentials, sys.argv[1:])  # which trackers note, too

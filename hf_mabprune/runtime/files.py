@@ -18,13 +18,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hf_mabprune.errors import in_words
+from hf_mabprune.errors import beginning
 
 PARTIAL, OLD = ".partial", ".old"  # endings of folders that are not, or no longer, the output
 OURS = "mabprune-"  # begins what follows the output's name in the names of such folders
 MARK = ".mabprune-output.json"
 MADE_BY = "hf_mabprune"
 REMEDY = "Choose another output.dir"
+LONGEST = 200  # letters of a path in a message
 
 
 def refuse_strangers(folder: Path) -> None:
@@ -48,7 +49,7 @@ def _stranger_in(folder: Path) -> str | None:
             continue
         if name not in listed or not is_plain_file(path):
             return f"{name}, which no run of {MADE_BY} wrote"
-        if listed[name] is not None and listed[name] != sha256(path):
+        if listed[name] != sha256(path):
             return f"{name}, which was changed since a run of {MADE_BY} wrote it"
     return None
 
@@ -59,8 +60,7 @@ def damage(folder: Path) -> str | None:
     gone = next((name for name in sorted(listed) if not (folder / name).is_file()), None)
     if gone or not listed:
         return f"it lacks {gone or MARK}, which the run wrote"
-    hashed = ((name, digest) for name, digest in sorted(listed.items()) if digest is not None)
-    changed = next((name for name, digest in hashed if digest != sha256(folder / name)), None)
+    changed = next((name for name, digest in sorted(listed.items()) if digest != sha256(folder / name)), None)
     return changed and f"its {changed} was changed since"
 
 
@@ -92,11 +92,9 @@ def _read_mark(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _marked_files(folder: Path) -> dict[str, str | None]:
-    """Gives the files that a mark lists, each with its hash; None where there is none, for a folder under way."""
+def _marked_files(folder: Path) -> dict[str, str]:
+    """Gives the files that a mark lists, each with its hash."""
     listed = _read_mark(folder).get("files")
-    if isinstance(listed, list):
-        return {name: None for name in listed if isinstance(name, str)}
     return listed if isinstance(listed, dict) else {}
 
 
@@ -129,7 +127,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = _temporary_folder(target, PARTIAL)
     try:
-        yield work
+        with _full_disks(target):
+            yield work
         _close(work)
         if os.path.lexists(target):  # a search takes long, and people go on working
             if not is_plain_folder(target):
@@ -141,10 +140,17 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)  # the next run clears what is left of it
         else:
             os.replace(work, target)
-    except SafetensorError as error:  # how the library that writes weights says that the disk is full
-        raise OSError(f"{target} cannot be written: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _full_disks(target: str | Path) -> Iterator[None]:
+    """Raises OSError where the library that writes weights says in its own way that the disk is full."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{target} cannot be written: {error}") from error
 
 
 def rehearse(target: str | Path) -> None:
@@ -170,7 +176,8 @@ def rehearse(target: str | Path) -> None:
             if not read:
                 raise OSError("what is written there is not what is read")
     except OSError as error:
-        raise OSError(f"{target} cannot be made there ({in_words(error)}). {REMEDY}") from error
+        reason = error.strerror or error
+        raise OSError(f"{beginning(str(target), LONGEST)} cannot be made there ({reason}). {REMEDY}") from error
     finally:
         for folder in filter(None, (work, old)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +188,8 @@ def passing_folder(target: str | Path) -> Iterator[Path]:
     """Gives a temporary folder beside an output, which vanishes when the block ends."""
     work = _temporary_folder(Path(target), PARTIAL)
     try:
-        yield work
+        with _full_disks(target):
+            yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -267,7 +275,12 @@ def claim(folder: Path) -> None:
         if not (folder / MARK).exists():
             _write_mark(folder, files={}, made=[str(path.absolute()) for path in made])
     except OSError as error:
-        raise OSError(f"{folder} cannot be made ({in_words(error)}). {REMEDY}") from error
+        raise OSError(f"{beginning(str(folder), LONGEST)} cannot be made ({error.strerror}). {REMEDY}") from error
+
+
+def is_output(folder: Path) -> bool:
+    """Tells whether a folder bears the mark of a finished output."""
+    return bool(_marked_files(folder))
 
 
 def is_claimed(folder: Path) -> bool:
@@ -308,6 +321,6 @@ def check_space(folder: str | Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
-            f"the checkpoint needs {needed / 1e6:,.0f} MB on the disk of {existing}, {free / 1e6:,.0f} MB are free: "
+            f"the checkpoint needs {needed / 1e6:,.3g} MB on the disk of {existing}, {free / 1e6:,.3g} MB are free: "
             "make room, or choose another output.dir"
         )

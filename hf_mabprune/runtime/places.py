@@ -8,8 +8,8 @@ from glob import has_magic
 from pathlib import Path
 
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.errors import in_words
-from hf_mabprune.runtime.files import MARK, REMEDY, is_plain_folder, kind_of, nearest_parent, refuse_strangers
+from hf_mabprune.errors import beginning, in_words
+from hf_mabprune.runtime.files import LONGEST, MARK, REMEDY, is_plain_folder, kind_of, nearest_parent, refuse_strangers
 
 MOUNTS = Path("/proc/self/mountinfo")
 
@@ -51,6 +51,7 @@ def protected_by(settings: PruneConfig, logs: Path, configs: Sequence[str | Path
         *(Protected("the config", Path(file)) for file in configs),
         Protected("the logs", Path(output.log_dir or logs)),
         Protected("the working directory", Path.cwd()),
+        Protected("your home folder", Path("~").expanduser()),
     ]
 
 
@@ -93,7 +94,9 @@ def _in_one_line(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(f"output.dir '{folder!s:.200}' cannot be used ({in_words(error)}). {REMEDY}") from None
+        raise OSError(
+            f"output.dir '{beginning(str(folder), LONGEST)}' cannot be used ({error.strerror}). {REMEDY}"
+        ) from None
     except (ValueError, RuntimeError) as error:
         if "output.dir" in str(error):
             raise

@@ -257,11 +257,11 @@ def check_free(
     refuse_other_files(paths.state, paths.names())
     if resume and paths.unpublished.exists():
         return
+    sources = [*protected_by(settings, paths.logs), *protected]
+    check_output_dir(paths.output, settings.output.overwrite, sources)
     logs, output = Path(settings.output.log_dir or paths.logs).resolve(), paths.output.resolve()
     if output == logs or output in logs.parents:
         raise ValueError(f"output.log_dir {settings.output.log_dir} must not lie in output.dir {paths.output}")
-    sources = [*protected_by(settings, paths.logs), *protected]
-    check_output_dir(paths.output, settings.output.overwrite, sources)
     if paths.search.exists() and not resume and not settings.output.overwrite:
         raise FileExistsError(
             f"{paths.state} holds an interrupted run: go on with --resume, or start anew with output.overwrite: true"

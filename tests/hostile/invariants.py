@@ -107,7 +107,8 @@ def spoken(case: Case, done: Done) -> Iterator[str]:
         yield f"takes {done.memory / 2**30:.1f} GB"
     if done.code < 0:
         yield f"dies of signal {-done.code}"
-    if done.code not in (0, 2) and done.code < 128:
+    verified = any("verify" in step.command[:1] for step in case.steps)
+    if done.code not in ((0, 1, 2) if verified else (0, 2)) and done.code < 128:
         yield f"exit code {done.code}"
     errors = USAGE.sub(r"\1: error\n", done.stderr)
     lines = [line for line in errors.split("\n") if line]
@@ -115,9 +116,10 @@ def spoken(case: Case, done: Done) -> Iterator[str]:
     noise = [line for line in lines if not line.startswith("mabprune")]
     if noise:
         yield f"noise: {noise[0][:160]}"
-    if done.code > 0 and not said:
+    if done.code > 0 and not said and not (verified and "FAILED" in done.text):
         yield "refuses without a line"
-    if len(said) > 1 and done.code >= 0:
+    processes = max([1, *(1 + len(step.others) for step in case.steps)])
+    if len(said) > processes and done.code >= 0:
         yield f"{len(said)} lines of errors: {said[0][:100]} | {said[-1][:100]}"
     for line in said:
         if len(line) > LONG:

@@ -183,7 +183,8 @@ def earlier_output_and_more(rng: Random) -> Case:
         else:
             mark = folder / "out" / MARK
             content = json.loads(mark.read_text())
-            content["files"] += draw.choice([["../taken/thesis.txt"], ["notes.txt"], ["/etc/passwd"], [7], [None]])
+            added = draw.choice(["../taken/thesis.txt", "notes.txt", "/etc/passwd", "7"])
+            content["files"][added] = draw.choice([None, 7, "0" * 64, [], {}])
             (folder / "out" / "notes.txt").write_text("years of work")
             mark.write_text(draw.choice(["{", "[]", "null", json.dumps(content), '{"made_by": "hf_mabprune"}']))
 
@@ -194,8 +195,8 @@ def earlier_output_and_more(rng: Random) -> Case:
         command,
         harm=harm,
         needs=FINISHED,
-        expects="any" if what >= 3 else "refused",
-        own=("out", "out.state", "out.logs") if what >= 3 else ("out.state", "out.logs"),
+        expects="any" if what == 3 else "refused",
+        own=("out", "out.state", "out.logs") if what == 3 else ("out.state", "out.logs"),
     )
 
 

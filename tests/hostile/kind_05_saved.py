@@ -14,6 +14,7 @@ from tests.hostile.mutations import (
     edit_table,
     edit_yaml,
     harm_bytes,
+    reseal,
 )
 
 NEEDS = ("models/bert", "data", "run.yaml", "run")
@@ -42,12 +43,20 @@ def harm_file(path: Path, rng: Random) -> str:
 
 
 def harmed(name: str, file: str, seed: int, command: tuple[str, ...], expects: Expected, **options: Any) -> Case:
-    """A command reads a harmed file."""
+    """A command reads a harmed file, which may be in the list of checksums as it is."""
+    sealed = seed % 3 or not file.startswith("run/")
+
+    def harm(folder: Path) -> None:
+        harm_file(folder / file, Random(seed))
+        if not sealed:
+            reseal(folder / "run", Random(seed))
+
+    name, expects = (name, expects) if sealed else (f"{name}, resealed", "any")
     return one(
         f"{name}: {file} ({command[0]})",
         command,
         expects,
-        harm=lambda folder: harm_file(folder / file, Random(seed)),
+        harm=harm,
         **options,
     )
 
@@ -199,7 +208,37 @@ def interrupted_elsewhere(rng: Random) -> Case:
     )
 
 
+def verified(rng: Random) -> Case:
+    """`verify` notices whatever was done to a file."""
+    file, seed = rng.choice(FILES[:3] + FILES[5:]), rng.randrange(2**31)
+    base = ("--base", "models/bert") if rng.random() < 0.4 else ()
+
+    def harm(folder: Path) -> None:
+        before = (folder / "run" / file).read_bytes()
+        draw = Random(seed)
+        while (folder / "run" / file).read_bytes() == before:
+            harm_file(folder / "run" / file, draw)
+
+    command = ("verify", "run", *base)
+    return one(f"{file} harmed ({' '.join(command)})", command, "refused", harm=harm, needs=NEEDS, own=())
+
+
+def verified_resealed(rng: Random) -> Case:
+    """`verify` of a folder whose checksums were made anew after it was harmed; with the base, more is found out."""
+    file, seed = rng.choice(FILES), rng.randrange(2**31)
+    base = ("--base", "models/bert") if rng.random() < 0.6 else ()
+
+    def harm(folder: Path) -> None:
+        harm_file(folder / "run" / file, Random(seed))
+        reseal(folder / "run", Random(seed))
+
+    command = ("verify", "run", *base, *(("--json",) if rng.random() < 0.3 else ()))
+    return one(f"{file} harmed, resealed ({' '.join(command)})", command, "any", harm=harm, needs=NEEDS, own=())
+
+
 THEMES = (
+    verified,
+    verified_resealed,
     state,
     arms,
     state_config,

@@ -10,11 +10,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from tests.hostile.case import Case, Done, Expected, Step, one
-from tests.hostile.mutations import PLACES, Random, edit_json, edit_yaml, harm_bytes, odd_name
+from tests.hostile.mutations import PLACES, Random, edit_json, edit_yaml, harm_bytes, odd_name, reseal
 from tests.hostile.planted import canary_code
 
 NEEDS = ("models/bert", "models/llama", "data", "run.yaml", "run", "uniform")
-SECRET = "PRIVATE-7f3a91c2"
+SECRET, INSIDE = "PRIVATE-7f3a91c2", "whoever puts a file into the folder that is not hidden may want it published"
 
 
 def nothing_made(done: Done) -> str | None:
@@ -32,20 +32,36 @@ def nothing_private(done: Done) -> str | None:
 
 
 def push(
-    name: str, harm: Callable[[Path], Any], expects: Expected = "refused", folder: str = "run", **options: Any
+    name: str,
+    harm: Callable[[Path], Any],
+    expects: Expected = "refused",
+    folder: str = "run",
+    seal: int = 0,
+    **options: Any,
 ) -> Case:
-    """A push of a harmed folder."""
+    """A push of a harmed folder; where `seal` is a seed, its checksums may have been made anew, or be gone."""
     step = Step(
         ("push", folder, "me/model"), expects=expects, checks=(nothing_made, nothing_private), output="nowhere"
     )
-    return Case(name, (step,), harm=harm, needs=NEEDS, own=(), **options)
+
+    def harm_and_seal(place: Path) -> None:
+        harm(place)
+        if seal:
+            reseal(place / folder, Random(seal))
+
+    return Case(name, (step,), harm=harm_and_seal, needs=NEEDS, own=(), **options)
 
 
 def weights_harmed(rng: Random) -> Case:
     """The weights are damaged."""
     seed, folder = rng.randrange(2**31), rng.choice(["run", "uniform"])
+    seal = rng.choice([0, 0, seed])
     return push(
-        "weights damaged", lambda place: harm_bytes(place / folder / "model.safetensors", Random(seed)), folder=folder
+        "weights damaged",
+        lambda place: harm_bytes(place / folder / "model.safetensors", Random(seed)),
+        "any" if seal else "refused",
+        folder,
+        seal,
     )
 
 
@@ -73,7 +89,11 @@ def weights_of_another(rng: Random) -> Case:
         else:
             (folder / "run" / file).write_text("class MabprunedBert: pass\n")
 
-    return push(f"{file} of {source or 'nobody'}", harm, "any" if "tokenizer" in file else "refused")
+    seal = rng.choice([0, rng.randrange(2**31)])
+    known = "mabprune/" in file and seal
+    return push(
+        f"{file} of {source or 'nobody'}", harm, "any" if known or "tokenizer" in file else "refused", seal=seal
+    )
 
 
 def weights_edited(rng: Random) -> Case:
@@ -83,7 +103,7 @@ def weights_edited(rng: Random) -> Case:
     def harm(folder: Path) -> None:
         path = folder / "run" / "model.safetensors"
         tensors = load_file(path)
-        name = Random(seed).choice(sorted(tensors))
+        name = Random(seed).choice(sorted(name for name in tensors if what not in (2, 5) or tensors[name].ndim > 1))
         tensor = tensors[name]
         if what == 0:
             del tensors[name]
@@ -99,7 +119,8 @@ def weights_edited(rng: Random) -> Case:
             tensors[name] = tensor.flatten()
         save_file(tensors, path, {"format": "pt"})
 
-    return push(f"a tensor edited, {what}", harm, "refused")
+    seal = rng.choice([0, seed])
+    return push(f"a tensor edited, {what}", harm, "any" if seal and what == 4 else "refused", seal=seal)
 
 
 def file_lost(rng: Random) -> Case:
@@ -127,7 +148,10 @@ def file_lost(rng: Random) -> Case:
             place(folder / "run" / file, Random(seed))
 
     return push(
-        f"{file} {place.__name__}", harm, "any" if file.startswith("mabprune") or "_config" in file else "refused"
+        f"{file} {place.__name__}",
+        harm,
+        "any" if file.startswith("mabprune") or "_config" in file else "refused",
+        seal=rng.choice([0, seed]),
     )
 
 
@@ -140,7 +164,7 @@ def modeling_file_tampered(rng: Random) -> Case:
         text, code = file.read_text(), canary_code(folder, "modeling_pruned")
         file.write_text([text + code, code, text.replace("FORMAT = 2", "FORMAT = 3"), text + "\n# nothing\n"][how])
 
-    return push(f"modeling_pruned.py tampered, {how}", harm)
+    return push(f"modeling_pruned.py tampered, {how}", harm, seal=rng.choice([0, rng.randrange(2**31)]))
 
 
 def links(rng: Random) -> Case:
@@ -179,7 +203,7 @@ def links(rng: Random) -> Case:
             (folder / "run" / "figures").symlink_to(private)
             (private / "kept_widths.png").write_text(SECRET)
 
-    return push(f"a link at {where}, {how}", harm, "any")
+    return push(f"a link at {where}, {how}", harm, "any", seal=rng.choice([0, rng.randrange(2**31)]))
 
 
 def strangers(rng: Random) -> Case:
@@ -209,9 +233,9 @@ def strangers(rng: Random) -> Case:
     def harm(folder: Path) -> None:
         path = folder / "run" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(SECRET)
+        path.write_text(SECRET if name.startswith(".") else INSIDE)
 
-    return push(f"a private file {name!r:.30}", harm, "any")
+    return push(f"a private file {name!r:.30}", harm, "any", seal=rng.choice([0, rng.randrange(2**31)]))
 
 
 def settings_edited(rng: Random) -> Case:
@@ -221,7 +245,7 @@ def settings_edited(rng: Random) -> Case:
         rng.randrange(2**31),
     )
     edit = edit_yaml if file.endswith("yaml") else edit_json
-    return push(f"{file} edited", lambda folder: edit(folder / "run" / file, Random(seed)), "any")
+    return push(f"{file} edited", lambda folder: edit(folder / "run" / file, Random(seed)), "any", seal=seed)
 
 
 def unknown_task(rng: Random) -> Case:
@@ -246,7 +270,8 @@ def unknown_task(rng: Random) -> Case:
         path = folder / "run" / "mabprune" / "report.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
 
-    return push(f"report: {key} {value!r}", harm, "refused")
+    seal = rng.choice([0, rng.randrange(2**31)])
+    return push(f"report: {key} {value!r}", harm, "any" if seal else "refused", seal=seal)
 
 
 def not_a_checkpoint(rng: Random) -> Case:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.case import Case, Step, prune
-from tests.hostile.mutations import Random
+from tests.hostile.mutations import Random, reseal
 from tests.hostile.prepared import edit_yaml
 from tests.hostile.workers import TOKEN
 
@@ -151,7 +151,7 @@ def stored(rng: Random) -> Case:
             ("prune", "--config", "run/mabprune/config.yaml", "--output.dir", "out"),
         ]
     )
-    report = rng.random() < 0.3
+    report, seal = rng.random() < 0.3, rng.randrange(2**31)
 
     def harm(folder: Path) -> None:
         edit_yaml(folder / "run/mabprune/config.yaml", {key: [value] if key == "task.metrics" else value})
@@ -162,6 +162,7 @@ def stored(rng: Random) -> Case:
             path.write_text(
                 json.dumps(json.loads(path.read_text()) | {"model": value, "layout_reason": f"see {value}"})
             )
+        reseal(folder / "run", Random(seal))
 
     return Case(
         f"{command[0]} of a run with {key} = {value!r:.50}",

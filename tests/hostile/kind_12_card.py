@@ -11,7 +11,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from tests.hostile.case import Case, Check, Done, Step, prune
-from tests.hostile.mutations import EVIL, ODD_TEXTS, Random, odd_name
+from tests.hostile.mutations import EVIL, ODD_TEXTS, Random, odd_name, reseal
 from tests.hostile.prepared import edit_yaml
 
 HEADINGS = {
@@ -82,8 +82,8 @@ def parses(text: str, where: str) -> str | None:
             for line in block.content.splitlines()
         ):
             return f"{where}: the loading code has more lines"
-    for token in flat:
-        if token.type in ("strong_open", "s_open") and "**CANARY**" in body and "\\*\\*CANARY" not in body:
+    for opening, text in pairwise(flat):
+        if opening.type in ("strong_open", "s_open", "em_open") and "CANARY" in text.content:
             return f"{where}: live emphasis"
     return None
 
@@ -211,6 +211,8 @@ def published(rng: Random) -> Case:
         ]
     )
 
+    seal = rng.randrange(2**31)
+
     def harm(folder: Path) -> None:
         report = folder / "run/mabprune/report.json"
         tree = json.loads(report.read_text())
@@ -240,6 +242,7 @@ def published(rng: Random) -> Case:
         else:
             tree[key] = text
         report.write_text(json.dumps(tree))
+        reseal(folder / "run", Random(seal))
 
     step = Step(("push", "run", "me/model"), expects="any", checks=CHECKS)
     return Case(

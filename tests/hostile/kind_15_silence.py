@@ -77,7 +77,7 @@ def watched(rng: Random) -> Case:
             ),
             prune("--recovery", '{"epochs": 0.5}'),
             prune("--compensation", "mask_tuning"),
-            prune("--task.calibration_examples", "48", "--task.batch_size", "1"),
+            prune("--task.batch_size", "4"),
             ("plan", "--config", "run.yaml"),
             ("evaluate", "run"),
             ("cut", "run", "--target.parameters", "0.2", "--output.dir", "out"),

@@ -1,5 +1,6 @@
 """Ways to harm files, trees and texts, drawn at random; each says in a few words what it did."""
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -242,3 +243,17 @@ def odd_name(rng: Random) -> str:
     """Gives an odd name that a file can have."""
     text = rng.choice(ODD_TEXTS).replace("/", "\u2215").replace("\x00", "")
     return text.encode()[:180].decode(errors="ignore")
+
+
+def reseal(run: Path, rng: Random) -> str:
+    """Leaves the checksums of a run as they are, takes them away, or makes them anew, as whoever harms files would."""
+    sums = run / "mabprune" / "SHA256SUMS"
+    how = rng.choice(["sealed", "without checksums", "checksums made anew"])
+    if how == "without checksums":
+        sums.unlink(missing_ok=True)
+    elif how == "checksums made anew" and sums.is_file():
+        files = [line.split("  ", 1)[1] for line in sums.read_text().splitlines()]
+        there = [name for name in files if (run / name).is_file()]
+        digests = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in there}
+        sums.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    return how
