@@ -215,10 +215,11 @@ def test_wrong_calls_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_options_are_checked_by_name_and_type(name: str) -> None:
     component = POLICIES.get(name)
-    assert check_options("policy", name, component, {"memory": "0.25"}) == {"memory": 0.25}
+    assert check_options("policy", name, component, {"memory": 0.25}) == {"memory": 0.25}
     with pytest.raises(ValueError, match=r"has no option 'memry'. Did you mean 'memory'\?"):
         check_options("policy", name, component, {"memry": 0.5})
-    with pytest.raises(ValueError, match=r"memory: .+, got 'much'"):
-        check_options("policy", name, component, {"memory": "much"})
+    for words in ("much", "0.25"):
+        with pytest.raises(ValueError, match=rf"memory: .+, got '{words}'"):
+            check_options("policy", name, component, {"memory": words})
     with pytest.raises(ValueError, match="rank_by: Input should be 'mean' or 'cumulative'"):
         check_options("policy", name, component, {"rank_by": "median"})
