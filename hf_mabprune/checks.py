@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_mabprune.artifacts.publish import check_name, checked_token
-from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.artifacts.run_folder import SEARCH_STATE, RunFolder
 from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.recovery.recover import check_recovery
@@ -55,14 +55,11 @@ def check_around(folder: str | Path) -> None:
         FileExistsError: Naming that run.
     """
     for parent in Path(folder).absolute().parents:
-        around = RunFolder(parent)
-        for state in (parent, around.under_way.state):
-            if is_claimed(state) or any((state / name).is_file() for name in around.under_way.names()):
-                raise FileExistsError(
-                    f"{folder} would lie in what belongs to a run that is under way or interrupted ({state}): choose "
-                    "another output.dir"
-                )
-        if is_output(parent) and not Path(folder).exists():
+        beside, is_state = RunFolder(parent).under_way, (parent / SEARCH_STATE).is_file()
+        if is_claimed(parent) or is_claimed(beside.state) or beside.unfinished or is_state:
             raise FileExistsError(
-                f"{folder} would lie in {parent}, the output of another run: choose another output.dir"
+                f"{folder} would lie in {parent}, which belongs to a run that is under way or interrupted: choose "
+                "another output.dir"
             )
+        if is_output(parent) and not Path(folder).exists():
+            raise FileExistsError(f"{folder} would lie in {parent}, another run's output: choose another output.dir")

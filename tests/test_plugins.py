@@ -128,8 +128,9 @@ def test_help_lists_what_a_plugin_registers(place: Path, capsys: pytest.CaptureF
 @pytest.mark.whole
 @pytest.mark.usefixtures("without_figures")
 def test_a_run_and_what_is_made_of_it_need_the_plugin(
-    place: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str]
+    place: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 20)
     plugin = ["--plugin", write(place)]
     choice = ["--search.policy.name", "last_first", "--task.type", "tone", "--compensation", "null"]
     with apart(place):

@@ -68,7 +68,7 @@ def test_an_overlay_replaces_data_sets_whole(tmp_path: Path) -> None:
     paths = write(tmp_path, SUITE), [write(tmp_path, hub, "hub.yaml"), write(tmp_path, local, "local.yaml")]
     suite = read_suite(*paths, overrides=["--runs.first.model.name", "somewhere", "--seeds=[3]"])
     settings = suite.settings("first")
-    assert settings.task.dataset.model_dump(exclude_none=True) == {"path": "parquet", "data_files": files}
+    assert settings.task.dataset.model_dump(exclude_defaults=True) == {"path": "parquet", "data_files": files}
     assert (settings.model.name, settings.task.batch_size, suite.seeds) == ("somewhere", 4, [3])
     assert settings.task.evaluation_examples == 32
     assert suite.settings("second").model.name == "examples/quickstart/model"

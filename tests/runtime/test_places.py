@@ -103,9 +103,11 @@ def test_a_mount_point_is_not_replaced(inside: str, tmp_path: Path, monkeypatch:
 def test_an_output_inside_that_of_a_run_under_way_is_refused(tmp_path: Path) -> None:
     check_around(tmp_path / "a" / "b" / "c")
     claim(RunFolder(tmp_path / "a").under_way.state)
-    with pytest.raises(FileExistsError, match=r"belongs to a run that is under way or interrupted .*a\.state"):
+    with pytest.raises(FileExistsError, match=r"a, which belongs to a run that is under way or interrupted"):
         check_around(tmp_path / "a" / "b" / "c")
     check_around(tmp_path / "a")
+    (tmp_path / "config.yaml").touch()
+    check_around(tmp_path / "new")
     finished(tmp_path / "done")
     with pytest.raises(FileExistsError, match="another run's output"):
         check_around(tmp_path / "done" / "more")
