@@ -200,10 +200,10 @@ def test_a_plugin_that_is_not_there_is_named(
 
 
 def test_no_config_names_a_plugin(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for key in ("plugin", "plugins"):
+    for key, says in (("plugin", "'plugin' is for the command line"), ("plugins", "unknown key 'plugins'")):
         (place / "run.yaml").write_text(f"{key}: [{write(place)}]\n")
         assert main(["plan", "--config", str(place / "run.yaml")]) == 2
-        assert f"unknown key '{key}'" in line_of(capsys)
+        assert says in line_of(capsys)
     assert "last_first" not in POLICIES.names()
 
 
