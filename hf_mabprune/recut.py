@@ -8,6 +8,7 @@ from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.pipeline import make_size, write_sizes
+from hf_mabprune.rehearsal import rehearse_checkpoint
 from hf_mabprune.result import FinishedSearch, PruneResult
 from hf_mabprune.runtime import threads
 from hf_mabprune.runtime.accelerator import make_accelerator
@@ -48,6 +49,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         sizes = settings.prune.sizes()
         for size in sizes:
             make_plans(session.dense, session.arms, session.totals, size)
+        rehearse_checkpoint(session)
         result = write_sizes(finished, sizes, earlier=report.sizes)
         run.finish()
         return result

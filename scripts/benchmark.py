@@ -15,12 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import transformers
-from datasets.utils import disable_progress_bars
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
 
-from hf_mabprune.cli.settings import read_settings, take_plugins
+from hf_mabprune.cli.guard import guarded
+from hf_mabprune.cli.settings import Arguments, read_settings
 from hf_mabprune.policies import POLICIES
 from research.benchmarks import estimates, policies, precision, pulls, quality, quality_report
 from research.benchmarks.suite import read_suite
@@ -42,49 +40,36 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="of the rows of `quality`; nothing is measured")
     parser.add_argument("--out-dir", help="folder for report.md, CSV and PNG of `quality --report`")
     options, settings = parser.parse_known_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        _, settings = take_plugins(settings)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda given: measured(options, given), settings)
+
+
+def measured(options: argparse.Namespace, settings: Arguments) -> str:
+    """Measures what is asked for, and gives it as text."""
     if options.benchmark == "quality":
         return compare_methods(options, settings)
     if options.benchmark == "policies":
         out = options.out or "runs/policies.parquet"
         variants = options.variants or [*POLICIES.names(), "ucb1:loss"]
-        print(policies.compare(read_settings(settings), variants, options.seeds or [0, 1], out, options.merge))
-    elif options.benchmark == "precision":
-        print(precision.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
-    elif options.benchmark == "estimates":
-        print(estimates.measure(read_settings(settings)).to_markdown(index=False, floatfmt=".3g"))
-    else:
-        costs = pulls.measure(read_settings(settings))
-        print(costs.to_markdown(index=False, floatfmt=".3g"))
-        if options.plot:
-            pulls.plot(costs, options.plot)
-    return 0
+        return f"{policies.compare(read_settings(settings), variants, options.seeds or [0, 1], out, options.merge)}\n"
+    measure = {"precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure}
+    table = measure[options.benchmark](read_settings(settings))
+    if options.benchmark == "pulls" and options.plot:
+        pulls.plot(table, options.plot)
+    return f"{table.to_markdown(index=False, floatfmt='.3g')}\n"
 
 
-def compare_methods(options: argparse.Namespace, overrides: list[str]) -> int:
+def compare_methods(options: argparse.Namespace, overrides: Arguments) -> str:
     """Measures what is missing, or reports what is there."""
-    try:
-        seeds = [f"--seeds={options.seeds}"] if options.seeds else []
-        suite = read_suite(options.suite, options.overlay, [*overrides, *seeds])
-        cells, out = suite.cells(options.only), options.out or suite.out
-        if not options.report:
-            quality.run(suite, cells, out, options.redo)
-            return 0
-        report = quality_report.read_report(suite, cells, out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report.text)
+    seeds = [f"--seeds={options.seeds}"] if options.seeds else []
+    suite = read_suite(options.suite, options.overlay, [*overrides, *seeds])
+    cells, out = suite.cells(options.only), options.out or suite.out
+    if not options.report:
+        quality.run(suite, cells, out, options.redo)
+        return ""
+    report = quality_report.read_report(suite, cells, out)
     if options.out_dir:
         report.save(options.out_dir)
-    return 0
+    return f"{report.text}\n"
 
 
 if __name__ == "__main__":

@@ -13,13 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import transformers
-from datasets.utils import disable_progress_bars
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
 
-from hf_mabprune.cli.guard import USER_ERRORS
-from hf_mabprune.cli.settings import read_settings, take_plugins
+from hf_mabprune.cli.guard import guarded
+from hf_mabprune.cli.settings import Arguments, read_settings
 from research.benchmarks.finetuning import Training, finetune
 
 
@@ -38,16 +35,11 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     chosen = vars(options)
     base, out = chosen.pop("base"), chosen.pop("out")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        _, rest = take_plugins(rest)
-        print(finetune(base, out, read_settings(rest), Training(**chosen)), f"saved in {out}", sep="\n")
-    except USER_ERRORS as error:
-        print(f"finetune: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def command(settings: Arguments) -> str:
+        return f"{finetune(base, out, read_settings(settings), Training(**chosen))}\nsaved in {out}\n"
+
+    return guarded(command, rest)
 
 
 if __name__ == "__main__":
