@@ -53,6 +53,7 @@ CREDENTIALS = [
 ]
 PATTERNS = [(re.compile(pattern, re.I), rf"\g<kept>{cut}") for pattern, cut in CREDENTIALS]
 LOST = re.compile(rf"{re.escape(CUT)}(?:@|%40)|(?:=|{IS}){re.escape(CUT)}", re.I)
+TYPE = re.compile(r"<class '(?P<name>[\w.]+)'>")  # as Python shows it
 
 
 class OutsideError(ValueError):
@@ -106,7 +107,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def one_line(text: str) -> str:
     """Joins the lines of a text, which a log would tear apart, and takes credentials and unseen signs out of it."""
     lines = (" ".join(printable(line).split()) for line in text.splitlines())
-    return without_credentials("; ".join(filter(None, lines)))
+    return without_credentials(TYPE.sub(r"\g<name>", "; ".join(filter(None, lines))))
 
 
 def beginning(text: str, longest: int) -> str:

@@ -23,7 +23,7 @@ from hf_mabprune.errors import in_words, is_out_of_memory, one_line, printable, 
 from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.files import MADE_BY
 
-USER_ERRORS = (ValueError, OSError)
+USER_ERRORS = (ValueError, OSError, ImportError)  # a package that is missing, too
 TRACEBACK = "MABPRUNE_TRACEBACK"  # environment variable that asks for the traceback of what should not happen
 LONELY = 2.0  # seconds until another process than the main one takes it that it failed alone
 

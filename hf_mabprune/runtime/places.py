@@ -73,8 +73,7 @@ def check_output_dir(folder: str | Path, overwrite: bool, protected: Sequence[Pr
     with _in_one_line(folder):
         if os.path.lexists(folder) and not is_plain_folder(folder):
             raise FileExistsError(f"{folder} is {kind_of(folder)}. {REMEDY}")
-        if folder.is_dir():
-            _check_sources(folder, protected)
+        _check_sources(folder, protected)
         if folder.name in ("", ".."):
             raise ValueError(f"output.dir must name a folder of its own, e.g. runs/pruned, got '{folder}'")
         if folder.is_dir():
@@ -108,12 +107,13 @@ def _check_sources(folder: Path, protected: Sequence[Protected]) -> None:
     place = folder.resolve()
     for source in protected:
         path = source.path.expanduser().resolve()
+        if place == path:  # also of a name on the Hub, which the output would stand for from then on
+            raise FileExistsError(f"{folder} is {source.what}. {REMEDY}")
         if not path.exists():
             continue
-        if place == path or place in path.parents:
-            holds = f"is {source.what}" if place == path else f"holds {source.what}, {source.path}"
-            raise FileExistsError(f"{folder} {holds}. {REMEDY}")
-        if source.whole and path.is_dir() and path in place.parents:
+        if place in path.parents:
+            raise FileExistsError(f"{folder} holds {source.what}, {source.path}. {REMEDY}")
+        if source.whole and path.is_dir() and path in place.parents and folder.is_dir():
             raise FileExistsError(f"{folder} exists and lies inside {source.what}, {source.path}. {REMEDY}")
 
 

@@ -89,6 +89,15 @@ def test_what_names_no_folder_of_its_own_is_refused(
         check_output_dir(given, True, [cwd])
 
 
+def test_what_is_not_there_yet_is_not_taken_either(tmp_path: Path) -> None:
+    for source in (
+        places.Protected("your home folder", tmp_path / "home"),
+        places.Protected("the model", Path("bert")),
+    ):
+        with pytest.raises(FileExistsError, match=f"is {source.what}"):
+            check_output_dir(source.path, True, [source])
+
+
 @pytest.mark.parametrize("inside", ["", "/cache"])
 def test_a_mount_point_is_not_replaced(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(tmp_path / "my out")
