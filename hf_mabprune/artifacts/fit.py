@@ -4,7 +4,7 @@ The model is built on the meta device, so nothing is allocated, and no code of t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hf_mabprune.checkpoints.modeling_file import MODELING_FILE, is_own_modeling
 from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.checkpoints.weight_files import no_larger_than, stored_weights
 from hf_mabprune.errors import OutsideError, outside
+from hf_mabprune.progress import over
 
 CONFIG = "config.json"
 SHOWN = 3  # tensors that a message names
@@ -70,6 +71,26 @@ def _headers(file: Path) -> dict[str, StoredTensor]:
         return {
             name: StoredTensor(file, str(each.get_dtype()), tuple(each.get_shape())) for name, each in slices.items()
         }
+
+
+def read_tensor(name: str, stored: StoredTensor) -> torch.Tensor:
+    """Reads one tensor of a file."""
+    with safe_open(stored.file, "pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+    return tensor
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Goes through the tensors of a checkpoint, one at a time."""
+    for name, stored in over(stored_tensors(folder).items(), "weights", "tensors"):
+        yield name, read_tensor(name, stored)
+
+
+def refuse_not_finite(folder: Path) -> None:
+    """Raises ValueError where a stored number is not finite."""
+    for name, tensor in read_tensors(folder):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} of {folder} has numbers that are not finite")
 
 
 def fitted_model(folder: Path, spare: bool = False) -> PreTrainedModel:

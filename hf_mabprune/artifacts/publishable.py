@@ -9,7 +9,7 @@ from huggingface_hub.utils import filter_repo_objects
 from transformers import CONFIG_MAPPING
 
 from hf_mabprune.artifacts import checksums
-from hf_mabprune.artifacts.fit import check_code, fitted_model, is_per_layer, stored_tensors
+from hf_mabprune.artifacts.fit import check_code, fitted_model, is_per_layer, refuse_not_finite, stored_tensors
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import sizes_in
 from hf_mabprune.checkpoints.modeling_file import MODELING_FILE
@@ -94,6 +94,7 @@ def check_fit(folder: Path, of_run: bool) -> None:
         ValueError: Saying what does not fit.
     """
     stored_tensors(folder)
+    refuse_not_finite(folder)
     settings = read_json(folder / "config.json")
     ours = of_run or is_per_layer(settings) or (folder / MODELING_FILE).exists()
     if ours:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.artifacts.fit import CONFIG, StoredTensor, stored_tensors
+from hf_mabprune.artifacts.fit import CONFIG, StoredTensor, read_tensor, read_tensors, stored_tensors
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import HALF_TOLERANCE, TOLERANCE
 from hf_mabprune.artifacts.verification import (
@@ -26,8 +26,6 @@ from hf_mabprune.artifacts.verification import (
     NotChecked,
     Parts,
     checked,
-    read_tensor,
-    read_tensors,
     some,
 )
 from hf_mabprune.checkpoints.load import Processor, load_pruned

@@ -14,14 +14,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.artifacts import checksums
-from hf_mabprune.artifacts.fit import StoredTensor, check_code, fitted_model, is_per_layer, stored_tensors
+from hf_mabprune.artifacts.fit import (
+    check_code,
+    fitted_model,
+    is_per_layer,
+    refuse_not_finite,
+    stored_tensors,
+)
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import load_processor
 from hf_mabprune.checkpoints.modeling_pruned import TYPE_PREFIX
@@ -29,7 +34,7 @@ from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.errors import in_words
 from hf_mabprune.evaluation.report import Report
-from hf_mabprune.progress import over, stage
+from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import TASKS
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -180,28 +185,13 @@ def _whole(folder: Path) -> str:
     others = [name for name, stored in tensors.items() if stored.dtype in FLOATS and precision(stored.dtype) != wanted]
     if others:
         raise ValueError(f"{some(others)}: not in {wanted}, as config.json says")
-    for name, tensor in read_tensors(folder):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
+    refuse_not_finite(folder)
     return f"{len(tensors):,} tensors, whole and finite, in {wanted}"
 
 
 def precision(dtype: str) -> str:
     """Gives torch's name of a floating-point type of safetensors: float32 for F32."""
     return str(FLOATS[dtype]).removeprefix("torch.")
-
-
-def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Goes through the tensors of a checkpoint, one at a time."""
-    for name, stored in over(stored_tensors(folder).items(), "weights", "tensors"):
-        yield name, read_tensor(name, stored)
-
-
-def read_tensor(name: str, stored: StoredTensor) -> torch.Tensor:
-    """Reads one tensor of a file."""
-    with safe_open(stored.file, "pt") as opened:
-        tensor: torch.Tensor = opened.get_tensor(name)
-    return tensor
 
 
 def _fitting(folder: Path) -> str:

@@ -44,8 +44,8 @@ class OutputConfig(Strict):
     @field_validator("dir")
     @classmethod
     def _names_a_folder(cls, given: str) -> str:
-        if not given.strip() or "\0" in given:
-            raise ValueError("must name a folder, e.g. runs/pruned")
+        if not given.strip() or "\0" in given or "://" in given:
+            raise ValueError("must name a folder of this machine, e.g. runs/pruned")
         with outside("cannot be used"):
             os.fsencode(given)
             return str(Path(given).expanduser()) if given.startswith("~") else given

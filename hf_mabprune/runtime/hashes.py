@@ -1,7 +1,7 @@
 """SHA-256 of data and weights in memory, by which a report says what a run was made from."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch import nn
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def sha256_of_batches(batches: Sequence[Mapping[str, torch.Tensor]]) -> str:
+def sha256_of_batches(batches: Iterable[Mapping[str, torch.Tensor]]) -> str:
     """Hashes every tensor of some batches, in their order, those of a batch by name."""
     digest = hashlib.sha256()
     for number, batch in enumerate(batches):

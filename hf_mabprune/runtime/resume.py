@@ -8,7 +8,7 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +107,14 @@ class RunState:
             return None
         return f"mabprune prune --config {shlex.quote(str(self.paths.config))} --resume"
 
-    def begin(self, model: nn.Module, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+    def begin(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
         """Notes what the run is about, for searches of another run are not taken up; starts its trackers.
 
         Raises:
             ValueError: If the processes of the launch work on different models or data.
         """
         about = fingerprint(model, batches)
-        agree(self.accelerator, "model and calibration data", {"the weights or the tokens": about})
+        agree(self.accelerator, "model and data", {"the weights or the tokens": about})
         settings = {name: part for name, part in self.settings.stored().items() if name != "output"}
         self.fingerprint = hashlib.sha256(f"{about} {json.dumps(settings, sort_keys=True)}".encode()).hexdigest()
         if self.accelerator.log_with:

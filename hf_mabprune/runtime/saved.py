@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hf_mabprune.errors import OutsideError, outside
+from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.states import Entry, Items, Part, Text, read_state
 
 FORMAT = "4"
@@ -20,22 +21,11 @@ BLANK = "0" * 64  # in the place of a checksum, while it is taken
 CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')  # quotes inside of other strings are escaped
 REMEDY = "start anew with output.overwrite: true and without --resume"
 RUN: Mapping[str, Entry] = {"fingerprint": Text(), "earlier": Items(Part()), "search": Part()}
-SAMPLE = 256  # numbers of each tensor that the fingerprint of a model reads
 
 
-def fingerprint(model: nn.Module, batches: Sequence[dict[str, torch.Tensor]]) -> str:
-    """Tells models and calibration data apart: a hash of all tokens and of a sample of every tensor."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        flat = tensor.detach().flatten()
-        step = max(1, len(flat) // SAMPLE)
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(flat[::step].float().cpu().numpy().tobytes())
-    for batch in batches:
-        for name, tensor in sorted(batch.items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
+def fingerprint(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> str:
+    """Tells models and data apart: a hash of all weights and of all tokens."""
+    return f"{sha256_of_weights(model)} {sha256_of_batches(batches)}"
 
 
 def pack(state: dict[str, Any]) -> bytes:

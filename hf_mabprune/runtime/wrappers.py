@@ -6,6 +6,7 @@ is saved, or its comparison with the model in memory, would fail.
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 
@@ -55,6 +56,8 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         plain = inner
     if not isinstance(plain, PreTrainedModel):
         _refuse_type(plain)
+    if not isinstance(plain.config, PreTrainedConfig):
+        raise ValueError(f"model.config must be a config of transformers, got {type(plain.config).__name__}: {REMEDY}")
     if "forward" in vars(plain) and _is_prepared(plain):
         plain = _without_forward(plain)
     architecture_of(plain)
@@ -62,6 +65,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         _check_module(path or "the model", module)
     for path, parameter in plain.named_parameters():
         _check_parameter(path, parameter)
+    _check_precisions(plain)
     _check_config(plain)
     return plain
 
@@ -123,6 +127,16 @@ def _check_parameter(path: str, parameter: nn.Parameter) -> None:
         raise ValueError(f"{path} is on the meta device, without numbers: load the model whole, without offloading")
     if not parameter.is_floating_point():
         raise ValueError(f"{path} holds {parameter.dtype}: packed weights cannot be cut. Prune first, then quantise")
+
+
+def _check_precisions(model: PreTrainedModel) -> None:
+    """Refuses a model of several precisions; but parts of one in half precision may be float32."""
+    usual = Counter(parameter.dtype for parameter in model.parameters()).most_common(1)[0][0]
+    for path, parameter in model.named_parameters():
+        if parameter.dtype not in (usual, torch.float32):
+            raise ValueError(
+                f"{path} is {parameter.dtype} in a model of {usual}: give it one precision, model.float()"
+            )
 
 
 def _check_config(model: PreTrainedModel) -> None:

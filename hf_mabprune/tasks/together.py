@@ -59,7 +59,7 @@ def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
         splits: Purpose -> data, each checked.
 
     Raises:
-        ValueError: If two hold the same rows.
+        ValueError: If two hold the same rows, or one holds all of another.
     """
     said = []
     rows = {split: _hashes(task, dataset, split) for split, dataset in splits.items()}
@@ -71,6 +71,11 @@ def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
             raise ValueError(
                 f"splits must not overlap, but {one} and {other} hold the same {len(read):,} rows; take other data "
                 "for one of them"
+            )
+        if count == len(read):
+            raise ValueError(
+                f"splits must not overlap, but all {count:,} rows of {other} are in {one}, too; take other data for "
+                "one of them"
             )
         said.append(
             f"{count:,} of the {len(read):,} rows of {other} are in {one}, too: figures on {other} are not of unseen "
