@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hf_mabprune.progress import over
+from hf_mabprune.runtime.files import sha256
 
 LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 MOST_BYTES = 2**24  # of a list of checksums
-CHUNK = 2**20
 NEW = "is not in the list"
 
 
@@ -30,7 +30,7 @@ def write(root: Path, place: Path, known: Mapping[str, str] | None = None) -> di
         Name below the folder -> checksum, with that of the list.
     """
     own = place.relative_to(root).as_posix()
-    digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in visible_files(root) if name != own}
+    digests = {name: (known or {}).get(name) or sha256(path) for name, path in visible_files(root) if name != own}
     text = as_text(digests)
     place.write_text(text)
     return {**digests, own: hashlib.sha256(text.encode()).hexdigest()}
@@ -68,7 +68,7 @@ def fault_of(path: Path, digest: str) -> str:
     """Says what is wrong with a file that should have a checksum; nothing where it has."""
     if not stat.S_ISREG(path.lstat().st_mode):
         return "is no plain file"
-    return "" if sha256_of(path) == digest else "has changed"
+    return "" if sha256(path) == digest else "has changed"
 
 
 def read(root: Path, place: Path) -> dict[str, str]:
@@ -89,15 +89,6 @@ def read(root: Path, place: Path) -> dict[str, str]:
             raise ValueError(f"{place} is no list of checksums: line {number} is {line[:80]!r}")
         digests[match["name"]] = match["digest"]
     return digests
-
-
-def sha256_of(path: Path) -> str:
-    """Gives the checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def visible_files(root: Path) -> Iterator[tuple[str, Path]]:

@@ -31,6 +31,7 @@ from hf_mabprune.checkpoints.load import load_processor
 from hf_mabprune.config import check, parse_yaml
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
+from hf_mabprune.runtime.files import sha256
 from hf_mabprune.tasks.base import TASKS
 
 REPOSITORY = RunFolder("")  # names in a repository are paths below its root
@@ -241,7 +242,7 @@ def _for_publication(
     temporary.config.write_text(public_config(config_yaml))
     written = {REPOSITORY.card.as_posix(): temporary.card, REPORT: temporary.report, CONFIG: temporary.config}
     everything = {name: path for name, path in (paths | written).items() if name != CHECKSUMS}
-    digests = {name: checksums.sha256_of(path) for name, path in everything.items()}
+    digests = {name: sha256(path) for name, path in everything.items()}
     temporary.checksums.write_text(checksums.as_text(digests))
     return written | {CHECKSUMS: temporary.checksums}
 

@@ -288,7 +288,7 @@ def is_finished(settings: PruneConfig, paths: RunPaths) -> bool:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Reads settings that a run wrote down."""
-    with outside(f"{path} cannot be read", "start anew with output.overwrite: true and without --resume"):
+    with outside(f"{path} cannot be read", REMEDY):
         return read_yaml(path)
 
 
@@ -331,10 +331,7 @@ def _enter(run: RunState, lock: FileLock, resume: bool) -> None:
 def _check_same(settings: PruneConfig, paths: RunPaths) -> None:
     """Raises ValueError for settings that the interrupted run did not have."""
     if not paths.config.exists():
-        raise ValueError(
-            f"{paths.state} holds a search without its settings, {paths.config.name}: start anew with "
-            "output.overwrite: true and without --resume"
-        )
+        raise ValueError(f"{paths.state} holds a search without its settings, {paths.config.name}: {REMEDY}")
     if changed := differences(_read_config(paths.config), settings.stored()):
         raise ValueError(
             f"the interrupted run in {paths.state} had other settings: {', '.join(changed)}; go on with its "
