@@ -53,6 +53,7 @@ CREDENTIALS = [
 ]
 PATTERNS = [(re.compile(pattern, re.I), rf"\g<kept>{cut}") for pattern, cut in CREDENTIALS]
 LOST = re.compile(rf"{re.escape(CUT)}(?:@|%40)|(?:=|{IS}){re.escape(CUT)}", re.I)
+UNHASHABLE = re.compile(r"unhashable type: '(?P<kind>\w+)'")
 TYPE = re.compile(r"<class '(?P<name>[\w.]+)'>")  # as Python shows it
 
 
@@ -94,7 +95,14 @@ def in_words(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
+    if unhashable := UNHASHABLE.search(text):
+        return f"a {unhashable['kind']} stands where a name or a number should"
     return f"{type(error).__name__}{f': {text}' if text else ''}"
+
+
+def kind_of(value: Any) -> str:
+    """Says what kind of thing was given where another is wanted: the name of its class, or None."""
+    return "None" if value is None else type(value).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:

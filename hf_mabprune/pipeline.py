@@ -4,7 +4,7 @@
 `_run` is that line; `make_size` is its second half, once for each size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -85,6 +85,9 @@ def prune(
             earlier output.
         Interrupted: A KeyboardInterrupt, on SIGINT, SIGTERM and SIGHUP, once the search is saved.
     """
+    for part, key, argument in ((prune, "target", "target"), (output, "dir", "output_dir")):
+        if isinstance(part, Mapping) and key in part:
+            raise ValueError(f"{argument} is given twice, as {part[key]!r} too: leave '{key}' out of the other")
     dense = unwrap(model)
     settings = config.check(
         {

@@ -11,6 +11,8 @@ from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from hf_mabprune.errors import in_words
+
 GROUP = "hf_mabprune.plugins"  # of the entry points by which installed packages name their plugins
 _looked_up = False
 
@@ -29,6 +31,10 @@ def load_plugin(name: str) -> None:
             _import_file(Path(name).expanduser().resolve())
         else:
             importlib.import_module(name)
+    except FileNotFoundError as error:
+        missing = error.filename == str(Path(name).expanduser().resolve())
+        says = "there is no such file" if missing else f"FileNotFoundError: {in_words(error)}"
+        raise ValueError(f"plugin {name} cannot be imported: {says}") from error
     except Exception as error:  # a plugin may raise anything
         raise ValueError(f"plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
 

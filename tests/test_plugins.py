@@ -187,7 +187,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--plugin", "nowhere.py"], "plugin nowhere.py cannot be imported: FileNotFoundError: "),
+        (["--plugin", "nowhere.py"], "plugin nowhere.py cannot be imported: there is no such file"),
         (["--plugin", "no.such"], "plugin no.such cannot be imported: ModuleNotFoundError: No module named 'no'"),
         (["--plugin"], "argument --plugin: expected one argument"),
     ],

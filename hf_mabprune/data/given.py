@@ -12,7 +12,7 @@ import torch.utils.data
 from datasets import Column, Dataset, DatasetInfo, IterableDataset, NamedSplit, concatenate_datasets
 
 from hf_mabprune.data.columns import plain
-from hf_mabprune.errors import OutsideError, outside
+from hf_mabprune.errors import OutsideError, kind_of, outside
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 Given: TypeAlias = Dataset | IterableDataset | pd.DataFrame | pa.Table | Mapping[str, Any] | Rows
@@ -85,7 +85,7 @@ def _what_instead(given: Any) -> str:
         return f"a text names no data here, got {str(given)!r}: load them first (datasets.load_dataset)"
     if isinstance(given, torch.utils.data.DataLoader):
         return "a DataLoader gives batches, not rows: give its dataset"
-    return f"got {type(given).__name__}, of no columns"
+    return f"got {kind_of(given)}, of no columns"
 
 
 def _of_columns(columns: Mapping[str, Any]) -> Dataset:

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.errors import kind_of
 
 REMEDY = "give the model as from_pretrained returns it, before anything was done to it"
 FORWARDS = ("forward", "_original_forward")  # what accelerate leaves in a model that it has prepared
@@ -57,7 +58,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     if not isinstance(plain, PreTrainedModel):
         _refuse_type(plain)
     if not isinstance(plain.config, PreTrainedConfig):
-        raise ValueError(f"model.config must be a config of transformers, got {type(plain.config).__name__}: {REMEDY}")
+        raise ValueError(f"model.config must be a config of transformers, got {kind_of(plain.config)}: {REMEDY}")
     if "forward" in vars(plain) and _is_prepared(plain):
         plain = _without_forward(plain)
     architecture_of(plain)
@@ -80,7 +81,7 @@ def _inside(model: Any) -> nn.Module | None:
 
 def _refuse_type(model: Any) -> NoReturn:
     """Refuses what is no model of transformers, with a remedy where it is known."""
-    name = type(model).__name__
+    name = kind_of(model)
     if hasattr(model, "peft_config"):
         raise ValueError("the model carries unmerged adapters. Merge them first (merge_and_unload)")
     if isinstance(getattr(model, "module", None), PreTrainedModel):

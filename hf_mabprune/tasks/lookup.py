@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_mabprune.checkpoints.load import Processor, kind_of_processor
 from hf_mabprune.config import TaskConfig
+from hf_mabprune.errors import kind_of
 from hf_mabprune.tasks.base import TASKS, Task
 
 OWN_SETTINGS = ("max_length", "prefix")  # that some tasks have and others do not
@@ -38,7 +39,7 @@ def build_task(
         processor = None
     elif isinstance(processor, PreTrainedTokenizerBase) != (task.processor_class == "AutoTokenizer"):
         kind = kind_of_processor(task.processor_class)
-        raise ValueError(f"task '{name}' needs the model's {kind}, got {type(processor).__name__}")
+        raise ValueError(f"task '{name}' needs the model's {kind}, got {kind_of(processor)}")
     own = {setting: value for setting in OWN_SETTINGS if (value := getattr(config, setting)) is not None}
     for setting in sorted(own.keys() - {field.name for field in fields(task)}):
         raise ValueError(f"task.{setting} means nothing to task '{name}', got {own[setting]!r}; leave it out")

@@ -105,7 +105,7 @@ def test_what_people_have_is_read_as_the_same_columns(kind: str) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "none": (lambda: None, "got NoneType, of no columns; give a datasets.Dataset"),
+    "none": (lambda: None, "got None, of no columns; give a datasets.Dataset"),
     "path": (lambda: Path("train.csv"), r"a text names no data here, got 'train\.csv': load them first"),
     "splits": (lambda: DatasetDict(train=plain(), test=plain()), r"several splits, train, test: .* data\['train'\]"),
     "stream_of_splits": (

@@ -17,7 +17,9 @@ def to(place: str, rng: Random, in_file: bool | None = None) -> tuple[tuple[str,
     if rng.random() < 0.25:
         return ("cut", "run", "--target.parameters", "0.2", f"--output.dir={place}"), lambda folder: None
     if in_file or (in_file is None and rng.random() < 0.5):
-        return prune(), lambda folder: set_yaml(folder / "run.yaml", {"output.dir": place})
+        return prune(), lambda folder: set_yaml(
+            folder / "run.yaml", {"output.dir": place.replace("{folder}", str(folder))}
+        )
     return prune(f"--output.dir={place}"), lambda folder: None
 
 

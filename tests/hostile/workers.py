@@ -20,6 +20,7 @@ from tests.hostile.case import Case, Done, Step
 from tests.runtime.runs import ROOT, free_port
 
 LIMIT = 60  # seconds
+GRACE = 10  # seconds that the other processes of a launch have where one has failed
 MEMORY = 6 * 2**30  # beyond what the server has
 TOKEN = "hf_hostileWritesAbCdEfGh0123456789"
 UPLOAD = r"POST /api/models/.*/(preupload|commit)/"
@@ -123,11 +124,14 @@ class Worker:
             self.hub.lock_file = folder / f"{step.output}.state" / "lock" if step.command[:1] == ("prune",) else None
             start = time.monotonic()
             processes = [self._start(case, step, folder, rank) for rank in range(1 + len(step.others))]
-            ended = [self._wait(process, LIMIT - time.monotonic() + start) for process in processes]
+            ended: list[tuple[int, int]] = []
+            for process in reversed(processes):  # as a launcher does: where one fails, the others are ended
+                failed = any(code for code, _ in ended)
+                ended.append(self._wait(process, min(LIMIT - time.monotonic() + start, GRACE if failed else LIMIT)))
         logs = [self._logs(folder, rank) for rank in range(len(processes))]
         return Done(
             folder,
-            max((code for code, _ in ended), key=abs),
+            next((code for code, _ in ended if code), 0),
             "".join(out.read_text(errors="replace") for out, _ in logs),
             "".join(err.read_text(errors="replace") for _, err in logs),
             time.monotonic() - start,
