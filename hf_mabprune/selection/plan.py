@@ -7,6 +7,7 @@ Symbols: K arms; a move is a set of arms that go together: one arm, or the same 
 one size, which are all of a kind under `uniform`, and the experts of a layer always.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -66,6 +67,8 @@ class Plan:
         budgets: Quantities to remove, in the order in which they are spent.
         floors: Name of a site -> number of arms that must stay.
         tied: Sites that keep the same number of arms; all others stand alone.
+        even: Whether all sites of a kind lose the same number of arms, to within one, so that the amount stays what it
+            is; scores then say which arms of a site go, and which sites lose the one more.
     """
 
     arms: ArmTable
@@ -73,6 +76,7 @@ class Plan:
     budgets: tuple[Budget, ...]
     floors: dict[str, int]
     tied: tuple[Tied, ...] = ()
+    even: bool = False
 
     def choose(self, scores: Floats, kept: Bools, progress: float = 1.0) -> tuple[Bools, Ints]:
         """Removes arms, safest first, until `progress` of every budget is spent.
@@ -145,7 +149,9 @@ class Plan:
             own = [scores[step].sum() / (budget.cost[step].sum() if budget.by_cost else len(step)) for step in steps]
             values.append(np.minimum.accumulate([np.inf, *own])[1:])  # a step comes after those before it
             moves += steps
-        rank = np.argsort(np.argsort(-np.concatenate(values), kind="stable"))
+        harm = -np.concatenate(values)
+        safest = np.lexsort((harm, self._shares_gone(sites))) if self.even else np.argsort(harm, kind="stable")
+        rank = np.argsort(safest)
         sizes = [1] * len(singles) + [len(move) for move in moves]
         arms, number = np.concatenate([singles, *moves]), np.repeat(rank, sizes)
         order = np.argsort(number, kind="stable")
@@ -162,6 +168,21 @@ class Plan:
         now = len(rows[0]) if rows else 0
         bounds = [0, *(now - size for size in tied.steps if size < now)]
         return [np.concatenate([own[a:b] for own in rows]) for a, b in pairwise(bounds)]
+
+    def _shares_gone(self, sites: dict[str, Ints]) -> Floats:
+        """Gives the share of its site that is gone after each move: of single arms, then of steps of tied sites.
+
+        Args:
+            sites: Name -> arms that are left.
+        """
+        now = {site: len(rows) for site, rows in sites.items()}
+        together = {site for tied in self.tied for site in tied.sites}
+        left: dict[str, Sequence[int]] = {
+            site: range(now[site] - 1, self.floors[site] - 1, -1) for site in sites if site not in together
+        }
+        left |= {tied.sites[0]: [size for size in tied.steps if size < now[tied.sites[0]]] for tied in self.tied}
+        whole = {site: len(rows) for site, rows in self.arms.groups()}
+        return np.array([1 - count / whole[site] for site, counts in left.items() for count in counts])
 
     def parts(self) -> list[Ints]:
         """Lists the arms of all that can lose more or less than the rest: of a site, or of sites that a layer ties."""

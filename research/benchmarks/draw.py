@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.arms import Ints, KeepIndices
 from hf_mabprune.compensation import CompensationFigures, compensate
-from hf_mabprune.config import PruningConfig, TargetConfig
+from hf_mabprune.config import PruningConfig
 from hf_mabprune.criteria import CalibrationStatistics
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.pulls.replay import ReplayPulls
@@ -27,6 +27,7 @@ from research.benchmarks.controls import CONTROLS
 from research.benchmarks.meter import Meter
 from research.benchmarks.peers import Peer
 from research.benchmarks.sessions import under
+from research.benchmarks.specs import EQUAL, Allocation
 from research.benchmarks.suite import Cell, Suite
 
 
@@ -61,19 +62,18 @@ class Draw:
     session: Session
     seed: int
 
-    def choose(self, cells: Sequence[Cell]) -> dict[str, Choice]:
-        """Maps targets to what is kept.
+    def choose(self, cells: Sequence[Cell]) -> dict[tuple[str, Allocation], Choice]:
+        """Maps targets and allocations to what is kept.
 
         Args:
             cells: Cells that share the choice, see `Cell.choice`.
         """
-        method = cells[0].method
-        spec = self.suite.methods[method]
+        spec = self.suite.methods[cells[0].method]
         if spec.policy is not None:
             return self._by_search(cells)
         choose = self._by_control if spec.control else self._by_peer if spec.peer else self._by_criterion
-        sizes = {cell.target: cell.size for cell in cells}
-        return {target: choose(method, size) for target, size in sizes.items()}
+        wanted = {(cell.target, cell.allocation): cell for cell in cells}
+        return {place: choose(cell) for place, cell in wanted.items()}
 
     @stage("refit")
     def refit(self, small: PreTrainedModel, keep: KeepIndices, compensation: str) -> CompensationFigures | None:
@@ -82,19 +82,19 @@ class Draw:
         return compensate(method, self.session.reference, small, keep) if method else None
 
     @stage("statistics")
-    def _by_criterion(self, method: str, size: TargetConfig) -> Choice:
-        prune = self.suite.settings(self.name, target=size).prune
-        plan = self._plan(prune)
+    def _by_criterion(self, cell: Cell) -> Choice:
+        prune = self.suite.settings(self.name, target=cell.size).prune
+        plan = self._plan(prune, cell.allocation)
         self._meter.start()
-        kept, order = self.suite.criterion(method).choose(cast(CalibrationStatistics, self._meter), plan)
+        kept, order = self.suite.criterion(cell.method).choose(cast(CalibrationStatistics, self._meter), plan)
         forward, backward = (self._tokens * passes for passes in self._meter.passes())
         cost = Cost(0, forward, backward, self._meter.stop())
         return self._choice(Selection(plan, kept, *self._rounding(prune)), order, cost)
 
-    def _by_control(self, method: str, size: TargetConfig) -> Choice:
-        spec, session = self.suite.methods[method], self.session
-        prune = self.suite.settings(self.name, target=size).prune
-        plan, batches = self._plan(prune), session.batches["calibration"]
+    def _by_control(self, cell: Cell) -> Choice:
+        spec, session = self.suite.methods[cell.method], self.session
+        prune = self.suite.settings(self.name, target=cell.size).prune
+        plan, batches = self._plan(prune, cell.allocation), session.batches["calibration"]
         model = session.dense, session.arms, session.task
         pulls = ReplayPulls(*model, batches, "kl", session.accelerator, outputs=session.outputs)
         started, tokens = time.monotonic(), round(spec.sweeps * len(plan.arms) * (self._tokens / len(batches)))
@@ -104,15 +104,16 @@ class Draw:
         return self._choice(Selection(plan, kept, *self._rounding(prune)), order, cost)
 
     @stage("statistics")
-    def _by_peer(self, method: str, size: TargetConfig) -> Choice:
-        peer, session, started = cast(Peer, self.suite.methods[method].make_peer()), self.session, time.monotonic()
-        keep = peer.keep(session.dense, session.task, session.batches["calibration"], size.fractions())
+    def _by_peer(self, cell: Cell) -> Choice:
+        peer, session = cast(Peer, self.suite.methods[cell.method].make_peer()), self.session
+        started = time.monotonic()
+        keep = peer.keep(session.dense, session.task, session.batches["calibration"], cell.size.fractions())
         seconds = time.monotonic() - started
         forward, backward = (self._tokens * passes for passes in peer.passes())
         parameters = cut(session.dense, keep, "per_layer").num_parameters()
         return Choice(keep, parameters, Cost(0, forward, backward, seconds))
 
-    def _by_search(self, cells: Sequence[Cell]) -> dict[str, Choice]:
+    def _by_search(self, cells: Sequence[Cell]) -> dict[tuple[str, Allocation], Choice]:
         settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
         prune, session = settings.prune, self.session
         arms = arm_table(session.dense, prune.kinds(), prune.block_size, session.example)
@@ -122,15 +123,19 @@ class Draw:
             size.target.name(): make_plans(session.dense, arms, session.totals, size).search for size in prune.sizes()
         }
         result, cost = search(session, list(plans.values()))
-        rounding = self._rounding(prune)
-        return {
-            cell.target: self._choice(Selection.along(plans[cell.target], result.order, *rounding), result.order, cost)
+        order, rounding = result.order, self._rounding(prune)
+        selections = {
+            (cell.target, cell.allocation): Selection.along(
+                spread(plans[cell.target], cell.allocation), order, *rounding
+            )
             for cell in cells
         }
+        return {place: self._choice(selection, order, cost) for place, selection in selections.items()}
 
-    def _plan(self, prune: PruningConfig) -> Plan:
+    def _plan(self, prune: PruningConfig, allocation: Allocation) -> Plan:
         """What has to go, from arms of both kinds."""
-        return make_plans(self.session.dense, self.session.arms, self.session.totals, prune).search
+        plan = make_plans(self.session.dense, self.session.arms, self.session.totals, prune).search
+        return spread(plan, allocation)
 
     def _rounding(self, prune: PruningConfig) -> tuple[int, int]:
         """Multiple that kept widths are rounded to, and the neurons that a layer keeps at least."""
@@ -152,3 +157,8 @@ class Draw:
         session = self.session
         batches = session.batches["calibration"]
         return Meter(CalibrationStatistics(session.dense, session.arms, session.task, batches, self.seed))
+
+
+def spread(plan: Plan, allocation: Allocation) -> Plan:
+    """Gives the plan by which a method's order is followed over all layers, or evenly in each; of the same size."""
+    return replace(plan, even=allocation == EQUAL)

@@ -1,7 +1,8 @@
-"""What is left of a model: methods x runs x targets x compensations x seeds, one row a cell, resumable.
+"""What is left of a model: methods x runs x targets x compensations x allocations x seeds, one row a cell, resumable.
 
 A run's model and test data are loaded once; each seed draws calibration data once, from which all methods' statistics,
-all searches' pulls and all compensations come. Test data never change with the seed.
+all searches' pulls and all compensations come. Test data never change with the seed, and neither do those that decide
+between a method's allocations: the validation split, which nothing else here reads (see `allocations.taken`).
 """
 
 import json
@@ -37,6 +38,7 @@ from research.benchmarks.draw import Choice, Draw
 from research.benchmarks.results import Results
 from research.benchmarks.suite import KEY, Cell, Suite
 
+MEASURED_ON = ("test", "validation")  # what is reported; what decides between allocations
 RETAINED = (0.0, 1.5)  # bounds of the metric retained: no worse than knowing nothing; far above 1 there is no signal
 
 
@@ -67,7 +69,10 @@ def run(suite: Suite, cells: Sequence[Cell], out: str | Path, redo: bool = False
                 row |= {"settings": cell.fingerprint(suite), "plan": suite.plan(), "versions": versions}
                 on_main(accelerator, lambda row=row: results.add(row))  # type: ignore[misc]
                 work.count(work.done + 1)
-                figures = f"{row['metric']} {row['value']:.4f} of {row['dense']:.4f}, test KL {row['mean_kl']:.4f}"
+                figures = (
+                    f"{row['metric']} {row['value']:.4f} of {row['dense']:.4f}, test KL {row['mean_kl']:.4f}, "
+                    f"held-out KL {row['held_out_kl']:.4f}"
+                )
                 accelerator.print(f"[{work.done}/{len(todo)}] {cell}: {figures}", flush=True)
 
 
@@ -79,7 +84,7 @@ def _benches(suite: Suite, cells: Sequence[Cell], accelerator: Accelerator) -> I
 
 @dataclass
 class Bench:
-    """Measures the cells of one run on one model and one test split.
+    """Measures the cells of one run on one model, one test split and one validation split.
 
     Attributes:
         suite: What is compared.
@@ -108,7 +113,8 @@ class Bench:
         return cls(suite, name, session, splits["calibration"])
 
     def rows(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, dict[str, Any]]]:
-        """Measures cells of this run; one choice serves all its compensations, one search all its sizes.
+        """Measures cells of this run; one choice serves all its compensations, one search all its sizes
+        and both allocations.
 
         Args:
             cells: Cells of this run.
@@ -124,7 +130,7 @@ class Bench:
                 choices = draw.choose(sharing)
                 for cell in sharing:
                     work.count(work.done, note=str(cell))
-                    yield cell, self.row(cell, draw, choices[cell.target])
+                    yield cell, self.row(cell, draw, choices[cell.target, cell.allocation])
 
     def draw(self, seed: int) -> Draw:
         """Draws the seed's calibration data; what the dense model says on them goes on a record of their own."""
@@ -138,7 +144,8 @@ class Bench:
         session, dense, chance, cost = self.session, self.dense, self.chance, choice.cost
         small = cut(session.dense, choice.keep, self.suite.layout)
         figures = draw.refit(small, choice.keep, cell.compensation)
-        pruned = self.comparison.measured(forward_of(small, session.task), "test", intervals=False)
+        forward = forward_of(small, session.task)
+        pruned, held_out = (self.comparison.measured(forward, split, intervals=False) for split in MEASURED_ON)
         metric = session.task.main_metric
         value, whole = pruned.metrics[metric], dense.metrics[metric]
         return {
@@ -155,6 +162,7 @@ class Bench:
             "loss": pruned.loss,
             "dense_loss": dense.loss,
             "mean_kl": float(pruned.kl.mean()),
+            "held_out_kl": float(held_out.kl.mean()),
             "metrics": json.dumps(pruned.metrics),
             "parameters": choice.parameters + (figures.parameters if figures else 0),
             "dense_parameters": session.totals["parameters"],

@@ -1,6 +1,6 @@
 """What the rows of the quality benchmark say: tables, ranks, tests, figures. No model is loaded.
 
-A variant is a method with a compensation.
+A variant is a method with a compensation. Of a method's allocations one counts, everywhere but in the tables of both.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import scikit_posthocs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from research.benchmarks import statistics
+from research.benchmarks import allocations, statistics
 from research.benchmarks.results import Results
 from research.benchmarks.specs import NONE
 from research.benchmarks.suite import KEY, Cell, Suite
@@ -61,7 +61,7 @@ def read_report(suite: Suite, cells: Sequence[Cell], out: str | Path) -> Quality
         ValueError: If the file holds none of them.
     """
     order = pd.DataFrame([cell.key for cell in cells], columns=KEY)
-    rows = order.merge(Results(out).read(), on=KEY)
+    rows = allocations.complete(Results(out).read(), order)
     if not len(rows):
         raise ValueError(f"{out} holds none of the {len(cells):,} cells; run the benchmark without --report first")
     return make_report(suite, rows, len(cells))
@@ -72,14 +72,16 @@ def make_report(suite: Suite, rows: pd.DataFrame, expected: int) -> QualityRepor
 
     Args:
         suite: Suite that says what was planned.
-        rows: One row a cell, in the order of the suite.
+        rows: One row a cell, in the order of the suite, and of each method and size all allocations.
         expected: Number of cells that the whole comparison has.
     """
-    tables, figures = {"rows": rows.set_index("task")}, {}
+    everything = rows.assign(taken=allocations.taken(rows))
+    head, rows = _head(suite, rows, expected), everything[everything["taken"]]
+    tables, figures = {"rows": everything.set_index("task"), "allocations": allocations.summary(everything)}, {}
     weak = statistics.near_chance(rows, suite.near_chance)
-    text = [_head(suite, rows, expected), _tasks(rows, weak)]
+    text = [head, _tasks(rows, weak), _allocations(tables["allocations"], rows)]
     for task, rows_of_task in rows.groupby("task", sort=False):
-        text.append(_task_tables(str(task), rows_of_task, bool(weak[task])))
+        text.append(_task_tables(str(task), rows_of_task, everything[everything["task"] == task], bool(weak[task])))
         figures[f"pareto_{task}"] = pareto(rows_of_task, str(task))
     counted = rows[~rows["task"].map(weak)]
     if len(counted):
@@ -102,7 +104,10 @@ def _head(suite: Suite, rows: pd.DataFrame, expected: int) -> str:
         f"# Quality at equal size\n\n{len(rows):,} of {expected:,} cells. Planned comparisons, margin, operating "
         f"points and the distance from chance stood in the suite file before {note}.\nMetric retained is "
         "(metric - chance) / (dense - chance), of perplexities by their logs, from 0 up; ± is the standard "
-        "deviation over seeds."
+        "deviation over seeds.\nEvery method that ranks arms is measured in two allocations of one size: own, its "
+        "ranking over all layers, and equal, its order within each layer, with the same number of units in every "
+        "layer (to within one block or head). The one with the lower KL divergence on held-out data counts: on the "
+        "validation split, by which nothing was chosen or refitted; the same examples for all methods."
     )
 
 
@@ -112,12 +117,29 @@ def _tasks(rows: pd.DataFrame, weak: pd.Series) -> str:
     return "## Data sets\n\n" + table.to_markdown(floatfmt=".4g")
 
 
-def _task_tables(task: str, rows: pd.DataFrame, weak: bool) -> str:
+def _allocations(summary: pd.DataFrame, rows: pd.DataFrame) -> str:
+    names = {
+        "retained_other": "retained by the other", "mean_kl": "test KL", "mean_kl_other": "test KL of the other",
+        "other_better": "other has the lower test KL",
+    }  # fmt: skip
+    shown = _by_variant(summary, rows).rename(columns=names)
+    return (
+        "## Which allocation counted\n\nCells in which own or equal widths had the lower held-out KL divergence; "
+        "where there are both, means on the test split of the ones that counted and of the others.\n\n"
+        + shown.to_markdown(floatfmt=".4g")
+    )
+
+
+def _task_tables(task: str, rows: pd.DataFrame, both: pd.DataFrame, weak: bool) -> str:
     metric, whole = rows["metric"].iloc[0], rows["dense"].iloc[0]
     parts = [f"## {task}: {metric}, dense {whole:.4g}{' (near chance)' if weak else ''}"]
     for title, column in ((str(metric), "value"), ("KL divergence, nats", "mean_kl")):
         cells = rows.groupby(["method", "compensation", "target"], sort=False)[column]
         shown = cells.agg(lambda values: _mean_and_spread(values)).unstack()[list(rows["target"].unique())]
+        parts.append(f"{title}:\n\n{_by_variant(shown, rows).to_markdown(disable_numparse=True)}")
+    if both["allocation"].nunique() > 1:
+        shown = allocations.both_of(both).unstack()[list(rows["target"].unique())]
+        title = f"KL divergence, nats, {' / '.join(both['allocation'].unique())}, and the one that counts"
         parts.append(f"{title}:\n\n{_by_variant(shown, rows).to_markdown(disable_numparse=True)}")
     return "\n\n".join(parts)
 

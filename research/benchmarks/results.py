@@ -32,6 +32,11 @@ class Results:
         if not self.path.exists():
             return pd.DataFrame(columns=[*KEY, "settings"])
         rows = pd.read_parquet(self.path)
+        if "allocation" not in rows and "retained" in rows:
+            raise ValueError(
+                f"{self.path} has rows from before methods had two allocations, which cannot stand beside others: use "
+                "another --out"
+            )
         if missing := [name for name in (*KEY, "settings", "retained") if name not in rows]:
             raise ValueError(f"{self.path} holds no rows of this benchmark: no column {missing[0]}; use another --out")
         return rows

@@ -10,6 +10,9 @@ from research.benchmarks.controls import CONTROLS
 from research.benchmarks.peers import PEERS, Peer
 
 NONE = "none"  # the label of no compensation
+Allocation = Literal["own", "equal"]  # over layers: as a method ranks all arms, or the same width everywhere
+OWN: Allocation = "own"
+EQUAL: Allocation = "equal"
 Component = str | dict[str, Any]  # a name, or a name and options
 
 

@@ -9,14 +9,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from hf_mabprune.cli.settings import read_yaml
 from hf_mabprune.compensation import Compensation, make_compensation
-from hf_mabprune.config import PruneConfig, Strict, TargetConfig, check
+from hf_mabprune.config import PruneConfig, Strict, TargetConfig, check, read_yaml
 from hf_mabprune.criteria.base import CRITERIA, Criterion
 from hf_mabprune.registry import check_options, nearest
 from hf_mabprune.search.run import make_policy, make_rule
 from research.benchmarks.overlays import dotted, merged
-from research.benchmarks.specs import Component, MethodSpec, PlannedSpec, RunSpec, label_of, named
+from research.benchmarks.specs import (
+    EQUAL,
+    OWN,
+    Allocation,
+    Component,
+    MethodSpec,
+    PlannedSpec,
+    RunSpec,
+    label_of,
+    named,
+)
 
 
 class Suite(Strict):
@@ -26,12 +35,17 @@ class Suite(Strict):
     targets: list[TargetConfig] = Field(min_length=1, description="what goes; a list is cut from one search")
     methods: dict[str, MethodSpec] = Field(min_length=1, description="name -> what chooses what stays")
     compensations: list[Component | None] = Field([None], min_length=1, description="null: none")
+    allocations: list[Allocation] = Field(
+        [OWN, EQUAL],
+        min_length=1,
+        description="of methods that rank arms: by rank over all layers, or equal widths; held-out data pick one",
+    )
     seeds: list[int] = Field([0], min_length=1, description="of the draw of calibration data, and of the methods")
     block_size: int = Field(32, gt=0, description="neighbouring neurons that go together")
     layout: Literal["per_layer", "uniform"] = Field("per_layer", description="of all methods")
     search: dict[str, Any] = Field({}, description="search section of all methods with a policy")
     calibration_examples: int | None = Field(None, gt=0, description="cap on what the runs' files say")
-    evaluation_examples: int | None = Field(None, gt=0, description="the same of test examples")
+    evaluation_examples: int | None = Field(None, gt=0, description="the same of test and of validation examples")
     operating_points: list[str] | None = Field(
         None, min_length=1, description="names of the targets that ranks and tests average over; null: all"
     )
@@ -53,7 +67,8 @@ class Suite(Strict):
             if name not in known:
                 raise ValueError(f"operating_points: no target '{name}'. Known: {', '.join(sorted(known))}")
         labels = [label_of(compensation) for compensation in self.compensations]
-        for what, values in (("compensations", labels), ("seeds", self.seeds)):
+        unique = (("compensations", labels), ("seeds", self.seeds), ("allocations", self.allocations))
+        for what, values in unique:
             if len(set(values)) < len(values):
                 raise ValueError(f"{what} must not repeat, got {', '.join(map(str, values))}")
         return self
@@ -61,6 +76,14 @@ class Suite(Strict):
     def targets_of(self, run: str) -> list[TargetConfig]:
         """Gives the run's own targets, or the suite's."""
         return self.runs[run].targets or self.targets
+
+    def allocations_of(self, method: str) -> list[Allocation]:
+        """Gives the suite's allocations; only its own for what finds a set and ranks no arms, a control or a peer, and
+        in the layout `uniform`, whose widths are equal as it is.
+        """
+        spec = self.methods[method]
+        ranks = spec.criterion is not None or spec.policy is not None
+        return self.allocations if ranks and self.layout == "per_layer" else [OWN]
 
     def compensation(self, label: str) -> Compensation | None:
         """Makes the compensation of that label, with its options checked; None for none."""
@@ -145,7 +168,8 @@ class Suite(Strict):
                     for method in self.methods:
                         for size in target.sizes():
                             for compensation in map(label_of, self.compensations):
-                                yield Cell(task, seed, target, method, size, compensation)
+                                for allocation in self.allocations_of(method):
+                                    yield Cell(task, seed, target, method, size, compensation, allocation)
 
     def check_cells(self, cells: Sequence["Cell"]) -> None:
         """Refuses all that can be refused before a model is loaded: settings, methods, compensations.
@@ -177,19 +201,20 @@ class Suite(Strict):
 
     def plan(self) -> str:
         """Digests what the tests depend on: rows carry it, to show that it was there before them."""
-        names = {"planned", "margin", "near_chance", "operating_points"}
+        names = {"planned", "margin", "near_chance", "operating_points", "allocations"}
         return digest(self.model_dump(include=names))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the comparison.
+    """One number of the comparison: of one of the allocations of a method, at one size.
 
     Attributes:
         task: Name of the run.
         entry: One of the suite's targets; its sizes are cut from one search.
         size: The size that is measured.
         compensation: Label of the compensation.
+        allocation: How what goes is spread over the layers.
     """
 
     task: str
@@ -198,6 +223,7 @@ class Cell:
     method: str
     size: TargetConfig
     compensation: str
+    allocation: Allocation = OWN
 
     def __str__(self) -> str:
         return " / ".join(map(str, self.key))
@@ -219,9 +245,9 @@ class Cell:
         return sum(fractions) / len(fractions)
 
     @property
-    def key(self) -> tuple[str, str, str, str, int]:
+    def key(self) -> tuple[str, str, str, str, str, int]:
         """What a row is known by: `KEY`."""
-        return self.task, self.target, self.method, self.compensation, self.seed
+        return self.task, self.target, self.method, self.compensation, self.allocation, self.seed
 
     def fingerprint(self, suite: Suite) -> str:
         """Digests all settings that the cell's numbers depend on."""
@@ -253,7 +279,7 @@ class Cell:
 PARTS: dict[str, type[BaseModel]] = {
     "runs": RunSpec, "methods": MethodSpec, "planned": PlannedSpec, "targets": TargetConfig,
 }  # fmt: skip
-KEY = ["task", "target", "method", "compensation", "seed"]
+KEY = ["task", "target", "method", "compensation", "allocation", "seed"]
 FILTERS = [*KEY, "family"]
 
 

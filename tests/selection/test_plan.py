@@ -1,5 +1,6 @@
 """Plans worked out by hand: which arms go, in what order, and which targets are refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,46 @@ def test_a_kind_without_evidence_goes_after_the_other() -> None:
     arms = table(neurons=[[8] * 3] * 2, heads=[[2] * 3] * 2)
     plan = make_plan(arms, TargetConfig(parameters=0.04), TOTALS, "uniform", limits(arms, layout="uniform"))
     assert removed(plan, [-np.inf] * 6 + [-9.0] * 6) == [6, 9, 7, 10]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [
+        (0.25, [5, 0]),
+        (0.38, [5, 0, 1]),  # of the second arms, 1 at 3.0 and 4 at 0.5
+        (0.5, [5, 0, 1, 4]),  # the ranking over both layers takes 2, at 2.0
+        (0.75, [5, 0, 1, 4, 2, 6]),
+    ],
+)
+def test_an_even_plan_takes_from_every_site_in_turn(fraction: float, expected: list[int]) -> None:
+    plan = make_plan(EIGHT, TargetConfig(neurons=fraction), TOTALS, "per_layer", limits(EIGHT))
+    assert removed(replace(plan, even=True), EIGHT_SCORES) == expected
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_an_even_plan_removes_as_much_and_sites_differ_by_one_arm_at_most(target: dict[str, float]) -> None:
+    arms = table(neurons=[[8] * 7] * 3, heads=[[1] * 5] * 3, parameters=(3, 5), macs=(7, 2))
+    totals = {"parameters": 160, "macs": 200}
+    plan = make_plan(arms, TargetConfig(**target), totals, "per_layer", limits(arms))
+    scores = np.random.default_rng(moved(0)).random(len(arms)) - 1
+    even, order = replace(plan, even=True).choose(scores, whole(arms))
+    for kind in arms.kinds():
+        left = [int(even[rows].sum()) for site, rows in arms.groups() if site.startswith(kind)]
+        assert max(left) - min(left) <= 1
+    for _, rows in arms.groups():  # within a site by score
+        gone = rows[~even[rows]]
+        assert set(gone) == set(rows[np.argsort(-scores[rows])][: len(gone)])
+    other, _ = plan.choose(scores, whole(arms))
+    for budget in plan.budgets:
+        removed_by = [budget.cost[budget.candidates[~kept[budget.candidates]]].sum() for kept in (even, other)]
+        assert max(removed_by) - min(removed_by) <= (budget.cost.max() if budget.by_cost else 0)
+
+
+def test_an_even_plan_goes_on_from_what_is_gone() -> None:
+    plan = replace(make_plan(EIGHT, TargetConfig(neurons=0.5), TOTALS, "per_layer", limits(EIGHT)), even=True)
+    kept = whole(EIGHT)
+    kept[[0, 1]] = False
+    assert plan.choose(np.array(EIGHT_SCORES), kept)[1].tolist() == [5, 4]
 
 
 def test_many_single_neurons() -> None:

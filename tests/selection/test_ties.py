@@ -77,6 +77,11 @@ def test_experts_of_a_layer_keep_one_width_and_layers_differ() -> None:
     assert [len(units) for units in keep.values()] == [16, 16, 16, 16, 8]
 
 
+def test_an_even_plan_takes_steps_and_single_arms_in_turn() -> None:
+    plan = make_plan(MIXED, TargetConfig(neurons=0.5), TOTALS, "per_layer", tied(MIXED, LAYERS))
+    assert moves_of(replace(plan, even=True), MIXED_SCORES) == [[14], [7, 10], [0, 4], [12], [8, 9], [1, 3]]
+
+
 def test_a_floor_holds_for_the_tied_and_those_alone() -> None:
     bounds = tied(MIXED, LAYERS, neurons=16)
     plan = make_plan(MIXED, TargetConfig(neurons=0.3), TOTALS, "per_layer", bounds)
