@@ -48,7 +48,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     variant = ["method", "compensation"]
     counted = rows[rows["taken"]].set_index(CELL)
     other = rows[~rows["taken"]].set_index(CELL)[["retained", "mean_kl"]]
-    both = counted.join(other, rsuffix="_other", how="inner")
+    both = counted.merge(other, left_index=True, right_index=True, suffixes=("", "_other"))
     both["other_better"] = both["mean_kl_other"] < both["mean_kl"]
     table = counted.groupby(variant, sort=False)["allocation"].value_counts().unstack(fill_value=0)
     table = table.reindex(columns=[OWN, EQUAL], fill_value=0).reindex(

@@ -122,11 +122,12 @@ def _allocations(summary: pd.DataFrame, rows: pd.DataFrame) -> str:
         "retained_other": "retained by the other", "mean_kl": "test KL", "mean_kl_other": "test KL of the other",
         "other_better": "other has the lower test KL",
     }  # fmt: skip
-    shown = _by_variant(summary, rows).rename(columns=names)
+    written = summary.map(lambda value: "" if np.isnan(value) else f"{value:.4g}")
+    shown = _by_variant(written, rows).rename(columns=names)
     return (
         "## Which allocation counted\n\nCells in which own or equal widths had the lower held-out KL divergence; "
         "where there are both, means on the test split of the ones that counted and of the others.\n\n"
-        + shown.to_markdown(floatfmt=".4g")
+        + shown.to_markdown(disable_numparse=True)
     )
 
 

@@ -27,7 +27,7 @@ def rows_of(scores: dict[str, list[float]], **columns: Any) -> pd.DataFrame:
                     score = value + step + noise
                     line |= {"retained": score, "mean_kl": 1 - score, "value": score, "dense": 1.0, "chance": 0.5}
                     line |= {"model": "m", "dense_loss": 0.1, "parameters": 100 * (1 - at), "plan": ""}
-                    line |= {"greater_is_better": True}
+                    line |= {"greater_is_better": True, "allocation": "own", "held_out_kl": 1 - score}
                     line |= {"search_seconds": 1.0, "pulls": 1, "forward_tokens": 1, "backward_tokens": 1}
                     lines.append(line | columns)
     return pd.DataFrame(lines)

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         ({"runs": {}}, r"runs: Dictionary should have at least 1 item"),
         ({"runs": {"first": {}}}, r"missing key 'runs.first.config'"),
         ({"seeds": [0, 0]}, r"seeds must not repeat, got 0, 0"),
+        ({"allocations": ["own", "own"]}, r"allocations must not repeat, got own, own"),
         ({"planned": [{"method": "race", "against": "magnitude"}]}, r"planned: no method 'race'"),
         ({"operating_points": ["heads-0.9"]}, "operating_points: no target 'heads-0.9'. Known: heads-0.25, heads-0.5"),
         ({"methods": {"magnitude": {}, "sweep": {"policy": "sweep"}}}, "a method needs a criterion, a policy, a"),
@@ -59,6 +60,16 @@ def test_an_unknown_policy_is_no_fault_of_the_cells_that_are_asked_for(tmp_path:
         suite.cells(["method=magnitud"])
     with pytest.raises(ValueError, match="--only takes name=value"):
         suite.cells(["model=x"])
+
+
+@pytest.mark.parametrize(("layout", "allocations"), [("per_layer", ["own", "equal"]), ("uniform", ["own"])])
+def test_what_ranks_arms_has_two_allocations_where_layers_may_differ(
+    tmp_path: Path, layout: str, allocations: list[str]
+) -> None:
+    suite = read_suite(write(tmp_path, {**SUITE, "layout": layout}))
+    for method, expected in (("magnitude", allocations), ("sweep", allocations), ("evolution", ["own"])):
+        assert list(dict.fromkeys(cell.allocation for cell in suite.cells([f"method={method}"]))) == expected
+    assert suite.plan() != suite.model_copy(update={"allocations": ["own"]}).plan()
 
 
 def test_an_overlay_replaces_data_sets_whole(tmp_path: Path) -> None:

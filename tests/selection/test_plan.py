@@ -219,7 +219,7 @@ def test_an_even_plan_removes_as_much_and_sites_differ_by_one_arm_at_most(target
     totals = {"parameters": 160, "macs": 200}
     plan = make_plan(arms, TargetConfig(**target), totals, "per_layer", limits(arms))
     scores = np.random.default_rng(moved(0)).random(len(arms)) - 1
-    even, order = replace(plan, even=True).choose(scores, whole(arms))
+    even, _ = replace(plan, even=True).choose(scores, whole(arms))
     for kind in arms.kinds():
         left = [int(even[rows].sum()) for site, rows in arms.groups() if site.startswith(kind)]
         assert max(left) - min(left) <= 1
