@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--plot", help="where the figure of `pulls` goes, e.g. runs/pulls.png")
     parser.add_argument("--suite", default="configs/benchmark/quality.yaml", help="suite file of `quality`")
     parser.add_argument("--overlay", nargs="+", default=[], help="files merged over the suite, e.g. with local paths")
-    parser.add_argument("--only", nargs="+", default=[], help="cells of `quality`, e.g. task=sst2 method=race,obs")
+    parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. task=sst2 method=race,obs allocation=own")
     parser.add_argument("--redo", action="store_true", help="measure cells of `quality` again that have a row")
     parser.add_argument("--report", action="store_true", help="of the rows of `quality`; nothing is measured")
     parser.add_argument("--out-dir", help="folder for report.md, CSV and PNG of `quality --report`")
