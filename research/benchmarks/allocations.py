@@ -59,18 +59,19 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return table.join(means).join(figures["other_better"].sum())
 
 
-def both_of(rows: pd.DataFrame) -> pd.Series:
+def both_of(rows: pd.DataFrame, measure: str) -> pd.Series:
     """Writes what every allocation of a method gives and which one counts, e.g. `0.1 / 0.2 own`, by method,
-    compensation and target: means over seeds of the KL divergence on the test split.
+    compensation and target: means over seeds.
 
     Args:
         rows: Rows of one data set, with `taken`.
+        measure: Column that is shown.
     """
-    return rows.groupby(["method", "compensation", "target"], sort=False).apply(_both)
+    return rows.groupby(["method", "compensation", "target"], sort=False).apply(lambda cells: _both(cells, measure))
 
 
-def _both(rows: pd.DataFrame) -> str:
-    values = rows.groupby("allocation", sort=False)["mean_kl"].mean()
+def _both(rows: pd.DataFrame, measure: str) -> str:
+    values = rows.groupby("allocation", sort=False)[measure].mean()
     counts = rows[rows["taken"]]["allocation"].value_counts()
     names = counts.index if len(counts) == 1 else [f"{name} {count}" for name, count in counts.items()]
     return f"{' / '.join(f'{value:.4g}' for value in values)} {', '.join(names)}"

@@ -138,10 +138,10 @@ def _task_tables(task: str, rows: pd.DataFrame, both: pd.DataFrame, weak: bool) 
         cells = rows.groupby(["method", "compensation", "target"], sort=False)[column]
         shown = cells.agg(lambda values: _mean_and_spread(values)).unstack()[list(rows["target"].unique())]
         parts.append(f"{title}:\n\n{_by_variant(shown, rows).to_markdown(disable_numparse=True)}")
-    if both["allocation"].nunique() > 1:
-        shown = allocations.both_of(both).unstack()[list(rows["target"].unique())]
-        title = f"KL divergence, nats, {' / '.join(both['allocation'].unique())}, and the one that counts"
-        parts.append(f"{title}:\n\n{_by_variant(shown, rows).to_markdown(disable_numparse=True)}")
+        if len(names := both["allocation"].unique()) > 1:
+            shown = allocations.both_of(both, column).unstack()[list(rows["target"].unique())]
+            title = f"{title}, {' / '.join(names)}, and the one that counts"
+            parts.append(f"{title}:\n\n{_by_variant(shown, rows).to_markdown(disable_numparse=True)}")
     return "\n\n".join(parts)
 
 

@@ -52,7 +52,9 @@ def test_cells_without_one_of_their_allocations_do_not_count() -> None:
 
 
 def test_both_are_shown_with_the_one_that_counts() -> None:
-    shown = allocations.both_of(ROWS.assign(taken=allocations.taken(ROWS))).droplevel(["compensation", "target"])
+    shown = allocations.both_of(ROWS.assign(taken=allocations.taken(ROWS)), "mean_kl").droplevel(
+        ["compensation", "target"]
+    )
     assert shown["b"] == "0.1 / 0.2 own"
     assert shown["a"] == "0.2 / 0.35 equal 1, own 1"
     assert shown["d"] == "0.1 own"
