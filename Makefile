@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Where `make docs` puts the site.
+SITE := build/site
 # Where `make lowest` works, which transformers it tries besides the lowest, and the tests that it runs.
 LOWEST := .venv-lowest
 LOWEST_BIN := $(LOWEST)/bin
@@ -26,22 +28,22 @@ prune: $(VENV)/.installed  ## prune the embedded model: the first thing to try
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml scripts/prune.py \
 		--config configs/quickstart.yaml
 
-test: $(VENV)/.installed lint  ## everything that must be green
+test: $(VENV)/.test lint  ## everything that must be green
 	$(BIN)/python -m pytest -n 2 --durations=25
 
-quick: $(VENV)/.installed  ## the tests that make no whole run: for the inner loop
+quick: $(VENV)/.test  ## the tests that make no whole run: for the inner loop
 	$(BIN)/python -m pytest -n 2 -m "not whole and not slow and not gpu"
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-slow: $(VENV)/.installed  ## minutes-long tests
+slow: $(VENV)/.test  ## minutes-long tests
 	$(BIN)/python -m pytest -m slow
 
-hostile: $(VENV)/.installed  ## hostile folders, files and settings on the command line: at least 80 a kind of fault
+hostile: $(VENV)/.test  ## hostile folders, files and settings on the command line: at least 80 a kind of fault
 	$(BIN)/python -m tests.hostile $(HOSTILE)
 
 lowest:  ## contract tests on the lowest versions that pyproject.toml allows, then with another transformers
@@ -53,14 +55,21 @@ lowest:  ## contract tests on the lowest versions that pyproject.toml allows, th
 	$(LOWEST_BIN)/pip install -q "transformers==$(LOWEST_TRANSFORMERS)"
 	$(LOWEST_BIN)/python -m pytest -n 2 $(CONTRACTS)
 
+# The package alone, for a first run; and what tests, lint and documentation take besides.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
 	touch $@
 
-docs: $(VENV)/.installed  ## tables of components, and the API reference in docs/api, from the docstrings
+docs: $(VENV)/.test  ## the tables and pictures that are made of the code, and a site of all pages, with the API reference
 	$(BIN)/python scripts/components.py
-	$(BIN)/pdoc --docformat google --output-directory docs/api $(REFERENCE)
+	$(BIN)/python scripts/rooms.py
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . $(SITE)
+	$(BIN)/pdoc --docformat google --output-directory $(SITE)/api $(REFERENCE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs docs/api
+	rm -rf $(VENV) $(LOWEST) runs build
