@@ -16,7 +16,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
         "Figures": ["docs/benchmark", "LOG", "examples/quickstart/README"],
         "Change": ["CONTRIBUTING"],
     },
-    "docs/benchmark": {"": ["docs/benchmark/*"]},
+    "docs/benchmark": {"Tables": ["docs/benchmark/*"]},
 }
 
 project = "hf_mabprune"
@@ -30,6 +30,7 @@ html_theme = "furo"
 html_title = project
 html_copy_source = False
 html_show_sphinx = False
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_sidebars = {

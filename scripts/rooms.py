@@ -11,18 +11,18 @@ import argparse
 import ast
 import sys
 import textwrap
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import grimp
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "figures" / "rooms.svg"
 PACKAGE = "hf_mabprune"
-LETTERS, LINES = 56, 2  # of a sentence
+LETTERS, LINES = 55, 2  # of a sentence
 ROW, DOT, NAME, SENTENCE, TOP, EDGE = 30, 13, 112, 334, 104, 12  # pixels
 PAPER, BAND, LINE, QUIET = "#ffffff", "#f3f6f9", "#d5dce3", "#51606f"
 OPEN, ROOM, FILE = "#b3541e", "#1f5f99", "#51606f"  # open folders, other folders, files

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import yaml
 from pydantic import BaseModel
 
 import hf_mabprune
+from hf_mabprune.cli.settings import read_settings
 from hf_mabprune.config import TargetConfig, check
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
 NEEDED = ("configs", "scripts", "examples")  # by the tutorial
 FENCE = re.compile(r"(?:^<!-- (?P<comment>.*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
@@ -122,7 +124,7 @@ def test_what_the_tutorial_does_not_run_says_why() -> None:
     assert any("needs the Hub" in block.skipped for block in commented)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files(page: Path) -> None:
     prose = FENCE.sub("", page.read_text())
     for link in LINK.finditer(prose):
@@ -132,7 +134,10 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 
 YAML_BLOCKS = {
-    f"{page.name}:{block.line}": block for page in PAGES for block in blocks_of(page) if block.language == "yaml"
+    f"{page.relative_to(ROOT)}:{block.line}": block
+    for page in PAGES
+    for block in blocks_of(page)
+    if block.language == "yaml"
 }
 
 
@@ -147,14 +152,40 @@ def test_configs_in_the_docs_are_valid(block: Block) -> None:
         TargetConfig.model_validate(settings["target"])
 
 
+def test_command_lines_of_the_methods_page_are_settings() -> None:
+    rows = (ROOT / "docs" / "methods.md").read_text().partition("## ")[0].splitlines()
+    lines = [line for row in rows for line in re.findall(r"`(--[^`]*)` \|$", row)]
+    assert len(lines) >= 5
+    for line in lines:
+        read_settings(["--config", str(ROOT / "configs" / "quickstart.yaml"), *shlex.split(line)])
+
+
+def test_every_entry_of_the_log_has_a_row_in_its_index() -> None:
+    """In the order of the entries, so that a row without entry shows, too."""
+    index, *entries = re.split(r"^## ", (ROOT / "LOG.md").read_text(), flags=re.M)[1:]
+    links = [LINK.search(row.rpartition("|")[0].rpartition("|")[2]) for row in index.splitlines() if "](#" in row]
+    assert [link and link["target"] for link in links] == [anchor(entry.splitlines()[0]) for entry in entries]
+
+
+def anchor(heading: str) -> str:
+    """The link to a heading of the same page, as repositories name them."""
+    return "#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def stale_part(script: str) -> str:
+    """Runs a script that makes a part of the documentation, without writing; what it complains of."""
+    command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_sources() -> None:
+    assert not stale_part("rooms.py")
+
+
 def test_tables_of_components_show_what_is_registered() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "components.py"), "--check"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert not stale_part("components.py")
     marked = {name for page in PAGES for name in re.findall(r"<!-- table of (.*) -->", page.read_text())}
     assert marked == {"model types", "tasks", "rewards", "policies", "removal rules", "criteria", "compensations"}
 

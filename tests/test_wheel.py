@@ -55,6 +55,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {f"{PACKAGE}/{name}" for name in needed} <= names
 
 
+def test_the_wheel_carries_its_licence(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        licence = next(name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+
+
 def test_the_wheel_alone_prunes_the_quickstart(wheel: Path, tmp_path: Path) -> None:
     """The command that an installation brings, in a folder of its own; what it leaves loads there."""
     site, elsewhere, example = tmp_path / "site", tmp_path / "elsewhere", ROOT / "examples/quickstart"

@@ -99,10 +99,11 @@ def make_report(suite: Suite, rows: pd.DataFrame, expected: int) -> QualityRepor
 
 def _head(suite: Suite, rows: pd.DataFrame, expected: int) -> str:
     before = int((rows["plan"] == suite.plan()).sum())
+    what = "; ".join(", ".join(rows[column].unique()) for column in ("family", "compensation"))
     note = f"all {len(rows):,} cells" if before == len(rows) else f"{before:,} of {len(rows):,} cells only"
     return (
-        f"# Quality at equal size\n\n{len(rows):,} of {expected:,} cells. Planned comparisons, margin, operating "
-        f"points and the distance from chance stood in the suite file before {note}.\nMetric retained is "
+        f"# Quality at equal size: {what}\n\n{len(rows):,} of {expected:,} cells. Planned comparisons, margin, "
+        f"operating points and the distance from chance stood in the suite file before {note}.\nMetric retained is "
         "(metric - chance) / (dense - chance), of perplexities by their logs, from 0 up; ± is the standard "
         "deviation over seeds.\nEvery method that ranks arms is measured in two allocations of one size: own, its "
         "ranking over all layers, and equal, its order within each layer, with the same number of units in every "
