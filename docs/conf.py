@@ -26,6 +26,7 @@ include_patterns = ["*.md", "docs/**.md", "examples/**/*.md"]
 exclude_patterns = [".*", "build", "runs"]
 templates_path = ["_templates"]
 myst_heading_anchors = 4  # named as a repository's pages name them
+highlight_language = "none"  # of blocks that name none
 html_theme = "furo"
 html_title = project
 html_copy_source = False
