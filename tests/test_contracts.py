@@ -25,6 +25,7 @@ class Rule(NamedTuple):
 
 RULES = {
     "policies": Rule("One policy never imports another", "ucb1", "set_policy"),
+    "effects/rewards": Rule("One reward never imports another", "kl", "base"),
     "criteria": Rule("One criterion never imports another", "obs", "statistics"),
     "search/rules": Rule("One removal rule never imports another", "single", "base"),
     "compensation": Rule("One compensation never imports another", "mask_tuning", "base"),
