@@ -23,6 +23,7 @@ from hf_mabprune.config.errors import part_of, shown
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.errors import one_line
+from hf_mabprune.exports import EXPORTS
 from hf_mabprune.plugins import load_plugin
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.registry import Registry, describe_options
@@ -38,6 +39,7 @@ REGISTRIES: dict[str, Registry[Any]] = {  # by what their names are, and where t
     "removal rules (search.rule)": RULES,
     "criteria (search.criterion)": CRITERIA,
     "compensations (compensation)": COMPENSATIONS,
+    "exports (mabprune export --to)": EXPORTS,
 }
 TARGET = "--prune.target."
 CUT = "-SIZE"  # ends the name of the folder that a cut of a run is written to, SIZE being the name of the size
