@@ -19,6 +19,7 @@ from hf_mabprune.compensation import COMPENSATIONS
 from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.effects.rewards import REWARDS
+from hf_mabprune.exports import EXPORTS
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.registry import Registry, describe_options
 from hf_mabprune.search.rules import RULES
@@ -114,6 +115,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "removal rules": components(RULES),
     "criteria": components(CRITERIA),
     "compensations": components(COMPENSATIONS),
+    "exports": components(EXPORTS),
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ RECIPES = [title for title in SECTIONS if title.startswith("Add a") or title == 
 def test_the_code_of_a_recipe_passes_the_contract_tests_of_its_kind(title: str, tmp_path: Path) -> None:
     codes, (command,) = CODE.findall(SECTIONS[title]), COMMAND.findall(SECTIONS[title])
     words = shlex.split(command)[1:]
-    files = [after for word, after in zip(words, words[1:], strict=False) if word == "--plugin"]
+    files = [after for word, after in pairwise(words) if word == "--plugin"]
     assert codes and len(codes) == len(files), "a recipe is a file, and its command names each"
     for file, code in zip(files, codes, strict=True):
         (tmp_path / file).write_text(code)

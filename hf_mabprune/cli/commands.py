@@ -111,7 +111,7 @@ def push(arguments: Arguments) -> str:
 
 
 def export(arguments: Arguments) -> str:
-    """export CHECKPOINT --to onnx [--output.dir DIR]: writes a checkpoint in another format, and compares its outputs"""
+    """export CHECKPOINT --to onnx [--output.dir DIR]: the same model in another format, its outputs compared"""
     parser = _parser_with("export", "checkpoint", "folder or Hub name of a model")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=f"one of: {', '.join(EXPORTS.names())}")
     parser.add_argument("--output.dir", dest="output", metavar="DIR", help="new folder; CHECKPOINT-FORMAT if left out")

@@ -40,9 +40,8 @@ class Export(ABC):
         if missing := [module for module in cls.modules if find_spec(module) is None]:
             raise ValueError(f"export {name} needs {', '.join(missing)}, not installed here: {cls.remedy}")
 
-    @abstractmethod
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuses a model that the destination cannot take, with a ValueError."""
+    def check(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Refuses a model that the destination cannot take, with a ValueError; none, if it does not say so."""
 
     @abstractmethod
     def write(self, model: PreTrainedModel, processor: Processor, folder: Path) -> None:

@@ -159,6 +159,8 @@ def test_macs_are_counted_over_one_sequence(problem: Problem) -> None:
         length = example["decoder_input_ids"].shape[1]
         macs += 2 * (length * layer + 2 * length * length * 16)
         macs += 2 * ((length + tokens) * 2 * 16 * 16 + 2 * length * tokens * 16) + length * 16 * config.vocab_size
+    elif type(model).__name__.endswith("ForTokenClassification"):
+        macs += tokens * 16 * model.classifier.out_features
     else:
         macs += (4 * 48 * 16 if kind == "vit" else 16 * 16) + 16 * model.classifier.out_features
     # Older versions of transformers make the angles of rotary positions by a product, which counts.
