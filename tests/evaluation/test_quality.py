@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
 from hf_mabprune.evaluation.bounds import upper_mean, upper_share
-from hf_mabprune.evaluation.quality import changed_answers, paired_difference
+from hf_mabprune.evaluation.quality import changed_answers, evaluate, forward_of, paired_difference
 from hf_mabprune.tasks.scores import Scores
+from tests.problems import problem
 from tests.tasks.tiny_tasks import bert, make_tokenizer, task_of
 
 
@@ -26,6 +28,13 @@ def test_answers_that_change_are_counted_by_example() -> None:
 def test_a_single_answer_changes_or_does_not() -> None:
     small, dense = scores([1] * 4, [0, 1, 1, 0]), scores([1] * 4, [1, 1, 1, 0])
     assert changed_answers(small, dense) == (0.25, upper_share(1, 4))
+
+
+def test_of_a_language_model_no_predictions_are_kept() -> None:
+    model, task, batches, _ = problem("llama")
+    found = evaluate(forward_of(model, task), task, batches, Accelerator(cpu=True), intervals=False)
+    assert not found.scores.predicted.size and not found.scores.answers.any()
+    assert found.metrics["perplexity"] == pytest.approx(np.exp(found.loss)) and found.scores.positions.all()
 
 
 def test_a_paired_interval_resamples_examples_with_all_of_their_answers() -> None:
