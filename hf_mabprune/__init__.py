@@ -15,6 +15,7 @@ if (_command or sys.orig_argv[1:3] == ["-m", "hf_mabprune"]) and (
 ):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the command is imported ends it, without a traceback
 
+from hf_mabprune.architectures import ARCHITECTURES  # noqa: E402
 from hf_mabprune.checkpoints.load import load_pruned, register_auto_classes  # noqa: E402
 
 if TYPE_CHECKING:
@@ -60,3 +61,4 @@ def __getattr__(name: str) -> Any:
 
 
 register_auto_classes()  # last, for it loads installed plugins, which import from here
+ARCHITECTURES.follow(register_auto_classes)

@@ -8,6 +8,7 @@ from hf_mabprune.artifacts.publish import check_name, checked_token
 from hf_mabprune.artifacts.run_folder import SEARCH_STATE, RunFolder
 from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import PruneConfig
+from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.recovery.recover import check_recovery
 from hf_mabprune.runtime.accelerator import check_trackers
 from hf_mabprune.runtime.files import is_claimed, is_output
@@ -15,7 +16,6 @@ from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import check_free
 from hf_mabprune.search.run import make_criterion, make_policy, make_rule
 from hf_mabprune.tasks.base import TASKS
-from hf_mabprune.tasks.lookup import check_reward
 
 
 def check_settings(settings: PruneConfig, resume: bool = False, protected: Sequence[Protected] = ()) -> None:
@@ -29,6 +29,7 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
     Raises:
         ValueError, FileExistsError: With the rule, the value and the remedy.
     """
+    check_reward(settings.search.reward)
     make_policy(settings, 1)
     if settings.search.criterion is not None:
         make_criterion(settings)
@@ -45,7 +46,7 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
         check_name("output.push_to_hub", settings.output.push_to_hub)
         checked_token(None)
     if settings.task.type is not None:
-        check_reward(settings.search.reward, TASKS.get(settings.task.type))
+        check_reward(settings.search.reward, TASKS.get(settings.task.type).predicts_classes)
 
 
 def check_around(folder: str | Path) -> None:

@@ -49,6 +49,7 @@ StageName = Literal[
     # of other commands
     "trial passes",
     "verification",
+    "export",
     "fine-tuning",
     "benchmark",
 ]

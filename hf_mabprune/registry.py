@@ -46,6 +46,7 @@ class Registry(Generic[T]):
         self.package = package
         self.unknown = unknown
         self._entries: dict[str, T] = {}
+        self._followers: list[Callable[[], None]] = []
         self._discovered = False
 
     def register(self, *names: str) -> Callable[[T], T]:
@@ -64,9 +65,15 @@ class Registry(Generic[T]):
                     places = f"{inspect.getfile(first)} and in {inspect.getfile(entry)}"
                     raise ValueError(f"{self.kind} '{name}' is registered twice: in {places}")
                 self._entries[name] = entry
+            for follow in self._followers:
+                follow()
             return entry
 
         return enter
+
+    def follow(self, act: Callable[[], None]) -> None:
+        """Has a function called after every registration from now on: a plugin may come at any time."""
+        self._followers.append(act)
 
     def names(self) -> list[str]:
         """Lists every registered name, sorted."""

@@ -28,11 +28,12 @@ from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, typical_example
-from hf_mabprune.tasks.lookup import build_task, check_head, check_reward, task_for_model
+from hf_mabprune.tasks.lookup import build_task, check_head, task_for_model
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 from hf_mabprune.tasks.together import check_splits
@@ -145,7 +146,7 @@ def make_session(
     model.eval()
     # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
     task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
-    check_reward(settings.search.reward, task)
+    check_reward(settings.search.reward, task.predicts_classes)
     warnings = check_splits(task, {split: splits[split] for split in SPLITS})
     batches = make_batches(settings, task, splits)
     example = typical_example(batches["calibration"])

@@ -16,8 +16,10 @@ from typing import Any
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.compensation import COMPENSATIONS
+from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.effects.rewards import REWARDS
+from hf_mabprune.exports import EXPORTS
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.registry import Registry, describe_options
 from hf_mabprune.search.rules import RULES
@@ -71,7 +73,9 @@ def tasks() -> str:
 
 def rewards() -> str:
     """Lists the rewards, the default first, with their formulas."""
-    rows = [(f"`{name}`", first_sentence(reward)) for name, reward in REWARDS.items()]
+    default = SearchConfig.model_fields["reward"].default
+    names = sorted(REWARDS.names(), key=lambda name: name != default)
+    rows = [(f"`{name}`", first_sentence(REWARDS.get(name))) for name in names]
     return table(("reward", "formula, per example"), rows)
 
 
@@ -111,6 +115,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "removal rules": components(RULES),
     "criteria": components(CRITERIA),
     "compensations": components(COMPENSATIONS),
+    "exports": components(EXPORTS),
 }
 
 if __name__ == "__main__":

@@ -85,24 +85,24 @@ def first_sentence(file: Path) -> str:
     return paragraph.partition(". ")[0].removesuffix(".").replace("`", "")
 
 
-def imports_between(modules: Sequence[str]) -> dict[tuple[str, str], int]:
-    """Counts the imports from one room to another."""
+def imports_between(modules: Sequence[str]) -> set[tuple[str, str]]:
+    """Finds which room imports which: pairs of importer and imported."""
     graph = grimp.build_graph(PACKAGE, "research", cache_dir=None)
     homes = {one: home for one in graph.modules for home in modules if f"{one}.".startswith(f"{home}.")}
-    counts: dict[tuple[str, str], int] = {}
-    for importer, home in homes.items():
-        for imported in graph.find_modules_directly_imported_by(importer):
-            if (there := homes.get(imported)) and there != home:
-                counts[home, there] = counts.get((home, there), 0) + 1
-    return counts
+    pairs = (
+        (home, homes.get(imported))
+        for importer, home in homes.items()
+        for imported in graph.find_modules_directly_imported_by(importer)
+    )
+    return {(home, there) for home, there in pairs if there and there != home}
 
 
-def draw(rooms: Sequence[Room], imports: dict[tuple[str, str], int]) -> str:
+def draw(rooms: Sequence[Room], imports: set[tuple[str, str]]) -> str:
     """Draws one row a room: its name, its sentence, and a dot below the name of each room that it imports.
 
     Args:
         rooms: Rooms, from the top.
-        imports: (importer, imported) -> number of imports.
+        imports: Pairs of importer and imported.
     """
     left, bottom = EDGE + NAME + SENTENCE, TOP + ROW * len(rooms)
     width, height = left + DOT * len(rooms) + 64, bottom + 34
@@ -136,13 +136,13 @@ def words_of(room: Room, top: float, x: float) -> Iterator[str]:
 
 
 def dots_of(
-    room: Room, top: float, rooms: Sequence[Room], across: dict[str, float], imports: dict[tuple[str, str], int]
+    room: Room, top: float, rooms: Sequence[Room], across: dict[str, float], imports: set[tuple[str, str]]
 ) -> Iterator[str]:
     """Draws the dots of a row, and a square where it meets its own column."""
     yield f'<rect x="{across[room.module] - 4}" y="{top + 11}" width="8" height="8" fill="{LINE}"/>'
     for other in rooms:
-        if count := imports.get((room.module, other.module)):
-            said = f"<title>{room.name} imports {other.name}: {count}</title>"
+        if (room.module, other.module) in imports:
+            said = f"<title>{room.name} imports {other.name}</title>"
             yield f'<circle cx="{across[other.module]}" cy="{top + 15}" r="4" fill="{room.colour}">{said}</circle>'
 
 

@@ -17,6 +17,7 @@ import transformers
 from hypothesis import HealthCheck, settings
 
 from hf_mabprune import progress
+from hf_mabprune.plugins import load_plugin
 from tests.problems import write_splits
 from tests.watched import Watched
 
@@ -28,6 +29,17 @@ settings.register_profile(
 )
 settings.register_profile("search", settings.get_profile("same"), max_examples=2000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --plugin FILE: contract tests run over every registered name, so over what a plugin registers too."""
+    parser.addoption("--plugin", action="append", default=[], metavar="FILE", help="load components of your own first")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Loads the plugins before any test is collected, as the commands do."""
+    for plugin in config.getoption("plugin"):
+        load_plugin(plugin)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

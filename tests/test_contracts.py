@@ -25,9 +25,11 @@ class Rule(NamedTuple):
 
 RULES = {
     "policies": Rule("One policy never imports another", "ucb1", "set_policy"),
+    "effects/rewards": Rule("One reward never imports another", "kl", "base"),
     "criteria": Rule("One criterion never imports another", "obs", "statistics"),
     "search/rules": Rule("One removal rule never imports another", "single", "base"),
     "compensation": Rule("One compensation never imports another", "mask_tuning", "base"),
+    "exports": Rule("One export never imports another", "onnx", "base"),
     "architectures": Rule("One architecture never imports another", "bert", "base"),
     "tasks": Rule("One task never imports another", "answer", "text_task"),
 }

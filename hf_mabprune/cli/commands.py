@@ -28,6 +28,8 @@ from hf_mabprune.cli.settings import (
 )
 from hf_mabprune.config import EvaluateConfig, PruneConfig, check, check_as
 from hf_mabprune.evaluation.report import figures_table
+from hf_mabprune.export import export_checkpoint
+from hf_mabprune.exports import EXPORTS
 from hf_mabprune.pipeline import prune_from_config, publish_finished
 from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
@@ -108,6 +110,19 @@ def push(arguments: Arguments) -> str:
     return f"{push_checkpoint(options.pop('checkpoint'), options.pop('repo_id'), **options)}\n"
 
 
+def export(arguments: Arguments) -> str:
+    """export CHECKPOINT --to onnx [--output.dir DIR]: the same model in another format, its outputs compared"""
+    parser = _parser_with("export", "checkpoint", "folder or Hub name of a model")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=f"one of: {', '.join(EXPORTS.names())}")
+    parser.add_argument("--output.dir", dest="output", metavar="DIR", help="new folder; CHECKPOINT-FORMAT if left out")
+    known = parser.parse_args(list(arguments))
+    checkpoint = Path(known.checkpoint)
+    beside = checkpoint if checkpoint.exists() else Path(checkpoint.name)  # a name on the Hub has an owner before it
+    output = Path(known.output or f"{beside}-{known.to}")
+    difference = export_checkpoint(known.checkpoint, known.to, output)
+    return f"exported: {output}, outputs within {difference:.1g} of the model's\n"
+
+
 def verify(arguments: Arguments) -> str:
     """verify FOLDER [--base MODEL] [--task.key value ...] [--json]: whether a checkpoint is what its run wrote"""
     parser = _parser_with("verify", "folder", "folder that a run left behind", "--task.dataset.path parquet")
@@ -136,6 +151,7 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "cut": cut,
     "evaluate": evaluate,
     "push": push,
+    "export": export,
     "verify": verify,
 }
 

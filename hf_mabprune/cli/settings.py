@@ -21,7 +21,9 @@ from hf_mabprune.compensation import COMPENSATIONS
 from hf_mabprune.config import PruneConfig, Strict, check, known_types, parse_yaml, read_yaml
 from hf_mabprune.config.errors import part_of, shown
 from hf_mabprune.criteria import CRITERIA
+from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.errors import one_line
+from hf_mabprune.exports import EXPORTS
 from hf_mabprune.plugins import load_plugin
 from hf_mabprune.policies import POLICIES
 from hf_mabprune.registry import Registry, describe_options
@@ -32,10 +34,12 @@ COMPONENTS = ("policy", "rule", "criterion")  # parts of the search that have a 
 REGISTRIES: dict[str, Registry[Any]] = {  # by what their names are, and where they are written
     "model types": ARCHITECTURES,
     "tasks (task.type)": TASKS,
+    "rewards (search.reward)": REWARDS,
     "policies (search.policy)": POLICIES,
     "removal rules (search.rule)": RULES,
     "criteria (search.criterion)": CRITERIA,
     "compensations (compensation)": COMPENSATIONS,
+    "exports (mabprune export --to)": EXPORTS,
 }
 TARGET = "--prune.target."
 CUT = "-SIZE"  # ends the name of the folder that a cut of a run is written to, SIZE being the name of the size

@@ -34,7 +34,7 @@ class SearchConfig(Strict):
         "refit where compensation is least_squares, the reward kl and rounds are 1 or left out, else interactions "
         "where the reward is kl, else single",
     )
-    reward: Literal["kl", "loss", "squared", "accuracy"] = Field("kl", description="what makes an arm safe to remove")
+    reward: str = Field("kl", description="what makes an arm safe to remove, e.g. kl or loss")
     rounds: int | None = Field(
         None,
         gt=0,

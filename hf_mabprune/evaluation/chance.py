@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from hf_mabprune.tasks.base import Task
@@ -27,8 +28,8 @@ class Below(NamedTuple):
 def below_chance(task: Task, scores: Scores) -> Below | None:
     """Says how a model is worse than what takes none; None where it is not, or where that is not certain.
 
-    Classes are compared with the most frequent one, given every time; numbers with their mean; tokens with all of the
-    vocabulary, equally likely.
+    Classes, of examples or of tokens, are compared with the most frequent one, given every time; numbers with their
+    mean; what a language model says with all tokens of the vocabulary, equally likely.
 
     Args:
         task: Task of the model.
@@ -36,18 +37,34 @@ def below_chance(task: Task, scores: Scores) -> Below | None:
     """
     if not task.predicts_classes:
         return _numbers(scores)
-    return _classes(scores) if task.reads_one_position else _tokens(task, scores)
+    return _classes(scores) if task.keeps_predictions else _tokens(task, scores)
 
 
 def _classes(scores: Scores) -> Below | None:
-    """Compares hits with those of the most frequent class; one-sided binomial test."""
-    answers, counts = np.unique(scores.reference, return_counts=True)
-    hits, count = int((scores.predicted == scores.reference).sum()), len(scores.reference)
-    most = float(counts.max() / count)
-    if stats.binomtest(hits, count, most, alternative="less").pvalue >= SURE:
+    """Compares hits with those of the most frequent class: one-sided binomial test; where an example has several
+    answers, which depend on each other, a one-sided t test of the differences of examples."""
+    classes, counts = np.unique(scores.reference, return_counts=True)
+    right, count = scores.predicted == scores.reference, len(scores.reference)
+    if not count:
         return None
-    frequent = answers[counts.argmax()]
+    hits, most, frequent = int(right.sum()), float(counts.max() / count), classes[counts.argmax()]
+    if (scores.answers == 1).all():
+        doubt = stats.binomtest(hits, count, most, alternative="less").pvalue
+    else:
+        behind = scores.by_example((scores.reference == frequent) - right.astype(float))
+        doubt = _chance_of(behind[scores.answers > 0])
+    if doubt >= SURE:
+        return None
     return Below(f"accuracy {hits / count:.3g} is below the {most:.3g} of always answering class {frequent}", LABELS)
+
+
+def _chance_of(values: NDArray[np.float64]) -> float:
+    """Gives the p-value of a mean above 0 of independent values, [n], by a t test; 1 where they are too few."""
+    if len(values) < 2:
+        return 1.0
+    if not (spread := values.std(ddof=1)):
+        return float(values[0] <= 0)
+    return float(stats.t.sf(values.mean() / spread * len(values) ** 0.5, len(values) - 1))
 
 
 def _numbers(scores: Scores) -> Below | None:

@@ -13,11 +13,18 @@ from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.pulls.cost import Cost
-from hf_mabprune.evaluation.bounds import upper_mean, upper_share
+from hf_mabprune.evaluation.bounds import upper_mean
 from hf_mabprune.evaluation.cautions import of_the_result, of_the_run
 from hf_mabprune.evaluation.chance import below_chance
 from hf_mabprune.evaluation.latency import measure_latency
-from hf_mabprune.evaluation.quality import Evaluation, Forward, evaluate, forward_of, masked_forward_of
+from hf_mabprune.evaluation.quality import (
+    Evaluation,
+    Forward,
+    changed_answers,
+    evaluate,
+    forward_of,
+    masked_forward_of,
+)
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
 from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import RecoveryFigures
@@ -222,7 +229,7 @@ class Comparison:
 
     def _figures(self, evaluation: Evaluation, counts: Mapping[str, int]) -> ModelFigures:
         pruned = evaluation is not self.dense
-        changed = self._changed(evaluation) if pruned else None
+        changed, bound = self._changed(evaluation) if pruned else (None, None)
         return ModelFigures(
             **counts,
             loss=evaluation.loss,
@@ -230,16 +237,17 @@ class Comparison:
             metrics=evaluation.metrics,
             intervals=evaluation.intervals,
             kl_bound=upper_mean(np.nan_to_num(evaluation.kl, nan=1.0).clip(0, 1)) if pruned else None,
-            changed=None if changed is None else float(changed.mean()),
-            changed_bound=None if changed is None else upper_share(int(changed.sum()), len(changed)),
+            changed=changed,
+            changed_bound=bound,
         )
 
-    def _changed(self, evaluation: Evaluation) -> Bools | None:
-        """[N], which answers are others than the dense model's; None where answers are no single classes."""
+    def _changed(self, evaluation: Evaluation) -> tuple[float | None, float | None]:
+        """Gives the part of answers that are others than the dense model's, and its bound; None where answers are no
+        classes, or are not kept."""
         task = self.session.task
-        if not (task.predicts_classes and task.reads_one_position):
-            return None
-        return np.asarray(evaluation.scores.predicted != self.dense.scores.predicted)
+        if not (task.predicts_classes and task.keeps_predictions and evaluation.scores.answers.any()):
+            return None, None
+        return changed_answers(evaluation.scores, self.dense.scores)
 
     def _search_figures(self, settings: PruneConfig, found: SearchResult, cost: Cost) -> SearchFigures:
         by_pulls = settings.search.criterion is None

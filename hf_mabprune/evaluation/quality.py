@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.evaluation.bounds import upper_mean, upper_share
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -31,7 +32,7 @@ class Evaluation:
     """One model on one split.
 
     Attributes:
-        scores: Per-example losses, predictions and references.
+        scores: Losses of each example, and the predictions and references at its positions.
         kl: [N], mean KL divergence of each example's outputs from the dense model's, in nats.
         metrics: name -> value.
         intervals: name -> 95% interval, bootstrapped over examples.
@@ -87,7 +88,7 @@ def evaluate(
         kl = torch.zeros(len(readout.targets), dtype=torch.float64)
         if original is not None:
             kl = readout.divergence(original(number, batch)).double().cpu()
-        found.append((number, readout.scores(), kl.numpy()))
+        found.append((number, readout.scores(task.keeps_predictions), kl.numpy()))
     found = sorted(gather_object(found), key=lambda item: item[0])
     scores = Scores.concatenate([scores for _, scores, _ in found])
     bounds = _intervals(task, scores) if intervals else {}
@@ -106,6 +107,18 @@ def paired_difference(task: Task, first: Scores, second: Scores, seed: int = 0) 
 
     low, high = bootstrap_interval(difference, len(first.losses), seed)
     return difference(np.arange(len(first.losses))), low, high
+
+
+def changed_answers(scores: Scores, dense: Scores) -> tuple[float, float]:
+    """Measures how many answers are other classes than the dense model's, on the same examples.
+
+    Returns:
+        Part of an example's answers, mean over the examples that have any, and its upper confidence bound.
+    """
+    answered = scores.answers > 0
+    shares = scores.by_example(scores.predicted != dense.predicted)[answered] / scores.answers[answered]
+    one_each = bool((scores.answers == 1).all())
+    return float(shares.mean()), upper_share(int(shares.sum()), len(shares)) if one_each else upper_mean(shares)
 
 
 def _main_metric(task: Task, scores: Scores) -> float:

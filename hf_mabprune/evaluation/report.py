@@ -66,7 +66,8 @@ class ModelFigures:
         latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
         checkpoint_bytes: Of the weights on disk; None where not written.
         kl_bound: With 95% confidence, the mean of KL clipped at 1 nat is at most this on data like the test split.
-        changed: Part of the test examples whose answer is another class than the dense model's.
+        changed: Part of an example's answers that are another class than the dense model's, mean over the test split;
+            of the test examples, where each has one answer.
         changed_bound: With 95% confidence, that part is at most this on data like the test split.
     """
 

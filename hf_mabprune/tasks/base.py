@@ -103,8 +103,8 @@ class Task(ABC):
     def rehearsal(self) -> Scores:
         """Makes scores like those of a split, for trying metrics out: one example a class, all of them right."""
         classes = np.arange(self.classes)
-        ones = np.ones(len(classes))
-        return Scores(ones, np.ones_like(classes), classes, classes, ones)
+        ones, one_each = np.ones(len(classes)), np.ones_like(classes)
+        return Scores(ones, one_each, classes, classes, ones, one_each)
 
     def _rehearse(self) -> None:
         """Runs every metric once, so that one that cannot work stops the run before it starts."""
@@ -119,6 +119,11 @@ class Task(ABC):
     def classes(self) -> int:
         """Counts the classes of the model's head."""
         return int(self.model_config.num_labels or 0)
+
+    @property
+    def keeps_predictions(self) -> bool:
+        """Tells whether metrics see predictions: what a language model says of every token is not kept."""
+        return "predicted" in self.metric_inputs.values()
 
     @property
     def main_metric(self) -> str:

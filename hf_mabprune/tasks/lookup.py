@@ -1,4 +1,4 @@
-"""From a model to its task: which task a model's head is for, and whether head, task and reward fit."""
+"""From a model to its task: which task a model's head is for, and whether head and task fit."""
 
 from dataclasses import fields
 
@@ -85,16 +85,6 @@ def check_head(name: str, architecture: str) -> None:
             f"task '{name}' needs a model class that ends in {' or '.join(heads)}, got {architecture}: its head "
             "would be untrained; fine-tune it for the task first, or change task.type"
         )
-
-
-def check_reward(reward: str, task: Task | type[Task]) -> None:
-    """Refuses a reward that the outputs of a task have no meaning for.
-
-    Raises:
-        ValueError: If the reward compares classes and the task predicts numbers.
-    """
-    if reward == "accuracy" and not task.predicts_classes:
-        raise ValueError("search.reward accuracy needs classes, this task predicts numbers; use kl, loss or squared")
 
 
 def _architecture(model_config: PreTrainedConfig) -> str | None:

@@ -31,7 +31,7 @@ class OfflineMetric(evaluate.Metric):
 
 
 class Accuracy(OfflineMetric):
-    """Fraction of examples whose predicted class is the right one."""
+    """Fraction of predicted classes that are right: of examples, or of tokens where a class is predicted for each."""
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         # scikit-learn's checks of its input take 100 times as long, and a bootstrap makes thousands of calls.
@@ -182,7 +182,7 @@ def measure(name: str, metric: evaluate.EvaluationModule, inputs: Mapping[str, A
     Args:
         name: Name of the metric.
         metric: Metric, from `load_metric`.
-        inputs: What the task gives metrics, each [N] or [N, outputs], by its name.
+        inputs: What the task gives metrics, by its name: [N], or [M] for M predictions, or [N, outputs].
 
     Raises:
         ValueError: If the metric fails, or gives something other than numbers.

@@ -4,7 +4,8 @@ Everything that a search, a compensation or a report compares between two models
 dense model) comes from here.
 
 Symbols: B examples in a batch; P positions of an example whose logits may count, n of which do; C classes or
-vocabulary; A arms.
+vocabulary; A arms. What is said of examples, losses above all, is one number an example; predictions are those of all
+n positions.
 """
 
 from collections.abc import Iterator
@@ -72,17 +73,27 @@ class Readout:
         return correct.masked_fill(((largest == NO_CLASS) & self.counted()).any(1), torch.nan)
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the class of the largest logit at the first counted position, and the right class there, [B] each.
+        """Gives the class of the largest logit at every counted position, and the right class there, [sum of n] each.
 
-        The class is -1 where a logit there is NaN.
+        Those of an example stand together, in the order of its positions. The class is -1 where a logit is NaN.
         """
-        rows = torch.arange(len(self.targets), device=self.targets.device)
-        first = self.counted().int().argmax(1)
-        return _largest(self.logits[rows, first]), self.targets[rows, first]
+        counted = self.counted()
+        return _largest(self.logits)[counted], self.targets[counted]
 
-    def scores(self) -> Scores:
-        """Gives what metrics need of these examples, on the CPU."""
-        columns = (self.losses(), self.positions(), *self.predictions(), self.correct())
+    def answers(self) -> torch.Tensor:
+        """Counts the predictions of each example, [B] int64: one a counted position."""
+        return self.positions()
+
+    def scores(self, with_predictions: bool = True) -> Scores:
+        """Gives what metrics need of these examples, on the CPU.
+
+        Args:
+            with_predictions: Whether predictions and right answers are kept; a metric of losses needs none.
+        """
+        none = self.targets.new_empty(0)
+        predicted, reference = self.predictions() if with_predictions else (none, none)
+        answers = self.answers() * int(with_predictions)
+        columns = (self.losses(), self.positions(), predicted, reference, self.correct(), answers)
         return Scores(*(column.detach().cpu().numpy() for column in columns))
 
     def distribution(self) -> torch.Tensor:
@@ -138,10 +149,10 @@ class Readout:
         log_p = log_p.detach()
         if not exact:
             yield from _drawn_coordinates(log_q, log_p, self.counted(), samples, seed)
-        elif log_q.shape[-1] == 2:
-            yield _coordinate_of_two(log_q[:, 0], log_p[:, 0])
         else:
-            yield from _coordinates_of_classes(log_q, log_p)
+            two = log_q.shape[-1] == 2
+            found = [_coordinate_of_two(log_q[:, 0], log_p[:, 0])] if two else _coordinates_of_classes(log_q, log_p)
+            yield from (coordinate.where(self.counted()[:, 0], 0) for coordinate in found)
 
 
 def _largest(logits: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,10 @@ class NumbersReadout(Readout):
         predicted, reference = self.distribution(), self.targets.to(wide_dtype(self.logits))
         return (predicted[:, 0], reference[:, 0]) if predicted.shape[1] == 1 else (predicted, reference)
 
+    def answers(self) -> torch.Tensor:
+        """Counts one row of outputs an example, [B] int64."""
+        return torch.ones_like(self.targets[:, 0], dtype=torch.int64)
+
     def distribution(self) -> torch.Tensor:
         """Gives the means of the Gaussians, [B, P], in float64 (float32 on MPS)."""
         return self.logits.squeeze(-1).to(wide_dtype(self.logits))
@@ -107,7 +111,8 @@ class Regression(TextTask):
         """Makes three examples with different numbers, all predicted right."""
         shape = (3,) if self.classes == 1 else (3, self.classes)
         numbers = np.arange(np.prod(shape)).reshape(shape) + 0.5
-        return Scores(np.ones(3), np.ones(3, dtype=np.int64), numbers, numbers, np.full(3, np.nan))
+        ones = np.ones(3, dtype=np.int64)
+        return Scores(np.ones(3), ones, numbers, numbers, np.full(3, np.nan), ones)
 
     def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.float64]:
         """Gives the numbers of each row, [N] or [N, outputs]."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from hf_mabprune.compensation import Compensation, make_compensation
 from hf_mabprune.config import PruneConfig, Strict, TargetConfig, check, read_yaml
 from hf_mabprune.criteria.base import CRITERIA, Criterion
+from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.registry import check_options, nearest
 from hf_mabprune.search.run import make_policy, make_rule
 from research.benchmarks.overlays import dotted, merged
@@ -196,6 +197,7 @@ class Suite(Strict):
             self.criterion(method)
         settings = self.settings(run, method, compensation=compensation)
         if self.methods[method].policy is not None:
+            check_reward(settings.search.reward)
             make_policy(settings, 1)
             make_rule(settings)
 

@@ -83,7 +83,7 @@ SETTINGS = {
     "option_of_wrong_type": case(
         "policy 'ucb1': c: ", "valid number", "got 'big'", search__policy={"name": "ucb1", "c": "big"}
     ),
-    "unknown_reward": case("search.reward must be kl | loss | squared | accuracy, got 'kll'", search__reward="kll"),
+    "unknown_reward": case("unknown reward 'kll'. Did you mean 'kl'? Known: ", search__reward="kll"),
     "target_above_1": case(
         "prune.target.neurons must be a number > 0 and < 1, ", "got 1.5", prune__target={"neurons": 1.5}
     ),
@@ -255,7 +255,7 @@ TASKS = {
         "got problem_type None and num_labels 2; set task.type: sequence_classification", task__type="regression"
     ),
     "reward_of_a_regression": case(
-        "search.reward accuracy needs classes, this task predicts numbers; use kl, loss or squared",
+        "search.reward accuracy needs classes, this task predicts numbers; use one of kl, loss, squared",
         model="regression",
         task__type="regression",
         search__reward="accuracy",

@@ -11,14 +11,21 @@ from tests.tasks.tiny_tasks import bert, chooser, llama, make_tokenizer, regress
 
 
 def scores(predicted: Any, reference: Any, losses: Any = None, positions: Any = None) -> Scores:
-    ones = np.ones(len(predicted))
+    ones, one_each = np.ones(len(predicted)), np.ones(len(predicted), dtype=np.int64)
     return Scores(
         ones if losses is None else np.array(losses, dtype=float),
-        np.ones(len(predicted), dtype=np.int64) if positions is None else np.array(positions),
+        one_each if positions is None else np.array(positions),
         np.array(predicted),
         np.array(reference),
         ones,
+        one_each,
     )
+
+
+def of_tokens(right: list[list[int]], predicted: list[list[int]]) -> Scores:
+    """Scores of examples that have several answers each."""
+    counts, ones = np.array([len(answers) for answers in right]), np.ones(len(right))
+    return Scores(ones, counts, np.concatenate(predicted), np.concatenate(right), ones, counts)
 
 
 @pytest.mark.parametrize("make", [bert, chooser])
@@ -31,6 +38,19 @@ def test_classes_are_compared_with_the_most_frequent_one(make: Any) -> None:
     assert below_chance(task, scores(np.zeros_like(right), right)) is None  # as good as chance is not below it
     often = np.array([1] * 50 + [0] * 10)
     assert below_chance(task, scores(np.zeros_like(often), often)) is not None
+
+
+def test_examples_with_several_answers_are_what_is_independent() -> None:
+    """A few long examples that are wrong throughout say less than their many tokens would."""
+    task = task_of(bert(), make_tokenizer("pair"))
+    right = [[0, 1, 0]] * 20
+    below = below_chance(task, of_tokens(right, [[1, 0, 1]] * 20))
+    assert below is not None and below.how == "accuracy 0 is below the 0.667 of always answering class 0"
+    assert below_chance(task, of_tokens(right, right)) is None
+    assert below_chance(task, of_tokens(right, [[0, 0, 0]] * 20)) is None
+    long = [[0] * 100, [0] * 100, [0] * 100, [1] * 100]
+    assert below_chance(task, of_tokens(long, [[1] * 100, [0] * 100, [0] * 100, [0] * 100])) is None
+    assert below_chance(task, of_tokens([[0] * 100], [[1] * 100])) is None
 
 
 def test_few_examples_decide_nothing() -> None:

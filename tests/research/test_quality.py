@@ -207,5 +207,6 @@ def test_chance_is_the_best_constant_answer() -> None:
     model, tokenizer = load_model(settings.model, settings.task)
     task = build_task(settings.task, tokenizer, model.config, type(model).__name__)
     reference = np.array([1, 0, 1, 1])
-    scores = Scores(np.ones(4), np.ones(4, dtype=np.int64), np.zeros(4, dtype=np.int64), reference, 1.0 - reference)
+    one_each = np.ones(4, dtype=np.int64)
+    scores = Scores(np.ones(4), one_each, 0 * one_each, reference, 1.0 - reference, one_each)
     assert constant_answer(task, scores, reference) == 0.75

@@ -3,8 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from hf_mabprune.tasks import readout as module
+from hf_mabprune.tasks.metrics import load_metric, measure
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.scores import Scores
 from tests.seeds import moved
@@ -21,17 +23,33 @@ def test_hand_computed_example() -> None:
     assert readout.correct().tolist() == [1.0, 0.0]
 
 
-def test_first_counted_position_is_scored() -> None:
-    scores = Readout(LOGITS, torch.tensor([[-100, 1], [0, -100]])).scores()
-    assert scores.predicted.tolist() == [0, 1]
-    assert scores.reference.tolist() == [1, 0]
+def test_every_counted_position_is_scored() -> None:
+    """Of three tokens, the first alone is right; a fourth does not count, and the second example has one answer."""
+    largest = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0]])
+    targets = torch.tensor([[1, 1, 1, -100], [-100, -100, 0, -100]])
+    scores = Readout(one_hot(largest, 2).float(), targets).scores()
+    assert scores.answers.tolist() == [3, 1]
+    assert scores.predicted.tolist() == [1, 0, 0, 0]
+    assert scores.reference.tolist() == [1, 1, 1, 0]
+    first = scores.take(np.array([0]))
+    accuracy = load_metric("accuracy", ("predictions", "references"), 2)
+    assert measure("accuracy", accuracy, {"predictions": first.predicted, "references": first.reference}) == {
+        "accuracy": pytest.approx(1 / 3)
+    }
+    assert scores.correct.tolist() == [pytest.approx(1 / 3), 1.0]
+
+
+def test_predictions_that_no_metric_sees_are_not_kept() -> None:
+    scores = Readout(LOGITS, TARGETS).scores(with_predictions=False)
+    assert scores.answers.tolist() == [0, 0] and not len(scores.predicted) and not len(scores.reference)
+    assert scores.losses.tolist() == Readout(LOGITS, TARGETS).losses().tolist()
 
 
 def test_logits_that_are_no_numbers_are_not_right_by_luck() -> None:
     logits = LOGITS.clone()
     logits[0, 0, 0] = logits[1, 1, 0] = math.nan  # of the second example, at a position that does not count
     readout = Readout(logits, TARGETS)
-    assert readout.predictions()[0].tolist() == [-1, 1]
+    assert readout.predictions()[0].tolist() == [-1, 0, 1]
     assert math.isnan(readout.correct()[0]) and readout.correct()[1] == 0.0
 
 
@@ -80,7 +98,10 @@ def test_scores_concatenate_and_take() -> None:
     both = Scores.concatenate([first, second])
     assert both.positions.tolist() == [2, 1, 2]
     again = both.take(np.array([1, 1, 2]))
-    assert again.positions.tolist() == [1, 1, 2]
+    assert again.positions.tolist() == again.answers.tolist() == [1, 1, 2]
+    assert both.predicted.tolist() == [0, 0, 1, 0, 0]
+    assert again.predicted.tolist() == [1, 1, 0, 0], "an example is drawn with all of its answers"
+    assert both.take(np.array([], dtype=np.int64)).predicted.tolist() == []
     assert again.losses.tolist() == [first.losses[1], first.losses[1], second.losses[0]]
 
 

@@ -148,7 +148,8 @@ def test_metrics_are_chosen_and_the_first_is_the_main_one() -> None:
     task = classifier(metrics=["matthews_correlation", "f1"])
     assert task.main_metric == "matthews_correlation"
     predicted, reference = np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])
-    scores = Scores(np.ones(4), np.ones(4, dtype=np.int64), predicted, reference, np.equal(predicted, reference) * 1.0)
+    one_each = np.ones(4, dtype=np.int64)
+    scores = Scores(np.ones(4), one_each, predicted, reference, np.equal(predicted, reference) * 1.0, one_each)
     metrics = task.compute_metrics(scores)
     assert metrics == {"matthews_correlation": pytest.approx(0.7), "f1": pytest.approx((1 + 4 / 3) / 3)}
     with pytest.raises(ValueError, match="metric 'perplexity' needs losses"):

@@ -78,7 +78,7 @@ def test_scores_do_not_depend_on_the_batch_size(case: Bound) -> None:
     alone, together = scores(1), scores(100)
     assert len(alone.losses) == len(encoded)
     np.testing.assert_allclose(alone.losses, together.losses, atol=1e-6)
-    for name in ("positions", "predicted", "reference"):
+    for name in ("positions", "answers", "predicted", "reference"):
         np.testing.assert_allclose(getattr(alone, name), getattr(together, name), rtol=0, atol=1e-6)
 
 
@@ -99,8 +99,8 @@ def test_the_main_metric_points_the_right_way(case: Bound) -> None:
     task, _, _ = case
     count = np.arange(4) % 2
     ones = np.ones(4, dtype=np.int64)
-    right = Scores(np.full(4, 0.1), ones, count, count, np.ones(4))
-    wrong = Scores(np.full(4, 3.0), ones, 1 - count, count, np.zeros(4))
+    right = Scores(np.full(4, 0.1), ones, count, count, np.ones(4), ones)
+    wrong = Scores(np.full(4, 3.0), ones, 1 - count, count, np.zeros(4), ones)
     better, worse = (task.compute_metrics(scores)[task.main_metric] for scores in (right, wrong))
     assert (better > worse) == task.greater_is_better
 

@@ -26,7 +26,7 @@ from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs, Recorded
 from hf_mabprune.effects.gradients import effects
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
 from hf_mabprune.effects.pulls.cost import Cost
-from hf_mabprune.effects.rewards import NEEDS, QUANTITIES, REWARDS, Observation
+from hf_mabprune.effects.rewards import QUANTITIES, REWARDS, Observation
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -61,7 +61,7 @@ class Pulls(ABC):
         arms: All arms.
         task: Gives the logits that count and their targets.
         batches: Mini-batches of calibration data.
-        reward: Name of a reward in `rewards.REWARDS`.
+        reward: Name of a reward.
         accelerator: Of the launch.
         outputs: Record of what the dense model says on calibration batches; None makes one.
         stand_ins: What comes in the place of an arm while it is pulled, by name of its site; without it,
@@ -84,7 +84,7 @@ class Pulls(ABC):
         self.model = model
         self.arms = arms
         self.task = task
-        self.reward, self.needs = REWARDS[reward], NEEDS[reward]
+        self.reward = REWARDS.get(reward)()
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.batches = [batch.to(model.device) for batch in batches]
         self.cost = Cost()

@@ -13,12 +13,12 @@ class ReferencePulls(Pulls):
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, recorded = self._inputs(place), self._dense(place)
-        dense = observation(recorded, recorded.readout, self.needs)
+        dense = observation(recorded, recorded.readout, self.reward.needs)
         for arm in groups:  # of one arm each, since `arms_a_forward` stays 1
             without_arm = self.kept.copy()
             without_arm[arm] = False
             context, pulled = (
-                observation(recorded, self._forward(inputs, kept, self.stand_ins), self.needs)
+                observation(recorded, self._forward(inputs, kept, self.stand_ins), self.reward.needs)
                 for kept in (self.kept, without_arm)
             )
             yield dense, context, pulled, 2 * inputs.tokens

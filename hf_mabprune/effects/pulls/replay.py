@@ -109,7 +109,7 @@ class ReplayPulls(Pulls):
         self, place: tuple[int, int], groups: Sequence[Ints]
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, recorded = self._inputs(place), self._dense(place)
-        dense = observation(recorded, recorded.readout, self.needs)
+        dense = observation(recorded, recorded.readout, self.reward.needs)
         masks = keep_masks(self.model, self.arms.kept_units(self.kept))
         missed = {} if self.stand_ins is None else {name: partial(self._miss, name) for name in self.stand_ins}
         with (
@@ -118,7 +118,7 @@ class ReplayPulls(Pulls):
         ):
             recording = self._record(place, inputs, recorded)
             for group in groups:
-                pulled = observation(recorded, self._replay_or_less(inputs, group, recording), self.needs)
+                pulled = observation(recorded, self._replay_or_less(inputs, group, recording), self.reward.needs)
                 layers = len(self.layers) - int(self._depth[group[0]])  # that run, the masked one among them
                 tokens = inputs.tokens * layers / len(self.layers)
                 yield dense, recording.observation, pulled, tokens
@@ -147,7 +147,7 @@ class ReplayPulls(Pulls):
         columns.update(self._missed)
         self._missed = None
         size = _bytes([*outputs.values(), *columns.values(), *linears.values()])
-        recording = Recording(outputs, columns, linears, observation(recorded, readout, self.needs), size)
+        recording = Recording(outputs, columns, linears, observation(recorded, readout, self.reward.needs), size)
         if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
             self._recordings[place] = recording
         return recording
