@@ -10,12 +10,12 @@ LOWEST_TRANSFORMERS ?= 5.19.*
 CONTRACTS := $(addprefix tests/, architectures artifacts checkpoints cli compensation config criteria effects policies \
 	runtime selection surgery tasks test_equivalence.py test_pipeline.py test_wheel.py)
 # Modules of the API reference: what is called, then what is extended; and all that lies in open folders.
-OPEN := architectures tasks policies criteria compensation search/rules
-REFERENCE := $(addprefix hf_mabprune., pipeline recut preview result session config.run config.search config.target \
+OPEN := architectures tasks policies criteria compensation exports effects/rewards search/rules
+REFERENCE := $(addprefix hf_mabprune., pipeline recut export preview result session config.run config.search config.target \
 	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer artifacts.verification \
 	artifacts.remade artifacts.fit artifacts.checksums effects.masking checkpoints.load \
 	checkpoints.sharded checkpoints.modeling_pruned evaluation.report evaluation.quality evaluation.bounds \
-	effects.rewards effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
+	effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
 	effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost search.run search.loop \
 	search.allocation recovery.recover recovery.losses arms selection.plan selection.target selection.layouts \
 	selection.selected surgery.cut surgery.pieces registry plugins)

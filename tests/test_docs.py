@@ -187,7 +187,8 @@ def test_the_picture_of_the_rooms_is_that_of_the_sources() -> None:
 def test_tables_of_components_show_what_is_registered() -> None:
     assert not stale_part("components.py")
     marked = {name for page in PAGES for name in re.findall(r"<!-- table of (.*) -->", page.read_text())}
-    assert marked == {"model types", "tasks", "rewards", "policies", "removal rules", "criteria", "compensations"}
+    kinds = {"model types", "tasks", "rewards", "policies", "removal rules", "criteria", "compensations", "exports"}
+    assert marked == kinds
 
 
 def reference_modules() -> list[str]:
