@@ -164,7 +164,7 @@ def _describe_search(session: Session, budgets: list[int], cost: Cost, seconds: 
         f"{settings.output.random_seeds} random draws about {_duration(seconds)}"
     )
     if settings.search.criterion is not None:
-        return f"search: none, criterion {criterion_name(settings)} chooses, {rest}"
+        return f"search: none, criterion {criterion_name(settings.search.criterion)} chooses, {rest}"
     return f"search: {sum(budgets):,} pulls in {len(budgets)} round{'s' if len(budgets) > 1 else ''}, {rest}"
 
 
@@ -234,8 +234,9 @@ def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, re
         return Cost(0, forward * tokens, backward * tokens, per_batch * batches * (forward + 2 * backward))
 
     costs = {name: of_criterion(name) for name in CRITERIA.names()}
-    if rule is None:
-        return {"search": of_criterion(str(criterion_name(session.settings))), **costs}
+    given = session.settings.search.criterion
+    if rule is None or given is not None:
+        return {"search": of_criterion(criterion_name(given or "random")), **costs}
     architecture = architecture_of(session.dense)
     layers = len(architecture.layers(session.dense))
     depth = {site.name: site.depth for site in architecture.sites(session.dense)}

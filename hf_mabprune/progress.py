@@ -44,6 +44,7 @@ StageName = Literal[
     "recovery",
     "evaluation",
     "random draws",
+    "criteria alone",
     "saving",
     "upload",
     # of other commands

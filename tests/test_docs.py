@@ -59,7 +59,7 @@ def plain(text: str) -> list[str]:
     """Lines without what differs from run to run and machine to machine: figures, widths of columns, rules, and that
     a race was over before its budget."""
     text = re.sub(r"about \d+ (s|min)\b", "about N s", text)
-    text = re.sub(r"\d[\d,]*(\.\d+)?(e[+-]?\d+)?", "N", text)
+    text = re.sub(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", "N", text)
     text = re.sub(r", N of N rounds decided before their budget was spent", "", text)
     lines = (" ".join(line.replace("─", " ").split()) for line in text.splitlines())
     return [line for line in lines if line and line != "..."]

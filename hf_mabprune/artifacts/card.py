@@ -28,7 +28,7 @@ from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes
 from hf_mabprune.checkpoints.load import kind_of_processor
 from hf_mabprune.config import PruneConfig, check, parse_yaml
 from hf_mabprune.errors import beginning, one_line
-from hf_mabprune.evaluation.report import Report, SearchFigures
+from hf_mabprune.evaluation.report import ModelFigures, Report, SearchFigures
 from hf_mabprune.tasks.base import TASKS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -152,6 +152,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "layout": code(report.layout),
         "device": code(report.device),
         "certificate": text(report.certificate()),
+        "against_random": text(report.against_random()),
         "calibration": f"{code(splits.calibration)} of {dataset}, {examples}",
         "verdict": _verdict(report),
         "reason": text(without_paths(report.layout_reason)),
@@ -189,16 +190,14 @@ def _verdict(report: Report) -> str:
     found = f"Against random draws: better {name} than {better} of {draws}, lower loss than {lower} of {draws}."
     if min(better, lower) < draws:
         return f"{found} The search is not shown to beat chance here."
-    if _overlaps(report):
-        return f"{found} The {name} intervals of the model and of a draw overlap, so that difference may be chance."
+    if not all(_beyond_chance(draw.figures, sign) for draw in report.random):
+        return f"{found} The 95% interval of the difference from a draw holds 0, so that difference may be chance."
     return found
 
 
-def _overlaps(report: Report) -> bool:
-    """Tells whether the main metric's interval meets that of any random draw."""
-    low, high = report.after.intervals[report.main_metric]
-    others = [draw.figures.intervals[report.main_metric] for draw in report.random]
-    return any(low <= other_high and other_low <= high for other_low, other_high in others)
+def _beyond_chance(control: ModelFigures, sign: int) -> bool:
+    """Tells whether the whole interval of the paired difference says that a control is worse."""
+    return control.behind is not None and min(sign * bound for bound in control.behind[1:]) > 0
 
 
 def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What any stored checkpoint is worth, whoever made it."""
 
 from pathlib import Path
+from typing import Any
 
 from hf_mabprune.architectures.cost import count_macs, count_parameters
 from hf_mabprune.artifacts.run_folder import RunFolder
@@ -47,8 +48,9 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     except ValueError:  # a checkpoint that no run has made
         length = None
     weights = sum(file.stat().st_size for file in Path(settings.model.name).glob("*.safetensors"))
+    counts: dict[str, Any] = dict(count_parameters(model))
     return task, ModelFigures(
-        **count_parameters(model),
+        **counts,
         macs=count_macs(model, typical_example(batches, length)),
         loss=found.loss,
         kl=None,

@@ -26,11 +26,12 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 
 def results_table(report: Report) -> str:
-    """Lays out before | after | every random draw, all metrics of the test split among their columns."""
+    """Lays out before | after | every control, all metrics of the test split among their columns."""
     rows = [("before", report.before), ("**after**", report.after)]
-    rows += [(f"random, seed {draw.seed}", draw.figures) for draw in report.random]
+    rows += [(text(name), figures) for name, figures in report.controls().items()]
     metrics = [report.main_metric, *(name for name in report.after.metrics if name != report.main_metric)]
     headings = ["", "parameters (M)", "MACs (M)", *map(text, metrics), "loss", "KL", "latency (ms)", "weights (MB)"]
+    headings.append("after, above it")
     return markdown_table(headings, [[name, *_cells(figures, metrics)] for name, figures in rows])
 
 
@@ -120,6 +121,7 @@ def _cells(figures: ModelFigures, metrics: Sequence[str]) -> list[str]:
         "" if figures.kl is None else f"{figures.kl:.4f}",
         "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
         "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:,.1f}",
+        "{:+.4f} ({:+.4f} to {:+.4f})".format(*figures.behind) if figures.behind else "",
     ]
 
 

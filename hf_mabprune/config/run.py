@@ -37,6 +37,9 @@ class OutputConfig(Strict):
     dir: str = Field(description="folder of the smaller checkpoint, its card and its report")
     overwrite: bool = Field(False, description="replace an existing folder")
     random_seeds: int = Field(3, ge=1, description="draws of the random control that the report shows")
+    criteria: list[str] = Field(
+        [], description="criteria that choose alone, at the same size and refitted alike, for rows of the report"
+    )
     push_to_hub: str | None = Field(None, description="name on the Hub, owner/name, that the result is pushed to")
     log_with: list[str] = Field([], description="trackers of Accelerate: tensorboard, wandb, trackio, ...")
     log_dir: Place | None = Field(None, description="folder for trackers that write files; null: DIR.logs")

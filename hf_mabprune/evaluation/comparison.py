@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -24,12 +25,15 @@ from hf_mabprune.evaluation.quality import (
     evaluate,
     forward_of,
     masked_forward_of,
+    paired_difference,
+    paired_divergence,
 )
 from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
 from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.search.result import SearchResult
+from hf_mabprune.search.run import by_criterion
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session
 from hf_mabprune.surgery.configs import touched
@@ -146,7 +150,8 @@ class Comparison:
         session, task = self.session, self.session.task
         tested = self._tested(small)
         before, after = self._before_and_after(small, tested)
-        random = self._random_draws(selection, settings.output.random_seeds)
+        random = self._random_draws(selection, settings.output.random_seeds, tested)
+        alone = {name: self.alone(name, selection, tested) for name in settings.output.criteria}
         kept = kept_counts(session.arms, selection)
         return Report(
             model=settings.model.name,
@@ -164,6 +169,7 @@ class Comparison:
             before=before,
             after=after,
             random=random,
+            alone=alone,
             kept=kept,
             search=self._search_figures(settings, found, cost),
             compensation={"name": settings.compensation, **asdict(refitted)} if refitted else None,
@@ -178,23 +184,40 @@ class Comparison:
             calibration_sha256=self.origin[1],
         )
 
-    def _random_draws(self, selection: Selection, count: int) -> list[RandomFigures]:
+    def _random_draws(self, selection: Selection, count: int, tested: Evaluation) -> list[RandomFigures]:
         draws = []
         with stage("random draws", count, "draws") as work:
             for seed in range(count):
-                draws.append(self.random(selection, seed))
+                draws.append(RandomFigures(seed, self._control(selection.random(seed), tested)))
                 work.count(len(draws))
         return draws
 
-    def random(self, selection: Selection, seed: int) -> RandomFigures:
-        """Measures one draw of the random control; by masking, which equals cutting, unless it is refitted."""
-        session, drawn = self.session, selection.random(seed)
+    @stage("criteria alone")
+    def alone(self, criterion: str, selection: Selection, tested: Evaluation) -> ModelFigures:
+        """Measures what a criterion leaves that chooses alone, by the same plan as a selection.
+
+        Args:
+            criterion: Its name.
+            selection: Arms that stay in the pruned model.
+            tested: The pruned model on the test split.
+        """
+        found, _ = by_criterion(self.session, [selection.plan], criterion)
+        return self._control(selection.following(found.order), tested)
+
+    def _control(self, chosen: Selection, tested: Evaluation) -> ModelFigures:
+        """Measures other arms in the place of those of the pruned model, which was tested; by masking, which equals
+        cutting, unless they are refitted."""
+        session = self.session
         if not session.compensation:
-            return RandomFigures(seed, self._figures(self.masked(drawn.kept, "test"), self._without(drawn.kept)))
-        keep = session.arms.kept_units(drawn.kept)
-        small = cut(session.dense, keep, drawn.plan.layout)
-        session.refit(small, keep)
-        return RandomFigures(seed, self._figures(self._tested(small), self._counts(small)))
+            evaluation, counts = self.masked(chosen.kept, "test"), self._without(chosen.kept)
+        else:
+            keep = session.arms.kept_units(chosen.kept)
+            small = cut(session.dense, keep, chosen.plan.layout)
+            session.refit(small, keep)
+            evaluation, counts = self._tested(small), self._counts(small)
+        behind = paired_difference(session.task.main_metric, tested, evaluation)
+        above = paired_divergence(evaluation, tested)
+        return replace(self._figures(evaluation, counts), behind=behind, kl_above=above)
 
     @stage("evaluation")
     def _before_and_after(self, small: PreTrainedModel, tested: Evaluation) -> tuple[ModelFigures, ModelFigures]:
@@ -227,7 +250,7 @@ class Comparison:
         left = parameters_after(session.dense, changed, counts)
         return left | {"macs": totals["macs"] - int(arms.macs[~kept].sum())}
 
-    def _figures(self, evaluation: Evaluation, counts: Mapping[str, int]) -> ModelFigures:
+    def _figures(self, evaluation: Evaluation, counts: Mapping[str, Any]) -> ModelFigures:
         pruned = evaluation is not self.dense
         changed, bound = self._changed(evaluation) if pruned else (None, None)
         return ModelFigures(

@@ -5,6 +5,7 @@ Symbols: N examples of a split; B batch, T tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,13 +36,19 @@ class Evaluation:
         scores: Losses of each example, and the predictions and references at its positions.
         kl: [N], mean KL divergence of each example's outputs from the dense model's, in nats.
         metrics: name -> value.
-        intervals: name -> 95% interval, bootstrapped over examples.
+        resampled: name -> values on resamples of the examples, [RESAMPLES]; the same resamples for all models on a
+            split, so that two models can be compared in pairs. Empty where nobody asked.
     """
 
     scores: Scores
     kl: NDArray[np.float64]
     metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    resampled: dict[str, NDArray[np.float64]]
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """name -> 95% percentile bootstrap interval over examples."""
+        return {name: percentiles(values) for name, values in self.resampled.items()}
 
     @property
     def loss(self) -> float:
@@ -78,7 +85,7 @@ def evaluate(
     Args:
         forward: The model.
         original: The dense model, for the KL divergence; None where `forward` is that model.
-        intervals: Whether to bootstrap them.
+        intervals: Whether to resample the examples, which intervals take.
     """
     found = []
     own = range(accelerator.process_index, len(batches), accelerator.num_processes)
@@ -91,22 +98,23 @@ def evaluate(
         found.append((number, readout.scores(task.keeps_predictions), kl.numpy()))
     found = sorted(gather_object(found), key=lambda item: item[0])
     scores = Scores.concatenate([scores for _, scores, _ in found])
-    bounds = _intervals(task, scores) if intervals else {}
-    return Evaluation(scores, np.concatenate([kl for *_, kl in found]), task.compute_metrics(scores), bounds)
+    resampled = resampled_metrics(task, scores) if intervals else {}
+    return Evaluation(scores, np.concatenate([kl for *_, kl in found]), task.compute_metrics(scores), resampled)
 
 
-def paired_difference(task: Task, first: Scores, second: Scores, seed: int = 0) -> tuple[float, float, float]:
-    """Main metric of `first` minus `second` on the same examples, with its 95% interval.
+def paired_difference(name: str, first: Evaluation, second: Evaluation) -> tuple[float, float, float]:
+    """Compares a metric of two models on the same examples, which both were resampled on.
 
     Returns:
-        Difference, lower and upper bound (paired percentile bootstrap over examples).
+        Value of `first` minus that of `second`, and its 95% interval (paired percentile bootstrap over examples).
     """
+    return first.metrics[name] - second.metrics[name], *percentiles(first.resampled[name] - second.resampled[name])
 
-    def difference(rows: NDArray[np.int64]) -> float:
-        return _main_metric(task, first.take(rows)) - _main_metric(task, second.take(rows))
 
-    low, high = bootstrap_interval(difference, len(first.losses), seed)
-    return difference(np.arange(len(first.losses))), low, high
+def paired_divergence(first: Evaluation, second: Evaluation) -> tuple[float, float, float]:
+    """Compares the mean KL divergence of two models from the dense one, as `paired_difference` does a metric."""
+    difference = first.kl - second.kl
+    return float(difference.mean()), *percentiles(resample(lambda rows: difference[rows].mean(), len(difference)))
 
 
 def changed_answers(scores: Scores, dense: Scores) -> tuple[float, float]:
@@ -121,21 +129,26 @@ def changed_answers(scores: Scores, dense: Scores) -> tuple[float, float]:
     return float(shares.mean()), upper_share(int(shares.sum()), len(shares)) if one_each else upper_mean(shares)
 
 
-def _main_metric(task: Task, scores: Scores) -> float:
-    return task.compute_metrics(scores)[task.main_metric]
+def resampled_metrics(task: Task, scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """Gives every metric on resamples of the examples, each with all of its answers: name -> [RESAMPLES]."""
+
+    def values(name: str) -> NDArray[np.float64]:
+        return resample(lambda rows: task.compute_metrics(scores.take(rows))[name], len(scores.losses))
+
+    return {name: values(name) for name in task.compute_metrics(scores)}
 
 
-def _intervals(task: Task, scores: Scores) -> dict[str, tuple[float, float]]:
-    def interval(name: str) -> tuple[float, float]:
-        return bootstrap_interval(lambda rows: task.compute_metrics(scores.take(rows))[name], len(scores.losses))
+def percentiles(resampled: NDArray[np.float64]) -> tuple[float, float]:
+    """Gives the 95% percentile bootstrap interval of what resamples said."""
+    with np.errstate(invalid="ignore"):  # between values that are not finite lies none that is
+        low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(low), float(high)
 
-    return {name: interval(name) for name in task.compute_metrics(scores)}
 
+def resample(statistic: Callable[[NDArray[np.int64]], float], examples: int) -> NDArray[np.float64]:
+    """Draws [examples] row numbers with replacement, and says what a statistic of rows is of each draw, [RESAMPLES].
 
-def bootstrap_interval(
-    statistic: Callable[[NDArray[np.int64]], float], examples: int, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a statistic of rows, [examples] row numbers drawn with replacement.
+    The draws are the same for every statistic of as many examples.
 
     Raises:
         ValueError: For a single example, which says nothing about the others.
@@ -144,13 +157,12 @@ def bootstrap_interval(
         raise ValueError(
             f"an interval takes at least two examples, got {examples}: widen splits.test or evaluation_examples"
         )
-    with np.errstate(invalid="ignore"):  # between values that are not finite lies none that is
-        interval = bootstrap(
+    with np.errstate(invalid="ignore"):
+        return bootstrap(
             (np.arange(examples),),
             statistic,
             vectorized=False,
             n_resamples=RESAMPLES,
             method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return float(interval.low), float(interval.high)
+            rng=np.random.default_rng(0),
+        ).bootstrap_distribution

@@ -69,6 +69,9 @@ class ModelFigures:
         changed: Part of an example's answers that are another class than the dense model's, mean over the test split;
             of the test examples, where each has one answer.
         changed_bound: With 95% confidence, that part is at most this on data like the test split.
+        behind: For a control, by how much the main metric of the pruned model is above its own, with the 95% interval
+            of the difference (paired bootstrap over the same test examples).
+        kl_above: For a control, by how much its KL is above that of the pruned model, in the same way.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -86,6 +89,8 @@ class ModelFigures:
     kl_bound: float | None = None
     changed: Share | None = None
     changed_bound: Share | None = None
+    behind: tuple[Number, Number, Number] | None = None
+    kl_above: tuple[Number, Number, Number] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ class Report:
     """Everything about one run.
 
     Attributes:
+        alone: Criterion -> the model that it leaves when it chooses alone, at the same size, refitted alike.
         kept: kind -> name of the site -> (units kept, units before).
         layout_reason: Why the layout is what it is.
         main_metric: The name in `metrics` that the table shows.
@@ -184,6 +190,7 @@ class Report:
     search: SearchFigures
     compensation: Options | None = None
     recovery: Options | None = None
+    alone: dict[Text, ModelFigures] = field(default_factory=dict)
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[Text, Number] = field(default_factory=dict)
     warnings: list[Text] = field(default_factory=list)
@@ -218,7 +225,7 @@ class Report:
     def contradictions(self) -> Iterator[str]:
         """Says what cannot be, though every field is as it is described."""
         names = self.before.metrics.keys()
-        for figures in (self.before, self.after, *(draw.figures for draw in self.random)):
+        for figures in (self.before, self.after, *self.controls().values()):
             if figures.metrics.keys() != names or not {self.main_metric} <= names & figures.intervals.keys():
                 yield f"metrics must be the same in all rows, {self.main_metric!r:.60} with its interval among them"
             if figures.changed_bound is not None and figures.changed is None:
@@ -280,11 +287,37 @@ class Report:
             said.append(f"at most {after.changed_bound:.1%} of answers changed ({after.changed:.1%} were)")
         return "with 95% confidence on data like the test split: " + ", ".join(said) if said else ""
 
+    def against_random(self) -> str:
+        """How many of the random draws the pruned model beats, and how many beyond doubt; empty where none was
+        compared in pairs."""
+        draws = [draw.figures for draw in self.random if draw.figures.behind and draw.figures.kl_above]
+        if not draws:
+            return ""
+        sign = 1 if self.greater_is_better else -1
+        better = [sorted(sign * value for value in figures.behind or ()) for figures in draws]
+        closer = [sorted(figures.kl_above or ()) for figures in draws]
+        some = "1 random draw" if len(draws) == 1 else f"{len(draws)} random draws"
+        return (
+            f"of {some}, on the same examples, {printable(self.main_metric)} is better than {_beaten(better)}, "
+            f"KL lower than {_beaten(closer)}"
+        )
+
     def table(self) -> str:
         """before | after | random control, as text for a terminal."""
         rows = {"before": self.before, "after": self.after}
-        rows |= {f"random {draw.seed}": draw.figures for draw in self.random}
-        return _table(self.main_metric, rows)
+        return _table(self.main_metric, rows | self.controls())
+
+    def controls(self) -> dict[str, ModelFigures]:
+        """What else was made of the same size: criteria that chose alone, and random draws."""
+        alone = {f"{name} alone": figures for name, figures in self.alone.items()}
+        return alone | {f"random {draw.seed}": draw.figures for draw in self.random}
+
+
+def _beaten(differences: list[list[float]]) -> str:
+    """Counts differences that are positive, and of them those whose interval is; each is (low, value, high)."""
+    won = sum(value > 0 for _, value, _ in differences)
+    certain = sum(low > 0 for low, *_ in differences)
+    return f"{won} ({certain} by more than the 95% interval)"
 
 
 def figures_table(main_metric: str, figures: ModelFigures) -> str:
@@ -295,10 +328,13 @@ def figures_table(main_metric: str, figures: ModelFigures) -> str:
 def _table(main_metric: str, rows: dict[str, ModelFigures]) -> str:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("on test")
-    for heading in ("params", "MACs", f"{printable(main_metric)} (95%)", "loss", "KL", "ms", "MB"):
+    headings = ("params", "MACs", f"{printable(main_metric)} (95%)", "loss", "KL", "ms", "MB", "behind (95%)")
+    compared = any(figures.behind for figures in rows.values())
+    shown = len(headings) if compared else len(headings) - 1
+    for heading in headings[:shown]:
         table.add_column(heading, justify="right")
     for name, figures in rows.items():
-        table.add_row(name, *_cells(main_metric, figures))
+        table.add_row(name, *_cells(main_metric, figures)[:shown])
     console = Console(width=110, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
@@ -308,6 +344,7 @@ def _table(main_metric: str, rows: dict[str, ModelFigures]) -> str:
 def _cells(main_metric: str, figures: ModelFigures) -> list[str]:
     low, high = figures.intervals[main_metric]
     scale = 100 if main_metric != "perplexity" else 1
+    behind = [f"{scale * value:+.1f}" for value in figures.behind or ()]
     return [
         _short(figures.parameters),
         _short(figures.macs),
@@ -316,6 +353,7 @@ def _cells(main_metric: str, figures: ModelFigures) -> list[str]:
         "" if figures.kl is None else f"{figures.kl:.4f}",
         "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
         "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:.1f}",
+        f"{behind[0]} ({behind[1]} to {behind[2]})" if behind else "",
     ]
 
 

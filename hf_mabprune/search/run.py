@@ -6,6 +6,7 @@ Arms are found by pulls, a policy and a removal rule; or, where the settings nam
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def search(session: Session, plans: Sequence[Plan], run: RunState | None = None)
         The finished search, whose order of removal serves every size, and its cost.
     """
     if session.settings.search.criterion is not None:
-        return by_criterion(session, plans)
+        return by_criterion(session, plans, session.settings.search.criterion)
     accelerator = session.accelerator
     under_way = make_search(session, plans)
     if run and run.restore(under_way):
@@ -80,18 +81,19 @@ def make_search(session: Session, plans: Sequence[Plan]) -> Search:
 
 
 @stage("statistics")
-def by_criterion(session: Session, plans: Sequence[Plan]) -> tuple[SearchResult, Cost]:
-    """Lets the criterion that the settings name choose what goes, without a pull: the cheap way.
+def by_criterion(session: Session, plans: Sequence[Plan], given: str | dict[str, Any]) -> tuple[SearchResult, Cost]:
+    """Lets a criterion choose what goes, without a pull: the cheap way.
 
     Args:
         session: Model, data and arms.
         plans: Plans of all sizes, least removed first; the criterion follows the last, and smaller ones its order.
+        given: Name of the criterion, or a mapping with its name and options.
 
     Returns:
         As `search`: one round without pulls; scores are minus those of the criterion.
     """
     settings, started = session.settings, time.perf_counter()
-    criterion = make_criterion(settings)
+    criterion = make_criterion(given)
     batches = session.batches["calibration"]
     statistics = CalibrationStatistics(session.dense, session.arms, session.task, batches, settings.seed)
     kept, order = criterion.choose(statistics, plans[-1])
@@ -101,7 +103,7 @@ def by_criterion(session: Session, plans: Sequence[Plan]) -> tuple[SearchResult,
         scores=-criterion.scores(statistics),
         pulls=np.zeros(len(kept), dtype=np.int64),
         removed_round=(~kept).astype(np.int64),
-        stopped_because=f"criterion {criterion_name(settings)}, no pulls",
+        stopped_because=f"criterion {criterion_name(given)}, no pulls",
     )
     tokens = sum(batch.tokens for batch in batches)
     first = batches[0].to(session.dense.device)
@@ -109,22 +111,20 @@ def by_criterion(session: Session, plans: Sequence[Plan]) -> tuple[SearchResult,
     return result, Cost(0, forward * tokens, backward * tokens, time.perf_counter() - started)
 
 
-def criterion_name(settings: PruneConfig) -> str | None:
-    """Gives the name of the criterion that chooses alone; None where pulls are made."""
-    given = settings.search.criterion
-    return given["name"] if isinstance(given, dict) else given
+def criterion_name(given: str | dict[str, Any]) -> str:
+    """Gives the name of a criterion that settings name, with options or without."""
+    return str(given["name"]) if isinstance(given, dict) else given
 
 
-def make_criterion(settings: PruneConfig) -> Criterion:
-    """Makes the criterion that the settings name, with its options checked.
+def make_criterion(given: str | dict[str, Any]) -> Criterion:
+    """Makes a criterion that settings name, with its options checked.
 
     Raises:
         ValueError: If there is no such criterion, or an option is unknown or wrong.
     """
-    given = settings.search.criterion
     options = dict(given) if isinstance(given, dict) else {}
     options.pop("name", None)
-    name = str(criterion_name(settings))
+    name = criterion_name(given)
     criterion = CRITERIA.get(name)
     return criterion(**check_options("criterion", name, criterion, options))
 

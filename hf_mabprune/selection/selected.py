@@ -41,6 +41,10 @@ class Selection:
         kept, _ = plan.choose(scores * plan.cost(), np.ones(len(order), dtype=bool))
         return cls(plan, kept, multiple, min_neurons, reason).rounded(order)
 
+    def following(self, order: Ints) -> "Selection":
+        """Follows another order of removal, [K], by the same plan and rules."""
+        return Selection.along(self.plan, order, self.multiple, self.min_neurons, self.reason)
+
     def rounded(self, order: Ints) -> "Selection":
         """Moves kept FFN widths to the multiple; tied sites step by it already.
 

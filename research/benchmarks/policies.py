@@ -12,7 +12,7 @@ from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.evaluation.comparison import Comparison
-from hf_mabprune.evaluation.quality import Evaluation, bootstrap_interval
+from hf_mabprune.evaluation.quality import Evaluation, percentiles, resample
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.run import search
@@ -127,7 +127,7 @@ def _difference(task: Task, first: pd.DataFrame, second: pd.DataFrame) -> str:
         means = [np.mean([task.compute_metrics(run.take(picked))[task.main_metric] for run in side]) for side in sides]
         return float(means[0] - means[1])
 
-    low, high = bootstrap_interval(difference, examples)
+    low, high = percentiles(resample(difference, examples))
     mark = " *" if low > 0 or high < 0 else ""
     return f"{difference(np.arange(examples)):+.4f} ({low:+.4f} to {high:+.4f}){mark}"
 

@@ -212,14 +212,14 @@ def test_results_table_has_every_row(report: Report, tmp_path: Path) -> None:
     text = body(write_card(report, config(), tmp_path))
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert [name for name in rows if name in ("before", "**after**") or name.startswith("random")] == [
-        "before", "**after**", "random, seed 0", "random, seed 1",
+        "before", "**after**", "random 0", "random 1",
     ]  # fmt: skip
     after = [cell.strip() for cell in rows["**after**"].split("|")[2:-1]]
     assert after == [
         "70.00", "7,000.00", "0.9190 (0.9090 to 0.9290)", "0.8990 (0.8190 to 0.9190)", "0.2300", "0.0123", "5.1",
         "280.0",
     ]  # fmt: skip
-    assert "0.8500 (0.8400 to 0.8600)" in rows["random, seed 1"] and "0.4100" in rows["random, seed 1"]
+    assert "0.8500 (0.8400 to 0.8600)" in rows["random 1"] and "0.4100" in rows["random 1"]
 
 
 def test_columns_without_figures_are_left_out(report: Report, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_columns_without_figures_are_left_out(report: Report, tmp_path: Path) ->
     ("accuracy", "loss", "verdict"),
     [
         (0.70, 0.24, "better accuracy than 2 of 2, lower loss than 2 of 2.\n"),
-        (0.905, 0.24, "better accuracy than 2 of 2, lower loss than 2 of 2. The accuracy intervals of the model"),
+        (0.905, 0.24, "better accuracy than 2 of 2, lower loss than 2 of 2. The 95% interval of the difference"),
         (0.95, 0.24, "better accuracy than 0 of 2, lower loss than 2 of 2. The search is not shown to beat chance"),
         (0.70, 0.225, "better accuracy than 2 of 2, lower loss than 1 of 2. The search is not shown to beat chance"),
     ],
@@ -245,7 +245,8 @@ def test_columns_without_figures_are_left_out(report: Report, tmp_path: Path) ->
 def test_comparison_with_random_is_plain(
     report: Report, tmp_path: Path, accuracy: float, loss: float, verdict: str
 ) -> None:
-    draws = [RandomFigures(seed, figures(accuracy, loss + 0.01 * seed)) for seed in range(2)]
+    behind = (0.919 - accuracy, 0.899 - accuracy, 0.939 - accuracy)
+    draws = [RandomFigures(seed, replace(figures(accuracy, loss + 0.01 * seed), behind=behind)) for seed in range(2)]
     text = body(write_card(replace(report, random=draws), config(), tmp_path))  # accuracy 0.919, loss 0.23
     assert verdict in text
 
@@ -352,3 +353,10 @@ def test_card_needs_no_network(report: Report, tmp_path: Path, monkeypatch: pyte
 def test_broken_config_is_refused(report: Report, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="missing key 'model'"):
         write_card(report, "seed: 0\n", tmp_path)
+
+
+def test_a_criterion_that_chose_alone_is_a_row(report: Report, tmp_path: Path) -> None:
+    alone = {"kfac_obs": replace(figures(0.9, 0.24), behind=(0.019, -0.001, 0.039))}
+    text = body(write_card(replace(report, alone=alone), config(), tmp_path))
+    (row,) = [line for line in text.splitlines() if line.startswith("| kfac\\_obs alone |")]
+    assert row.endswith("| +0.0190 (-0.0010 to +0.0390) |")

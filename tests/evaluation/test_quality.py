@@ -5,7 +5,14 @@ import pytest
 from accelerate import Accelerator
 
 from hf_mabprune.evaluation.bounds import upper_mean, upper_share
-from hf_mabprune.evaluation.quality import changed_answers, evaluate, forward_of, paired_difference
+from hf_mabprune.evaluation.quality import (
+    Evaluation,
+    changed_answers,
+    evaluate,
+    forward_of,
+    paired_difference,
+    resampled_metrics,
+)
 from hf_mabprune.tasks.scores import Scores
 from tests.problems import problem
 from tests.tasks.tiny_tasks import bert, make_tokenizer, task_of
@@ -42,5 +49,10 @@ def test_a_paired_interval_resamples_examples_with_all_of_their_answers() -> Non
     task = task_of(bert(), make_tokenizer("pair"))
     lengths = [2, 4, 8, 2, 6]
     halves = [number % 2 for length in lengths for number in range(length)]
-    difference = paired_difference(task, scores(lengths, [1] * len(halves)), scores(lengths, halves))
-    assert difference == (0.5, 0.5, 0.5)
+    seen = [scores(lengths, answers) for answers in ([1] * len(halves), halves)]
+    right, half = (
+        Evaluation(one, np.zeros(len(lengths)), task.compute_metrics(one), resampled_metrics(task, one))
+        for one in seen
+    )
+    assert paired_difference("accuracy", right, half) == (0.5, 0.5, 0.5)
+    assert half.intervals["accuracy"] == (0.5, 0.5)

@@ -179,3 +179,18 @@ def test_lines_fit_a_terminal(report: Report) -> None:
 def test_versions_are_those_installed(report: Report) -> None:
     assert list(report.versions) == list(PACKAGES)
     assert report.versions["torch"].startswith(tuple("0123456789"))
+
+
+def test_random_draws_that_are_beaten_are_counted_and_those_beyond_doubt(report: Report) -> None:
+    differences = [(0.02, 0.01, 0.03), (0.01, -0.01, 0.03), (-0.01, -0.03, 0.01)]
+    draws = [
+        RandomFigures(seed, replace(report.random[0].figures, behind=behind, kl_above=(0.1, 0.05, 0.2)))
+        for seed, behind in enumerate(differences)
+    ]
+    assert replace(report, random=draws).against_random() == (
+        "of 3 random draws, on the same examples, accuracy is better than 2 (1 by more than the 95% interval), "
+        "KL lower than 3 (3 by more than the 95% interval)"
+    )
+    lower_is_better = replace(report, random=draws, greater_is_better=False).against_random()
+    assert "accuracy is better than 1 (0 by" in lower_is_better
+    assert report.against_random() == ""
