@@ -84,6 +84,8 @@ def test_fifty_kills_at_random_moments(runs: Runs, config: Path, whole: tuple[di
 def stop_and_resume(runs: Runs, config: Path, whole: tuple[dict[str, Any], float], stops: int, seed: int) -> None:
     """Sends signals at random moments; each run ends soon, in one line, and goes on to the same bytes."""
     rng, (expected, seconds) = np.random.default_rng(moved(seed)), whole
+    known = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signals = [one for one in known if signal.getsignal(one) != signal.SIG_IGN]  # nohup has one ignored
     stopped = number = 0
     while stopped < stops:
         number += 1
@@ -92,7 +94,7 @@ def stop_and_resume(runs: Runs, config: Path, whole: tuple[dict[str, Any], float
         command = ["prune", "--config", str(config), "--output.dir", str(folder)]
         process = runs.start(*command)
         time.sleep(rng.uniform(0.02, 1.2 * seconds))
-        sent, start = int(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])), time.monotonic()
+        sent, start = int(rng.choice(signals)), time.monotonic()
         with suppress(ProcessLookupError):
             os.kill(process, sent)
         code, said = runs.wait(process), runs.said()
