@@ -170,6 +170,30 @@ def test_random_rows_and_the_after_row_are_what_they_say(
     assert "With 95% confidence on data like the test split" in (folder / "README.md").read_text()
 
 
+def test_a_criterion_stands_alone_beside_the_result(tmp_path: Path, files: dict[str, str]) -> None:
+    """What it leaves is what a run by that criterion leaves, compared on the same examples."""
+    output = {"dir": str(tmp_path / "out"), "criteria": ["magnitude"]}
+    beside = prune_from_config(settings_for(tmp_path, files, "bert", output=output)).report
+    settings = settings_for(tmp_path, files, "bert", output={"dir": str(tmp_path / "alone")})
+    by_it = {**settings.model_dump(exclude={"search"}), "search": {"criterion": "magnitude"}}
+    alone = prune_from_config(check(by_it)).report
+    row = beside.alone["magnitude"]
+    assert (row.loss, row.kl, row.metrics) == (alone.after.loss, alone.after.kl, alone.after.metrics)
+    assert row.behind is not None and row.kl_above is not None
+    assert row.behind[0] == beside.after.metrics["accuracy"] - row.metrics["accuracy"]
+    assert row.behind[1] <= row.behind[0] <= row.behind[2]
+    assert "magnitude alone" in beside.table()
+    assert Report.from_json(tmp_path / "out" / "mabprune" / "report.json").alone == beside.alone
+
+
+def test_a_criterion_that_there_is_not_is_refused_before_the_run(tmp_path: Path, files: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="magnitud"):
+        prune_from_config(
+            settings_for(tmp_path, files, "bert", output={"dir": str(tmp_path / "out"), "criteria": ["magnitud"]})
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_second_run_gives_the_same_and_needs_leave_to_overwrite(
     tmp_path: Path, files: dict[str, str], finished: tuple[PruneResult, Path]
 ) -> None:
