@@ -1,4 +1,4 @@
-"""Draws the rooms of the code into `docs/figures/rooms.svg`: what each is for, and which imports which.
+"""Draws the rooms of the code into `docs/rooms.svg`: what each is for, and which imports which.
 
     python scripts/rooms.py            draws
     python scripts/rooms.py --check    only says whether the picture is out of date; exit code 1 if it is
@@ -20,7 +20,7 @@ import grimp
 import tomllib
 
 ROOT = Path(__file__).parents[1]
-PICTURE = ROOT / "docs" / "figures" / "rooms.svg"
+PICTURE = ROOT / "docs" / "rooms.svg"
 PACKAGE = "hf_mabprune"
 LETTERS, LINES = 55, 2  # of a sentence
 ROW, DOT, NAME, SENTENCE, TOP, EDGE = 30, 13, 112, 334, 104, 12  # pixels
