@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,11 @@ def test_recovery_trains_what_stays(tmp_path: Path, files: dict[str, str], finis
     report = Report.from_json(tmp_path / "trained" / "mabprune" / "report.json")
     assert report.recovery is not None and report.recovery["examples"] == 48 and report.recovery["backward_tokens"] > 0
     assert np.array_equal(result.selection.kept, plain.selection.kept)
-    assert report.after.loss != plain.report.after.loss and report.random == plain.report.random
+    assert report.after.loss != plain.report.after.loss
+    draws, plain_draws = (
+        [replace(draw.figures, behind=None, kl_above=None) for draw in one.random] for one in (report, plain.report)
+    )
+    assert draws == plain_draws
     assert report.reload["max_logit_difference"] < 1e-4
     assert "recovery trained the pruned model, not the random draws" in report.warnings
 

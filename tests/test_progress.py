@@ -246,7 +246,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
         "search": {"rule": "refit", "rounds": None},
         "compensation": "least_squares",
         "recovery": {"max_steps": 2},
-        "output": {"dir": str(folder / "out"), "random_seeds": 1, "overwrite": True},
+        "output": {"dir": str(folder / "out"), "random_seeds": 1, "criteria": ["magnitude"], "overwrite": True},
     }
     (folder / "run.yaml").write_text(settings_for(folder, write_splits(folder), "bert", **changes).to_yaml())
     return str(folder / "run.yaml")
