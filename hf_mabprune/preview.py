@@ -234,9 +234,10 @@ def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, re
         return Cost(0, forward * tokens, backward * tokens, per_batch * batches * (forward + 2 * backward))
 
     costs = {name: of_criterion(name) for name in CRITERIA.names()}
-    given = session.settings.search.criterion
-    if rule is None or given is not None:
-        return {"search": of_criterion(criterion_name(given or "random")), **costs}
+    alone = session.settings.search.criterion
+    if alone is not None:
+        return {"search": of_criterion(criterion_name(alone)), **costs}
+    assert rule is not None  # which is missing only where a criterion chooses
     architecture = architecture_of(session.dense)
     layers = len(architecture.layers(session.dense))
     depth = {site.name: site.depth for site in architecture.sites(session.dense)}
