@@ -35,8 +35,9 @@ from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.lookup import build_task, check_head, task_for_model
 from hf_mabprune.tasks.readout import Readout
-from hf_mabprune.tasks.sampling import batches_of, encode_sample
+from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
 from hf_mabprune.tasks.together import check_splits
+from hf_mabprune.tasks.vocabulary import large_head
 
 SPLITS = ("calibration", "validation", "test")
 
@@ -150,6 +151,10 @@ def make_session(
     warnings = check_splits(task, {split: splits[split] for split in SPLITS})
     batches = make_batches(settings, task, splits)
     example = typical_example(batches["calibration"])
+    positions = settings.task.calibration_positions or affordable_positions(model, task, example)
+    if positions is not None:
+        few = [thinned(batch, positions, settings.seed + n) for n, batch in enumerate(batches["calibration"])]
+        batches = {**batches, "calibration": few}
     prune = settings.prune
     with stage("counting arms"):
         arms = arm_table(model, prune.kinds(), prune.block_size, example)
@@ -176,6 +181,19 @@ def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) 
         made = batches_of(task, encoded, settings.task.batch_size, equal=drawn, by_length=not drawn)
         batches[split] = list(made) if drawn else made  # a search reads those of calibration over and over
     return batches
+
+
+def affordable_positions(model: PreTrainedModel, task: Task, example: Batch) -> int | None:
+    """Counts the tokens of a window whose predictions cost no more than the layers do; None where all do.
+
+    A divergence takes two products with the head at each position that counts.
+    """
+    head = large_head(model) if task.predicts_tokens else None
+    if head is None:
+        return None
+    of_head = head.weight.numel() * example.length
+    affordable = (count_macs(model, example) - of_head) / (2 * head.weight.numel())
+    return max(1, int(affordable)) if affordable < example.length else None
 
 
 @stage("loading model")

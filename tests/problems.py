@@ -37,7 +37,8 @@ class Plainly:
     """Stands in for the tasks of images and of sequences to sequences: all logits count, each for its label."""
 
     forward_options: ClassVar[dict[str, Any]] = {}
-    inputs, readout = Task.inputs, Task.readout
+    predicts_tokens: ClassVar[bool] = False
+    inputs, readout, run = Task.inputs, Task.readout, Task.run
 
     def __init__(self, one_position: bool) -> None:
         self.reads_one_position = one_position

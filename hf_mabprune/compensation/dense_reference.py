@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Layer, Site, architecture_of, projection_of
+from hf_mabprune.architectures.patching import answer, replaced
 from hf_mabprune.architectures.sites import Stack, columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Regression
@@ -23,7 +24,6 @@ from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
-from hf_mabprune.effects.patching import answer, replaced
 from hf_mabprune.effects.pulls.base import SPLIT
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
@@ -181,7 +181,7 @@ class DenseReference:
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
                 batch = batch.to(small.device)
                 dense = self._said(number, batch)
-                if not dense.logits.isfinite().all():
+                if not dense.outputs.isfinite().all():
                     continue
                 found = self.task.readout(small, batch).divergence(dense)
             self.cost += Cost(forward_tokens=_tokens([batch]) * (1 - finished.share if finished else 1))

@@ -37,6 +37,12 @@ class TaskConfig(Strict):
     columns: dict[str, str] = Field({}, description="role -> column; roles depend on the task: text, image, label")
     splits: SplitsConfig = Field(SplitsConfig(), description="which slice serves which purpose")
     calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
+    calibration_positions: int | None = Field(
+        None,
+        gt=0,
+        description="tokens of a calibration window whose predictions are compared, drawn; null: all, or as many as "
+        "make a large vocabulary cost no more than the layers",
+    )
     evaluation_examples: int | None = Field(None, gt=0, description="cap on validation and test examples; null: all")
     batch_size: int = Field(32, gt=0, description="examples a pull is measured on")
     max_broken_batches: int = Field(

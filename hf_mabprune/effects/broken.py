@@ -46,7 +46,7 @@ def _cause_on(model: PreTrainedModel, task: Task, batch: Batch) -> str:
         if name != LABELS and values.is_floating_point() and not values.isfinite().all():
             return f"{name} of the data holds numbers that are not finite; look for broken examples"
     readout, first = _watched(model, lambda: task.readout(model, batch))
-    if not readout.logits.isfinite().all():
+    if not readout.outputs.isfinite().all():
         return f"the output of {first or 'the model'} overflows {_name(model)}; {_remedy(model)}"
     if not readout.losses().isfinite().all():
         labels = f"labels of up to {float(batch[LABELS].abs().max()):.3g}" if LABELS in batch else "what it is to give"

@@ -64,13 +64,13 @@ class DenseOutputs:
             return self._readouts[key]
         if key in self._files:
             path, shell = self._files[key]
-            return replace(shell, logits=load_file(path, device=str(shell.targets.device))["logits"])
+            return replace(shell, outputs=load_file(path, device=str(shell.targets.device))["outputs"])
         with torch.inference_mode():
             made = make()
-        if made.logits.nbytes <= self.memory:
-            self.memory -= made.logits.nbytes
+        if made.outputs.nbytes <= self.memory:
+            self.memory -= made.outputs.nbytes
             self._readouts[key] = made
-        elif made.logits.nbytes <= self.disk:
+        elif made.outputs.nbytes <= self.disk:
             self._write(key, made)
         return made
 
@@ -90,13 +90,13 @@ class DenseOutputs:
         """Puts logits into a temporary file, where the disk has room to spare."""
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="dense-outputs-")
         place = Path(self._folder.name)
-        if shutil.disk_usage(place).free < 2 * made.logits.nbytes + self.disk // 2:
+        if shutil.disk_usage(place).free < 2 * made.outputs.nbytes + self.disk // 2:
             self.disk = 0
             return
         path = place / f"{len(self._files)}.safetensors"
-        save_file({"logits": made.logits.contiguous()}, path)
-        self.disk -= made.logits.nbytes
-        self._files[key] = path, replace(made, logits=made.logits[:0])
+        save_file({"outputs": made.outputs.contiguous()}, path)
+        self.disk -= made.outputs.nbytes
+        self._files[key] = path, replace(made, outputs=made.outputs[:0])
 
 
 def memory(sizes: Sizes) -> int:

@@ -83,7 +83,7 @@ def estimate(
         readout = task.readout(model, batch)
         derive = _Derivatives(arms, gates)
         if reward == "kl":
-            coordinates = readout.coordinates(replace(readout, logits=readout.logits.detach()), samples, seed)
+            coordinates = readout.coordinates(replace(readout, outputs=readout.outputs.detach()), samples, seed)
             rewards = sum((derive(coordinate).square() for coordinate in coordinates), torch.zeros(())) * -0.5
             if in_context:
                 rewards += derive(readout.divergence(_needed(dense, reward)))

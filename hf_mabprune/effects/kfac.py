@@ -91,7 +91,7 @@ def kfac_factors(
             outputs = list(seen.outputs.values())
             gradients = [_gradients(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
         passes = len(gradients)
-        if not all(bool(tensor.isfinite().all()) for tensor in (readout.logits, *chain.from_iterable(gradients))):
+        if not all(bool(tensor.isfinite().all()) for tensor in (readout.outputs, *chain.from_iterable(gradients))):
             continue  # a broken batch tells nothing
         examples += inputs.examples
         place = {module: number for number, module in enumerate(seen.outputs)}
@@ -190,7 +190,7 @@ def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
 
 def _coordinates(readout: Readout, seed: int) -> Iterator[torch.Tensor]:
     """Gives the coordinates u, [B] each, measured from where the model is now: all zero, but with slopes."""
-    return readout.coordinates(replace(readout, logits=readout.logits.detach()), SAMPLES, seed)
+    return readout.coordinates(replace(readout, outputs=readout.outputs.detach()), SAMPLES, seed)
 
 
 def _gradients(values: torch.Tensor, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.architectures.patching import replaced
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.effects.patching import replaced
 from hf_mabprune.effects.taps import tapped
 
 Masks = Mapping[str, torch.Tensor]  # name of a site -> [units], or [B, units]: 1 keeps, 0 removes

@@ -17,8 +17,8 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures.patching import answers, replaced
 from hf_mabprune.architectures.sites import part_at
-from hf_mabprune.effects.patching import answers, replaced
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import IDS, Batch
 

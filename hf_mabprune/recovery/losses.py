@@ -20,12 +20,10 @@ dimension, else the temperature; D hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from hf_mabprune.tasks.readout import CHUNK, Readout
+from hf_mabprune.tasks.readout import Readout
 
 SMALLEST_SQUARE = 1e-12  # below it, a token's mean square in the dense model is no unit to divide by
 
@@ -36,7 +34,7 @@ def distillation_loss(student: Readout, dense: Readout | None, alpha: float, tem
     Differentiable; a few examples are worked on at a time, so the extra memory does not grow with the batch.
 
     Args:
-        student: Readout of the pruned model, logits [B, P, C].
+        student: Readout of the pruned model.
         dense: Readout of the dense model on the same batch; may be None where alpha is 0.
         alpha: Weight of the divergence from the dense model, 0 to 1.
         temperature: T > 0.
@@ -48,20 +46,8 @@ def distillation_loss(student: Readout, dense: Readout | None, alpha: float, tem
     if alpha < 1:
         loss = (1 - alpha) * student.losses().mean()
     if alpha > 0 and dense is not None:
-        examples = max(1, CHUNK // student.logits[0].numel())
-        chunks = [tensor.split(examples) for tensor in (student.logits, dense.logits, student.targets)]
-
-        def softened_divergence(z: torch.Tensor, z0: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            softened, softened_dense = (
-                replace(student, logits=logits / temperature, targets=targets) for logits in (z, z0)
-            )
-            return softened.divergence(softened_dense)
-
-        divergences = [
-            checkpoint(softened_divergence, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(*chunks, strict=True)
-        ]
-        loss = loss + alpha * temperature**2 * torch.cat(divergences).mean()
+        divergences = student.softened(temperature).divergence(dense.softened(temperature))
+        loss = loss + alpha * temperature**2 * divergences.mean()
     return loss
 
 

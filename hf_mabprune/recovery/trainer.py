@@ -99,10 +99,10 @@ class DistillationTrainer(Trainer):
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Readout, dict[str, Sequence[torch.Tensor]]]:
         """Gives what a task reads off a forward pass and, if needed, the states after each layer of each stack."""
         with_states = self.settings.hidden_weight > 0
-        options = {**self.task.forward_options, **({"output_hidden_states": True} if with_states else {})}
-        outputs = model(**self.task.inputs(batch), **options)
+        options = {"output_hidden_states": True} if with_states else {}
+        readout, outputs = self.task.run(model, batch, **options)
         states = {stack: outputs[stack][1:] for stack in STACKS if with_states and outputs.get(stack)}
-        return self.task.read(outputs.logits, batch), states
+        return readout, states
 
 
 class StepsShown(TrainerCallback):

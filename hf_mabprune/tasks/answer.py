@@ -40,6 +40,7 @@ class Answer(TokenTask):
     rows_are_examples: ClassVar[bool] = True
     asked_for_by_name: ClassVar[bool] = True
     forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
+    predicts_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_encoder(self.model_config)
@@ -103,4 +104,4 @@ class Answer(TokenTask):
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""
-        return Readout(logits=logits[:, :-1], targets=batch["labels"][:, 1:])
+        return Readout(outputs=logits[:, :-1], targets=batch["labels"][:, 1:])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.checkpoints.load import Processor
@@ -21,8 +22,9 @@ from hf_mabprune.data.columns import columns_in_words
 from hf_mabprune.registry import Registry, nearest
 from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.metrics import load_metric, measure
-from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.readout import HeadReadout, Readout
 from hf_mabprune.tasks.scores import Scores
+from hf_mabprune.tasks.vocabulary import without_head
 
 TASKS: Registry[type["Task"]] = Registry("task", "hf_mabprune.tasks")
 
@@ -58,6 +60,7 @@ class Task(ABC):
     reads_one_position: ClassVar[bool] = False  # whether the logits of a sequence come from one position
     predicts_classes: ClassVar[bool] = True  # else numbers
     loss_name: ClassVar[str] = "cross-entropy in nats"
+    predicts_tokens: ClassVar[bool] = False  # whether each counted position is a token that the model's head predicts
     asked_for_by_name: ClassVar[bool] = False  # whether a model is never taken for it without task.type
     forward_options: ClassVar[dict[str, Any]] = {}  # keyword arguments of every forward pass beside the inputs
 
@@ -200,7 +203,24 @@ class Task(ABC):
 
     def readout(self, model: PreTrainedModel, batch: Batch) -> Readout:
         """Runs one forward pass of `model` on `batch`, which must be on the model's device. Modes are the caller's."""
-        return self.read(model(**self.inputs(batch), **self.forward_options).logits, batch)
+        return self.run(model, batch)[0]
+
+    def run(self, model: nn.Module, batch: Batch, **options: Any) -> tuple[Readout, Any]:
+        """Runs one forward pass and gives what it says, and all outputs of the model.
+
+        Where the model is a language model of a large vocabulary, `outputs.logits` are the hidden states that its head
+        would be given: the head stays out of the pass.
+
+        Args:
+            options: More keyword arguments of the forward pass.
+        """
+        inputs = {**self.inputs(batch), **self.forward_options, **options}
+        if self.predicts_tokens and (found := without_head(model, inputs)):
+            outputs, head = found
+            readout = self.read(outputs.logits, batch)
+            return HeadReadout(readout.outputs, readout.targets, head), outputs
+        outputs = model(**inputs)
+        return self.read(outputs.logits, batch), outputs
 
     def compute_metrics(self, scores: Scores) -> dict[str, float]:
         """Computes the metrics of a whole split, name -> value. One with several values gives `name.key` for each."""

@@ -39,6 +39,7 @@ class CausalLM(TokenTask):
     default_length: ClassVar[int] = 128
     rows_are_examples: ClassVar[bool] = False
     forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
+    predicts_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_encoder(self.model_config)
@@ -101,4 +102,4 @@ class CausalLM(TokenTask):
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""
-        return Readout(logits=logits[:, :-1], targets=batch["labels"][:, 1:])
+        return Readout(outputs=logits[:, :-1], targets=batch["labels"][:, 1:])

@@ -70,7 +70,7 @@ def _divergence(dense: torch.Tensor, logits: torch.Tensor, p: torch.Tensor) -> t
     """Measures log(1 + E_p[e^d - 1 - d]), [..., C] each -> [...]."""
     change = logits.to(p.dtype) - dense.to(p.dtype)  # z - z0
     change -= torch.linalg.vecdot(p, change).unsqueeze(-1)  # d = z - z0 - E_p[z - z0]
-    divergence = torch.log1p(torch.linalg.vecdot(p, _excess(change)))
+    divergence = torch.log1p(torch.linalg.vecdot(p, excess(change)))
     if not (finite := divergence.isfinite()).all():
         # e^d overflows, or meets a p that underflows (inf * 0). Such a d is large, nothing cancels, and the same value
         # comes from logarithms alone: log E_p[e^d] = logsumexp(log p + d). Logits that are broken stay so.
@@ -79,7 +79,7 @@ def _divergence(dense: torch.Tensor, logits: torch.Tensor, p: torch.Tensor) -> t
     return divergence
 
 
-def _excess(change: torch.Tensor) -> torch.Tensor:
+def excess(change: torch.Tensor) -> torch.Tensor:
     """Works out e^d - 1 - d, element by element; by its series where |d| is small.
 
     Taken as expm1(d) - d it would cancel: both are about d, and the result about d^2 / 2. On a CPU the series is also

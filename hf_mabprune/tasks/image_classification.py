@@ -114,7 +114,7 @@ class ImageClassification(Task):
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Makes the one position of each example a dimension, [B, C] -> [B, 1, C]."""
-        return Readout(logits=logits[:, None], targets=batch["labels"][:, None])
+        return Readout(outputs=logits[:, None], targets=batch["labels"][:, None])
 
 
 def _check_images(dataset: Dataset, column: str, split: str) -> None:

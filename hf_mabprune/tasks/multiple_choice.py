@@ -163,7 +163,7 @@ class MultipleChoice(TokenTask):
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Makes the one position of each example a dimension, [B, choices] -> [B, 1, choices]."""
-        return Readout(logits=logits[:, None], targets=batch["labels"][:, None])
+        return Readout(outputs=logits[:, None], targets=batch["labels"][:, None])
 
 
 def _is_other_list(kind: pa.DataType) -> bool:

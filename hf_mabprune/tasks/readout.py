@@ -9,12 +9,14 @@ n positions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from hf_mabprune.tasks import vocabulary
 from hf_mabprune.tasks.divergence import kl_divergence, probabilities_of
 from hf_mabprune.tasks.scores import Scores
 
@@ -32,12 +34,12 @@ class Readout:
     the distance between two outputs are.
 
     Attributes:
-        logits: Outputs, [B, P, C], any floating dtype (P = 1 for a classifier); [A, B, P, C], for A arms, is for
-            `divergence` alone.
+        outputs: What the model gave there. Logits, [B, P, C], any floating dtype (P = 1 for a classifier); [A, B, P,
+            C], for A arms, is for `divergence` alone.
         targets: Right class of each position, [B, P]; -100 where there is none.
     """
 
-    logits: torch.Tensor
+    outputs: torch.Tensor
     targets: torch.Tensor
 
     def counted(self) -> torch.Tensor:
@@ -54,10 +56,10 @@ class Readout:
         Float32 on MPS. Differentiable. The logits are widened a few examples at a time, so the extra memory does not
         grow with the batch, in the backward pass neither: there the chunks are computed again.
         """
-        examples = max(1, CHUNK // (self.logits.shape[1] * self.logits.shape[2]))
-        chunks = list(zip(self.logits.split(examples), self.targets.split(examples), strict=True))
-        if torch.is_grad_enabled() and self.logits.requires_grad:
-            sums = [checkpoint(_summed, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        examples = max(1, CHUNK // (self.outputs.shape[1] * self.outputs.shape[2]))
+        chunks = list(zip(self.outputs.split(examples), self.targets.split(examples), strict=True))
+        if torch.is_grad_enabled() and self.outputs.requires_grad:
+            sums = [_recomputed(_summed, *chunk) for chunk in chunks]
         else:
             sums = [_summed(*chunk) for chunk in chunks]
         return torch.cat(sums) / self.positions().clamp(min=1)
@@ -67,9 +69,9 @@ class Readout:
 
         Float32 on MPS. NaN where a logit of a counted position is: such a model is not right by luck.
         """
-        largest = _largest(self.logits)
+        largest = _largest(self.outputs)
         hits = (largest == self.targets).sum(1)
-        correct = hits.to(wide_dtype(self.logits)) / self.positions().clamp(min=1)
+        correct = hits.to(wide_dtype(self.outputs)) / self.positions().clamp(min=1)
         return correct.masked_fill(((largest == NO_CLASS) & self.counted()).any(1), torch.nan)
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +80,7 @@ class Readout:
         Those of an example stand together, in the order of its positions. The class is -1 where a logit is NaN.
         """
         counted = self.counted()
-        return _largest(self.logits)[counted], self.targets[counted]
+        return _largest(self.outputs)[counted], self.targets[counted]
 
     def answers(self) -> torch.Tensor:
         """Counts the predictions of each example, [B] int64: one a counted position."""
@@ -101,7 +103,7 @@ class Readout:
 
         Float64 for up to 1,024 classes, else float32.
         """
-        return probabilities_of(self.logits)
+        return probabilities_of(self.outputs)
 
     def divergence(self, dense: "Readout", distribution: torch.Tensor | None = None) -> torch.Tensor:
         """Measures the KL divergence from the dense model's outputs, in nats, mean over the counted positions.
@@ -115,13 +117,23 @@ class Readout:
         Returns:
             [B], or [A, B] for several arms. Float64 for up to 1,024 classes, else float32.
         """
-        divergences = kl_divergence(dense.logits, self.logits, distribution)
+        if distribution is None and torch.is_grad_enabled() and self.outputs.requires_grad:
+            examples = max(1, CHUNK // self.outputs[0].numel())
+            chunks = zip(*(t.split(examples) for t in (self.outputs, dense.outputs)), strict=True)
+            parts = [_recomputed(kl_divergence, z0, z) for z, z0 in chunks]
+            divergences = torch.cat(parts)
+        else:
+            divergences = kl_divergence(dense.outputs, self.outputs, distribution)
         counted = self.counted()
         return torch.where(counted, divergences, 0).sum(-1) / counted.sum(-1).clamp(min=1)
 
+    def softened(self, temperature: float) -> "Readout":
+        """Gives the same with all logits divided by a temperature."""
+        return self if temperature == 1 else replace(self, outputs=self.outputs / temperature)
+
     def few_outputs(self) -> bool:
         """Tells whether `coordinates` are exact, one or a few an example, rather than drawn."""
-        return self.logits.shape[-2] == 1 and self.logits.shape[-1] <= FEW_CLASSES
+        return self.outputs.shape[-2] == 1 and self.outputs.shape[-1] <= FEW_CLASSES
 
     def coordinates(self, dense: "Readout", samples: int, seed: int) -> Iterator[torch.Tensor]:
         """Gives values u_i in which the divergence is half a squared distance, to second order, [B] float64 each.
@@ -144,8 +156,8 @@ class Readout:
             seed: Seed of the draws.
         """
         exact = self.few_outputs()
-        wide = wide_dtype(self.logits) if exact else torch.float32
-        log_q, log_p = (readout.logits.to(wide).log_softmax(-1) for readout in (self, dense))
+        wide = wide_dtype(self.outputs) if exact else torch.float32
+        log_q, log_p = (readout.outputs.to(wide).log_softmax(-1) for readout in (self, dense))
         log_p = log_p.detach()
         if not exact:
             yield from _drawn_coordinates(log_q, log_p, self.counted(), samples, seed)
@@ -153,6 +165,107 @@ class Readout:
             two = log_q.shape[-1] == 2
             found = [_coordinate_of_two(log_q[:, 0], log_p[:, 0])] if two else _coordinates_of_classes(log_q, log_p)
             yield from (coordinate.where(self.counted()[:, 0], 0) for coordinate in found)
+
+
+@dataclass(frozen=True)
+class HeadReadout(Readout):
+    """What a language model says where its vocabulary is large: hidden states, and the head that makes them logits.
+
+    Logits are made a few at a time (`vocabulary.py`), in float32 whatever the precision of the model.
+
+    Attributes:
+        outputs: Hidden states that the head is given, [B, P, D]; [A, B, P, D] for `divergence`.
+        head: The head.
+    """
+
+    head: vocabulary.Head = field(repr=False)
+    _known: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def losses(self) -> torch.Tensor:
+        """Measures the mean cross-entropy in nats over the counted positions, [B] float64; 0 where none counts."""
+        hidden, targets = self._hidden(), self.targets[self.counted()]
+        if torch.is_grad_enabled() and self._trained():
+            found = vocabulary.losses(self.head, hidden, targets)
+        else:
+            found = self._said()["normaliser"] - self.head.of(hidden.float(), targets).double()
+        return self._mean(found)
+
+    def correct(self) -> torch.Tensor:
+        """See `Readout.correct`."""
+        largest, targets = self._said()["largest"], self.targets[self.counted()]
+        hits = (largest == targets).double().masked_fill(largest == NO_CLASS, torch.nan)
+        return self._mean(hits)
+
+    def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Readout.predictions`."""
+        return self._said()["largest"], self.targets[self.counted()]
+
+    def distribution(self) -> torch.Tensor:
+        """Gives nothing, [0]: divergences are measured from hidden states."""
+        return self.outputs.new_empty(0)
+
+    def divergence(self, dense: Readout, distribution: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Readout.divergence`; float64."""
+        if self.outputs.ndim > dense.outputs.ndim:
+            return torch.stack([replace(self, outputs=outputs).divergence(dense) for outputs in self.outputs])
+        hidden, others = self._hidden(), dense.outputs[self.counted()]
+        if torch.is_grad_enabled() and self._trained():
+            return self._mean(vocabulary.divergences(self.head, hidden, others))
+        found = vocabulary.compared(self.head, hidden, others)
+        self._known.update(normaliser=found.normaliser, largest=found.largest)
+        return self._mean(found.divergence)
+
+    def softened(self, temperature: float) -> "Readout":
+        """See `Readout.softened`; the head is linear, so hidden states and bias are divided."""
+        if temperature == 1:
+            return self
+        bias = None if self.head.bias is None else self.head.bias / temperature
+        return replace(self, outputs=self.outputs / temperature, head=replace(self.head, bias=bias))
+
+    def few_outputs(self) -> bool:
+        """Says no: labels are drawn."""
+        return False
+
+    def coordinates(self, dense: Readout, samples: int, seed: int) -> Iterator[torch.Tensor]:
+        """See `Readout.coordinates`. The head is linear, so that with row W_y of token y
+
+        d(y) - E_p[d] = (W_y - E_p[W]) (h - h0).
+        """
+        counted = self.counted()
+        others = dense.outputs[counted].detach().float()
+        change = self._hidden().float() - others
+        expected = vocabulary.expected(self.head, others)
+        generator = torch.Generator(device=others.device).manual_seed(seed)
+        for _ in range(samples):
+            tokens = vocabulary.draw(self.head, others, expected.masses, generator)
+            rows = self.head.weight.detach()[tokens].float() - expected.row
+            yield self._mean(torch.linalg.vecdot(rows, change).double()) * (self.positions() / samples).sqrt()
+
+    def _hidden(self) -> torch.Tensor:
+        """[n, D], hidden states of all counted positions."""
+        return self.outputs[self.counted()]
+
+    def _trained(self) -> bool:
+        return self.outputs.requires_grad or self.head.weight.requires_grad
+
+    def _said(self) -> dict[str, torch.Tensor]:
+        """What the logits say at each counted position, read once: see `vocabulary.Said`."""
+        if not self._known:
+            found = vocabulary.said(self.head, self._hidden())
+            self._known.update(normaliser=found.normaliser, largest=found.largest)
+        return self._known
+
+    def _mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Means over the counted positions of each example, [n] -> [B]; 0 where none counts."""
+        counted = self.counted()
+        owner = torch.arange(len(counted), device=counted.device).repeat_interleave(counted.sum(1))
+        sums = torch.zeros(len(counted), dtype=values.dtype, device=values.device).index_add(0, owner, values)
+        return sums / self.positions().clamp(min=1)
+
+
+def _recomputed(function: Any, *tensors: torch.Tensor) -> torch.Tensor:
+    """Runs a function whose intermediate results are computed again in the backward pass, and not kept."""
+    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
 def _largest(logits: torch.Tensor) -> torch.Tensor:

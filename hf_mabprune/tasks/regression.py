@@ -24,7 +24,7 @@ class NumbersReadout(Readout):
     """Outputs that are numbers; each counts as a position and as the mean of a Gaussian of variance 1.
 
     Attributes:
-        logits: P outputs of each example, [B, P, 1]; [A, B, P, 1] for `divergence`.
+        outputs: P outputs of each example, [B, P, 1]; [A, B, P, 1] for `divergence`.
         targets: Right numbers, [B, P], floating.
     """
 
@@ -42,7 +42,7 @@ class NumbersReadout(Readout):
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives the outputs and the right numbers, [B] each, or [B, P] where there are several."""
-        predicted, reference = self.distribution(), self.targets.to(wide_dtype(self.logits))
+        predicted, reference = self.distribution(), self.targets.to(wide_dtype(self.outputs))
         return (predicted[:, 0], reference[:, 0]) if predicted.shape[1] == 1 else (predicted, reference)
 
     def answers(self) -> torch.Tensor:
@@ -51,7 +51,7 @@ class NumbersReadout(Readout):
 
     def distribution(self) -> torch.Tensor:
         """Gives the means of the Gaussians, [B, P], in float64 (float32 on MPS)."""
-        return self.logits.squeeze(-1).to(wide_dtype(self.logits))
+        return self.outputs.squeeze(-1).to(wide_dtype(self.outputs))
 
     def divergence(self, dense: Readout, distribution: torch.Tensor | None = None) -> torch.Tensor:
         """Measures KL(N(z0, 1) || N(z, 1)) = (z - z0)^2 / 2, mean over the outputs, [B] or [A, B]."""
@@ -134,4 +134,4 @@ class Regression(TextTask):
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Makes each output a position, [B, outputs] -> [B, outputs, 1]."""
-        return NumbersReadout(logits=logits.unsqueeze(-1), targets=batch["labels"].reshape(logits.shape))
+        return NumbersReadout(outputs=logits.unsqueeze(-1), targets=batch["labels"].reshape(logits.shape))

@@ -15,7 +15,8 @@ from hf_mabprune.data.splits import draw, drawn_rows
 from hf_mabprune.errors import OutsideError, in_words
 from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch
+from hf_mabprune.tasks.batch import LABELS, Batch
+from hf_mabprune.tasks.readout import NO_TARGET
 
 MOST_PARTS = 4  # that a batch is split into
 
@@ -99,6 +100,21 @@ def batches_of(
         encoded = encoded.select(range(len(encoded) - len(encoded) % batch_size))
     batches = LazyBatches(task, encoded, batch_size)
     return batches if task.batches_are_large else list(batches)
+
+
+def thinned(batch: Batch, positions: int, seed: int) -> Batch:
+    """Leaves so many tokens of each example to count, drawn from those that do; the model reads all of them.
+
+    Args:
+        batch: Of a task that predicts tokens.
+        positions: Tokens of an example that count at most.
+        seed: Of the draw.
+    """
+    labels, generator = batch[LABELS], torch.Generator().manual_seed(seed)
+    turns = torch.rand(labels.shape, generator=generator).to(labels.device)
+    turns[labels == NO_TARGET] = 2.0  # behind all that count
+    drawn = turns.argsort(-1).argsort(-1) < positions
+    return Batch({**batch, LABELS: labels.masked_fill(~drawn, NO_TARGET)})
 
 
 def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:

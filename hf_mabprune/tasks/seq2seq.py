@@ -60,6 +60,7 @@ class Seq2Seq(TokenTask):
     default_length: ClassVar[int] = 512
     rows_are_examples: ClassVar[bool] = True
     forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
+    predicts_tokens: ClassVar[bool] = True
 
     prefix: str = ""
 
@@ -150,4 +151,4 @@ class Seq2Seq(TokenTask):
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions of the targets, [B, U, C], each beside the token that it predicts."""
-        return Readout(logits=logits, targets=batch["labels"])
+        return Readout(outputs=logits, targets=batch["labels"])

@@ -75,7 +75,7 @@ def test_experts_that_stay_are_refitted_together(widths: int, bottom_up: bool) -
     assert site.error_after < site.error_before
     with torch.no_grad():
         distances = [
-            sum(float((task.readout(model, batch).logits - task.readout(other, batch).logits).square().sum())
+            sum(float((task.readout(model, batch).outputs - task.readout(other, batch).outputs).square().sum())
             for batch in batches)
             for other in (small, plain)
         ]  # fmt: skip

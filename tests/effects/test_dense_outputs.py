@@ -27,7 +27,7 @@ def test_outputs_come_back_the_same_wherever_they_were_kept(memory: int, disk: i
     for _ in range(3):
         for seed in (0, 1):
             recorded = outputs.recorded(("test", seed, 0), lambda seed=seed: make(seed))  # type: ignore[misc]
-            assert torch.equal(recorded.readout.logits, readout(seed).logits)
+            assert torch.equal(recorded.readout.outputs, readout(seed).outputs)
             assert torch.equal(recorded.readout.targets, readout(seed).targets)
             assert torch.equal(recorded.distribution, readout(seed).distribution())
     assert calls.count(0) == calls.count(1) == asked
@@ -36,8 +36,8 @@ def test_outputs_come_back_the_same_wherever_they_were_kept(memory: int, disk: i
 def test_no_record_holds_on_to_the_pass_that_made_it() -> None:
     weight = torch.ones(5, 5, requires_grad=True)
     outputs = DenseOutputs()
-    kept = outputs.readout("key", lambda: Readout(readout(0).logits @ weight, readout(0).targets))
-    assert kept.logits.grad_fn is None and not kept.logits.requires_grad
+    kept = outputs.readout("key", lambda: Readout(readout(0).outputs @ weight, readout(0).targets))
+    assert kept.outputs.grad_fn is None and not kept.outputs.requires_grad
 
 
 def test_a_disk_that_is_nearly_full_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_estimates_are_the_limit_of_small_arms(model_type: str, reward: str, in_
     pulls.set_context(kept)
     rows = np.flatnonzero(kept)
     exact = pulls.pull(rows, np.zeros(len(rows), dtype=int))[:, 0]
-    drawn = reward == "kl" and dense.logits.shape[1] > 1  # labels are drawn there
+    drawn = reward == "kl" and dense.outputs.shape[1] > 1  # labels are drawn there
     tolerance, small = 0.15 if drawn else 1e-2, 2e-2 if drawn and model_type == "gpt2" else 1e-3
     np.testing.assert_allclose(found.mean(1).numpy()[rows], exact, rtol=tolerance, atol=small * np.abs(exact).max())
     assert not found[~kept].any()
@@ -87,14 +87,14 @@ def test_a_gate_of_an_expert_is_a_factor_of_its_odds(shift: float) -> None:
         return output[0], values / values.sum(-1, keepdim=True), index
 
     with torch.no_grad(), masked(model, masks={"layers.0.mlp.gate": gate}):
-        found = task.readout(model, batches[0]).logits
+        found = task.readout(model, batches[0]).outputs
     handle = router.register_forward_hook(moved)
     with torch.no_grad():
-        expected = task.readout(model, batches[0]).logits
+        expected = task.readout(model, batches[0]).outputs
     handle.remove()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     with torch.no_grad():
-        assert (found - task.readout(model, batches[0]).logits).abs().max() > 1e-3
+        assert (found - task.readout(model, batches[0]).outputs).abs().max() > 1e-3
 
 
 def test_two_classes_need_one_backward_and_give_p_q_times_the_squared_slope() -> None:
@@ -105,10 +105,10 @@ def test_two_classes_need_one_backward_and_give_p_q_times_the_squared_slope() ->
     arm, step = 3, 1e-4
     masks = keep_masks(model, arms.kept_units(np.ones(len(arms), dtype=bool)))
     with torch.no_grad():
-        logits = task.readout(model, batches[0]).logits[:, 0]
+        logits = task.readout(model, batches[0]).outputs[:, 0]
         masks[str(arms.site[arm])][int(arms.start[arm]) : int(arms.stop[arm])] = 1 - step
         with masked(model, masks=masks):
-            moved = task.readout(model, batches[0]).logits[:, 0]
+            moved = task.readout(model, batches[0]).outputs[:, 0]
     slope = ((logits - moved)[:, 1] - (logits - moved)[:, 0]) / step
     p = logits.softmax(-1)
     expected = -0.5 * p[:, 0] * p[:, 1] * slope.square()

@@ -33,7 +33,7 @@ def slopes(model: PreTrainedModel, task: Task, batch: Batch, path: str, seed: in
     handle = model.base_model.get_submodule(path).register_forward_hook(hook)
     readout = task.readout(model, batch)
     handle.remove()
-    coordinates = readout.coordinates(replace(readout, logits=readout.logits.detach()), SAMPLES, seed)
+    coordinates = readout.coordinates(replace(readout, outputs=readout.outputs.detach()), SAMPLES, seed)
     found = [torch.autograd.grad(u.sum(), seen[-1], retain_graph=True)[0] for u in coordinates]
     return torch.stack([slope.reshape(-1, slope.shape[-1]) for slope in found]).double()
 

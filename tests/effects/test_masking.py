@@ -103,8 +103,8 @@ def test_masks_by_site_are_an_example_each_for_every_kind(model_type: str) -> No
             masks[site][:, :3] = 1  # a router sends every position to two
     with torch.no_grad():
         with masked(model, masks=masks):
-            together = task.readout(model, batch).logits
+            together = task.readout(model, batch).outputs
         for row in range(batch.examples):
             with masked(model, masks={site: mask[row] for site, mask in masks.items()}):
-                alone = task.readout(model, batch.rows(slice(row, row + 1))).logits
+                alone = task.readout(model, batch.rows(slice(row, row + 1))).outputs
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)

@@ -41,9 +41,9 @@ def test_a_stand_in_is_the_arm_removed_and_the_rest_refitted(model_type: str) ->
             torch.no_grad(),
             masked(model, masks=keep_masks(model, arms.kept_units(kept)), stand_ins=refit_costs.stand_ins),
         ):
-            found = task.readout(model, batches[0]).logits
+            found = task.readout(model, batches[0]).outputs
         with torch.no_grad():
-            expected = task.readout(refitted, batches[0]).logits
+            expected = task.readout(refitted, batches[0]).outputs
         torch.testing.assert_close(found, expected, rtol=0, atol=max(1e-10, 100 * rounding(model)))
 
 

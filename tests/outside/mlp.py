@@ -121,4 +121,4 @@ class RowsOfNumbers(Task):
         return Batch(features=features, labels=torch.tensor([example["labels"] for example in examples]))
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        return Readout(logits=logits[:, None], targets=batch["labels"][:, None])
+        return Readout(outputs=logits[:, None], targets=batch["labels"][:, None])

@@ -31,7 +31,7 @@ def test_torch_pruning_keeps_what_it_says(options) -> None:
         assert sum(len(keep[site.name]) for site in own) == pytest.approx(units / 2, abs=len(sites))
     small = cut(statistics.model, keep, "per_layer")
     batch = statistics.batches[0]
-    assert statistics.task.readout(small, batch).logits.isfinite().all()
+    assert statistics.task.readout(small, batch).outputs.isfinite().all()
     assert all(torch.equal(before[name], weight) for name, weight in statistics.model.state_dict().items())
 
 
@@ -58,7 +58,7 @@ def test_optipfair_keeps_what_it_says(method) -> None:
     width = statistics.model.config.intermediate_size
     assert {len(keep[f"layers.{layer}.mlp.down_proj"]) for layer in (0, 1)} == {width // 2}
     small = cut(statistics.model, keep, "uniform")
-    assert statistics.task.readout(small, statistics.batches[0]).logits.isfinite().all()
+    assert statistics.task.readout(small, statistics.batches[0]).outputs.isfinite().all()
 
 
 def test_heads_that_share_keys_are_refused_by_name() -> None:

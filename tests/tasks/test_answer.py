@@ -52,7 +52,7 @@ def test_the_divergence_counts_the_answer_alone() -> None:
         torch.manual_seed(moved(2))
         model.lm_head.weight.add_(0.5 * torch.randn_like(model.lm_head.weight))
         readout = task.readout(model, batch)
-    p, q = dense.logits.double().log_softmax(-1), readout.logits.double().log_softmax(-1)
+    p, q = dense.outputs.double().log_softmax(-1), readout.outputs.double().log_softmax(-1)
     each = (p.exp() * (p - q)).sum(-1)
     expected = [float(each[0, 2:4].mean()), float(each[1, 1:5].mean())]
     assert readout.divergence(dense).tolist() == pytest.approx(expected, rel=1e-6)

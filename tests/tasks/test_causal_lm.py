@@ -66,7 +66,7 @@ def test_targets_are_the_tokens_that_follow() -> None:
         readout = task.readout(model, batch)
         logits = model(batch["input_ids"]).logits
     assert readout.targets.tolist() == [[B, C, END], [E, F, G]]
-    torch.testing.assert_close(readout.logits, logits[:, :3])
+    torch.testing.assert_close(readout.outputs, logits[:, :3])
     assert readout.positions().tolist() == [3, 3]
 
 

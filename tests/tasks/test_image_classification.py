@@ -69,7 +69,7 @@ def test_a_model_of_one_channel_reads_grey() -> None:
     (batch,) = batches_of(task, task.encode(labelled([0, 1, 2])), 4)
     assert batch["pixel_values"].shape == (3, 1, 8, 8)
     with torch.no_grad():
-        assert task.readout(model, batch).logits.shape == (3, 1, 3)
+        assert task.readout(model, batch).outputs.shape == (3, 1, 3)
 
 
 @pytest.mark.parametrize(

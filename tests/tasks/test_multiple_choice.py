@@ -39,8 +39,8 @@ def test_logits_are_those_of_each_choice_alone() -> None:
     with torch.no_grad():
         readout = task.readout(model, batch)
         alone = model(torch.tensor([[[CLS, C, SEP, D, SEP]]]), token_type_ids=torch.tensor([[[0, 0, 0, 1, 1]]])).logits
-    assert readout.logits.shape == (2, 1, 2)
-    torch.testing.assert_close(readout.logits[1, 0, 1:], alone[0], atol=1e-6, rtol=0)
+    assert readout.outputs.shape == (2, 1, 2)
+    torch.testing.assert_close(readout.outputs[1, 0, 1:], alone[0], atol=1e-6, rtol=0)
 
 
 def test_texts_beside_their_names_are_found_by_name() -> None:

@@ -37,7 +37,7 @@ def test_padding_does_not_change_the_logits_of_an_encoder() -> None:
     task, model = classifier(), bert()
     (batch,) = batches_of(task, task.encode(labelled([2, 0, 1])), 8)
     with torch.no_grad():
-        padded = task.readout(model, batch).logits[1, 0]
+        padded = task.readout(model, batch).outputs[1, 0]
         alone = model(torch.tensor([[2, 6, 3]])).logits[0]
     torch.testing.assert_close(padded, alone, atol=1e-6, rtol=0)
 
@@ -47,7 +47,7 @@ def test_padding_does_not_change_the_logits_of_a_decoder() -> None:
     task = task_of(model, make_tokenizer("plain", padding_side="left"))
     (batch,) = batches_of(task, task.encode(labelled([2, 0, 1])), 8)
     with torch.no_grad():
-        padded = task.readout(model, batch).logits[:, 0]
+        padded = task.readout(model, batch).outputs[:, 0]
         alone = torch.cat([model(torch.tensor([ids])).logits for ids in ([6, 7, 8, 9, 10], [6], [8, 9])])
     torch.testing.assert_close(padded, alone, atol=1e-6, rtol=0)
 

@@ -44,7 +44,7 @@ def test_losses_are_those_worked_out_by_hand(case: Bound) -> None:
         with torch.no_grad():
             readout = task.readout(model, batch)
         assert readout.losses().dtype == torch.float64
-        assert readout.losses().tolist() == pytest.approx(by_hand(readout.logits, readout.targets), abs=1e-12)
+        assert readout.losses().tolist() == pytest.approx(by_hand(readout.outputs, readout.targets), abs=1e-12)
 
 
 @every_task

@@ -77,7 +77,7 @@ def test_a_pull_is_the_masked_model_against_the_whole(problem: Problem) -> None:
     losses = CASES[next(name for name in TASKS.names() if TASKS.get(name) is type(task))].losses
     with torch.no_grad():
         readouts = task.readout(model, batch), forward(0, batch)
-        whole, without = (losses(readout.logits, readout.targets) for readout in readouts)
+        whole, without = (losses(readout.outputs, readout.targets) for readout in readouts)
     reward = ReplayPulls(model, arms, task, batches, "loss").pull(np.array([2]), np.array([0]))[0, 0]
     assert reward == pytest.approx(np.mean(whole) - np.mean(without), abs=1e-5)
 
@@ -90,7 +90,7 @@ def test_estimates_are_the_limit_of_small_arms(problem: Problem, reward: str) ->
     model.double()
     shrink(model, 1e-3 if model.config.model_type != "vit" else 1e-4)  # whose embeddings are small, too
     dense = task.readout(model, batches[0])
-    drawn = reward == "kl" and dense.logits.shape[1] > 1
+    drawn = reward == "kl" and dense.outputs.shape[1] > 1
     for kept in (np.ones(len(arms), dtype=bool), some_context(arms)):
         found, _ = estimate(model, arms, task, batches[0], reward, kept, dense, samples=400)
         pulls = ReferencePulls(model, arms, task, batches[:1], reward)

@@ -248,7 +248,7 @@ class Pulls(ABC):
         passes = 0
         for number in over(range(rank, len(places), world), "effects of all arms", "parts"):
             readout, inputs = self._dense(places[number]).readout, self._inputs(places[number])
-            dense = replace(readout, logits=readout.logits.clone())  # made in inference mode, it takes no gradients
+            dense = replace(readout, outputs=readout.outputs.clone())  # made in inference mode, it takes no gradients
             own[number], slopes[:, number], passes = effects(
                 self.model, self.arms, self.task, inputs, self.kept, dense, samples, seed + number, self.stand_ins
             )
@@ -306,8 +306,8 @@ def observation(dense: Recorded, readout: Readout, quantities: Sequence[str]) ->
     values = dict.fromkeys(QUANTITIES, torch.empty(0, dtype=torch.float64))
     if "kl" in quantities:
         values["kl"] = readout.divergence(dense.readout, dense.distribution).double()
-    leading, trailing = readout.logits.shape[:-3], readout.logits.shape[-3:]
-    copies = [replace(readout, logits=logits) for logits in readout.logits.reshape(-1, *trailing)]
+    leading, trailing = readout.outputs.shape[:-3], readout.outputs.shape[-3:]
+    copies = [replace(readout, outputs=outputs) for outputs in readout.outputs.reshape(-1, *trailing)]
     if "loss" in quantities:
         values["loss"] = torch.stack([copy.losses().double() for copy in copies]).reshape(*leading, -1)
     if "correct" in quantities:

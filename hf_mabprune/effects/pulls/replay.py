@@ -30,10 +30,10 @@ from torch import nn
 from torch.nn.functional import linear
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
+from hf_mabprune.architectures.patching import answer, replaced
 from hf_mabprune.effects.dense_outputs import Recorded
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
-from hf_mabprune.effects.patching import answer, replaced
 from hf_mabprune.effects.pulls.base import Ints, Pulls, observation
 from hf_mabprune.effects.rewards import Observation
 from hf_mabprune.effects.taps import positions_a_token, tapped
@@ -164,8 +164,8 @@ class ReplayPulls(Pulls):
         while True:
             try:
                 parts = [self._replay(inputs, arms[at : at + size], recording) for at in range(0, len(arms), size)]
-                logits = parts[0].logits if len(parts) == 1 else torch.cat([part.logits for part in parts])
-                return replace(parts[0], logits=logits)
+                outputs = parts[0].outputs if len(parts) == 1 else torch.cat([part.outputs for part in parts])
+                return replace(parts[0], outputs=outputs)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if size == 1 or not _is_out_of_memory(error):
                     raise
@@ -203,8 +203,8 @@ class ReplayPulls(Pulls):
             if self._reads_first:
                 stack.enter_context(self._first_position_alone())
             readout = self.task.readout(self.model, inputs.repeated(len(arms)))
-        logits = readout.logits.unflatten(0, (len(arms), -1))
-        return replace(readout, logits=logits, targets=readout.targets[: logits.shape[1]])
+        outputs = readout.outputs.unflatten(0, (len(arms), -1))
+        return replace(readout, outputs=outputs, targets=readout.targets[: outputs.shape[1]])
 
     def _answers(self, site: Site, arms: Ints, recording: Recording) -> dict[nn.Module, Any]:
         """Says what modules return that are not run: those that no mask at the arms' site changes, and its block.
@@ -263,9 +263,9 @@ class ReplayPulls(Pulls):
         """Tries whether the last layer's FFN at the first position alone gives the model's logits, on one example."""
         inputs = self._parts[0][0].rows(slice(1))
         with torch.inference_mode():
-            everywhere = self.task.readout(self.model, inputs).logits
+            everywhere = self.task.readout(self.model, inputs).outputs
             with self._first_position_alone():
-                alone = self.task.readout(self.model, inputs).logits
+                alone = self.task.readout(self.model, inputs).outputs
         return bool((everywhere - alone).abs().max() <= AGREE * everywhere.abs().max())
 
     @contextmanager

@@ -1,0 +1,364 @@
+"""A language model's head and what follows from its logits, which are never there all at once.
+
+Logits of a vocabulary are hundreds of times as many numbers as the hidden states that they are made from: 512 windows
+of a model with 640 hidden dimensions and 262,144 tokens have 64 GiB of the one and 160 MiB of the other. So hidden
+states are kept, and logits are made a block of tokens at a time for a few positions, used and forgotten. Sums over the
+vocabulary are carried from block to block, each scaled by the largest logit so far (Milakov & Gimelshein 2018, arXiv
+1805.02867; for a loss with its head, Wijmans et al. 2024, arXiv 2411.09009); nothing is left out.
+
+Symbols: n positions; D hidden; V vocabulary, v of which make a block; h, h0 [n, D] hidden states of the model at hand
+and of the dense one; z = h W' + b, z0 likewise; p the softmax of z0, q that of z.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures.patching import replaced
+from hf_mabprune.tasks.divergence import LARGE_VOCABULARY, excess
+
+ROWS = {"cpu": 256, "cuda": 4096}  # positions that share a pass over the vocabulary
+TOKENS = {"cpu": 4096, "cuda": 32768}  # v
+
+
+class Block(NamedTuple):
+    """Some tokens of a head: their numbers, weights [v, D] and biases [v], float32."""
+
+    tokens: slice
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, v] float32."""
+        return linear(hidden, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last layer of a language model, logits = W h + b.
+
+    Attributes:
+        weight: [V, D], in the precision of the model; products are float32.
+        bias: [V], None where there is none.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        """Gives the vocabulary block by block."""
+        size = TOKENS.get(self.weight.device.type, TOKENS["cpu"])
+        for start in range(0, len(self.weight), size):
+            tokens = slice(start, start + size)
+            bias = None if self.bias is None else self.bias.detach()[tokens].float()
+            yield Block(tokens, self.weight.detach()[tokens].float(), bias)
+
+    def of(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """[n] float32, the logit of one token at each position."""
+        logits = torch.linalg.vecdot(hidden, self.weight.detach()[tokens].float())
+        return logits if self.bias is None else logits + self.bias.detach()[tokens].float()
+
+    @cached_property
+    def mean_row(self) -> torch.Tensor:
+        """[D] float32, the mean of W over the vocabulary."""
+        return torch.stack([block.weight.sum(0) for block in self.blocks()]).sum(0) / len(self.weight)
+
+
+def large_head(model: nn.Module) -> nn.Linear | None:
+    """Finds the head of a language model of a large vocabulary, where it alone leads from hidden states to logits, as
+    far as is known; None for any other model."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    large = isinstance(head, nn.Linear) and len(head.weight) > LARGE_VOCABULARY
+    return head if large and head not in _CHANGED_AFTER else None
+
+
+def without_head(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Head] | None:
+    """Runs a language model up to its head.
+
+    Args:
+        model: Any model.
+        inputs: Arguments of the forward pass.
+
+    Returns:
+        Its outputs, whose `logits` are the hidden states that the head would be given, and the head. None where the
+        vocabulary is small, or where more than a linear head leads from hidden states to logits.
+    """
+    head = large_head(model)
+    if head is None:
+        return None
+    given: list[torch.Tensor] = []
+
+    def keep(hidden: torch.Tensor) -> torch.Tensor:
+        given.append(hidden)
+        return hidden
+
+    with replaced({head: keep}):
+        outputs = model(**inputs)
+    if len(given) == 1 and given[0].shape == outputs.logits.shape and torch.equal(outputs.logits, given[0]):
+        return outputs, Head(head.weight, head.bias)
+    _CHANGED_AFTER.add(head)
+    return None
+
+
+_CHANGED_AFTER: WeakSet[nn.Linear] = WeakSet()  # heads whose logits the model scales or caps
+
+
+class _Sum:
+    """Sums over the vocabulary of e^z times something, [n] or [n, D] each, scaled by e^-m, m the largest z so far."""
+
+    def __init__(self, rows: torch.Tensor, *shapes: tuple[int, ...]) -> None:
+        self.largest = rows.new_full((len(rows),), -torch.inf, dtype=torch.float32)
+        self.sums = [rows.new_zeros((len(rows), *shape), dtype=torch.float64) for shape in shapes]
+
+    def weights(self, logits: torch.Tensor) -> torch.Tensor:
+        """Gives e^(z - m) of a block, [n, v], and scales the sums so far down to the new m."""
+        largest = torch.maximum(self.largest, logits.amax(1))
+        scale = (self.largest - largest).exp().double().nan_to_num(0.0)  # the first time there is nothing to scale
+        self.sums = [total * scale.view(-1, *[1] * (total.ndim - 1)) for total in self.sums]
+        self.largest = largest
+        return (logits - largest.unsqueeze(1)).exp_()
+
+    def add(self, *parts: torch.Tensor) -> None:
+        """Adds what a block has to each of the sums."""
+        self.sums = [total + part.double() for total, part in zip(self.sums, parts, strict=True)]
+
+    def log(self) -> torch.Tensor:
+        """[n] float64, log sum e^z, where the first sum is that of e^(z - m)."""
+        return self.largest.double() + self.sums[0].log()
+
+
+class Said(NamedTuple):
+    """What the logits of each position say, [n] each: log sum e^z float64, and the token of the largest logit, int64;
+    -1 where a logit is NaN."""
+
+    normaliser: torch.Tensor
+    largest: torch.Tensor
+
+
+class Compared(NamedTuple):
+    """The same, KL(p || q) in nats, never negative, and log sum e^z0 of the dense model, float64."""
+
+    normaliser: torch.Tensor
+    largest: torch.Tensor
+    divergence: torch.Tensor
+    dense: torch.Tensor
+
+
+class Expected(NamedTuple):
+    """What is drawn from and what is expected under the softmax of each position.
+
+    Attributes:
+        row: [n, D] float32, E_p[W_y], the mean row of the head.
+        masses: [n, blocks] float32, log sum e^z over each block of tokens.
+    """
+
+    row: torch.Tensor
+    masses: torch.Tensor
+
+
+@torch.no_grad()
+def said(head: Head, hidden: torch.Tensor) -> Said:
+    """Reads the logits of hidden states, [n, D]; one product of n * V * D."""
+    return _in_parts(Said, lambda rows: _said(head, rows), hidden)
+
+
+@torch.no_grad()
+def compared(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Compared:
+    """Compares hidden states with the dense model's, [n, D] each; two products of n * V * D.
+
+    With d = z - z0 - c, c any number a position, KL(p || q) = log E_p[e^d] - E_p[d] = log(1 + e + x) - e where
+    e = E_p[d] and x = E_p[e^d - 1 - d], whose terms are never negative (see `divergence.py`). d comes from the
+    difference of the hidden states, and c takes out what moves all logits alike, so that small effects keep their
+    digits.
+    """
+    return _in_parts(Compared, lambda rows, others: _compared(head, rows, others), hidden, dense)
+
+
+@torch.no_grad()
+def expected(head: Head, hidden: torch.Tensor) -> Expected:
+    """Finds the mean row of the head under the softmax of hidden states, [n, D]; two products of n * V * D."""
+    return _in_parts(Expected, lambda rows: _expected(head, rows), hidden)
+
+
+@torch.no_grad()
+def draw(head: Head, hidden: torch.Tensor, masses: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draws a token from the softmax of each position, [n] int64: a block by its mass, then a token of the block.
+
+    Args:
+        hidden: [n, D] float32.
+        masses: Those of `expected`.
+        generator: On the device of the head.
+    """
+    # Broken outputs are drawn from as if they were not: what they give is no number all the same.
+    which = torch.multinomial(masses.softmax(-1).nan_to_num(1.0), 1, generator=generator).squeeze(1)
+    tokens = torch.zeros_like(which)
+    for number, block in enumerate(head.blocks()):
+        rows = (which == number).nonzero().squeeze(1)
+        for part in rows.split(ROWS.get(hidden.device.type, ROWS["cpu"])):
+            shares = block.logits(hidden[part]).softmax(-1).nan_to_num(1.0)
+            tokens[part] = torch.multinomial(shares, 1, generator=generator).squeeze(1) + block.tokens.start
+    return tokens
+
+
+def losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Measures the cross-entropy at each position, [n] float64. Differentiable by hidden states and head.
+
+    Args:
+        hidden: [n, D].
+        targets: [n], the right tokens.
+    """
+    return _Losses.apply(hidden, head.weight, head.bias, targets)
+
+
+def divergences(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """Measures KL(p || q) at each position, [n] float64. Differentiable by hidden states and head, not by `dense`."""
+    return _Divergences.apply(hidden, head.weight, head.bias, dense)
+
+
+def _in_parts(made: Any, work: Any, *tensors: torch.Tensor) -> Any:
+    """Does a few positions at a time; hidden states in float32."""
+    size = ROWS.get(tensors[0].device.type, ROWS["cpu"])
+    parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    done = [work(*(rows.float() for rows in part)) for part in parts]
+    return made(*(torch.cat(columns) for columns in zip(*done, strict=True)))
+
+
+def _said(head: Head, hidden: torch.Tensor) -> Said:
+    total, best = _Sum(hidden, ()), _Largest(hidden)
+    for block in head.blocks():
+        logits = block.logits(hidden)
+        best.see(block, logits)
+        total.add(total.weights(logits).sum(1))
+    return Said(total.log(), best.tokens)
+
+
+def _compared(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Compared:
+    change = hidden - dense
+    centre = (change @ head.mean_row).unsqueeze(1)
+    total, best, of_dense = _Sum(hidden, ()), _Largest(hidden), _Sum(dense, (), (), ())
+    for block in head.blocks():
+        logits, moved = block.logits(dense), linear(change, block.weight)
+        weights = of_dense.weights(logits)
+        logits += moved  # z, from here on
+        best.see(block, logits)
+        total.add(total.weights(logits).sum(1))
+        moved -= centre
+        of_dense.add(weights.sum(1), torch.linalg.vecdot(weights, moved), torch.linalg.vecdot(weights, excess(moved)))
+    mass, first, second = of_dense.sums
+    shift, normaliser, dense_normaliser = first / mass, total.log(), of_dense.log()
+    divergence = torch.log1p(shift + second / mass) - shift
+    if not (finite := divergence.isfinite()).all():  # e^d overflows; nothing cancels then
+        large = normaliser - dense_normaliser - shift - centre.squeeze(1).double()
+        divergence = torch.where(finite, divergence, large)
+    return Compared(normaliser, best.tokens, divergence.clamp(min=0), dense_normaliser)
+
+
+def _expected(head: Head, hidden: torch.Tensor) -> Expected:
+    total, masses = _Sum(hidden, (), (hidden.shape[1],)), []
+    for block in head.blocks():
+        logits = block.logits(hidden)
+        masses.append(logits.logsumexp(1))
+        weights = total.weights(logits)
+        total.add(weights.sum(1), weights @ block.weight)
+    mass, rows = total.sums
+    return Expected((rows / mass.unsqueeze(1)).float(), torch.stack(masses, 1))
+
+
+class _Largest:
+    """Finds the token of the largest logit of each position, block by block."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.value = hidden.new_full((len(hidden),), -torch.inf)
+        self.tokens = hidden.new_full((len(hidden),), -1, dtype=torch.int64)
+
+    def see(self, block: Block, logits: torch.Tensor) -> None:
+        """Takes in a block, [n, v]."""
+        value, token = logits.max(1)
+        larger = (value > self.value) & ~self.value.isnan()
+        self.tokens = torch.where(larger, token + block.tokens.start, self.tokens).masked_fill(value.isnan(), -1)
+        self.value = torch.maximum(self.value, value)
+
+
+class _Losses(torch.autograd.Function):
+    """-log q_y, and its gradient by the logits, q - 1_y."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        head = Head(weight, bias)
+        normaliser = said(head, hidden).normaliser
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        return normaliser - head.of(hidden.float(), targets).double()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+
+        def gradient(block: Block, rows: slice) -> torch.Tensor:
+            share = (block.logits(hidden[rows].float()) - normaliser[rows].float().unsqueeze(1)).exp_()
+            place = targets[rows] - block.tokens.start
+            inside = ((place >= 0) & (place < share.shape[1])).nonzero().squeeze(1)
+            share[inside, place[inside]] -= 1
+            return share
+
+        return (*_pulled_back(ctx, Head(weight, bias), hidden, slopes[0], gradient), None)
+
+
+class _Divergences(torch.autograd.Function):
+    """KL(p || q), and its gradient by the logits z, q - p."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dense: torch.Tensor
+    ) -> torch.Tensor:
+        found = compared(Head(weight, bias), hidden, dense)
+        ctx.save_for_backward(hidden, weight, bias, dense, found.normaliser, found.dense)
+        return found.divergence
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        hidden, weight, bias, dense, normaliser, of_dense = ctx.saved_tensors
+
+        def gradient(block: Block, rows: slice) -> torch.Tensor:
+            share = (block.logits(hidden[rows].float()) - normaliser[rows].float().unsqueeze(1)).exp_()
+            return share.sub_((block.logits(dense[rows].float()) - of_dense[rows].float().unsqueeze(1)).exp_())
+
+        return (*_pulled_back(ctx, Head(weight, bias), hidden, slopes[0], gradient), None)
+
+
+def _pulled_back(ctx: Any, head: Head, hidden: torch.Tensor, slopes: torch.Tensor, gradient: Any) -> Any:
+    """Takes gradients by logits, [n, v] a block, back to the hidden states and, where it is trained, to the head.
+
+    Args:
+        ctx: Of the function; hidden states, weight and bias are its first inputs.
+        slopes: [n], of what the positions gave.
+        gradient: From a block and a slice of positions to the gradient of those by their logits.
+    """
+    wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    size = ROWS.get(hidden.device.type, ROWS["cpu"])
+    of_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+    of_weight = torch.zeros_like(head.weight, dtype=torch.float32) if wants_weight else None
+    of_bias = torch.zeros_like(head.weight[:, 0], dtype=torch.float32) if wants_bias else None
+    for start in range(0, len(hidden), size):
+        rows = slice(start, start + size)
+        scale = slopes[rows].float().unsqueeze(1)
+        for block in head.blocks():
+            change = gradient(block, rows).mul_(scale)
+            of_hidden[rows].addmm_(change, block.weight)
+            if of_weight is not None:
+                of_weight[block.tokens].addmm_(change.T, hidden[rows].float())
+            if of_bias is not None:
+                of_bias[block.tokens] += change.sum(0)
+    return (
+        of_hidden.to(hidden.dtype) if wants_hidden else None,
+        None if of_weight is None else of_weight.to(head.weight.dtype),
+        None if of_bias is None or head.bias is None else of_bias.to(head.bias.dtype),
+    )
