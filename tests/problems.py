@@ -28,7 +28,7 @@ from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
 from tests.tiny_models import keep_for, tiny_model
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "mixtral")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "mixtral")
 LETTERS = "abcdefghij"
 SPLITS = ("train", "validation", "test")
 

@@ -25,6 +25,7 @@ GROUPED = SIZES | {"num_key_value_heads": HEADS // 2}  # two heads share keys an
 OF_TYPE: dict[str, dict[str, Any]] = {  # where they differ from `GROUPED`
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), SIZES),
     "electra": SIZES | {"embedding_size": 16},
+    "gemma3_text": GROUPED | {"head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 2},
     "gpt2": TOKENS | {"n_embd": 32, "n_layer": LAYERS, "n_head": HEADS, "n_inner": WIDTH, "n_positions": 64},
     "mixtral": GROUPED | {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "t5": TOKENS

@@ -47,6 +47,7 @@ def test_neurons_and_experts_can_have_any_number(model_type: str) -> None:
         ("llama", EIGHT, {2, 4}),
         ("llama", {**EIGHT, "num_key_value_heads": 8}, {1, 2, 4}),
         ("llama", {**EIGHT, "num_key_value_heads": 2}, {4}),
+        ("gemma3_text", EIGHT, {2, 4}),
         ("mistral", EIGHT, {2, 4, 6}),
         ("mixtral", EIGHT, {2, 4, 6}),
         ("qwen3", {**EIGHT, "num_key_value_heads": 8}, {1, 2, 3, 4, 5, 6, 7}),
@@ -90,7 +91,11 @@ def test_a_model_with_per_layer_sizes_has_no_stock_config() -> None:
 @pytest.mark.parametrize("model_type", TYPES)
 def test_fields_that_give_output_projections_a_bias(model_type: str) -> None:
     model = tiny_model(model_type, "AutoModel")
-    fields = {"llama": {"head": "attention_bias", "neuron": "mlp_bias"}, "qwen3": {"head": "attention_bias"}}
+    fields = {
+        "llama": {"head": "attention_bias", "neuron": "mlp_bias"},
+        "qwen3": {"head": "attention_bias"},
+        "gemma3_text": {"head": "attention_bias"},
+    }
     expected = {
         site.name: fields[model_type][site.kind] for site in sites_of(model) if site.kind in fields.get(model_type, {})
     }

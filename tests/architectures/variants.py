@@ -15,6 +15,7 @@ VARIANTS = [(model_type, {}) for model_type in TYPES] + [
     ("llama", {"num_key_value_heads": 4}),
     ("mistral", {"head_dim": 12}),
     ("qwen3", {"head_dim": 8}),
+    ("gemma3_text", {"attention_bias": True, "head_dim": 12}),
     ("mixtral", {"head_dim": 12, "num_key_value_heads": 4, "num_local_experts": 3}),
     ("t5", {"feed_forward_proj": "gated-gelu", "d_kv": 12, "num_decoder_layers": 1}),
     ("vit", {"qkv_bias": False}),

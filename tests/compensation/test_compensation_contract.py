@@ -21,7 +21,11 @@ from tests.seeds import moved
 from tests.tiny_models import inputs_for, keep_of, outputs_of
 
 NAMES = COMPENSATIONS.names()
-BIASES = {"llama": {"neuron", "head"}, "qwen3": {"head"}}  # that uniform checkpoints of a type can be given
+BIASES = {  # that uniform checkpoints of a type can be given
+    "llama": {"neuron", "head"},
+    "qwen3": {"head"},
+    "gemma3_text": {"head"},
+}
 
 
 def cut_problem(model_type: str, layout: Layout) -> tuple[DenseReference, PreTrainedModel, KeepIndices]:
