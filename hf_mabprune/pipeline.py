@@ -38,7 +38,7 @@ from hf_mabprune.runtime.resume import RunState, open_run
 from hf_mabprune.runtime.wrappers import left_as_it_was, unwrap
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
-from hf_mabprune.session import SPLITS, Session, make_session, open_session
+from hf_mabprune.session import Session, make_session, open_session
 from hf_mabprune.surgery.cut import cut
 
 
@@ -144,7 +144,7 @@ def _run(session: Session, run: RunState) -> PruneResult:
     rehearse_checkpoint(session)
     accelerator.print(header(session.dense, session.arms, accelerator))
     accelerator.print(baseline(session.task, comparison.dense, comparison.doubts))
-    run.begin(session.dense, chain.from_iterable(session.batches[split] for split in SPLITS))
+    run.begin(session.dense, chain.from_iterable(session.batches.values()))
 
     if settings.stages > 1:
         stage = prune_in_stages(session, plans[0], run)

@@ -40,6 +40,8 @@ from hf_mabprune.tasks.together import check_splits
 from hf_mabprune.tasks.vocabulary import large_head
 
 SPLITS = ("calibration", "validation", "test")
+REFIT = "refit"  # further examples of the calibration split
+REFIT_SHARE = 3  # of them, for each one that choices are made on, where that is text for a language model
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Session:
         settings: Run settings.
         dense: The model before pruning, on the device of the launch, in evaluation mode; it is never changed.
         processor: Tokenizer or image processor of the model, as it came.
-        batches: Split -> batches.
+        batches: Split -> batches; and, under `REFIT`, further ones of calibration for refits alone.
         example: Inputs of one sequence, which MACs are counted for.
         totals: `parameters`, `ffn_parameters`, `attention_parameters` and `macs` of the dense model.
         save_dtype: Precision of saved weights.
@@ -78,7 +80,8 @@ class Session:
     @cached_property
     def reference(self) -> DenseReference:
         """The dense model on calibration data, for the refit of every selection."""
-        return DenseReference.on(self.dense, self.task, self.batches["calibration"], self.outputs)
+        calibration, further = self.batches["calibration"], self.batches.get(REFIT, ())
+        return DenseReference.on(self.dense, self.task, calibration, self.outputs, further)
 
     def dense_on(self, split: str, number: int, batch: Batch) -> Readout:
         """Gives what the dense model says on a batch, from the record.
@@ -151,10 +154,7 @@ def make_session(
     warnings = check_splits(task, {split: splits[split] for split in SPLITS})
     batches = make_batches(settings, task, splits)
     example = typical_example(batches["calibration"])
-    positions = settings.task.calibration_positions or affordable_positions(model, task, example)
-    if positions is not None:
-        few = [thinned(batch, positions, settings.seed + n) for n, batch in enumerate(batches["calibration"])]
-        batches = {**batches, "calibration": few}
+    batches["calibration"] = affordable(settings, task, model, example, batches["calibration"], settings.seed)
     prune = settings.prune
     with stage("counting arms"):
         arms = arm_table(model, prune.kinds(), prune.block_size, example)
@@ -172,28 +172,44 @@ def make_session(
 
 @stage("reading data")
 def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, Sequence[Batch]]:
-    """Samples, encodes and collates: split -> batches."""
+    """Samples, encodes and collates: split -> batches; those that refits alone read are under `REFIT`."""
     batches: dict[str, Sequence[Batch]] = {}
     for split in over(SPLITS, "encoding", "splits"):
-        drawn = split == "calibration"
-        count = settings.task.calibration_examples if drawn else settings.task.evaluation_examples
-        encoded = encode_sample(task, splits[split], count, settings.seed)
-        made = batches_of(task, encoded, settings.task.batch_size, equal=drawn, by_length=not drawn)
-        batches[split] = list(made) if drawn else made  # a search reads those of calibration over and over
+        if split == "calibration":
+            batches |= calibration_batches(settings.task, task, splits[split], settings.seed)
+        else:
+            encoded = encode_sample(task, splits[split], settings.task.evaluation_examples, settings.seed)
+            batches[split] = batches_of(task, encoded, settings.task.batch_size, by_length=True)
     return batches
 
 
-def affordable_positions(model: PreTrainedModel, task: Task, example: Batch) -> int | None:
-    """Counts the tokens of a window whose predictions cost no more than the layers do; None where all do.
+def calibration_batches(settings: TaskConfig, task: Task, dataset: Dataset, seed: int) -> dict[str, Sequence[Batch]]:
+    """Draws calibration data: batches that choices are made on, and under `REFIT` those that refits read as well."""
+    count, further = settings.calibration_examples, settings.refit_examples
+    if further is None:
+        further = REFIT_SHARE * count if task.predicts_tokens else 0
+    encoded = encode_sample(task, dataset, count, seed, further)
+    chosen, rest = encoded.select(range(min(count, len(encoded)))), encoded.select(range(count, len(encoded)))
+    return {
+        "calibration": list(batches_of(task, chosen, settings.batch_size, equal=True)),  # read over and over
+        REFIT: batches_of(task, rest, settings.batch_size) if len(rest) else [],
+    }
+
+
+def affordable(
+    settings: PruneConfig, task: Task, model: PreTrainedModel, example: Batch, batches: Sequence[Batch], seed: int
+) -> Sequence[Batch]:
+    """Lets as many tokens of a window count as the settings say, or else as cost no more than the layers do.
 
     A divergence takes two products with the head at each position that counts.
     """
-    head = large_head(model) if task.predicts_tokens else None
-    if head is None:
-        return None
-    of_head = head.weight.numel() * example.length
-    affordable = (count_macs(model, example) - of_head) / (2 * head.weight.numel())
-    return max(1, int(affordable)) if affordable < example.length else None
+    positions, head = settings.task.calibration_positions, large_head(model) if task.predicts_tokens else None
+    if positions is None and head is not None:
+        layers = count_macs(model, example) / example.length - head.weight.numel()  # of a token
+        positions = max(1, int(example.length * layers / (2 * head.weight.numel())))
+    if positions is None or positions >= example.length:
+        return batches
+    return [thinned(batch, positions, seed + number) for number, batch in enumerate(batches)]
 
 
 @stage("loading model")

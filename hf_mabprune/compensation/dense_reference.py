@@ -61,7 +61,12 @@ class DenseReference:
 
     @classmethod
     def on(
-        cls, model: PreTrainedModel, task: Task, batches: Sequence[Batch], outputs: DenseOutputs | None = None
+        cls,
+        model: PreTrainedModel,
+        task: Task,
+        batches: Sequence[Batch],
+        outputs: DenseOutputs | None = None,
+        further: Sequence[Batch] = (),
     ) -> "DenseReference":
         """Holds out every fourth calibration batch; batches run in parts of like lengths.
 
@@ -70,6 +75,7 @@ class DenseReference:
             task: Gives the logits that count.
             batches: Calibration batches, the same that pulls are made on.
             outputs: Record of what the dense model says on them; None makes one.
+            further: Batches that refits are made from as well.
 
         Raises:
             ValueError: If there are fewer than two batches.
@@ -81,6 +87,7 @@ class DenseReference:
             )
         parts = [split_by_length(batch) for batch in batches]
         fitting = [part for number, whole in enumerate(parts) if not _is_held_out(number) for part in whole]
+        fitting += [part for batch in further for part in split_by_length(batch)]
         held_out = [part for number, whole in enumerate(parts) if _is_held_out(number) for part in whole]
         keys = [
             (SPLIT, number, part if len(whole) > 1 else WHOLE)
@@ -171,17 +178,25 @@ class DenseReference:
     def divergences(self, small: PreTrainedModel) -> NDArray[np.float64]:
         """KL divergence of each held-out example, without those of broken batches; a single one that is infinite where
         there is no other, as `divergence` has it."""
-        found = list(self._divergences(small)) or [torch.full((1,), torch.inf)]
-        return torch.cat(found).double().cpu().numpy()
+        found = torch.cat([part.double().cpu() for part in self._divergences(small)])
+        return found.numpy() if len(found) else np.full(1, np.inf)
 
-    def _divergences(self, small: PreTrainedModel, finished: "FinishedLayers | None" = None) -> Iterator[torch.Tensor]:
-        """[B] of each held-out batch, without those on which the dense model itself is not finite; infinite where the
-        pruned one is not, so that it loses every comparison."""
-        for number, batch in enumerate(over(self.held_out, "held-out divergence")):
+    def divergences_of(self, small: PreTrainedModel, parts: Sequence[int]) -> list[NDArray[np.float64]]:
+        """The same of some held-out parts by their numbers, part by part."""
+        return [found.double().cpu().numpy() for found in self._divergences(small, None, parts)]
+
+    def _divergences(
+        self, small: PreTrainedModel, finished: "FinishedLayers | None" = None, parts: Sequence[int] | None = None
+    ) -> Iterator[torch.Tensor]:
+        """[B] of each held-out batch, empty where the dense model itself is not finite; infinite where the pruned one
+        is not, so that it loses every comparison."""
+        for number in over(range(len(self.held_out)) if parts is None else parts, "held-out divergence"):
+            batch = self.held_out[number]
             with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
                 batch = batch.to(small.device)
                 dense = self._said(number, batch)
                 if not dense.outputs.isfinite().all():
+                    yield torch.empty(0)
                     continue
                 found = self.task.readout(small, batch).divergence(dense)
             self.cost += Cost(forward_tokens=_tokens([batch]) * (1 - finished.share if finished else 1))

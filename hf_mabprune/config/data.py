@@ -37,6 +37,12 @@ class TaskConfig(Strict):
     columns: dict[str, str] = Field({}, description="role -> column; roles depend on the task: text, image, label")
     splits: SplitsConfig = Field(SplitsConfig(), description="which slice serves which purpose")
     calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
+    refit_examples: int | None = Field(
+        None,
+        ge=0,
+        description="further examples that refits alone are made from, at one forward pass each; null: three times "
+        "calibration_examples for language models, else none",
+    )
     calibration_positions: int | None = Field(
         None,
         gt=0,

@@ -5,11 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_mabprune.architectures import Site
-from hf_mabprune.architectures.sites import members
 from hf_mabprune.criteria.base import CRITERIA, Criterion
 from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
-from hf_mabprune.effects.obs import increases
+from hf_mabprune.effects.reconstruction import reconstruction_costs
 from hf_mabprune.registry import option
 
 
@@ -44,19 +42,5 @@ class OBS(Criterion):
             raise ValueError(f"damping must be finite and above 0, got {self.damping}")
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        errors = np.empty(len(statistics.arms))
-        for site, rows in statistics.sites:
-            if site.kind == "expert":
-                errors[rows] = [self._whole(statistics, part) for part in members(site, statistics.all_sites)]
-                continue
-            weight, second = statistics.weight(site), statistics.moments[site.name].second.cpu().numpy()
-            # E|W h|^2 = tr(W E[h h'] W'), the mean squared output of the layer without its bias
-            scale = max(float((weight @ second * weight).sum()), np.finfo(float).tiny) if self.relative else 1.0
-            size = int(statistics.arms.units[rows].max()) * site.unit_size
-            errors[rows] = increases(weight, second, size, len(rows), self.damping) / scale
-        return errors
-
-    def _whole(self, statistics: CalibrationStatistics, site: Site) -> float:
-        """The error of all columns together, with nothing in their place: of an expert that goes."""
-        weight, second = statistics.weight(site), statistics.moments[site.name].second.cpu().numpy()
-        return 1.0 if self.relative else float((weight @ second * weight).sum())
+        model, arms, moments = statistics.model, statistics.arms, statistics.moments
+        return reconstruction_costs(model, arms, moments, self.damping, self.relative)

@@ -215,7 +215,7 @@ def _rows(
     return parts
 
 
-def draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+def draw(dataset: Dataset, count: int | None, seed: int, further: int = 0) -> Dataset:
     """Draws `count` rows without replacement, all rows in random order if there are fewer.
 
     The draw depends on the seed and the number of rows alone, so every process draws the same.
@@ -224,10 +224,13 @@ def draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
         dataset: Rows to draw from.
         count: Number of rows; None leaves the data set as it is.
         seed: Seed of the draw.
+        further: Rows that are drawn beside those, as many as there are; they come after them.
     """
-    return dataset if count is None else dataset.select(drawn_rows(len(dataset), count, seed))
+    return dataset if count is None else dataset.select(drawn_rows(len(dataset), count, seed, further))
 
 
-def drawn_rows(size: int, count: int, seed: int) -> NDArray[np.int64]:
+def drawn_rows(size: int, count: int, seed: int, further: int = 0) -> NDArray[np.int64]:
     """Gives the numbers of the rows that `draw` takes of `size`."""
-    return np.random.default_rng(seed).choice(size, size=min(count, size), replace=False)
+    rng = np.random.default_rng(seed)
+    first = rng.choice(size, size=min(count, size), replace=False)
+    return np.concatenate([first, rng.permutation(np.setdiff1d(np.arange(size), first))[:further]])

@@ -22,22 +22,26 @@ MOST_PARTS = 4  # that a batch is split into
 
 
 @stage("reading data")
-def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int) -> Dataset:
+def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int, further: int = 0) -> Dataset:
     """Encodes at most `count` examples, drawn with `seed`; None encodes all, in order.
 
     Where an example is a row, rows are drawn first, so that nothing is tokenised in vain; windows of a language model
     are drawn after they are cut.
 
+    Args:
+        further: Examples that are drawn beside them, as many as there are; they come after them.
+
     Raises:
         ValueError: If a row cannot be encoded; the message names the split and the row.
     """
     split = f"split '{dataset.split or 'data'}'"
+
     try:
         if task.rows_are_examples:
-            return task.encode(draw(dataset, count, seed))
-        return draw(task.encode(dataset), count, seed)
+            return task.encode(draw(dataset, count, seed, further))
+        return draw(task.encode(dataset), count, seed, further)
     except RowError as error:
-        row = error.row if count is None else int(drawn_rows(len(dataset), count, seed)[error.row])
+        row = error.row if count is None else int(drawn_rows(len(dataset), count, seed, further)[error.row])
         raise ValueError(f"{split}: {RowError(error.message, row)}") from error
     except ValueError:
         raise

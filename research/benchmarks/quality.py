@@ -27,12 +27,11 @@ from hf_mabprune.evaluation.report import installed_versions
 from hf_mabprune.progress import Work, over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.processes import main_first, on_main
-from hf_mabprune.session import Session, load_model, make_session
+from hf_mabprune.session import Session, affordable, calibration_batches, load_model, make_session
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
-from hf_mabprune.tasks.sampling import batches_of, encode_sample
 from hf_mabprune.tasks.scores import Scores
 from research.benchmarks.draw import Choice, Draw
 from research.benchmarks.results import Results
@@ -134,9 +133,11 @@ class Bench:
 
     def draw(self, seed: int) -> Draw:
         """Draws the seed's calibration data; what the dense model says on them goes on a record of their own."""
-        task, settings = self.session.task, self.suite.settings(self.name).task
-        encoded = encode_sample(task, self.calibration, settings.calibration_examples, seed)
-        batches = {**self.session.batches, "calibration": batches_of(task, encoded, settings.batch_size, equal=True)}
+        task, settings = self.session.task, self.suite.settings(self.name)
+        drawn = calibration_batches(settings.task, task, self.calibration, seed)
+        whole = settings, task, self.session.dense, self.session.example
+        drawn["calibration"] = affordable(*whole, drawn["calibration"], seed)
+        batches = {**self.session.batches, **drawn}
         return Draw(self.suite, self.name, replace(self.session, batches=batches, outputs=DenseOutputs()), seed)
 
     def row(self, cell: Cell, draw: Draw, choice: Choice) -> dict[str, Any]:

@@ -14,6 +14,7 @@ The cost that removals go by is `along`, corrected by measured over predicted co
 the last word on how much goes from which layer.
 """
 
+from collections import ChainMap
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -26,6 +27,7 @@ from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.effects import gradients, refit_costs
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.reconstruction import reconstruction_costs
 from hf_mabprune.effects.refit_costs import RefitCosts
 from hf_mabprune.registry import option
 from hf_mabprune.search.allocation import Allocation
@@ -51,6 +53,7 @@ class Refit(EstimatingRule):
     moves: int = option(48, "allocations of removals to layers that are measured on the refitted model; 0: none")
     costs: RefitCosts | None = field(default=None, init=False, repr=False)
     allocation: Allocation | None = field(default=None, init=False, repr=False)
+    _reconstruction: list[Floats] = field(default_factory=list, init=False, repr=False)  # costs of sites by themselves
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +75,9 @@ class Refit(EstimatingRule):
         self.stand_ins, self.cost = self.costs.stand_ins, self.costs.cost
         if self.moves:
             self.allocation = Allocation(method, session.reference, self.moves, seed)
+            kinds = {"neuron" if kind == "expert" else kind for kind in session.arms.kinds()}
+            moments = ChainMap(*(session.reference.moments(kind) for kind in sorted(kinds)))
+            self._reconstruction = [-reconstruction_costs(session.dense, session.arms, moments, method.damping)]
             self.planned = self.moves * len(session.settings.prune.sizes())
 
     def choose(self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float) -> Removal:
@@ -86,23 +92,22 @@ class Refit(EstimatingRule):
         refitted model."""
         if self.allocation is None:
             return self.choose(plans[-1], rewards, kept, start, progress)
-        allocation, candidates, removed = self.allocation, self.candidates(rewards), []
+        allocation, orders, removed = self.allocation, self.orders(rewards), []
         for plan in plans:
-            for _ in allocation.run(plan, candidates, kept):
+            for _ in allocation.run(plan, orders, kept):
                 self.measured = allocation.cost.pulls
                 yield
             kept, gone = plan.choose(allocation.scores, kept)
             removed.append(gone)
-            candidates = [allocation.scores, *candidates]
+            orders = [*orders, allocation.scores]
         self.cost += Cost(forward_tokens=allocation.cost.forward_tokens, seconds=allocation.cost.seconds)
         return Removal(kept, np.concatenate(removed), allocation.scores)
 
-    def candidates(self, rewards: Floats) -> list[Floats]:
-        """Gives scores, [K] each, that trust the correction wholly, by half and not at all: by pulls, by effects."""
-        corrections = [self._correction(known) for known in (rewards, self.interactions.rewards())]
-        powers = [correction**trust for trust in (1.0, 0.5) for correction in corrections]
+    def orders(self, rewards: Floats) -> list[Floats]:
+        """Gives scores, [K] each, whose orders within sites allocations follow: costs in the outputs, corrected by
+        pulls and not, and errors of the site's own output."""
         along = self._known().along
-        return [-along * power for power in (*powers, np.ones_like(along))]
+        return [-along * self._correction(rewards), -along, *self._reconstruction]
 
     def memory(self, sizes: Sizes) -> RuleMemory:
         """See `Rule.memory`."""

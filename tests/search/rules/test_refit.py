@@ -8,7 +8,6 @@ import torch
 
 from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import TargetConfig, check
-from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.refit_costs import RefitCosts
 from hf_mabprune.runtime.accelerator import make_accelerator
@@ -18,7 +17,7 @@ from hf_mabprune.search.run import make_rule
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
 from hf_mabprune.session import Session
-from tests.problems import example_of, limits, problem, small_effects
+from tests.problems import example_of, limits, problem
 from tests.search.known_arms import ARMS, plan
 from tests.seeds import moved
 
@@ -29,9 +28,9 @@ class Known(Allocation):
     def __init__(self, scores: dict[int, np.ndarray]) -> None:
         self.by_size, self.cost, self.starts = scores, Cost(pulls=1, forward_tokens=7, seconds=1.0), []
 
-    def run(self, plan: Plan, candidates: Sequence[np.ndarray], start: np.ndarray) -> Iterator[None]:
+    def run(self, plan: Plan, orders: Sequence[np.ndarray], start: np.ndarray) -> Iterator[None]:
         self.scores = self.by_size[int(plan.budgets[0].amount)]
-        self.starts.append((len(candidates), int(start.sum())))
+        self.starts.append((len(orders), int(start.sum())))
         yield
 
     def summary(self) -> str:
@@ -45,7 +44,7 @@ def test_every_size_gets_its_own_allocation_and_larger_sizes_hold_smaller_ones()
     known = Known({amount: rng.normal(size=ARMS) for amount in amounts})
     rule, everything = Refit(), np.ones(ARMS, dtype=bool)
     rule.allocation = known
-    rule.candidates = lambda rewards: [rewards]  # type: ignore[method-assign]
+    rule.orders = lambda rewards: [rewards]  # type: ignore[method-assign]
     removal, steps = None, 0
     settling = rule.settle([small, large], np.zeros(ARMS), everything, 0.0, 1.0)
     try:
@@ -111,18 +110,15 @@ def test_the_damping_of_the_refits_reaches_costs_and_stand_ins(damping: float) -
         assert torch.equal(stand_in.matrix, usual.stand_ins[path].matrix) == (damping == 0.01)
 
 
-def test_candidates_go_from_full_trust_in_what_was_measured_to_none() -> None:
-    effects = Interactions(*small_effects("bert").effects(1, 1))
-    arms = effects.slopes.shape[0]
-    along, alone = np.arange(1.0, arms + 1), np.full(arms, 2.0)
+def test_orders_are_corrected_by_what_was_measured_and_not() -> None:
+    along, alone = np.arange(1.0, 9.0), np.full(8, 2.0)
     rule = Refit()
-    rule.costs, rule._interactions = RefitCosts(along, alone, {}, Cost()), effects
-    measured = np.full(arms, -8.0)
+    rule.costs, rule._reconstruction = RefitCosts(along, alone, {}, Cost()), [np.full(8, -3.0)]
+    measured = np.full(8, -8.0)
     measured[0] = -1000.0  # beyond the limit
-    candidates = rule.candidates(measured)
-    ratio = np.full(arms, 4.0)
+    corrected, plain, by_site = rule.orders(measured)
+    ratio = np.full(8, 4.0)
     ratio[0] = LIMIT
-    np.testing.assert_allclose(candidates[0], -along * ratio)
-    np.testing.assert_allclose(candidates[2], -along * np.sqrt(ratio))
-    np.testing.assert_allclose(candidates[1], -along * (-effects.rewards() / alone).clip(1 / LIMIT, LIMIT))
-    np.testing.assert_allclose(candidates[-1], -along)
+    np.testing.assert_allclose(corrected, -along * ratio)
+    np.testing.assert_allclose(plain, -along)
+    assert by_site.tolist() == [-3.0] * 8
