@@ -97,7 +97,8 @@ class Compensation(ABC):
     Args:
         guard: Whether refits are taken only where the held-out divergence does not grow.
         bottom_up: Takes x from the model that is already pruned and refitted below (K-prune, Park et al. 2023, arXiv
-            2308.03449) and not from the dense one: two more passes over part of the layers for each site.
+            2308.03449) and not from the dense one, layer by layer over all batches: two to three more passes of both
+            models, and memory for the hidden states of all batches in both.
     """
 
     guard: bool = option(True, "leave sites alone without whose refit held-out KL divergence is lower")

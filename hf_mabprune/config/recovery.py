@@ -10,7 +10,7 @@ from hf_mabprune.config.base import Strict
 class RecoveryConfig(Strict):
     """How a pruned model gets quality back: training on the calibration split, with the dense model as teacher."""
 
-    method: Literal["full", "lora"] = Field(
+    method: Literal["full", "lora", "light"] = Field(
         "full", description="full: all weights are trained; lora: low-rank updates of what pruning cuts, merged after"
     )
     epochs: float = Field(
