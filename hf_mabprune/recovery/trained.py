@@ -1,11 +1,11 @@
-"""What of a pruned model recovery trains: all weights, updates of low rank, or those with norms and biases.
+"""What of a pruned model recovery trains: all weights, or norms, biases and updates of low rank.
 
 Whatever is trained, a plain model is left behind: updates of low rank are merged into the weights.
 """
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,22 +26,17 @@ SCALE = 2.0  # of an update: alpha / r of its source
 def trained(small: PreTrainedModel, settings: RecoveryConfig) -> Iterator[None]:
     """Gives gradients to what a method trains, and to nothing else, while the block runs.
 
-    Half precision is widened to float32 where norms, biases or all weights are trained: small steps would be rounded
-    away.
+    Half precision is widened to float32: small steps would be rounded away.
 
     Args:
         small: The pruned model, changed in place.
         settings: Recovery settings: the method, and the rank of updates.
     """
-    low_rank, vectors = settings.method in ("lora", "light"), settings.method == "light"
+    light = settings.method == "lora"
     for parameter in small.parameters():
-        if vectors or not low_rank:
-            parameter.data = parameter.data.float()
-        parameter.requires_grad_(not low_rank or (vectors and parameter.ndim == 1))
-    if low_rank:
-        with _updates(small, settings.lora_rank):
-            yield
-    else:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(not light or parameter.ndim == 1)
+    with _updates(small, settings.lora_rank) if light else nullcontext():
         yield
 
 

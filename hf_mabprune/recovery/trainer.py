@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work
-from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
+from hf_mabprune.recovery.losses import distillation_loss, hidden_distance, some_positions
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -79,12 +79,14 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Gives the loss of a batch; one that is not finite on any process ends the training of all."""
         settings, batch = self.settings, Batch(inputs)
+        model.eval()  # no dropout: what it adds to the loss is more than a short training takes away
         student, student_states = self._forward(model, batch)
         dense: Readout | None = None
         if settings.alpha > 0 or settings.hidden_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 dense, dense_states = self._forward(self.dense, batch)
         self.tokens += batch.tokens * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
+        student = some_positions(student, settings.positions)
         loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
         if settings.hidden_weight > 0:
             distances = [
