@@ -18,7 +18,7 @@ from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Regression
 from hf_mabprune.compensation.finished_layers import FinishedLayers
-from hf_mabprune.compensation.side_by_side import SideBySide, input_of
+from hf_mabprune.compensation.side_by_side import input_of
 from hf_mabprune.effects.activations import Moments, moments
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.masking import keep_masks, masked
@@ -118,13 +118,6 @@ class DenseReference:
             found = self.moments(site.kind, held_out)[site.name]
             self._regressions[site.name, held_out] = Regression.of_moments(found, projection_of(self.model, site))
         return self._regressions[site.name, held_out]
-
-    def pairs(self, below: SideBySide, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The pruned model's inputs x [N, S] of a site and the dense model's outputs y [N, D], batch by batch."""
-        weight, bias = projection_of(self.model, site).float64()
-        self.cost += below.raise_to(site.depth) + below.cost_of_a_layer()
-        for hidden, x in below.inputs(site):
-            yield x, nn.functional.linear(hidden, weight.float(), bias.float())
 
     def rerouted(
         self, site: Site, keep: KeepIndices, batches: Sequence[Batch]

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Layer, architecture_of
-from hf_mabprune.architectures.sites import Stack
 from hf_mabprune.architectures.patching import answer, replaced
+from hf_mabprune.architectures.sites import Stack
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task

@@ -20,6 +20,7 @@ dimension, else the temperature; D hidden size.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
