@@ -20,6 +20,7 @@ class Bert(Architecture):
                     rows("attention.self.query", "attention.self.key", "attention.self.value"),
                     units="num_attention_heads",
                     attributes={"attention.self": {"num_attention_heads": UNITS, "all_head_size": COLUMNS}},
+                    stream="attention.self.query",
                     feeds=("attention.self",),
                 ),
                 SiteSpec(
@@ -27,6 +28,7 @@ class Bert(Architecture):
                     "output.dense",
                     rows("intermediate.dense"),
                     units="intermediate_size",
+                    stream="intermediate.dense",
                     feeds=("intermediate",),
                     before=("attention",),
                 ),

@@ -19,6 +19,7 @@ class Llama(Architecture):
                     rows("mlp.gate_proj", "mlp.up_proj"),
                     units="intermediate_size",
                     block="mlp",
+                    stream="post_attention_layernorm",
                     before=("self_attn",),
                     attributes={"mlp": {"intermediate_size": UNITS}},
                 ),

@@ -34,6 +34,7 @@ class Mixtral(Architecture):
                     units="num_local_experts",
                     experts="mlp.experts",
                     block="mlp",
+                    stream="post_attention_layernorm",
                     before=("self_attn",),
                     attributes={"mlp.experts": {"num_experts": UNITS}, "mlp.gate": {"num_experts": UNITS}},
                 ),

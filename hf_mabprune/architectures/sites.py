@@ -33,6 +33,7 @@ class Rows:
         interleaved: Whether the blocks alternate group by group, and do not follow one another.
         size: Rows that a unit (or group) has in a block; None: as many as it has columns.
         dim: Dimension of a bare parameter; None: the outputs of the module.
+        elsewhere: Whether its inputs are not those of the others: a decoder's of an encoder.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Rows:
     interleaved: bool = False
     size: int | None = None
     dim: int | None = None
+    elsewhere: bool = False
 
 
 def rows(*paths: str) -> tuple[Rows, ...]:
@@ -61,6 +63,8 @@ class SiteSpec:
             site for each expert); for `expert`, the one that the router sends to.
         block: Largest module whose output (or the first of its outputs) is that of the projection; the projection
             itself when left out.
+        stream: Module whose input the output is added to; where it is left out, no refit makes up for what is there.
+        norm: Norm without a mean between output and sum, where the layer has it.
         feeds: Modules outside the block that do nothing but feed it.
         before: Modules of the layer that run before and that the site cannot change.
         attributes: Module path -> attribute -> which size it holds.
@@ -78,6 +82,8 @@ class SiteSpec:
     groups: str | None = None
     experts: str | None = None
     block: str | None = None
+    stream: str = ""
+    norm: str = ""
     feeds: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     attributes: Mapping[str, Sizes] = field(default_factory=dict)
@@ -104,6 +110,7 @@ def grouped_heads(attention: str) -> SiteSpec:
         units="num_attention_heads",
         groups="num_key_value_heads",
         block=attention,
+        stream="input_layernorm",
     )
 
 

@@ -16,9 +16,14 @@ def _heads(place: int, name: str) -> SiteSpec:
     return SiteSpec(
         "head",
         f"{path}.o",
-        rows(f"{path}.q", f"{path}.k", f"{path}.v") + ((Rows(bias, size=1),) if first else ()),
+        (
+            Rows(f"{path}.q"),
+            *(Rows(f"{path}.{each}", elsewhere=not first) for each in "kv"),
+            *((Rows(bias, size=1),) if first else ()),
+        ),
         units="num_heads",
         block=path,
+        stream=f"layer.{place}.layer_norm",
         before=() if first else ("layer.0",),
         attributes={path: {**sizes, "has_relative_attention_bias": True} if first else sizes},
         arguments={path: {"position_bias": False}},
@@ -35,6 +40,7 @@ def _stack(side: str, attentions: tuple[SiteSpec, ...], flag: str) -> Stack:
         rows(f"{last}.wi", f"{last}.wi_0", f"{last}.wi_1"),
         units="d_ff",
         block=last,
+        stream=f"layer.{len(attentions)}.layer_norm",
         before=tuple(f"layer.{place}" for place in range(len(attentions))),
     )
     return Stack(f"{side}.block", (*attentions, ffn), flag=flag)

@@ -19,6 +19,7 @@ class ViT(Architecture):
                     rows("attention.q_proj", "attention.k_proj", "attention.v_proj"),
                     units="num_attention_heads",
                     block="attention",
+                    stream="layernorm_before",
                     attributes={"attention": {"num_attention_heads": UNITS}},
                 ),
                 SiteSpec(
@@ -27,6 +28,7 @@ class ViT(Architecture):
                     rows("mlp.fc1"),
                     units="intermediate_size",
                     block="mlp",
+                    stream="layernorm_after",
                     before=("attention",),
                 ),
             ),

@@ -97,11 +97,14 @@ class Compensation(ABC):
     Args:
         guard: Whether refits are taken only where the held-out divergence does not grow.
         bottom_up: Takes x from the model that is already pruned and refitted below (K-prune, Park et al. 2023, arXiv
-            2308.03449) and not from the dense one: two more passes over part of the layers for each site.
+            2308.03449) and not from the dense one, and fits it to y and what the layers below got wrong. This goes
+            layer by layer over all batches: two to three passes of both models, and memory for what a layer gives.
+        both_sides: Refits, bottom-up, the projections that make a site's columns too, for one more pass of both.
     """
 
     guard: bool = option(True, "leave sites alone without whose refit held-out KL divergence is lower")
-    bottom_up: bool = option(False, "refit to what the pruned model has at a site, with all refits below it")
+    bottom_up: bool = option(False, "refit to what the pruned model has at a site, errors below included")
+    both_sides: bool = option(False, "with bottom_up, refit what makes the columns too: gate and up, or q, k, v")
 
     @abstractmethod
     def fit(self, weight: torch.Tensor, xx: torch.Tensor, yx: torch.Tensor, unit_size: int) -> torch.Tensor:

@@ -4,10 +4,8 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen; B exam
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +13,13 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Layer, Site, architecture_of, projection_of
-from hf_mabprune.architectures.patching import answer, replaced
-from hf_mabprune.architectures.sites import Stack, columns_behind, members
+from hf_mabprune.architectures import Site, architecture_of, projection_of
+from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Regression
-from hf_mabprune.effects.activations import Moments, moments, watch_inputs
+from hf_mabprune.compensation.finished_layers import FinishedLayers
+from hf_mabprune.compensation.side_by_side import input_of
+from hf_mabprune.effects.activations import Moments, moments
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
@@ -127,17 +126,6 @@ class DenseReference:
             self._regressions[site.name, held_out] = Regression.of_moments(found, projection_of(self.model, site))
         return self._regressions[site.name, held_out]
 
-    def pairs(
-        self, small: PreTrainedModel, site: Site, batches: Sequence[Batch]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The pruned model's inputs x [N, S] of a site and the dense model's outputs y [N, D], batch by batch."""
-        weight, bias = projection_of(self.model, site).float64()
-        layers = len(architecture_of(small).layers(small))
-        self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
-        for batch in over(batches, "inputs and outputs"):
-            hidden, x = (_input_of(model, self.task, batch, site.name) for model in (self.model, small))
-            yield x, nn.functional.linear(hidden, weight.float(), bias.float())
-
     def rerouted(
         self, site: Site, keep: KeepIndices, batches: Sequence[Batch]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -152,13 +140,13 @@ class DenseReference:
         layers = len(architecture_of(self.model).layers(self.model))
         self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
         for batch in over(batches, "inputs and outputs"):
-            hidden = _input_of(self.model, self.task, batch, site.name)
+            hidden = input_of(self.model, self.task, batch, site.name)
             with masked(self.model, masks=masks):
-                x = _input_of(self.model, self.task, batch, site.name)
+                x = input_of(self.model, self.task, batch, site.name)
             yield x[:, columns], nn.functional.linear(hidden, weight)
 
     def divergence(
-        self, small: PreTrainedModel, limit: float = float("inf"), finished: "FinishedLayers | None" = None
+        self, small: PreTrainedModel, limit: float = float("inf"), finished: FinishedLayers | None = None
     ) -> float:
         """Mean KL divergence of a pruned model's outputs from this one's over the held-out examples; infinite where
         nothing can be measured, so that nothing is taken for good.
@@ -186,7 +174,7 @@ class DenseReference:
         return [found.double().cpu().numpy() for found in self._divergences(small, None, parts)]
 
     def _divergences(
-        self, small: PreTrainedModel, finished: "FinishedLayers | None" = None, parts: Sequence[int] | None = None
+        self, small: PreTrainedModel, finished: FinishedLayers | None = None, parts: Sequence[int] | None = None
     ) -> Iterator[torch.Tensor]:
         """[B] of each held-out batch, empty where the dense model itself is not finite; infinite where the pruned one
         is not, so that it loses every comparison."""
@@ -209,84 +197,6 @@ class DenseReference:
             self._asked.add(number)
             self.cost += Cost(forward_tokens=_tokens([batch]))
         return self.outputs.readout(self.keys[number], lambda: self.task.readout(self.model, batch))
-
-
-class FinishedLayers:
-    """The layers of a pruned model that no refit will change any more, and what they give on held-out batches.
-
-    Args:
-        reference: Whose held-out batches are meant.
-        small: The pruned model.
-    """
-
-    def __init__(self, reference: DenseReference, small: PreTrainedModel) -> None:
-        self.reference, self.small = reference, small
-        self.layers = architecture_of(small).layers(small)
-        self.count = 0
-        self._outputs: list[dict[Stack, Any]] = []  # of the last of them in each stack, a held-out batch each
-
-    @property
-    def share(self) -> float:
-        """Of all layers."""
-        return self.count / len(self.layers)
-
-    @torch.inference_mode()
-    def raise_to(self, count: int) -> None:
-        """The first `count` layers are finished: runs those that were not yet, on every held-out batch."""
-        if count == self.count:
-            return
-        last = {layer.stack: layer for layer in self.layers[self.count : count]}  # of each stack
-        outputs: list[dict[Stack, Any]] = []
-        for number, batch in enumerate(over(self.reference.held_out, "layers that are finished")):
-            taken: dict[Stack, Any] = dict(self._outputs[number]) if self._outputs else {}
-            with self.skipped(number), suppress(_Seen), ExitStack() as hooks:
-                for stack, layer in last.items():
-                    ends = layer is self.layers[count - 1]
-                    hook = partial(_take, taken, stack, ends)
-                    hooks.callback(self._module(layer).register_forward_hook(hook).remove)
-                self.reference.task.readout(self.small, batch.to(self.small.device))
-            outputs.append(taken)
-        tokens = _tokens(self.reference.held_out) * (count - self.count) / len(self.layers)
-        self.reference.cost += Cost(forward_tokens=tokens)
-        self.count, self._outputs = count, outputs
-
-    @contextmanager
-    def skipped(self, number: int) -> Iterator[None]:
-        """They answer with what they gave on a held-out batch, while the context is open."""
-        finished = self.layers[: self.count]
-        with replaced({self._module(each): partial(answer, self._outputs[number][each.stack]) for each in finished}):
-            yield
-
-    def _module(self, layer: Layer) -> nn.Module:
-        return self.small.base_model.get_submodule(layer.path)
-
-
-class _Seen(Exception):
-    """The rest of a forward pass is of no interest."""
-
-
-def _take(taken: dict[Stack, Any], stack: Stack, ends: bool, module: nn.Module, arguments: Any, output: Any) -> None:
-    """A hook that takes its module's output, and ends the pass there if nothing after it is of interest."""
-    taken[stack] = output
-    if ends:
-        raise _Seen
-
-
-def _input_of(model: PreTrainedModel, task: Task, batch: Batch, name: str) -> torch.Tensor:
-    """[N, columns] float32, what flows into a site's projection (into those of all experts, side by side, behind a
-    router), padding left out."""
-    sites = architecture_of(model).sites(model)
-    parts = members(next(site for site in sites if site.name == name), sites)
-    found: list[torch.Tensor] = []
-
-    def see(_: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
-        found.append(hidden[counted].float())
-        if len(found) == len(parts):
-            raise _Seen
-
-    with suppress(_Seen):
-        watch_inputs(model, task, [batch], parts, see)
-    return torch.cat(found, 1)
 
 
 def _is_held_out(number: int) -> bool:

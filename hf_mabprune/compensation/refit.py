@@ -23,8 +23,11 @@ from hf_mabprune.architectures.projections import spread
 from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression
-from hf_mabprune.compensation.dense_reference import DenseReference, FinishedLayers
+from hf_mabprune.compensation.dense_reference import DenseReference
+from hf_mabprune.compensation.finished_layers import FinishedLayers
+from hf_mabprune.compensation.input_side import InputSide
 from hf_mabprune.compensation.refit_cache import CACHE_BYTES, RefitCache, Values
+from hf_mabprune.compensation.side_by_side import SideBySide
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.progress import over
 from hf_mabprune.runtime.hashes import sha256_by_name
@@ -32,6 +35,7 @@ from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 
 LOWER = "held-out KL divergence is lower without"
 UNKNOWN = "held-out KL divergence is not finite with it, nor without"
+Below = dict[bool, SideBySide]  # whether on held-out data -> both models; empty where refits see the dense one alone
 MOST_COLUMNS = 2**14  # that are refitted at once, 2 GiB of moments
 
 
@@ -104,13 +108,16 @@ def compensate(
     started, spent = time.monotonic(), reference.cost
     parameters, cut = small.num_parameters(), sha256_by_name(small)
     kl_before, sites = reference.divergence(small), _cut_sites(reference.model, keep)
-    refits = [_Refit(method, reference, small, site, keep) for site in over(sites, "refits", "sites")]
+    below = _side_by_side(method, reference, small)
+    refits = [_Refit(method, reference, small, site, keep, below) for site in over(sites, "refits", "sites")]
     kl = reference.divergence(small)
     if method.guard:
         kl = _guard(reference, small, refits, kl_before, kl)
     declare_biases(small, [refit.site for refit in refits if refit.gave_bias()])
+    figures = [refit.figures() for refit in over(refits, "errors", "sites")]
+    reference.cost = sum((side.cost for side in below.values()), reference.cost)
     return CompensationFigures(
-        sites=[refit.figures() for refit in over(refits, "errors", "sites")],
+        sites=figures,
         kl_before=kl_before,
         kl_after=kl,
         parameters=small.num_parameters() - parameters,
@@ -128,15 +135,23 @@ def refit_all(
     keep: KeepIndices,
     cache: RefitCache,
 ) -> None:
-    """Refits every site as `compensate` does, without a guard, and without a config that says where biases came.
+    """Refits every site to the dense model's activations, without a guard, and without a config that says where biases
+    came: quick, for sets that are compared.
 
     Args:
         method, reference, small, keep: As those of `compensate`.
         cache: Refits of earlier calls with this method and reference; new ones are added.
     """
-    # Bottom-up, a refit depends on those below it, so that the columns of its own site do not say what it is.
     for site in over(_cut_sites(reference.model, keep), "refits", "sites"):
-        _Refit(method, reference, small, site, keep, None if method.bottom_up else cache)
+        _Refit(method, reference, small, site, keep, {}, cache)
+
+
+def _side_by_side(method: Compensation, reference: DenseReference, small: PreTrainedModel) -> Below:
+    """Readies both models to be gone up, on the data that refits are made from and on held-out data."""
+    if not method.bottom_up:
+        return {}
+    batches = {False: reference.batches, True: reference.held_out}
+    return {key: SideBySide(reference.model, small, reference.task, found) for key, found in batches.items()}
 
 
 def _guard(
@@ -153,11 +168,11 @@ def _guard(
     Returns:
         The divergence now.
     """
-    finished = FinishedLayers(reference, small)
+    finished = FinishedLayers(small, reference.task, reference.held_out)
     for refit in over(refits, "guard", "sites"):
         if refit.reason:
             continue
-        finished.raise_to(refit.site.depth)
+        reference.cost += finished.raise_to(refit.site.depth)
         refit.put(refit.before)
         kl_without = reference.divergence(small, kl, finished)
         if kl_without < kl or not np.isfinite(kl):
@@ -187,28 +202,33 @@ class _Refit:
         small: PreTrainedModel,
         site: Site,
         keep: KeepIndices,
+        below: Below,
         cache: RefitCache | None = None,
     ) -> None:
-        self.method, self.reference, self.small, self.site, self.keep = method, reference, small, site, keep
+        self.method, self.reference, self.site, self.keep, self.below = method, reference, site, keep, below
         there = next(other for other in architecture_of(small).sites(small) if other.name == site.name)
         self.projection, self.columns = projection_of(small, there), _columns(reference.model, site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, there)
         self.before = self.after = self.projection.float64()
         self.reason = ""
+        self.input_side = InputSide(reference.model, small, site, np.unique(keep[site.name])) if below else None
         key = site.name, self.columns.numpy().tobytes()
         try:
             self.after = (cache.get(key) if cache else None) or self._fitted()
         except Refused as reason:
             self.reason = str(reason)
+            self.put(self.before)
         if cache:
             cache.put(key, self.after)
         if not self.reason:
             self.put(self.after)
 
     def _fitted(self) -> Values:
-        """Gives new weights and bias; raises Refused."""
+        """Gives new weights and bias, with the other side refitted before; raises Refused."""
         if len(self.columns) > MOST_COLUMNS:
             raise Refused(f"{len(self.columns)} columns are too many to be refitted at once")
+        if self.input_side and self.method.both_sides:
+            self.input_side.refit(self.method, self.below[False])
         regression = self._regression(held_out=False)
         xx, yx = regression.centred() if self.biased else (regression.xx, regression.yx)
         if not (xx.isfinite().all() and yx.isfinite().all()):
@@ -223,16 +243,19 @@ class _Refit:
     def _regression(self, held_out: bool) -> Regression:
         """Gives the site's moments on the data that refits are made from, or on held-out data."""
         reference, site = self.reference, self.site
-        batches = reference.held_out if held_out else reference.batches
-        if self.method.bottom_up:
-            return Regression.of_pairs(reference.pairs(self.small, site, batches))
+        if self.below:
+            return Regression.of_pairs(self.below[held_out].pairs(site))
         if site.kind == "expert":
+            batches = reference.held_out if held_out else reference.batches
             return Regression.of_pairs(reference.rerouted(site, self.keep, batches))
         return reference.regression(site, held_out).at(self.columns)
 
     def put(self, values: Values) -> None:
-        """Puts weight and bias into the pruned model; a bias that surgery did not leave comes and goes with them."""
+        """Puts weight and bias into the pruned model, and the other side; a bias that surgery did not leave comes and
+        goes with them."""
         weight, bias = values
+        if self.input_side:
+            self.input_side.put(self.input_side.before if values is self.before else self.input_side.after)
         self.projection.write(weight)
         if self.had_bias:
             self.projection.write_bias(bias)

@@ -1,17 +1,32 @@
 """How a pruned model is trained to get quality back."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hf_mabprune.config.base import Strict
+
+# What a method takes where nothing else is said, in the place of the defaults below.
+OF_METHOD: dict[str, dict[str, Any]] = {
+    "lora": {
+        "examples": 512,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "alpha": 1.0,
+        "temperature": 1.0,
+        "positions": 0.25,
+    },
+}
 
 
 class RecoveryConfig(Strict):
     """How a pruned model gets quality back: training on the calibration split, with the dense model as teacher."""
 
     method: Literal["full", "lora"] = Field(
-        "full", description="full: all weights are trained; lora: low-rank updates of what pruning cuts, merged after"
+        "full",
+        description="full: all weights are trained; lora: norms, biases and low-rank updates of what pruning cuts, "
+        "merged after, without labels, in minutes (it has defaults of its own)",
     )
     epochs: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="passes over the training examples; fractions are fine"
@@ -33,6 +48,12 @@ class RecoveryConfig(Strict):
     hidden_weight: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="weight of the distance between hidden states after each layer"
     )
+    positions: float = Field(
+        1.0,
+        gt=0,
+        le=1.0,
+        description="part of each example's positions, drawn anew each time, that counts for the loss",
+    )
     lora_rank: int = Field(16, gt=0, description="rank of the updates of method lora")
     stages: int = Field(
         1,
@@ -40,3 +61,8 @@ class RecoveryConfig(Strict):
         description="above 1: the target is reached in so many steps, each cut, refitted and trained before the next "
         "search; they share epochs and max_steps",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_method_has_it(cls, given: Any) -> Any:
+        return {**OF_METHOD.get(str(given.get("method")), {}), **given} if isinstance(given, dict) else given

@@ -20,10 +20,11 @@ dimension, else the temperature; D hidden size.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.readout import NO_TARGET, Readout
 
 SMALLEST_SQUARE = 1e-12  # below it, a token's mean square in the dense model is no unit to divide by
 
@@ -31,7 +32,7 @@ SMALLEST_SQUARE = 1e-12  # below it, a token's mean square in the dense model is
 def distillation_loss(student: Readout, dense: Readout | None, alpha: float, temperature: float) -> torch.Tensor:
     """Measures alpha * T^2 * divergence from the dense model, both at temperature T, + (1 - alpha) * task loss.
 
-    Differentiable; a few examples are worked on at a time, so the extra memory does not grow with the batch.
+    Differentiable.
 
     Args:
         student: Readout of the pruned model.
@@ -49,6 +50,22 @@ def distillation_loss(student: Readout, dense: Readout | None, alpha: float, tem
         divergences = student.softened(temperature).divergence(dense.softened(temperature))
         loss = loss + alpha * temperature**2 * divergences.mean()
     return loss
+
+
+def some_positions(readout: Readout, share: float) -> Readout:
+    """Lets a random part of each example's positions count, at least one; drawn with torch's own generator.
+
+    Args:
+        readout: Readout of one forward pass.
+        share: Part of the positions, 0 to 1.
+    """
+    if share == 1 or readout.targets.ndim < 2 or readout.targets.shape[1] == 1:
+        return readout
+    counted = readout.counted()
+    drawn = torch.rand(counted.shape).to(counted.device).masked_fill(~counted, torch.inf)
+    rank = drawn.argsort(1).argsort(1)
+    kept = rank < (share * counted.sum(1, keepdim=True)).ceil()
+    return replace(readout, targets=readout.targets.masked_fill(~kept, NO_TARGET))
 
 
 def hidden_distance(

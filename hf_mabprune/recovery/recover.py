@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 import numpy as np
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work, stage
 from hf_mabprune.recovery.batching import batch_order
-from hf_mabprune.recovery.lora import low_rank
+from hf_mabprune.recovery.trained import trained
 from hf_mabprune.recovery.trainer import DistillationTrainer, not_finite, training_arguments
 from hf_mabprune.tasks.base import Task
 
@@ -34,7 +33,7 @@ class RecoveryFigures:
     """What recovery did and cost, over all processes, for the report.
 
     Attributes:
-        method: "full", all weights, or "lora", updates of low rank.
+        method: What was trained, as `RecoveryConfig.method` has it.
         epochs: Passes over the training examples.
         steps: Optimizer steps.
         examples: Number of examples to train on.
@@ -75,10 +74,8 @@ def check_recovery(settings: RecoveryConfig, processes: int) -> None:
         processes: Number of processes of the launch.
 
     Raises:
-        ValueError: If a package is missing, or the processes of the launch cannot share a batch.
+        ValueError: If the processes of the launch cannot share a batch.
     """
-    if settings.method == "lora" and find_spec("peft") is None:
-        raise ValueError("recovery.method lora needs the package peft: pip install 'hf_mabprune[lora]', or take full")
     if settings.batch_size % processes:
         raise ValueError(
             f"recovery.batch_size must be a multiple of the {processes} processes that share a step, "
@@ -144,15 +141,15 @@ def _train(
     work: Work,
 ) -> DistillationTrainer:
     """Takes the steps of `order`, [steps, n], and gives the trainer that took them."""
-    trainable = low_rank(small, settings.lora_rank) if settings.method == "lora" else _all_trainable(small)
+    longest = int(task.lengths(examples).max())
     with tempfile.TemporaryDirectory() as folder:
-        with trainable as trained:
+        with trained(small, settings):
             trainer = DistillationTrainer(
                 dense=dense,
                 task=task,
                 settings=settings,
-                model=trained,
-                args=training_arguments(settings, order.shape, accelerator, folder, seed),
+                model=small,
+                args=training_arguments(settings, order.shape, longest, accelerator, folder, seed),
                 train_dataset=examples.select(order.ravel()),
                 data_collator=task.collate,
             )
@@ -161,15 +158,6 @@ def _train(
         if not all(bool(parameter.isfinite().all()) for parameter in small.parameters()):
             raise not_finite(len(order))
     return trainer
-
-
-@contextmanager
-def _all_trainable(small: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Gives all weights gradients, in float32: in half precision small steps would be rounded away."""
-    for parameter in small.parameters():
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    yield small
 
 
 @contextmanager

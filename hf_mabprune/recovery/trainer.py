@@ -1,7 +1,8 @@
 """The Trainer of transformers, made to train a pruned model towards the dense one.
 
 It takes its batches from the order that it is given, counts tokens, shows its steps, and ends on all processes when
-the loss of any is not finite. AdamW, gradients clipped to norm 1.
+the loss of any is not finite. The examples of a step are differentiated a few at a time, and their gradients added up,
+so that memory does not grow with the batch. AdamW, gradients clipped to norm 1.
 """
 
 import math
@@ -24,7 +25,7 @@ from transformers import (
 
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work
-from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
+from hf_mabprune.recovery.losses import distillation_loss, hidden_distance, some_positions
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -35,6 +36,7 @@ STACKS = {
     "encoder_hidden_states": "attention_mask",
     "decoder_hidden_states": "decoder_attention_mask",
 }
+TOKENS = 2048  # about so many are differentiated at a time
 
 
 class DistillationTrainer(Trainer):
@@ -48,7 +50,7 @@ class DistillationTrainer(Trainer):
 
     Attributes:
         tokens: Positions of input on this process, [2]: through a forward pass, and differentiated.
-        losses: Loss of every step so far, the mean over processes.
+        losses: Loss of every part of a step so far, the mean over processes.
     """
 
     def __init__(self, dense: PreTrainedModel, task: Task, settings: RecoveryConfig, **options: Any) -> None:
@@ -56,6 +58,7 @@ class DistillationTrainer(Trainer):
         self.dense, self.task, self.settings = dense, task, settings
         self.tokens = torch.zeros(2, dtype=torch.long, device=self.args.device)
         self.losses: list[float] = []
+        self.model_accepts_loss_kwargs = False  # losses are means over examples: those of a step's parts are averaged
         self.remove_callback(PrinterCallback)
 
     def run(self, work: Work) -> None:
@@ -76,12 +79,14 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Gives the loss of a batch; one that is not finite on any process ends the training of all."""
         settings, batch = self.settings, Batch(inputs)
+        model.eval()  # no dropout: what it adds to the loss is more than a short training takes away
         student, student_states = self._forward(model, batch)
         dense: Readout | None = None
         if settings.alpha > 0 or settings.hidden_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 dense, dense_states = self._forward(self.dense, batch)
         self.tokens += batch.tokens * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
+        student = some_positions(student, settings.positions)
         loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
         if settings.hidden_weight > 0:
             distances = [
@@ -93,7 +98,7 @@ class DistillationTrainer(Trainer):
         self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
         self.shown.loss = self.losses[-1]
         if not math.isfinite(self.losses[-1]):
-            raise not_finite(len(self.losses))
+            raise not_finite(math.ceil(len(self.losses) / self.args.gradient_accumulation_steps))
         return (loss, student) if return_outputs else loss
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Readout, dict[str, Sequence[torch.Tensor]]]:
@@ -130,18 +135,20 @@ class StepsShown(TrainerCallback):
 
 
 def training_arguments(
-    settings: RecoveryConfig, shape: tuple[int, ...], accelerator: Accelerator, folder: str, seed: int
+    settings: RecoveryConfig, shape: tuple[int, ...], longest: int, accelerator: Accelerator, folder: str, seed: int
 ) -> TrainingArguments:
     """Gives Trainer's settings: its engine is the one that is there already, it saves nothing and keeps the order.
 
     Args:
         settings: Recovery settings.
         shape: Shape of the order of examples, (steps, examples in a step over all processes).
+        longest: Length of the longest example.
         accelerator: Accelerator of the launch.
         folder: Folder that Trainer may write to; nothing is expected there.
         seed: Seed of dropout.
     """
-    steps, size = shape
+    steps, size = shape[0], shape[1] // accelerator.num_processes
+    together = max(count for count in range(1, size + 1) if size % count == 0 and (count - 1) * longest < TOKENS)
     return TrainingArguments(
         output_dir=folder,
         accelerator_config={"use_configured_state": True},
@@ -149,7 +156,8 @@ def training_arguments(
         bf16=accelerator.mixed_precision == "bf16",
         fp16=accelerator.mixed_precision == "fp16",
         max_steps=steps,
-        per_device_train_batch_size=size // accelerator.num_processes,
+        per_device_train_batch_size=together,
+        gradient_accumulation_steps=size // together,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         learning_rate=settings.learning_rate,

@@ -14,7 +14,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.compensation import COMPENSATIONS, DenseReference, compensate, make_compensation
-from hf_mabprune.compensation.dense_reference import FinishedLayers
+from hf_mabprune.compensation.finished_layers import FinishedLayers
 from hf_mabprune.surgery.cut import Layout, cut
 from tests.problems import head_of, problem, selection
 from tests.seeds import moved
@@ -91,7 +91,7 @@ def test_guarded_it_never_moves_away_on_held_out_data(name: str, model_type: str
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "mixtral", "t5"])
 def test_layers_that_are_finished_need_not_run_again(model_type: str) -> None:
     reference, small, _ = cut_problem(model_type, "per_layer")
-    finished, whole = FinishedLayers(reference, small), reference.divergence(small)
+    finished, whole = FinishedLayers(small, reference.task, reference.held_out), reference.divergence(small)
     layers = architecture_of(small).layers(small)
     ran: list[str] = []
     for layer in layers:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -52,8 +51,3 @@ class Case:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def needs_peft(method: str) -> None:
-    if method == "lora":
-        pytest.importorskip("peft", reason="method lora needs the extra: pip install 'hf_mabprune[lora]'")

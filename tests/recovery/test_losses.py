@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from hf_mabprune.recovery import losses
-from hf_mabprune.recovery.losses import distillation_loss, hidden_distance
+from hf_mabprune.recovery.losses import distillation_loss, hidden_distance, some_positions
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
 from tests.seeds import moved
 
@@ -24,18 +23,15 @@ def test_the_loss_is_the_formula() -> None:
     assert float(distillation_loss(Readout(z, targets), None, 0.0, 3.0)) == pytest.approx(labels)
 
 
-def test_working_in_parts_changes_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, z0 = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(moved(0)))
-    targets = torch.arange(15).view(5, 3) % 4
-    found = []
-    for chunk in (losses.CHUNK, 24):
-        monkeypatch.setattr(losses, "CHUNK", chunk)
-        student = z.clone().requires_grad_()
-        loss = distillation_loss(Readout(student, targets), Readout(z0, targets), 0.5, 2.0)
-        loss.backward()
-        found.append((loss.item(), student.grad))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    torch.testing.assert_close(found[0][1], found[1][1])
+def test_a_part_of_each_examples_positions_counts() -> None:
+    targets = torch.arange(40).view(2, 20) % 3
+    targets[1, 5:] = NO_TARGET
+    readout = Readout(torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(moved(0))), targets)
+    some = some_positions(readout, 0.25)
+    assert some.positions().tolist() == [5, 2] and bool((some.counted() <= readout.counted()).all())
+    assert not torch.equal(some.targets, some_positions(readout, 0.25).targets), "each time others"
+    assert some_positions(readout, 1e-9).positions().tolist() == [1, 1]
+    assert some_positions(readout, 1.0) is readout
 
 
 def test_the_distance_of_hidden_states_is_relative_and_leaves_padding_out() -> None:

@@ -1,0 +1,80 @@
+"""The other side of a site: the projections that make its columns, refitted to what the pruned model gives them.
+
+Gate and up of a gated FFN, queries, keys and values of an attention, gave y = W s + b for the states s of the dense
+model; in the pruned one s differs by the errors of the layers below. Their rows that stay are fitted to give y from
+that, before any activation function, where they are linear.
+Symbols: D rows that stay of a projection, C inputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_mabprune.architectures import Projection, Site
+from hf_mabprune.architectures.projections import cuts
+from hf_mabprune.architectures.sites import part_at
+from hf_mabprune.arms import Ints
+from hf_mabprune.compensation.base import Compensation, Refused, Regression
+from hf_mabprune.compensation.refit_cache import Values
+from hf_mabprune.compensation.side_by_side import SideBySide
+
+
+class InputSide:
+    """The projections that make a site's columns, under way.
+
+    Experts have none here: their inputs depend on which of them stay.
+
+    Args:
+        dense, small: The dense model and the pruned one.
+        site: Site of the dense model.
+        units: Units that stay, sorted.
+
+    Attributes:
+        before, after: Weights and biases as surgery left them, and refitted.
+    """
+
+    def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, site: Site, units: Ints) -> None:
+        self.site = site
+        elsewhere = {site.prefix + rows.path for rows in site.spec.rows if rows.elsewhere}
+        kept: dict[str, torch.Tensor] = {}
+        for cut in cuts(dense.base_model, site, units) if site.kind != "expert" and site.expert is None else ():
+            path = cut.path.removesuffix(".weight")
+            linear = isinstance(part_at(small.base_model, path), nn.Linear | Conv1D)
+            if linear and path != site.name and path not in elsewhere:
+                kept[path] = torch.as_tensor(cut.index)
+        self.paths, self.rows = list(kept), list(kept.values())
+        self.projections = [_projection(part_at(small.base_model, path)) for path in self.paths]
+        self.before = self.after = [projection.float64() for projection in self.projections]
+
+    def refit(self, method: Compensation, below: SideBySide) -> None:
+        """Puts new weights and biases in; raises Refused, with nothing changed, where what flows in is not finite."""
+        if not self.paths:
+            return
+        both = Regression.of_pairs(below.rows(self.site, self.paths, self.rows))
+        if not (both.xx.isfinite().all() and both.yx.isfinite().all()):
+            raise Refused("what flows into it on calibration data is not finite")
+        start, after = 0, []
+        for projection, (weight, bias) in zip(self.projections, self.before, strict=True):
+            part = slice(start, start := start + len(weight))
+            own = Regression(both.x, both.y[part], both.xx, both.yx[part], both.yy)
+            biased = projection.bias is not None
+            new = method.fit(weight, *(own.centred() if biased else (own.xx, own.yx)), 1)
+            after.append((new, own.y - new @ own.x if biased else bias))
+        self.after = after
+        self.put(after)
+
+    def put(self, values: Sequence[Values]) -> None:
+        """Puts weights and biases into the pruned model."""
+        for projection, (weight, bias) in zip(self.projections, values, strict=True):
+            projection.write(weight)
+            if projection.bias is not None:
+                projection.write_bias(bias)
+
+
+def _projection(module: Any) -> Projection:
+    """Gives the weights of a module as a map from states to columns."""
+    return Projection((module.weight.T if isinstance(module, Conv1D) else module.weight,), module)

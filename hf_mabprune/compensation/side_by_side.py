@@ -1,0 +1,130 @@
+"""The dense model and a pruned one, layer by layer on the same batches: what a site gets in one, and should give.
+
+Symbols: N positions seen; C columns of a projection of the dense model, S that stay; D outputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import Site, architecture_of, projection_of
+from hf_mabprune.architectures.sites import members
+from hf_mabprune.compensation.finished_layers import FinishedLayers, Seen
+from hf_mabprune.effects.activations import watch_inputs
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.progress import over
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # x [N, S] and y [N, D]
+
+
+class SideBySide:
+    """Goes up two models together, a layer at a time over all batches, and holds the hidden states between layers.
+
+    Memory: what a layer gives on all batches, of both models.
+
+    Args:
+        dense, small: The dense model and the pruned one.
+        task: Runs a model on a batch.
+        batches: The batches.
+
+    Attributes:
+        cost: Of all passes so far.
+    """
+
+    def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> None:
+        self.dense, self.small, self.task, self.batches = dense, small, task, batches
+        self.cost = Cost()
+        self._finished = [FinishedLayers(model, task, batches) for model in (dense, small)]
+
+    def pairs(self, site: Site) -> Iterator[Pair]:
+        """Gives the pruned model's inputs x [N, S] of a site, and the y [N, D] that make up for all below.
+
+        With h the dense model's inputs, and s0 and s what its output is added to in the dense model and in the pruned
+        one, y = W h + b + s0 - s: so x is fitted to what is missing, errors of the layers below included. Where a norm
+        without a mean (RMSNorm) stands between projection and sum, which multiplies by g, y = W h + b + (s0 - s) / g.
+        Where nothing is known of s, y = W h + b.
+        """
+        weight, bias = (values.float() for values in projection_of(self.dense, site).float64())
+        stream = [site.prefix + site.spec.stream] if site.spec.stream and site.expert is None else []
+        for (hidden, streams), (x, others) in self._seen(site, stream, ()):
+            y = nn.functional.linear(hidden, weight, bias)
+            for before, now in zip(streams, others, strict=True):
+                y = y + (before - now) / self._gain(site, y)
+            yield x, y
+
+    def rows(self, site: Site, paths: Sequence[str], rows: Sequence[torch.Tensor]) -> Iterator[Pair]:
+        """Gives the pruned model's inputs x of the modules that make a site's columns, and what the dense ones gave.
+
+        Args:
+            paths: Modules that have their inputs in common, [M].
+            rows: Outputs that stay, of each of the dense modules.
+        """
+        for (_, outputs), (_, inputs) in self._seen(site, (), paths):
+            yield inputs[0], torch.cat([output[:, which] for output, which in zip(outputs, rows, strict=True)], 1)
+
+    def _seen(self, site: Site, streams: Sequence[str], made: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+        """Runs a layer of both models on every batch: the inputs of a site, and of (or what is given by) modules."""
+        self._raise_to(site.depth)
+        dense, small = self._finished
+        for number, batch in enumerate(over(self.batches, "inputs and outputs")):
+            with dense.skipped(number):
+                before = _look(self.dense, self.task, batch, site, streams, made)
+            with small.skipped(number):
+                yield before, _look(self.small, self.task, batch, site, [*streams, *made], ())
+
+    def _raise_to(self, count: int) -> None:
+        """Finishes the first `count` layers of both, which will not change any more."""
+        layer = Cost(forward_tokens=2 * sum(batch.tokens for batch in self.batches) / len(self._finished[0].layers))
+        self.cost = sum((finished.raise_to(count) for finished in self._finished), self.cost + layer)
+
+    def _gain(self, site: Site, y: torch.Tensor) -> torch.Tensor | float:
+        """What the norm behind a projection multiplies y by, element by element; 1 where there is none."""
+        if not site.spec.norm or not hasattr(self.dense.base_model.get_submodule(site.prefix), site.spec.norm):
+            return 1.0
+        gain = self.dense.base_model.get_submodule(site.prefix + site.spec.norm)(y) / y
+        return gain.where(gain.isfinite() & (gain != 0), torch.inf)
+
+
+def _look(
+    model: PreTrainedModel, task: Task, batch: Batch, site: Site, inputs: Sequence[str], outputs: Sequence[str]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Gives the inputs of a site [N, columns], those of some modules before it, and outputs of others; float32."""
+    base, taken = model.base_model, dict[str, torch.Tensor]()
+    with ExitStack() as hooks, torch.inference_mode():
+        for path in inputs:
+            hook = base.get_submodule(path).register_forward_pre_hook(
+                lambda _, given, path=path: taken.update({path: given[0]})
+            )
+            hooks.callback(hook.remove)
+        for path in outputs:
+            hook = base.get_submodule(path).register_forward_hook(
+                lambda _, __, given, path=path: taken.update({path: given})
+            )
+            hooks.callback(hook.remove)
+        columns = input_of(model, task, batch, site.name)
+    found = [taken[path] for path in (*inputs, *outputs)]
+    on_device = batch.to(model.device)
+    return columns, [states[on_device.counted(site.stack.flag, states)].float() for states in found]
+
+
+def input_of(model: PreTrainedModel, task: Task, batch: Batch, name: str) -> torch.Tensor:
+    """[N, columns] float32, what flows into a site's projection (into those of all experts, side by side, behind a
+    router), padding left out."""
+    sites = architecture_of(model).sites(model)
+    parts = members(next(site for site in sites if site.name == name), sites)
+    found: list[torch.Tensor] = []
+
+    def see(_: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
+        found.append(hidden[counted].float())
+        if len(found) == len(parts):
+            raise Seen
+
+    with suppress(Seen):
+        watch_inputs(model, task, [batch], parts, see)
+    return torch.cat(found, 1)
