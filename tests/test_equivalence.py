@@ -119,6 +119,19 @@ def _sizes_after(model: PreTrainedModel, keep: dict[str, Ints]) -> dict[str, int
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+@pytest.mark.parametrize("model_type", ["mistral", "gemma3_text"])
+def test_query_heads_on_one_key_value_head_go_one_by_one(model_type: str, layout: Layout, tmp_path: Path) -> None:
+    head = head_of(model_type)
+    model = missed(tiny_model(model_type, head, num_key_value_heads=1))
+    first = {0: [0, 1, 3], 1: range(HEADS)} if layout == "per_layer" else {0: [1, 3], 1: [0, 2]}
+    once = check_equivalence(model, keep_of(model, heads=first), layout, head, tmp_path / "first")
+    second = {0: [1], 1: [2]} if layout == "per_layer" else {0: [0], 1: [1]}
+    twice = check_equivalence(once, keep_of(once, heads=second), layout, head, tmp_path / "second")
+    assert [site.units for site in architecture_of(twice).sites(twice) if site.kind == "head"] == [1, 1]
+    assert twice.config.num_key_value_heads == 1
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 @pytest.mark.parametrize("model_type", ["llama", *NEW])
 def test_what_is_saved_again_loads_again(model_type: str, layout: Layout, tmp_path: Path) -> None:
     head = head_of(model_type)

@@ -5,7 +5,7 @@ Symbols: D hidden; F FFN neurons; H query heads; G key-value heads; Dh head size
 
 from abc import ABC
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
@@ -105,9 +105,10 @@ class Architecture(ABC):
             else:
                 size = self.head_size(config, spec) if spec.kind == "head" else 1
                 group = int(getattr(config, spec.units) // getattr(config, spec.groups)) if spec.groups else 1
-                whole = Site(inside + spec.output, spec.kind, *place, 0, size, group)
+                shared = spec.groups is not None and getattr(config, spec.groups) == 1 < group
+                whole = Site(inside + spec.output, spec.kind, *place, 0, size, 1 if shared else group, shared)
                 columns = projection_of(model, whole).weight.shape[1]
-                yield Site(whole.name, spec.kind, *place, columns // size, size, group)
+                yield replace(whole, units=columns // size)
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:

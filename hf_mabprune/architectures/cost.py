@@ -120,8 +120,9 @@ def arm_table(
 
 
 def unit_cost(model: PreTrainedModel, site: Site, work: Work) -> tuple[float, float]:
-    """Counts the parameters and MACs that go with one unit; shared key and value rows count G / H each.
+    """Counts the parameters and MACs that go with one unit: its share of what goes with its group.
 
+    Key and value rows count G / H each, and none where all heads have one key-value head in common, which stays.
     Tokens of an expert that goes are sent to others: all that its removal saves is the product of the router.
 
     Args:
@@ -130,11 +131,13 @@ def unit_cost(model: PreTrainedModel, site: Site, work: Work) -> tuple[float, fl
         work: Of the model, from `measure_work`.
     """
     base, parameters, macs = model.base_model, 0.0, 0.0
-    for cut in cuts(base, site, np.arange(site.units)):
+    whole, fewer = (cuts(base, site, np.arange(units)) for units in (site.units, site.units - site.group))
+    for cut, rest in zip(whole, fewer, strict=True):
         if cut.source is not None:
             continue  # a copy that the model does not have yet
         parameter = part_at(base, cut.path)
-        share = len(cut.index) / parameter.shape[cut.dim] / site.units  # of the parameter, a unit
+        gone = len(cut.index) - len(rest.index)
+        share = gone / parameter.shape[cut.dim] / site.group  # of the parameter, a unit
         parameters += share * parameter.numel() / (1 if cut.expert is None else len(parameter))
         module, _, name = cut.path.rpartition(".")
         if name == "weight":

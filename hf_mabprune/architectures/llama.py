@@ -6,7 +6,10 @@ from hf_mabprune.architectures.sites import UNITS, SiteSpec, Stack, grouped_head
 
 @ARCHITECTURES.register("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 class Llama(Architecture):
-    """Declares llama and its like. A head arm is one key-value group: a key-value head and its query heads."""
+    """Declares llama and its like. A head arm is one key-value group: a key-value head and its query heads.
+
+    Where all query heads have one key-value head in common, that one stays, and each of them is an arm.
+    """
 
     stacks = (
         Stack(

@@ -141,13 +141,16 @@ def cuts(base_model: nn.Module, site: Site, units: Ints) -> Iterator[Cut]:
 
 def rows_of(base_model: nn.Module, site: Site) -> Iterator[Cut]:
     """Lists the weights that make the columns of a site, block by block: all that is cut but its projection."""
-    total = {UNITS: site.units, GROUPS: site.units // site.group}
+    total = site.sizes(site.units)
     found = _cuts_of_rows if site.expert is None else _cuts_of_expert
     for each in site.spec.rows:
         size = site.unit_size if each.size is None else each.size
-        ends = np.cumsum([] if each.interleaved else [total[part] * size for part in each.parts[:-1]], dtype=np.int64)
-        for block in np.split(_row_index(each, site, np.arange(site.units)), ends):
-            yield from (cut for cut in found(base_model, site, each, block) if not cut.path.endswith("bias"))
+        apart = [] if _alternate(each, site) else [total[part] * size for part in each.parts[:-1]]
+        ends = np.cumsum(apart, dtype=np.int64)
+        blocks = np.split(_row_index(each, site, np.arange(site.units)), ends)
+        for part, block in zip(each.parts, blocks, strict=False):
+            if part == UNITS or not site.shared:
+                yield from (cut for cut in found(base_model, site, each, block) if not cut.path.endswith("bias"))
 
 
 def _cuts_of_expert(base_model: nn.Module, site: Site, which: Rows, index: Ints) -> Iterator[Cut]:
@@ -187,12 +190,17 @@ def spread(units: Ints, size: int, step: int | None = None) -> Ints:
 def _row_index(which: Rows, site: Site, units: Ints) -> Ints:
     """Lists the rows that stay, of blocks of units and of groups, one after the other or interleaved."""
     size = site.unit_size if which.size is None else which.size
-    groups = np.unique(units // site.group)
-    if which.interleaved:  # whole groups go, and with them whole strides
+    groups = site.groups_of(units)
+    if _alternate(which, site):  # whole groups go, and with them whole strides
         return spread(groups, sum(size * (site.group if part == UNITS else 1) for part in which.parts))
-    kept, total = {UNITS: units, GROUPS: groups}, {UNITS: site.units, GROUPS: site.units // site.group}
+    kept, total = {UNITS: units, GROUPS: groups}, site.sizes(site.units)
     starts = np.cumsum([0, *(total[part] * size for part in which.parts)])
     return np.concatenate([start + spread(kept[part], size) for start, part in zip(starts, which.parts, strict=False)])
+
+
+def _alternate(which: Rows, site: Site) -> bool:
+    """Says whether blocks alternate group by group; of one group alone, they follow one another."""
+    return which.interleaved and not site.shared
 
 
 def cut_parameters(base_model: nn.Module, kept: list[tuple[Site, Ints]]) -> dict[str, nn.Parameter]:

@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig
 
 from hf_mabprune.arms import Ints, KeepIndices
 
-UNITS, GROUPS, COLUMNS = "units", "groups", "columns"
-Sizes = Mapping[str, str | bool]  # name -> which size it holds (units, groups or columns), or a constant
+UNITS, GROUPS, COLUMNS, PER_GROUP = "units", "groups", "columns", "per_group"
+Sizes = Mapping[str, str | bool]  # name -> which size it holds (one of the above), or a constant
 
 
 def _always(config: PreTrainedConfig) -> bool:
@@ -58,7 +58,8 @@ class SiteSpec:
         output: Projection whose input columns are the units; for `expert`, the router.
         rows: Whatever else goes with them; what a config leaves out is skipped.
         units: Config field that counts the units, in the family's own name.
-        groups: Config field that counts the groups of units that can only go together.
+        groups: Config field that counts the groups of units that can only go together, each with the rows that they
+            share; where there is one group, its rows stay and its units go one by one.
         experts: Module of 3-D parameters, an expert each: for neurons, the one that `output` and `rows` are in (one
             site for each expert); for `expert`, the one that the router sends to.
         block: Largest module whose output (or the first of its outputs) is that of the projection; the projection
@@ -111,6 +112,7 @@ def grouped_heads(attention: str) -> SiteSpec:
         groups="num_key_value_heads",
         block=attention,
         stream="input_layernorm",
+        attributes={attention: {"num_key_value_groups": PER_GROUP}},
     )
 
 
@@ -151,6 +153,7 @@ class Site:
         units: F neurons, H query heads or E experts.
         unit_size: Columns a unit has in the output projection: 1, or Dh.
         group: Units that can only go together: 1, or H / G.
+        shared: Whether all units have one group in common, which stays, so that each can go alone: G = 1 < H.
         expert: Number of the expert that the neurons are in, else None.
     """
 
@@ -164,6 +167,7 @@ class Site:
     units: int
     unit_size: int = 1
     group: int = 1
+    shared: bool = False
     expert: int | None = None
 
     @property
@@ -192,8 +196,13 @@ class Site:
         return self.prefix + (self.spec.block or self.spec.output)
 
     def sizes(self, units: int) -> dict[str, int]:
-        """Gives the sizes that go with a number of units: `units`, `groups` and `columns`."""
-        return {UNITS: units, GROUPS: units // self.group, COLUMNS: units * self.unit_size}
+        """Gives the sizes that go with a number of units: `units`, `groups`, `columns` and `per_group`."""
+        groups = 1 if self.shared else units // self.group
+        return {UNITS: units, GROUPS: groups, COLUMNS: units * self.unit_size, PER_GROUP: units // groups}
+
+    def groups_of(self, units: Ints) -> Ints:
+        """Lists the groups that stay where some units, [n], do."""
+        return np.zeros(1, dtype=np.int64) if self.shared else np.unique(units // self.group)
 
 
 def members(site: Site, sites: Sequence[Site]) -> list[Site]:

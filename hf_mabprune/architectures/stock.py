@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures.base import PRUNED_PREFIX, architecture_of
 from hf_mabprune.architectures.projections import cut_shapes
-from hf_mabprune.architectures.sites import Site
+from hf_mabprune.architectures.sites import GROUPS, Site
 from hf_mabprune.arms import Ints
 
 Shapes = dict[str, list[int]]
@@ -68,7 +68,7 @@ def _sizes(kept: Sequence[tuple[Site, Ints]]) -> dict[tuple[str, str], set[int]]
         sizes.setdefault((site.field, f"{site.kind}s"), set()).add(len(units))
         if site.spec.groups:
             field = site.field.replace(site.spec.units, site.spec.groups)
-            sizes.setdefault((field, "key-value heads"), set()).add(len(units) // site.group)
+            sizes.setdefault((field, "key-value heads"), set()).add(site.sizes(len(units))[GROUPS])
     return sizes
 
 

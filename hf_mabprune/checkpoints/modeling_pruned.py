@@ -37,7 +37,7 @@ EXPERTS = {"num_experts", "num_local_experts"}
 FLAGS = {"has_relative_attention_bias"}  # true, where there is a relative_attention_bias
 NAMES = {  # all that a plan can write to, by its keys
     "attributes": {"num_attention_heads", "num_key_value_heads", "num_heads", "n_heads", "all_head_size", "inner_dim"}
-    | {"dim", "split_size", "intermediate_size", "intermediate_dim", *EXPERTS, *FLAGS},
+    | {"dim", "split_size", "intermediate_size", "intermediate_dim", "num_key_value_groups", *EXPERTS, *FLAGS},
     "settings": {"num_attention_heads", "num_key_value_heads"},
     "arguments": {"position_bias"},
     "copies": {"relative_attention_bias"},

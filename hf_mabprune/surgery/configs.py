@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.architectures.projections import cut_shapes, source_of
+from hf_mabprune.architectures.sites import GROUPS
 from hf_mabprune.arms import Ints
 from hf_mabprune.checkpoints import modeling_pruned
 
@@ -56,10 +57,13 @@ def make_plan(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> Plan
     plan |= {part: {} for part in PARTS}
     values: dict[str, Any]
     for site, units in kept:
-        sizes = site.sizes(len(units))
+        sizes: dict[Any, Any] = site.sizes(len(units))
+        before: dict[Any, Any] = site.sizes(site.units)
         for path, names in site.spec.attributes.items():
-            values = {name: sizes[size] if isinstance(size, str) else size for name, size in names.items()}
-            plan["attributes"].setdefault(site.prefix + path, {}).update(values)
+            values = {name: sizes.get(size, size) for name, size in names.items()}
+            values = {name: value for name, value in values.items() if value != before.get(names[name])}
+            if values:
+                plan["attributes"].setdefault(site.prefix + path, {}).update(values)
         for path, fields in site.spec.settings.items():
             values = {name: sizes[size] for name, size in fields.items()}
             plan["settings"].setdefault(site.prefix + path, {}).update(values)
@@ -102,5 +106,5 @@ def _fields_by_layer(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) 
         of_layer = fields.setdefault(site.layer, {})
         of_layer[site.spec.units] = len(units)
         if site.spec.groups:
-            of_layer[site.spec.groups] = len(units) // site.group
+            of_layer[site.spec.groups] = site.sizes(len(units))[GROUPS]
     return fields

@@ -19,6 +19,8 @@ from tests.architectures.variants import TYPES, model_of, sites_of, variants
 from tests.seeds import moved
 from tests.tiny_models import EXPERTS, LAYERS, WIDTH, inputs_for, keep_for, tiny_model
 
+KEYS_AND_VALUES = ("self_attn.k_proj", "self_attn.v_proj")
+
 
 @torch.no_grad()
 def run(model: PreTrainedModel) -> None:
@@ -96,14 +98,16 @@ def test_cuts_are_all_that_goes_with_units(model_type: str, changes: dict[str, A
                 continue  # a copy, which is not there yet
             size = part_at(base, all_of_it.path).shape[all_of_it.dim]
             assert all_of_it.index.tolist() == list(range(size)), all_of_it.path
-            assert len(rest.index) * site.units == size * (site.units - site.group), rest.path
+            stays = site.shared and all_of_it.path.removeprefix(site.prefix).startswith(KEYS_AND_VALUES)
+            assert len(rest.index) * site.units == size * (site.units - (0 if stays else site.group)), rest.path
             assert np.isin(rest.index, all_of_it.index).all() and (np.diff(rest.index) > 0).all()
         for rows in site.spec.rows:  # as many as units or groups have
             size = site.unit_size if rows.size is None else rows.size
             count = {UNITS: site.units * size, GROUPS: site.units // site.group * size}
+            parts = [part for part in rows.parts if part == UNITS or not site.shared]
             path = site.inside + rows.path
             blocks = [each for each in rows_of(base, site) if each.path.removesuffix(".weight") == path]
-            assert [len(block.index) for block in blocks] in ([], [count[part] for part in rows.parts])
+            assert [len(block.index) for block in blocks] in ([], [count[part] for part in parts])
             made = np.concatenate([block.index for block in blocks]) if blocks else np.empty(0, dtype=int)
             assert made.tolist() == list(range(len(made)))
 

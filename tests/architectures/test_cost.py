@@ -210,6 +210,21 @@ def test_a_head_arm_is_what_shares_keys_and_values(model_type: str) -> None:
     assert len(arms) == (3 if model_type == "t5" else 1) * LAYERS * HEADS // size
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "mixtral"])
+def test_a_query_head_is_an_arm_where_all_share_one_key_value_head(model_type: str) -> None:
+    model = model_of(model_type, num_key_value_heads=1)
+    arms = table_of(model, ["head"])
+    assert len(arms) == LAYERS * HEADS and set(arms.units.tolist()) == {1}
+    attention = model.base_model.layers[0].self_attn
+    rows = (*attention.q_proj.parameters(), *attention.o_proj.parameters())
+    small = cut(model, {"layers.0.self_attn.o_proj": np.array([0, 2, 3])}, "per_layer")
+    smaller = small.base_model.layers[0].self_attn
+    assert torch.equal(smaller.k_proj.weight, attention.k_proj.weight)
+    assert torch.equal(smaller.v_proj.weight, attention.v_proj.weight)
+    assert model.num_parameters() - small.num_parameters() == arms.parameters[0]
+    assert arms.parameters[0] == sum(parameter.numel() for parameter in rows) // HEADS
+
+
 def test_kinds_that_a_model_lacks_are_refused() -> None:
     with pytest.raises(ValueError, match="the model has no experts that can be cut"):
         table_of(model_of("bert"), ["expert"])

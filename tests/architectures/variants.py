@@ -13,6 +13,7 @@ VARIANTS = [(model_type, {}) for model_type in TYPES] + [
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}),
     ("llama", {"num_key_value_heads": 4}),
+    *((model_type, {"num_key_value_heads": 1}) for model_type in ("llama", "mistral", "gemma3_text", "mixtral")),
     ("mistral", {"head_dim": 12}),
     ("qwen3", {"head_dim": 8}),
     ("gemma3_text", {"attention_bias": True, "head_dim": 12}),
