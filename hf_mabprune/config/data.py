@@ -51,6 +51,11 @@ class TaskConfig(Strict):
     )
     evaluation_examples: int | None = Field(None, gt=0, description="cap on validation and test examples; null: all")
     batch_size: int = Field(32, gt=0, description="examples a pull is measured on")
+    evaluation_positions: int | None = Field(
+        None,
+        gt=0,
+        description="tokens of a validation or test window whose predictions count, drawn; null: all",
+    )
     max_broken_batches: int = Field(
         2, ge=0, description="calibration batches without a finite loss that are skipped before the run gives up"
     )

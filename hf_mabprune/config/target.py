@@ -20,14 +20,19 @@ class TargetConfig(Strict):
     heads: Fractions | None = Field(None, description="fraction of attention heads (key-value groups) removed")
     experts: Fractions | None = Field(None, description="fraction of the experts of a mixture removed")
     parameters: Fractions | None = Field(None, description="fraction of all parameters of the model removed")
+    layer_parameters: Fractions | None = Field(
+        None, description="fraction of the parameters of FFNs and attentions removed: without embeddings and head"
+    )
     macs: Fractions | None = Field(None, description="fraction of the multiply-accumulates of a forward pass removed")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "TargetConfig":
         counts = any(amount is not None for amount in self.counted().values())
-        given = [counts, self.parameters is not None, self.macs is not None]
-        if sum(given) != 1:
-            raise ValueError("target must be one of: neurons, heads and / or experts, parameters, macs")
+        costs = [self.parameters, self.layer_parameters, self.macs]
+        if counts + sum(amount is not None for amount in costs) != 1:
+            raise ValueError(
+                "target must be one of: neurons, heads and / or experts, parameters, layer_parameters, macs"
+            )
         lengths = {len(fractions) for fractions in self._lists().values()}
         if len(lengths) > 1:
             raise ValueError("target: lists of neurons, heads, experts go together, so they must be equally long")
@@ -103,10 +108,10 @@ class PruningConfig(Strict):
         for kind, amount in self.target.counted().items():
             if amount is not None and kind not in self.arms:
                 raise ValueError(f"target.{kind}s is set, but arms does not contain {kind}")
-        if {"neuron", "expert"} <= set(self.kinds()) and (self.target.parameters or self.target.macs):
+        if {"neuron", "expert"} <= set(self.kinds()) and not any(self.target.counted().values()):
             raise ValueError(
                 "arms: experts hold neurons, whose cost would count twice: leave one of them out, or set "
-                "target.neurons and target.experts in the place of parameters or macs"
+                "target.neurons and target.experts in the place of parameters, layer_parameters or macs"
             )
         if isinstance(self.round_to, int) and self.round_to < 1:
             raise ValueError(f"round_to must be at least 1, got {self.round_to}")

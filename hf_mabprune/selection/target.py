@@ -15,6 +15,12 @@ from hf_mabprune.config import TargetConfig
 from hf_mabprune.selection.plan import Budget, Plan, Tied
 
 Layout = Literal["uniform", "per_layer"]
+# A target of cost -> column of the arms that it counts, and the totals of the model that it is a fraction of.
+COSTS = {
+    "parameters": ("parameters", ("parameters",)),
+    "layer_parameters": ("parameters", ("ffn_parameters", "attention_parameters")),
+    "macs": ("macs", ("macs",)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ def make_plan(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], l
     Args:
         arms: All arms of the model.
         target: Fractions to remove.
-        totals: `parameters` and `macs` of the dense model.
+        totals: `parameters`, `ffn_parameters`, `attention_parameters` and `macs` of the dense model, as far as the
+            target is of them.
         layout: Layout of the checkpoint.
         limits: What sites may keep.
 
@@ -116,9 +123,10 @@ def _budgets(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int]) ->
     budgets = []
     everything = np.arange(len(arms))
     for name, fraction in target.fractions().items():
-        if name in ("parameters", "macs"):
-            cost = getattr(arms, name).astype(float)
-            budgets.append(Budget(name, everything, cost, totals[name], fraction * totals[name], True))
+        if name in COSTS:
+            cost = getattr(arms, COSTS[name][0]).astype(float)
+            total = float(sum(totals[part] for part in COSTS[name][1]))
+            budgets.append(Budget(name, everything, cost, total, fraction * total, True))
         else:
             rows, units = arms.of_kind(name.removesuffix("s")), arms.units.astype(float)
             total = float(units[rows].sum())

@@ -94,10 +94,12 @@ SETTINGS = {
         overrides=("--prune.target.parameters", "30%"),
     ),
     "two_kinds_of_targets": case(
-        "target must be one of: neurons, heads and / or experts, parameters, macs",
+        "target must be one of: neurons, heads and / or experts, parameters, layer_parameters, macs",
         prune__target={"neurons": 0.5, "macs": 0.2},
     ),
-    "no_target": case("target must be one of: neurons, heads and / or experts, parameters, macs", prune__target={}),
+    "no_target": case(
+        "target must be one of: neurons, heads and / or experts, parameters, layer_parameters, macs", prune__target={}
+    ),
     "list_that_shrinks": case(
         "target.neurons must be a list that grows, e.g. [0.3, 0.5]", prune__target={"neurons": [0.5, 0.3]}
     ),
