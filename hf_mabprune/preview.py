@@ -19,7 +19,7 @@ from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.loop import round_budgets
 from hf_mabprune.search.rules import Rule, RuleMemory
-from hf_mabprune.search.run import criterion_name, make_rule
+from hf_mabprune.search.run import criterion_name, make_rule, pulls_per_arm
 from hf_mabprune.selection import layouts
 from hf_mabprune.session import Session, open_session
 from hf_mabprune.tasks.batch import Batch
@@ -199,7 +199,7 @@ def _budgets(session: Session, plans: layouts.Plans, rule: Rule | None) -> list[
     if rule is None:
         return []
     config = session.settings.search
-    total = round(config.pulls_per_arm * len(session.arms))
+    total = round(pulls_per_arm(session, rule) * len(session.arms))
     return round_budgets(total, config.rounds or rule.default_rounds, plans.search, rule.estimates)
 
 

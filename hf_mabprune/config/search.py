@@ -41,8 +41,12 @@ class SearchConfig(Strict):
         description="removals in steps; each round pulls in the context of what is gone; null: 1 with rule refit, "
         "else 8",
     )
-    pulls_per_arm: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="budget: pulls of the whole search, times the number of arms"
+    pulls_per_arm: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="budget: pulls of the whole search, times the number of arms; null: 1, and 0 for rule refit on a "
+        "language model of a large vocabulary, where allocations say more for what they cost",
     )
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"

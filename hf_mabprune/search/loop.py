@@ -74,7 +74,7 @@ class Search:
         self.rule = rule or Single()
         self.plan, self.rounds = plans[-1], config.rounds or self.rule.default_rounds
         self.result = SearchResult.of_all(arms)
-        total = round(config.pulls_per_arm * arms)
+        total = round((1.0 if config.pulls_per_arm is None else config.pulls_per_arm) * arms)
         self.budgets = round_budgets(total, self.rounds, self.plan, self.rule.estimates)
         self.number = 1  # of the round under way
         self.settling = False  # whether its pulls are made, and the rule removes arms

@@ -77,7 +77,14 @@ def make_search(session: Session, plans: Sequence[Plan]) -> Search:
         stand_ins=rule.stand_ins,
     )
     policy = make_policy(settings, len(session.arms))
-    return Search(pulls, policy, plans, settings.search, rule, settings.task.max_broken_batches)
+    config = settings.search.model_copy(update={"pulls_per_arm": pulls_per_arm(session, rule)})
+    return Search(pulls, policy, plans, config, rule, settings.task.max_broken_batches)
+
+
+def pulls_per_arm(session: Session, rule: Rule) -> float:
+    """Gives the budget of a search in pulls an arm, decided by the rule where the settings leave it out."""
+    asked = session.settings.search.pulls_per_arm
+    return rule.default_pulls(session) if asked is None else asked
 
 
 @stage("statistics")

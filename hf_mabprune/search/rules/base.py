@@ -72,6 +72,10 @@ class Rule(ABC):
     measured: int = field(default=0, init=False)
     planned: int = field(default=0, init=False)
 
+    def default_pulls(self, session: Session) -> float:
+        """Gives the pulls an arm of a search whose settings do not say how many."""
+        return 1.0
+
     def prepare(self, session: Session) -> None:  # noqa: B027
         """Finds out, before the first pull, what the rule needs to know of the model."""
 

@@ -26,6 +26,7 @@ from hf_mabprune.compensation.dense_reference import HELD_OUT
 from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.effects import gradients, refit_costs
 from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.reconstruction import reconstruction_costs
 from hf_mabprune.effects.refit_costs import RefitCosts
@@ -34,6 +35,7 @@ from hf_mabprune.search.allocation import Allocation
 from hf_mabprune.search.rules.base import RULES, EstimatingRule, Removal, RuleMemory
 from hf_mabprune.selection.plan import Bools, Floats, Plan
 from hf_mabprune.session import Session
+from hf_mabprune.tasks.vocabulary import large_head
 
 COST_PASSES = 8  # over the calibration data that costs and moments take, backward ones counted twice
 LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
@@ -53,12 +55,22 @@ class Refit(EstimatingRule):
     moves: int = option(48, "allocations of removals to layers that are measured on the refitted model; 0: none")
     costs: RefitCosts | None = field(default=None, init=False, repr=False)
     allocation: Allocation | None = field(default=None, init=False, repr=False)
+    _unpulled: bool = field(default=False, init=False, repr=False)  # whether no arm is measured by itself
     _reconstruction: list[Floats] = field(default_factory=list, init=False, repr=False)  # costs of sites by themselves
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.moves < 0:
             raise ValueError(f"moves must be at least 0, got {self.moves}")
+
+    def default_pulls(self, session: Session) -> float:
+        """See `Rule.default_pulls`: none where the vocabulary is large, for there a pull costs as much as a part of an
+        allocation, which says more."""
+        return 0.0 if session.task.predicts_tokens and large_head(session.dense) is not None else 1.0
+
+    def begin(self, pulls: Pulls, number: int) -> Floats | None:
+        """See `Rule.begin`; effects are estimated where pulls are made, or asked for with none."""
+        return None if self._unpulled else super().begin(pulls, number)
 
     def prepare(self, session: Session) -> None:
         """Finds the costs of removals with refits; they, the stand-ins and the refits themselves share one damping.
@@ -71,6 +83,7 @@ class Refit(EstimatingRule):
             raise ValueError("search.rule refit counts on compensation least_squares: set it, or take another rule")
         batches = session.batches["calibration"]
         seed = session.settings.seed
+        self._unpulled = session.settings.search.pulls_per_arm is None and not self.default_pulls(session)
         self.costs = RefitCosts.of(session.dense, session.arms, session.task, batches, seed, method.damping)
         self.stand_ins, self.cost = self.costs.stand_ins, self.costs.cost
         if self.moves:
