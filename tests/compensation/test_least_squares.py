@@ -58,7 +58,7 @@ def ridge(x: np.ndarray, y: np.ndarray, start: np.ndarray, damping: float) -> np
 @pytest.mark.parametrize("bottom_up", [False, True])
 @pytest.mark.parametrize(
     ("model_type", "layout"),
-    [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform"), ("gpt2", "per_layer")],
+    [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform"), ("gemma3_text", "uniform"), ("gpt2", "per_layer")],
 )
 @pytest.mark.parametrize("kind", ["neuron", "head"])
 def test_weights_are_those_of_a_regression_on_raw_activations(
@@ -83,11 +83,13 @@ def test_weights_are_those_of_a_regression_on_raw_activations(
     x = activations(small, task, fitting, site.name) if bottom_up else hidden[:, columns]
     if bottom_up:  # what the output is added to differs by the errors of the layers below
         before, now = (activations(each, task, fitting, site.prefix + site.spec.stream) for each in (model, small))
-        y += before - now
+        norm = model.base_model.get_submodule(site.prefix + site.spec.norm) if site.spec.norm else None
+        with torch.no_grad():
+            y += (before - now) * (1 if norm is None else y / norm(torch.tensor(y)).numpy())
     found = projection_of(small, site)
-    if model_type == "mistral":
+    if found.bias is None:
         expected = ridge(x, y, weight, 0.05)
-        assert found.bias is None
+        assert model_type in ("mistral", "gemma3_text")
     else:
         expected = ridge(x - x.mean(0), y - y.mean(0), weight, 0.05)
         np.testing.assert_allclose(found.bias.detach(), y.mean(0) - expected @ x.mean(0), rtol=0, atol=1e-4)
