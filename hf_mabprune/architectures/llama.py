@@ -4,7 +4,7 @@ from hf_mabprune.architectures.base import ARCHITECTURES, Architecture
 from hf_mabprune.architectures.sites import UNITS, SiteSpec, Stack, grouped_heads, rows
 
 
-@ARCHITECTURES.register("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+@ARCHITECTURES.register("llama", "mistral", "qwen2", "qwen3")
 class Llama(Architecture):
     """Declares llama and its like. A head arm is one key-value group: a key-value head and its query heads.
 

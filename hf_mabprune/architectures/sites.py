@@ -65,7 +65,7 @@ class SiteSpec:
         block: Largest module whose output (or the first of its outputs) is that of the projection; the projection
             itself when left out.
         stream: Module whose input the output is added to; where it is left out, no refit makes up for what is there.
-        norm: Norm without a mean between output and sum, where the layer has it.
+        norm: Norm without a mean between output and sum.
         feeds: Modules outside the block that do nothing but feed it.
         before: Modules of the layer that run before and that the site cannot change.
         attributes: Module path -> attribute -> which size it holds.
@@ -94,11 +94,12 @@ class SiteSpec:
     when: Callable[[PreTrainedConfig], bool] = _always
 
 
-def grouped_heads(attention: str) -> SiteSpec:
+def grouped_heads(attention: str, norm: str = "") -> SiteSpec:
     """Declares the heads of an attention as Llama and most decoders after it have it, with grouped keys and values.
 
     Args:
         attention: Module with `q_proj`, `k_proj`, `v_proj` and `o_proj`.
+        norm: Norm between its output and the sum.
     """
     return SiteSpec(
         "head",
@@ -112,6 +113,7 @@ def grouped_heads(attention: str) -> SiteSpec:
         groups="num_key_value_heads",
         block=attention,
         stream="input_layernorm",
+        norm=norm,
         attributes={attention: {"num_key_value_groups": PER_GROUP}},
     )
 

@@ -85,7 +85,7 @@ class SideBySide:
 
     def _gain(self, site: Site, y: torch.Tensor) -> torch.Tensor | float:
         """What the norm behind a projection multiplies y by, element by element; 1 where there is none."""
-        if not site.spec.norm or not hasattr(self.dense.base_model.get_submodule(site.prefix), site.spec.norm):
+        if not site.spec.norm:
             return 1.0
         gain = self.dense.base_model.get_submodule(site.prefix + site.spec.norm)(y) / y
         return gain.where(gain.isfinite() & (gain != 0), torch.inf)

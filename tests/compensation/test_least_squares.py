@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.projections import cuts
@@ -24,7 +25,16 @@ def keys_of(batches: list[Batch]) -> list[tuple[str, int, int]]:
     return [("calibration", number, 0) for number in range(len(batches))]
 
 
-def activations(model: PreTrainedModel, task: Task, batches: list[Batch], path: str) -> np.ndarray:
+def weights_at(model: PreTrainedModel, path: str) -> np.ndarray:
+    """[outputs, inputs] of a Linear or a Conv1D."""
+    module = model.base_model.get_submodule(path)
+    weight = module.weight.detach().double().numpy()
+    return weight.T.copy() if isinstance(module, Conv1D) else weight.copy()
+
+
+def activations(
+    model: PreTrainedModel, task: Task, batches: list[Batch], path: str, flag: str = "attention_mask"
+) -> np.ndarray:
     """[N, columns], what flows into a projection, padding left out; by a hook of its own."""
     rows = []
     for batch in batches:
@@ -34,7 +44,7 @@ def activations(model: PreTrainedModel, task: Task, batches: list[Batch], path: 
         with torch.no_grad():
             task.readout(model, batch)
         handle.remove()
-        rows.append(seen[0][batch["attention_mask"].bool()])
+        rows.append(seen[0][batch[flag].bool()])
     return torch.cat(rows).double().numpy()
 
 
@@ -48,7 +58,7 @@ def ridge(x: np.ndarray, y: np.ndarray, start: np.ndarray, damping: float) -> np
 @pytest.mark.parametrize("bottom_up", [False, True])
 @pytest.mark.parametrize(
     ("model_type", "layout"),
-    [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform"), ("gpt2", "per_layer")],
+    [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform"), ("gemma3_text", "uniform"), ("gpt2", "per_layer")],
 )
 @pytest.mark.parametrize("kind", ["neuron", "head"])
 def test_weights_are_those_of_a_regression_on_raw_activations(
@@ -71,10 +81,15 @@ def test_weights_are_those_of_a_regression_on_raw_activations(
     y += 0 if whole.bias is None else whole.bias.detach().double().numpy()
     columns = (keep[site.name][:, None] * site.unit_size + np.arange(site.unit_size)).ravel()
     x = activations(small, task, fitting, site.name) if bottom_up else hidden[:, columns]
+    if bottom_up:  # what the output is added to differs by the errors of the layers below
+        before, now = (activations(each, task, fitting, site.prefix + site.spec.stream) for each in (model, small))
+        norm = model.base_model.get_submodule(site.prefix + site.spec.norm) if site.spec.norm else None
+        with torch.no_grad():
+            y += (before - now) * (1 if norm is None else y / norm(torch.tensor(y)).numpy())
     found = projection_of(small, site)
-    if model_type == "mistral":
+    if found.bias is None:
         expected = ridge(x, y, weight, 0.05)
-        assert found.bias is None
+        assert model_type in ("mistral", "gemma3_text")
     else:
         expected = ridge(x - x.mean(0), y - y.mean(0), weight, 0.05)
         np.testing.assert_allclose(found.bias.detach(), y.mean(0) - expected @ x.mean(0), rtol=0, atol=1e-4)
@@ -93,6 +108,38 @@ def twin(model: PreTrainedModel, kind: str) -> None:
                         tensor = part_at(model.base_model, own.path)
                         source = tensor.index_select(own.dim, torch.as_tensor(other.index))
                         tensor.index_copy_(own.dim, torch.as_tensor(own.index), source)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind", "path"),
+    [
+        ("bert", "neuron", "encoder.layer.1.intermediate.dense"),
+        ("llama", "neuron", "layers.1.mlp.up_proj"),
+        ("qwen2", "head", "layers.1.self_attn.k_proj"),
+        ("gpt2", "head", "h.1.attn.c_attn"),
+        ("t5", "head", "decoder.block.1.layer.1.EncDecAttention.q"),
+    ],
+)
+def test_rows_that_make_columns_are_those_of_a_regression_on_raw_activations(
+    model_type: str, kind: str, path: str
+) -> None:
+    model, task, batches, _ = problem(model_type)
+    sites = [site for site in architecture_of(model).sites(model) if site.kind == kind]
+    keep = {site.name: np.arange(site.units - site.group) for site in sites}
+    reference, small = DenseReference.on(model, task, batches), cut(model, keep, "per_layer")
+    before = weights_at(small, path)
+    options = {"damping": 0.05, "guard": False, "bottom_up": True, "both_sides": True}
+    compensate(make_compensation({"name": "least_squares", **options}), reference, small, keep)
+
+    flag = "decoder_attention_mask" if model_type == "t5" else "attention_mask"
+    states, x = (activations(each, task, list(reference.batches), path, flag) for each in (model, small))
+    site = next(site for site in sites if path.startswith(site.prefix + site.spec.rows[0].path.rpartition(".")[0]))
+    stay = next(each.index for each in cuts(model.base_model, site, keep[site.name]) if each.path == f"{path}.weight")
+    whole, bias = weights_at(model, path), getattr(model.base_model.get_submodule(path), "bias", None)
+    y = (states @ whole.T)[:, stay]
+    expected = ridge(x, y, before, 0.05) if bias is None else ridge(x - x.mean(0), y - y.mean(0), before, 0.05)
+    np.testing.assert_allclose(weights_at(small, path), expected, rtol=0, atol=1e-4)
+    assert np.abs(expected - before).max() > 1e-4
 
 
 @pytest.mark.parametrize("bottom_up", [False, True])
