@@ -58,7 +58,13 @@ def ridge(x: np.ndarray, y: np.ndarray, start: np.ndarray, damping: float) -> np
 @pytest.mark.parametrize("bottom_up", [False, True])
 @pytest.mark.parametrize(
     ("model_type", "layout"),
-    [("bert", "per_layer"), ("llama", "uniform"), ("mistral", "uniform"), ("gemma3_text", "uniform"), ("gpt2", "per_layer")],
+    [
+        ("bert", "per_layer"),
+        ("llama", "uniform"),
+        ("mistral", "uniform"),
+        ("gemma3_text", "uniform"),
+        ("gpt2", "per_layer"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["neuron", "head"])
 def test_weights_are_those_of_a_regression_on_raw_activations(
