@@ -249,12 +249,17 @@ def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, re
 
 def _memory(session: Session, rule: Rule | None) -> tuple[int, int]:
     """Bytes at the peak beside the libraries' own, and bytes of the caches in it."""
-    sizes = Sizes.of(session.dense, session.arms, session.task, session.batches["calibration"])
+    data = session.dense, session.arms, session.task, session.batches["calibration"]
+    sizes = Sizes.of(*data, session.reserve)
+    batch, outputs = dense_outputs.memory(sizes)
     recordings = 0 if rule is None else replay.memory(sizes)
     moments = dense_reference.memory(sizes) if session.compensation else 0
-    needed = RuleMemory(pulling=gradients.memory(sizes)) if rule is None else rule.memory(sizes)
-    peak = max(needed.preparing, recordings + needed.pulling, recordings + moments + needed.settling)
-    return 2 * sizes.weights + needed.kept + dense_outputs.memory(sizes) + peak, recordings
+    needed = RuleMemory(preparing=gradients.memory(sizes)) if rule is None else rule.memory(sizes)
+    most = session.reserve.limit - session.reserve.room  # that is kept
+    settled = min(most, needed.kept + outputs + moments + needed.refits) + max(needed.settling, sizes.together(1))
+    pulled = min(most, needed.kept + outputs + recordings) + needed.pulling
+    kept = min(most, needed.kept + outputs + max(recordings, moments + needed.refits))
+    return sizes.weights + batch + max(needed.preparing, pulled, sizes.weights + settled), kept
 
 
 def _size(example: Batch) -> str:

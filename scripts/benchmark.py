@@ -5,6 +5,7 @@
     python scripts/benchmark.py pulls --config configs/quickstart.yaml --plot runs/pulls.png
     python scripts/benchmark.py precision --config configs/quickstart.yaml --search.products float16
     python scripts/benchmark.py estimates --config configs/quickstart.yaml
+    python scripts/benchmark.py memory --config configs/quickstart.yaml --search.memory 0.5
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
 
@@ -20,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of wh
 from hf_mabprune.cli.guard import guarded
 from hf_mabprune.cli.settings import Arguments, read_settings
 from hf_mabprune.policies import POLICIES
-from research.benchmarks import estimates, policies, precision, pulls, quality, quality_report
+from research.benchmarks import estimates, memory, policies, precision, pulls, quality, quality_report
 from research.benchmarks.suite import read_suite
 
 
 def main() -> int:
     """Parses, calls, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["estimates", "policies", "precision", "pulls", "quality"])
+    parser.add_argument("benchmark", choices=["estimates", "memory", "policies", "precision", "pulls", "quality"])
     parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", help="policy, or policy:reward; default: all, and ucb1:loss")
     parser.add_argument("--out", help="where the rows go; default: runs/policies.parquet, or what the suite says")
@@ -51,7 +52,10 @@ def measured(options: argparse.Namespace, settings: Arguments) -> str:
         out = options.out or "runs/policies.parquet"
         variants = options.variants or [*POLICIES.names(), "ucb1:loss"]
         return f"{policies.compare(read_settings(settings), variants, options.seeds or [0, 1], out, options.merge)}\n"
-    measure = {"precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure}
+    measure = {
+        "precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure,
+        "memory": memory.measure,
+    }  # fmt: skip
     table = measure[options.benchmark](read_settings(settings))
     if options.benchmark == "pulls" and options.plot:
         pulls.plot(table, options.plot)

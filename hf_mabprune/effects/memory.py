@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.taps import positions_a_token
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -29,6 +30,7 @@ class Sizes:
         vocabulary: V of a language model, else 0.
         batch_tokens: Positions of the largest calibration batch, padding included, all examples together.
         tokens: The same of all calibration batches.
+        reserve: Limit of what is kept to spare work.
     """
 
     item: int
@@ -39,10 +41,13 @@ class Sizes:
     vocabulary: int
     batch_tokens: int
     tokens: int
+    reserve: Reserve
 
     @classmethod
-    def of(cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch]) -> "Sizes":
-        """Takes them from a model, its arms, its task and the calibration batches."""
+    def of(
+        cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch], reserve: Reserve
+    ) -> "Sizes":
+        """Takes them from a model, its arms, its task, the calibration batches and the reserve of a run."""
         positions = positions_a_token(model, task, batches[0])
         lengths = [batch.tokens * positions for batch in batches]
         architecture = architecture_of(model)
@@ -57,9 +62,14 @@ class Sizes:
             vocabulary=model.config.get_text_config().vocab_size if model.get_output_embeddings() else 0,
             batch_tokens=max(lengths),
             tokens=sum(lengths),
+            reserve=reserve,
         )
 
     @property
     def squares(self) -> list[int]:
-        """Bytes of the second moments of each site, [C, C] float64."""
-        return [8 * columns**2 for columns in self.columns]
+        """Bytes of the second moments of each site, [C, C] float32."""
+        return [4 * columns**2 for columns in self.columns]
+
+    def together(self, matrices: int) -> int:
+        """Counts the bytes of statistics that are taken at once, so many matrices a site: what there is room for."""
+        return max(matrices * max(self.squares), min(self.reserve.room, matrices * sum(self.squares)))

@@ -42,11 +42,13 @@ class RuleMemory(NamedTuple):
     """Bytes that a rule needs, beside those of the pulls.
 
     Attributes:
-        kept: All the time.
+        kept: All the time, out of the reserve.
+        refits: Out of the reserve too, while it settles.
         preparing, pulling, settling: Besides, while it does that.
     """
 
     kept: int = 0
+    refits: int = 0
     preparing: int = 0
     pulling: int = 0
     settling: int = 0

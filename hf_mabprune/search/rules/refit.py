@@ -84,7 +84,8 @@ class Refit(EstimatingRule):
         batches = session.batches["calibration"]
         seed = session.settings.seed
         self._unpulled = session.settings.search.pulls_per_arm is None and not self.default_pulls(session)
-        self.costs = RefitCosts.of(session.dense, session.arms, session.task, batches, seed, method.damping)
+        data = session.dense, session.arms, session.task, batches
+        self.costs = RefitCosts.of(*data, seed, method.damping, session.reserve)
         self.stand_ins, self.cost = self.costs.stand_ins, self.costs.cost
         if self.moves:
             self.allocation = Allocation(method, session.reference, self.moves, seed)
@@ -124,9 +125,10 @@ class Refit(EstimatingRule):
 
     def memory(self, sizes: Sizes) -> RuleMemory:
         """See `Rule.memory`."""
-        moments, stand_ins = refit_costs.memory(sizes)
+        preparing, stand_ins = refit_costs.memory(sizes)
+        settling, refits = refit.memory(sizes, self.moves)
         pulling = gradients.memory(sizes)
-        return RuleMemory(stand_ins, moments + pulling, pulling, refit.memory(sizes, self.moves))
+        return RuleMemory(stand_ins, refits, preparing + pulling, pulling, settling)
 
     def passes(self, batches: int) -> float:
         """See `Rule.passes`: effects, costs and moments, and a part of the batches for every move."""
