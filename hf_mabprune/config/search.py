@@ -55,8 +55,8 @@ class SearchConfig(Strict):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="GiB for all that is kept beside the weights to spare work: statistics, recordings, refits; what does "
-        "not fit goes to temporary files, or is made again; null: a quarter of what is free, at most 4",
+        description="GiB for all that is kept beside the weights to spare work: statistics, recordings, refits; "
+        "what does not fit goes to temporary files, or is made again; null: a quarter of what is free, at most 4",
     )
     products: Literal["auto", "float16"] = Field(
         "auto",

@@ -11,6 +11,7 @@ import torch
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.search.allocation import Allocation, _gain
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
@@ -168,7 +169,7 @@ def test_with_no_room_for_refits_the_same_moves_are_taken() -> None:
     found = []
     for limit in (2**30, 0):
         allocation, plan, scores = make("bert", trials=20, seed=1)
-        allocation.cache.limit = limit
+        allocation.cache.reserve = Reserve(limit)
         for _ in allocation.run(plan, [scores], whole(plan)):
             pass
         found.append(allocation)
