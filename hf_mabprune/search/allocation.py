@@ -182,7 +182,7 @@ class Allocation:
         if not todo:
             return
         keep = plan.arms.kept_units(kept)
-        small = cut(self.reference.model, keep, plan.layout)
+        small = cut(self.reference.model, keep, plan.layout, passing=True)
         refit_all(self.method, self.reference, small, keep, self.cache)
         for part, found in zip(todo, self.reference.divergences_of(small, todo), strict=True):
             self._seen[key, part] = found

@@ -58,6 +58,15 @@ def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str
     assert f"{allocation.cost.pulls} allocations measured, {allocation.taken} taken" in allocation.summary()
 
 
+def test_the_dense_model_stays_as_it_is() -> None:
+    allocation, plan, scores = make("llama", trials=3)
+    before = {name: tensor.clone() for name, tensor in allocation.reference.model.state_dict().items()}
+    for _ in allocation.run(plan, [scores], whole(plan)):
+        pass
+    after = allocation.reference.model.state_dict()
+    assert before.keys() == after.keys() and all(tensor.equal(after[name]) for name, tensor in before.items())
+
+
 def test_outputs_that_are_no_numbers_are_never_a_gain() -> None:
     fine, broken = np.array([0.1, 0.2, 0.3]), np.array([0.0, np.inf, 0.0])
     assert _gain(broken, fine) == np.inf and _gain(fine, broken) == -np.inf
