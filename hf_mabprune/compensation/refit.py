@@ -23,7 +23,7 @@ from hf_mabprune.architectures.projections import spread
 from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression
-from hf_mabprune.compensation.dense_reference import DenseReference
+from hf_mabprune.compensation.dense_reference import HELD_OUT, DenseReference
 from hf_mabprune.compensation.finished_layers import FinishedLayers
 from hf_mabprune.compensation.input_side import InputSide
 from hf_mabprune.compensation.refit_cache import RefitCache, Values
@@ -316,6 +316,12 @@ def _columns(model: PreTrainedModel, site: Site, keep: KeepIndices) -> torch.Ten
     if site.kind != "expert":
         return torch.as_tensor(spread(np.unique(keep[site.name]), site.unit_size))
     return torch.as_tensor(columns_behind(site, members(site, architecture_of(model).sites(model)), keep))
+
+
+def passes(sites: int, batches: int) -> float:
+    """Estimates the forward passes over one batch of a compensation: its guard runs, for each site in turn, what comes
+    after it on held-out data, and before that and after all of it the whole model."""
+    return (sites / 2 + 3) * batches / HELD_OUT
 
 
 def memory(sizes: Sizes, sets: int = 0) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.tasks.readout import Readout
 
 COPIES = 8  # of a batch's logits, in wider precision some of them, while divergences are formed
+BLOCK = 2**25  # bytes of logits at a time, where a head makes them
 WHOLE = -1  # in the place of the number of a part: the batch as it is
 
 Key = Hashable  # (split, number of the batch, number of its part)
@@ -74,7 +75,14 @@ class DenseOutputs:
         return Recorded(readout, distribution)
 
 
-def memory(sizes: Sizes) -> tuple[int, int]:
-    """Estimates bytes of outputs: of a few copies of a batch's, and of the record of all, were there no limit."""
-    logits = sizes.item * sizes.vocabulary
-    return COPIES * logits * sizes.batch_tokens, 2 * logits * sizes.tokens
+def memory(sizes: Sizes, readout: Readout, tokens: int) -> tuple[int, int]:
+    """Estimates bytes of outputs: of a few copies while divergences are formed, and of all that are kept, were there
+    no limit.
+
+    Args:
+        readout: What a model says on a batch.
+        tokens: Positions of that batch, padding included.
+    """
+    logits, distributions = readout.outputs.nbytes / tokens, readout.distribution().nbytes / tokens
+    forming = logits * max(sizes.batch_tokens, sizes.forward_tokens) if distributions else BLOCK
+    return round(COPIES * forming), round((logits + distributions) * sizes.tokens)

@@ -31,7 +31,7 @@ from hf_mabprune.architectures import Site, projection_of
 from hf_mabprune.effects import activations
 from hf_mabprune.effects.activations import Moments, add_product, beside_experts, in_statistics
 from hf_mabprune.effects.broken import cause
-from hf_mabprune.effects.gradients import frozen
+from hf_mabprune.effects.gradients import frozen, slopes_of
 from hf_mabprune.effects.taps import tapped
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
@@ -91,7 +91,8 @@ def kfac_factors(
         with frozen(model), torch.enable_grad(), _watched(model, sites) as seen:
             readout = task.readout(model, inputs)
             outputs = list(seen.outputs.values())
-            gradients = [_gradients(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
+            # The gradient of the sum over examples is that of each: no example bears on another's.
+            gradients = [slopes_of(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
         passes = len(gradients)
         if not all(bool(tensor.isfinite().all()) for tensor in (readout.outputs, *chain.from_iterable(gradients))):
             continue  # a broken batch tells nothing
@@ -106,18 +107,19 @@ def kfac_factors(
                 counted = counted & (hidden != 0).any(-1)  # the router sends it other positions
             rows = in_statistics(hidden[counted])
             number = place[seen.modules[path]]
-            slopes = torch.stack([grads[number].view(*hidden.shape[:2], -1)[counted] for grads in gradients])
+            found = torch.stack([grads[number].view(*hidden.shape[:2], -1)[counted] for grads in gradients])
             counts[path] += len(rows)
-            sums.setdefault(path, _Sums()).add(rows, in_statistics(slopes))
+            sums.setdefault(path, _Sums()).add(rows, found)
     if not sums:
         raise ValueError(f"no calibration batch has finite outputs and gradients: {cause(model, task, batches)}")
     return {path: sums.pop(path).factors(counts[path], examples) for path in list(sums)}, passes
 
 
 @torch.no_grad()
-def backward_passes(readout: Readout) -> int:
-    """Backward passes a batch that `kfac_factors` takes where outputs are such as these: one a coordinate."""
-    return sum(1 for _ in _coordinates(readout, 0))
+def backward_passes(readout: Readout, samples: int = SAMPLES) -> int:
+    """Counts the backward passes a batch where outputs are such as these, one a coordinate; those of `kfac_factors`,
+    where nobody says how many labels are drawn."""
+    return sum(1 for _ in readout.coordinates(readout, samples, 0))
 
 
 def bytes_of(model: PreTrainedModel, site: Site) -> int:
@@ -137,17 +139,17 @@ class _Sums:
     plain_second: torch.Tensor | None = None
     outputs: torch.Tensor | None = None
 
-    def add(self, rows: torch.Tensor, slopes: torch.Tensor) -> None:
+    def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """Adds the positions of a batch.
 
         Args:
             rows: [n, C], h.
-            slopes: [coordinates, n, D], g, one row for each coordinate u_d: |u|^2 adds their squares up.
+            gradients: [coordinates, n, D], g, one row for each coordinate u_d: |u|^2 adds their squares up.
         """
-        weights = slopes.square().sum((0, 2)).double()  # [n], |g|^2
+        weights = gradients.square().sum((0, 2)).double()  # [n], |g|^2
         if not weights.isfinite().all():  # float32 cannot hold them
-            weights = slopes.double().square().sum((0, 2))
-        weighted, flat = rows.double() * weights.unsqueeze(1), slopes.flatten(0, 1)
+            weights = gradients.double().square().sum((0, 2))
+        weighted, flat = rows.double() * weights.unsqueeze(1), gradients.flatten(0, 1)
         self.weight = self.weight + weights.sum()
         self.read = self.read + weighted.sum(0)
         self.plain = self.plain + rows.sum(0).double()
@@ -215,11 +217,3 @@ def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
 def _coordinates(readout: Readout, seed: int) -> Iterator[torch.Tensor]:
     """Gives the coordinates u, [B] each, measured from where the model is now: all zero, but with slopes."""
     return readout.coordinates(replace(readout, outputs=readout.outputs.detach()), SAMPLES, seed)
-
-
-def _gradients(values: torch.Tensor, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Derives each example's value, [B], by its own positions: g, of the shape of each of the outputs.
-
-    The gradient of the sum is that of each example, since no example bears on another's.
-    """
-    return list(torch.autograd.grad(values.sum(), outputs, retain_graph=True))

@@ -1,6 +1,6 @@
 """What memory depends on. Every part that needs much of it says how much from these sizes, by a function `memory`.
 
-Symbols: T tokens; D hidden; C columns of a projection, F neurons or H * Dh; V vocabulary.
+Symbols: T tokens; D hidden; C columns of a projection, F neurons or H * Dh.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from hf_mabprune.effects.taps import positions_a_token
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
+TOKENS_A_FORWARD = {"cpu": 2048, "cuda": 65536}  # a matrix product of this many rows fills the device
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -27,10 +29,10 @@ class Sizes:
         layers: Number of layers, of all stacks.
         hidden: D, the largest of any projection.
         columns: C of every projection that has arms, those of experts apart.
-        vocabulary: V of a language model, else 0.
         batch_tokens: Positions of the largest calibration batch, padding included, all examples together.
         tokens: The same of all calibration batches.
-        reserve: Limit of what is kept to spare work.
+        forward_tokens: Positions that a pass of several pulls is filled up to.
+        reserve: Memory of the run.
     """
 
     item: int
@@ -38,9 +40,9 @@ class Sizes:
     layers: int
     hidden: int
     columns: tuple[int, ...]
-    vocabulary: int
     batch_tokens: int
     tokens: int
+    forward_tokens: int
     reserve: Reserve
 
     @classmethod
@@ -59,9 +61,9 @@ class Sizes:
             layers=len(architecture.layers(model)),
             hidden=max(len(projection_of(model, site).parts[0]) for site in sites),
             columns=tuple({part.name: part.columns for site in sites for part in members(site, everything)}.values()),
-            vocabulary=model.config.get_text_config().vocab_size if model.get_output_embeddings() else 0,
             batch_tokens=max(lengths),
             tokens=sum(lengths),
+            forward_tokens=TOKENS_A_FORWARD.get(model.device.type, TOKENS_A_FORWARD["cpu"]),
             reserve=reserve,
         )
 

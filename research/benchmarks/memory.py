@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.session import Session
 
@@ -92,8 +92,8 @@ def measure(settings: PruneConfig, fractions: tuple[float, ...] = FRACTIONS) -> 
 
 def goal(session: Session) -> dict[str, float]:
     """Gives weights, limit, matrices and what they add up to with the rest, in MiB."""
-    sizes = Sizes.of(session.dense, session.arms, session.task, session.batches["calibration"], session.reserve)
-    matrices = MATRICES * max(sizes.squares)
-    total = SHARE * sizes.weights + session.reserve.limit + matrices + REST
-    parts = {"weights": sizes.weights, "limit": session.reserve.limit, "matrices": matrices, "goal": total}
+    widest = max(site.columns for site in architecture_of(session.dense).sites(session.dense) if site.kind != "expert")
+    weights, limit, matrices = session.dense.get_memory_footprint(), session.reserve.limit, MATRICES * 4 * widest**2
+    total = SHARE * weights + limit + matrices + REST
+    parts = {"weights": weights, "limit": limit, "matrices": matrices, "goal": total}
     return {name: size / MIB for name, size in parts.items()}

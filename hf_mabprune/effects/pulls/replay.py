@@ -33,7 +33,7 @@ from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.patching import answer, replaced
 from hf_mabprune.effects.dense_outputs import Recorded
 from hf_mabprune.effects.masking import keep_masks, masked
-from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.memory import TOKENS_A_FORWARD, Sizes
 from hf_mabprune.effects.pulls.base import Ints, Pulls, observation
 from hf_mabprune.effects.rewards import Observation
 from hf_mabprune.effects.taps import positions_a_token, tapped
@@ -41,7 +41,6 @@ from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import split_by_length
 
-TOKENS_A_FORWARD = {"cpu": 2048, "cuda": 65536}  # a matrix product of this many rows fills the device
 AGREE = 1e-3  # of the largest logit: how far a pass that reads one position may be from one that reads all
 
 
