@@ -220,7 +220,8 @@ class _Refit:
             values = values or self._fitted()
         except Refused as reason:
             self.reason = str(reason)
-            self.take_back()
+            if self.input_side:
+                self.input_side.put(self.input_side.before)
         if values:
             self.put(values)
         if cache:
