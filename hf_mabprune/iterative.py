@@ -91,7 +91,7 @@ class Stage:
         arms = arm_table(small, prune.kinds(), prune.block_size, dense.example)
         return replace(
             self,
-            session=replace(self.session, dense=small, arms=arms, outputs=DenseOutputs()),
+            session=replace(self.session, dense=small, arms=arms, outputs=DenseOutputs(self.session.reserve)),
             rows=self.rows[left],
             found=together,
             cost=self.cost + cost,

@@ -8,7 +8,7 @@ import torch
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.checks import check_settings
-from hf_mabprune.compensation import dense_reference
+from hf_mabprune.compensation import dense_reference, refit
 from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.effects import dense_outputs, gradients
@@ -26,6 +26,9 @@ from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 
 UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts"}
+ARTIFACTS = 6.0  # seconds for figures, latencies, saving and reading back
+DATA = 2**27  # bytes of encoded data, figures and scratch memory of the libraries, roughly
+BATCHES_A_PULL = 3  # that pulls are made on, for each pull of an arm: the arms in doubt are pulled more often
 MEASURED = 3  # forward passes that the time is estimated from
 LOOKS = 4  # batches that a round runs whole, in its context and for its last look
 
@@ -68,16 +71,19 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     """
     replacing = settings.output.model_copy(update={"overwrite": True})  # an earlier output may be there
     check_settings(settings.model_copy(update={"output": replacing}))
+    started = time.perf_counter()
     session = open_session(settings, make_accelerator())
+    opened = time.perf_counter() - started
     reach, refused = _reach(session, settings.prune)
     plans = _plans(session)
     rule = None if settings.search.criterion is not None else make_rule(settings)
     budgets = _budgets(session, plans[-1], rule)
     per_batch, readout = _rehearsal(session)
     costs = _costs(session, rule, sum(budgets), per_batch, readout)
-    memory, cache = _memory(session, rule)
-    tests = len(session.batches["test"]) * (1 + len(plans) * (1 + settings.output.random_seeds))
-    seconds = costs["search"].seconds + per_batch * tests
+    memory, cache = _memory(session, rule, readout)
+    seconds = (
+        opened + costs["search"].seconds + per_batch * _passes_after(session, len(plans)) + ARTIFACTS * len(plans)
+    )
     lines = [
         *_describe_arms(session),
         *_describe_layouts(session, reach, refused),
@@ -223,7 +229,8 @@ def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, re
     """Estimated costs of the search, and of criteria alone.
 
     Args:
-        per_batch: Seconds of a forward pass over one batch; a backward pass takes twice that.
+        per_batch: Seconds of a forward pass over one batch; a backward pass, in which no weights get gradients, takes
+            as long.
         readout: What such a pass gives.
     """
     batches = len(session.batches["calibration"])
@@ -231,7 +238,7 @@ def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, re
 
     def of_criterion(name: str) -> Cost:
         forward, backward = CRITERIA.get(name).passes_on(readout)
-        return Cost(0, forward * tokens, backward * tokens, per_batch * batches * (forward + 2 * backward))
+        return Cost(0, forward * tokens, backward * tokens, per_batch * batches * (forward + backward))
 
     costs = {name: of_criterion(name) for name in CRITERIA.names()}
     alone = session.settings.search.criterion
@@ -243,18 +250,45 @@ def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, re
     depth = {site.name: site.depth for site in architecture.sites(session.dense)}
     share = float(np.mean([(layers - depth[name]) / layers for name in session.arms.site]))  # of a pass, a pull runs
     rounds = session.settings.search.rounds or rule.default_rounds
-    passes = pulls * share + rounds * min(batches, LOOKS) + rule.passes(batches)
+    passes = pulls * share + rounds * min(batches, LOOKS) + rule.passes(batches, readout)
     return {"search": Cost(pulls, passes * tokens / batches, 0.0, per_batch * passes), **costs}
 
 
-def _memory(session: Session, rule: Rule | None) -> tuple[int, int]:
-    """Bytes at the peak beside the libraries' own, and bytes of the caches in it."""
-    sizes = Sizes.of(session.dense, session.arms, session.task, session.batches["calibration"])
-    recordings = 0 if rule is None else replay.memory(sizes)
+def _passes_after(session: Session, sizes: int) -> float:
+    """Counts passes over one batch, or as much work, after a search: of evaluation, and of refits where there are any.
+
+    Each size, each of its random draws and each criterion beside it is cut, refitted and measured on the test split.
+    """
+    settings, architecture = session.settings, architecture_of(session.dense)
+    calibration, test = session.batches["calibration"], session.batches["test"]
+    typical = np.mean([batch.tokens for batch in calibration])
+    models = sizes * (1 + settings.output.random_seeds + len(settings.output.criteria))
+    tests = sum(batch.tokens for batch in test) / typical * (1 + models)
+    if not session.compensation:
+        return float(tests)
+    sites = [site for site in architecture.sites(session.dense) if site.kind in session.arms.kinds()]
+    moments = len(session.arms.kinds()) * len(calibration)
+    return float(tests) + moments + models * refit.passes(len(sites), len(calibration))
+
+
+def _memory(session: Session, rule: Rule | None, readout: Readout) -> tuple[int, int]:
+    """Bytes at the peak beside the libraries' own, and bytes of the caches in it.
+
+    Args:
+        readout: What the model says on the first batch.
+    """
+    batches = session.batches["calibration"]
+    sizes = Sizes.of(session.dense, session.arms, session.task, batches, session.reserve)
+    forming, outputs = dense_outputs.memory(sizes, readout, batches[0].tokens)
+    pulls = 0.0 if rule is None else pulls_per_arm(session, rule)
+    recordings = round(min(1.0, BATCHES_A_PULL * pulls / len(batches)) * replay.memory(sizes))
     moments = dense_reference.memory(sizes) if session.compensation else 0
-    needed = RuleMemory(pulling=gradients.memory(sizes)) if rule is None else rule.memory(sizes)
-    peak = max(needed.preparing, recordings + needed.pulling, recordings + moments + needed.settling)
-    return 2 * sizes.weights + needed.kept + dense_outputs.memory(sizes) + peak, recordings
+    needed = RuleMemory(preparing=gradients.memory(sizes)) if rule is None else rule.memory(sizes)
+    most = session.reserve.limit - session.reserve.room  # that is kept
+    settled = min(most, needed.kept + outputs + moments + needed.refits) + max(needed.settling, sizes.together(1))
+    pulled = min(most, needed.kept + outputs + recordings) + needed.pulling
+    kept = min(most, needed.kept + outputs + max(recordings, moments + needed.refits))
+    return DATA + sizes.weights + forming + max(needed.preparing, pulled, sizes.weights + settled), kept
 
 
 def _size(example: Batch) -> str:

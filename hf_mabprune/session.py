@@ -28,8 +28,10 @@ from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.progress import over, stage
+from hf_mabprune.runtime.free_memory import make_reserve
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, typical_example
@@ -76,6 +78,11 @@ class Session:
     training: Dataset | None = None
     warnings: Sequence[str] = ()
     outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
+
+    @property
+    def reserve(self) -> Reserve:
+        """Memory that everything shares which is kept to spare work."""
+        return self.outputs.reserve
 
     @cached_property
     def reference(self) -> DenseReference:
@@ -164,7 +171,10 @@ def make_session(
     if settings.recovery:
         training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
     data = task, arms, batches, example, totals
-    session = Session(settings, model, processor, *data, accelerator, save_dtype, compensation, training, warnings)
+    outputs = DenseOutputs(make_reserve(settings.search.memory, model.device))
+    session = Session(
+        settings, model, processor, *data, accelerator, save_dtype, compensation, training, warnings, outputs
+    )
     if compensation:
         _ = session.reference  # too few batches for it are refused before any pull
     return session

@@ -5,6 +5,8 @@
     python scripts/benchmark.py pulls --config configs/quickstart.yaml --plot runs/pulls.png
     python scripts/benchmark.py precision --config configs/quickstart.yaml --search.products float16
     python scripts/benchmark.py estimates --config configs/quickstart.yaml
+    python scripts/benchmark.py memory --config configs/quickstart.yaml --search.memory 0.5
+    python scripts/benchmark.py plan --configs configs/quickstart.yaml configs/llama_wikitext2.yaml
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
 
@@ -19,20 +21,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of wh
 
 from hf_mabprune.cli.guard import guarded
 from hf_mabprune.cli.settings import Arguments, read_settings
+from hf_mabprune.config import PruneConfig
 from hf_mabprune.policies import POLICIES
-from research.benchmarks import estimates, policies, precision, pulls, quality, quality_report
+from research.benchmarks import estimates, memory, plans, policies, precision, pulls, quality, quality_report
 from research.benchmarks.suite import read_suite
 
 
 def main() -> int:
     """Parses, calls, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["estimates", "policies", "precision", "pulls", "quality"])
+    parser.add_argument(
+        "benchmark", choices=["estimates", "memory", "plan", "policies", "precision", "pulls", "quality"]
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", help="policy, or policy:reward; default: all, and ucb1:loss")
     parser.add_argument("--out", help="where the rows go; default: runs/policies.parquet, or what the suite says")
     parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
     parser.add_argument("--plot", help="where the figure of `pulls` goes, e.g. runs/pulls.png")
+    parser.add_argument("--configs", nargs="+", default=[], help="files of the runs that `plan` looks at")
     parser.add_argument("--suite", default="configs/benchmark/quality.yaml", help="suite file of `quality`")
     parser.add_argument("--overlay", nargs="+", default=[], help="files merged over the suite, e.g. with local paths")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. task=sst2 method=race,obs allocation=own")
@@ -51,7 +57,13 @@ def measured(options: argparse.Namespace, settings: Arguments) -> str:
         out = options.out or "runs/policies.parquet"
         variants = options.variants or [*POLICIES.names(), "ucb1:loss"]
         return f"{policies.compare(read_settings(settings), variants, options.seeds or [0, 1], out, options.merge)}\n"
-    measure = {"precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure}
+    if options.benchmark == "plan":
+        runs = [PruneConfig.from_yaml(file) for file in options.configs]
+        return f"{plans.measure(runs).to_markdown(index=False, floatfmt='.3g')}\n"
+    measure = {
+        "precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure,
+        "memory": memory.measure,
+    }  # fmt: skip
     table = measure[options.benchmark](read_settings(settings))
     if options.benchmark == "pulls" and options.plot:
         pulls.plot(table, options.plot)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hf_mabprune.architectures import Projection
+from hf_mabprune.checkpoints.weight_files import largest
 from hf_mabprune.effects.activations import Moments
 from hf_mabprune.effects.damping import damped
 from hf_mabprune.registry import Registry, check_options, option
@@ -34,8 +35,8 @@ class Regression:
     Attributes:
         x: [S] float64, E[x].
         y: [D] float64, E[y].
-        xx: [S, S] float64, E[x x'].
-        yx: [D, S] float64, E[y x'].
+        xx: [S, S], E[x x'], in float32 or float64, as moments are.
+        yx: [D, S], E[y x'], in the same precision.
         yy: E[|y|^2].
     """
 
@@ -52,14 +53,15 @@ class Regression:
         E[y] = W E[h] + b, E[y h'] = W E[h h'] + b E[h]' and E|y|^2 = tr(W E[h h'] W') + 2 b' W E[h] + |b|^2.
         """
         weight, bias = projection.float64()
-        wh = weight @ inputs.second  # [D, C], W E[h h']
         mean = weight @ inputs.mean  # [D], W E[h]
-        yy = float((wh * weight).sum() + 2 * bias @ mean + bias @ bias)
-        return cls(inputs.mean, mean + bias, inputs.second, wh + torch.outer(bias, inputs.mean), yy)
+        yx = weight.to(inputs.second.dtype) @ inputs.second.to(weight.device)  # [D, C], W E[h h']
+        yy = float((yx.double() * weight).sum() + 2 * bias @ mean + bias @ bias)
+        return cls(inputs.mean, mean + bias, inputs.second, yx.add_(torch.outer(bias, inputs.mean)), yy)
 
     def at(self, columns: torch.Tensor) -> "Regression":
         """Gives the same regression with x at some columns alone, [S]."""
-        return Regression(self.x[columns], self.y, self.xx[columns][:, columns], self.yx[:, columns], self.yy)
+        xx = self.xx[columns[:, None], columns].to(self.x.device)
+        return Regression(self.x[columns], self.y, xx, self.yx[:, columns].to(self.x.device), self.yy)
 
     @classmethod
     def of_pairs(cls, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> "Regression":
@@ -75,7 +77,12 @@ class Regression:
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives covariances, [S, S] of x and [D, S] of y with x: E[x x'] - E[x] E[x]' and E[y x'] - E[y] E[x]'."""
-        return self.xx - torch.outer(self.x, self.x), self.yx - torch.outer(self.y, self.x)
+        xx, yx = self.plain()
+        return xx.addr_(self.x, self.x, alpha=-1), yx.addr_(self.y, self.x, alpha=-1)
+
+    def plain(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies E[x x'] and E[y x'] in float64."""
+        return self.xx.to(torch.float64, copy=True), self.yx.to(torch.float64, copy=True)
 
     def error(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
         """Gives E|W x + b - y|^2 over the variance of y, 0 where y is constant; weight [D, S], bias [D], float64.
@@ -84,7 +91,8 @@ class Regression:
 
         By moments: tr((W E[x x'] - 2 E[y x']) W') + b'(2 (W E[x] - E[y]) + b) + E|y|^2, over E|y|^2 - |E[y]|^2.
         """
-        quadratic = ((weight @ self.xx - 2 * self.yx) * weight).sum()
+        xx, yx = self.plain()
+        quadratic = ((weight @ xx - 2 * yx) * weight).sum()
         linear = bias @ (2 * (weight @ self.x - self.y) + bias)
         variance = self.yy - self.y @ self.y
         return float((quadratic + linear + self.yy) / variance) if variance > ROUNDING * self.yy else 0.0
@@ -149,11 +157,13 @@ def ridge(xx: torch.Tensor, yx: torch.Tensor, damping: float) -> torch.Tensor:
         damping: lambda, over the mean of the diagonal of xx; more where rounding of the moments makes the sum
             indefinite.
     """
-    eye = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
 
     def solve(strength: float) -> torch.Tensor | None:
-        factor, failed = torch.linalg.cholesky_ex(xx + strength * eye)
-        return None if failed else torch.cholesky_solve(yx.T, factor).T
+        factor = xx.clone()
+        factor.diagonal().add_(strength)
+        failed = torch.zeros((), dtype=torch.int32, device=xx.device)
+        torch.linalg.cholesky_ex(factor.mT, out=(factor.mT, failed))  # as LAPACK wants it, so that nothing is copied
+        return None if failed else torch.cholesky_solve(yx.T, factor.mT).T
 
     first = damping * xx.diagonal().mean().clamp(min=torch.finfo(xx.dtype).tiny)
-    return damped(solve, float(first), float(xx.abs().max()))
+    return damped(solve, float(first), largest(xx))

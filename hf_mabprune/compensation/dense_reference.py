@@ -5,7 +5,8 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen; B exam
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Regression
 from hf_mabprune.compensation.finished_layers import FinishedLayers
 from hf_mabprune.compensation.side_by_side import input_of
-from hf_mabprune.effects.activations import Moments, moments
+from hf_mabprune.effects.activations import Moments, bytes_of, moments
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
@@ -97,13 +98,21 @@ class DenseReference:
         return cls(model, task, fitting, held_out, keys, DenseOutputs() if outputs is None else outputs)
 
     def moments(self, kind: str, held_out: bool = False) -> dict[str, Moments]:
-        """Of the inputs of all sites of neurons, or of heads, by name of the site; one pass when first asked for."""
-        if (kind, held_out) not in self._moments:
-            batches = self.held_out if held_out else self.batches
-            sites = [site for site in architecture_of(self.model).sites(self.model) if site.kind == kind]
-            self._moments[kind, held_out] = moments(self.model, self.task, batches, sites)
+        """Of the inputs of all sites of neurons, or of heads, by name of the site; taken when first asked for.
+
+        One pass over the data for as many sites as there is room for.
+        """
+        if (kind, held_out) in self._moments:
+            return self._moments[kind, held_out]
+        batches, reserve, found = self.held_out if held_out else self.batches, self.outputs.reserve, {}
+        sites = [site for site in architecture_of(self.model).sites(self.model) if site.kind == kind]
+        for group in reserve.groups(sites, partial(bytes_of, self.model)):
+            taken = moments(self.model, self.task, batches, group)
+            for name in list(taken):
+                found[name] = replace(known := taken.pop(name), second=reserve.kept(known.second))
             self.cost += Cost(forward_tokens=_tokens(batches))
-        return self._moments[kind, held_out]
+        self._moments[kind, held_out] = found
+        return found
 
     def record(self, kinds: Sequence[str]) -> None:
         """Records all that refits and the guard read of the dense model.
@@ -123,7 +132,9 @@ class DenseReference:
         """Of a site's outputs on all its inputs, both the dense model's."""
         if (site.name, held_out) not in self._regressions:
             found = self.moments(site.kind, held_out)[site.name]
-            self._regressions[site.name, held_out] = Regression.of_moments(found, projection_of(self.model, site))
+            made = Regression.of_moments(found, projection_of(self.model, site))
+            made = replace(made, yx=self.outputs.reserve.kept(made.yx))
+            self._regressions[site.name, held_out] = made
         return self._regressions[site.name, held_out]
 
     def rerouted(
@@ -210,5 +221,5 @@ def _tokens(batches: Sequence[Batch]) -> int:
 
 
 def memory(sizes: Sizes) -> int:
-    """Estimates the bytes of the second moments, of the data for refits and of those held out."""
-    return 2 * sum(sizes.squares)
+    """Estimates the bytes of moments, of the data for refits and of those held out, were there no limit."""
+    return 2 * (sum(sizes.squares) + 4 * sizes.hidden * sum(sizes.columns))

@@ -23,10 +23,10 @@ from hf_mabprune.architectures.projections import spread
 from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression
-from hf_mabprune.compensation.dense_reference import DenseReference
+from hf_mabprune.compensation.dense_reference import HELD_OUT, DenseReference
 from hf_mabprune.compensation.finished_layers import FinishedLayers
 from hf_mabprune.compensation.input_side import InputSide
-from hf_mabprune.compensation.refit_cache import CACHE_BYTES, RefitCache, Values
+from hf_mabprune.compensation.refit_cache import RefitCache, Values
 from hf_mabprune.compensation.side_by_side import SideBySide
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.progress import over
@@ -36,6 +36,7 @@ from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 LOWER = "held-out KL divergence is lower without"
 UNKNOWN = "held-out KL divergence is not finite with it, nor without"
 Below = dict[bool, SideBySide]  # whether on held-out data -> both models; empty where refits see the dense one alone
+MATRICES = 5  # of the size of float32 moments, that a refit forms
 MOST_COLUMNS = 2**14  # that are refitted at once, 2 GiB of moments
 
 
@@ -173,16 +174,17 @@ def _guard(
         if refit.reason:
             continue
         reference.cost += finished.raise_to(refit.site.depth)
-        refit.put(refit.before)
+        values = refit.values()
+        refit.take_back()
         kl_without = reference.divergence(small, kl, finished)
         if kl_without < kl or not np.isfinite(kl):
             kl, refit.reason = kl_without, LOWER if np.isfinite(kl_without) else UNKNOWN
         else:
-            refit.put(refit.after)
+            refit.put(values)
     if kl <= kl_before and np.isfinite(kl):
         return kl
     for refit in refits:
-        refit.put(refit.before)
+        refit.take_back()
         refit.reason = refit.reason or LOWER
     return kl_before
 
@@ -190,8 +192,9 @@ def _guard(
 class _Refit:
     """One site under way: the weights it came with, and those it may get.
 
+    What it came with is not kept: the dense model has it. What it got is in the pruned model.
+
     Attributes:
-        before, after: Weight and bias as surgery left them, and refitted.
         reason: Why the site is left alone; empty where it is refitted.
     """
 
@@ -209,34 +212,51 @@ class _Refit:
         there = next(other for other in architecture_of(small).sites(small) if other.name == site.name)
         self.projection, self.columns = projection_of(small, there), _columns(reference.model, site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, there)
-        self.before = self.after = self.projection.float64()
         self.reason = ""
         self.input_side = InputSide(reference.model, small, site, np.unique(keep[site.name])) if below else None
         key = site.name, self.columns.numpy().tobytes()
+        values = cache.get(key) if cache else None
         try:
-            self.after = (cache.get(key) if cache else None) or self._fitted()
+            values = values or self._fitted()
         except Refused as reason:
             self.reason = str(reason)
-            self.put(self.before)
+            if self.input_side:
+                self.input_side.put(self.input_side.before)
+        if values:
+            self.put(values)
         if cache:
-            cache.put(key, self.after)
-        if not self.reason:
-            self.put(self.after)
+            cache.put(key, values or self.values())
+
+    @property
+    def before(self) -> Values:
+        """Weight [D, S] and bias [D] as surgery left them."""
+        dense = projection_of(self.reference.model, self.site)
+        bias = dense.weight.new_zeros(len(dense.weight)) if dense.bias is None else dense.bias
+        return dense.weight.detach()[:, self.columns], bias.detach()
+
+    def values(self) -> Values:
+        """Copies weight and bias as they are now."""
+        weight, bias = self.projection.weight.detach(), self.projection.bias
+        return weight.clone(), weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
 
     def _fitted(self) -> Values:
-        """Gives new weights and bias, with the other side refitted before; raises Refused."""
+        """Gives new weights and bias, in the precision of the model, with the other side refitted before; raises
+        Refused."""
         if len(self.columns) > MOST_COLUMNS:
             raise Refused(f"{len(self.columns)} columns are too many to be refitted at once")
         if self.input_side and self.method.both_sides:
             self.input_side.refit(self.method, self.below[False])
         regression = self._regression(held_out=False)
-        xx, yx = regression.centred() if self.biased else (regression.xx, regression.yx)
+        xx, yx = regression.centred() if self.biased else regression.plain()
         if not (xx.isfinite().all() and yx.isfinite().all()):
             raise Refused("what flows through it on calibration data is not finite")
-        weight = self.method.fit(self.before[0], xx, yx, self.site.unit_size)
-        bias = regression.y - weight @ regression.x if self.biased else self.before[1]  # b' = E[y] - W' E[x]
+        before, bias = (values.double() for values in self.before)
+        weight = self.method.fit(before, xx, yx, self.site.unit_size)
+        if self.biased:
+            bias = regression.y - weight @ regression.x  # b' = E[y] - W' E[x]
         precision = self.projection.weight.dtype
-        if not all(bool(values.to(precision).isfinite().all()) for values in (weight, bias)):
+        weight, bias = weight.to(precision), bias.to(precision)
+        if not (weight.isfinite().all() and bias.isfinite().all()):
             raise Refused(f"its new weights are beyond the range of {str(precision).removeprefix('torch.')}")
         return weight, bias
 
@@ -251,16 +271,22 @@ class _Refit:
         return reference.regression(site, held_out).at(self.columns)
 
     def put(self, values: Values) -> None:
-        """Puts weight and bias into the pruned model, and the other side; a bias that surgery did not leave comes and
-        goes with them."""
-        weight, bias = values
+        """Puts weight and bias into the pruned model, and the other side as it was refitted."""
         if self.input_side:
-            self.input_side.put(self.input_side.before if values is self.before else self.input_side.after)
-        self.projection.write(weight)
+            self.input_side.put(self.input_side.after)
+        self.projection.write(values[0])
+        if self.biased:
+            self.projection.write_bias(values[1])
+
+    def take_back(self) -> None:
+        """Puts back what surgery left, on both sides; a bias that it did not leave goes."""
+        if self.input_side:
+            self.input_side.put(self.input_side.before)
+        self.projection.write(self.before[0])
         if self.had_bias:
-            self.projection.write_bias(bias)
+            self.projection.write_bias(self.before[1])
         elif self.biased:
-            self.projection.write_bias(None if values is self.before else bias)
+            self.projection.write_bias(None)
 
     def gave_bias(self) -> bool:
         """Whether the projection has a bias that it did not come with."""
@@ -269,8 +295,8 @@ class _Refit:
     def figures(self) -> SiteFigures:
         """Says what became of the site, for the report."""
         held_out = self._regression(held_out=True)
-        before = held_out.error(*self.before)
-        after = before if self.reason else held_out.error(*self.after)
+        before = held_out.error(*(values.double() for values in self.before))
+        after = before if self.reason else held_out.error(*self.projection.float64())
         site = self.site.name, self.site.kind, self.site.layer
         return SiteFigures(*site, not self.reason, before, after, self.reason)
 
@@ -293,6 +319,17 @@ def _columns(model: PreTrainedModel, site: Site, keep: KeepIndices) -> torch.Ten
     return torch.as_tensor(columns_behind(site, members(site, architecture_of(model).sites(model)), keep))
 
 
-def memory(sizes: Sizes, sets: int) -> int:
-    """Estimates the bytes of refits that are kept in reserve, for so many sets that are measured."""
-    return min(CACHE_BYTES, 8 * sizes.hidden * sum(sizes.columns) * sets)
+def passes(sites: int, batches: int) -> float:
+    """Estimates the forward passes over one batch of a compensation: its guard runs, for each site in turn, what comes
+    after it on held-out data, and before that and after all of it the whole model."""
+    return (sites / 2 + 3) * batches / HELD_OUT
+
+
+def memory(sizes: Sizes, sets: int = 0) -> tuple[int, int]:
+    """Estimates bytes: of the widest site while it is refitted, and of refits that are kept, were there no limit.
+
+    Args:
+        sets: Number of sets that are measured.
+    """
+    widest = max(sizes.squares) + 8 * sizes.hidden * max(sizes.columns)
+    return MATRICES * widest, sizes.item * sizes.hidden * sum(sizes.columns) * sets

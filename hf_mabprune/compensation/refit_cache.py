@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-CACHE_BYTES = 2**30
+from hf_mabprune.effects.reserve import Reserve
 
 Key = tuple[str, bytes]  # path of the projection, and the columns that stay
-Values = tuple[torch.Tensor, torch.Tensor]  # weight [D, S] and bias [D], float64
+Values = tuple[torch.Tensor, torch.Tensor]  # weight [D, S] and bias [D]
 
 
 @dataclass
@@ -16,14 +16,12 @@ class RefitCache:
     """Keeps the weights of refitted sites, for sets that agree at a site.
 
     Attributes:
-        limit: Bytes of them that are kept; those that were not asked for the longest go first.
+        reserve: Memory of the run; where it is full, refits that were not asked for the longest go.
         refits: Weights and biases, the last asked for at the end.
-        size: Bytes of `refits`.
     """
 
-    limit: int = CACHE_BYTES
+    reserve: Reserve = field(default_factory=Reserve)
     refits: OrderedDict[Key, Values] = field(default_factory=OrderedDict)
-    size: int = 0
 
     def get(self, key: Key) -> Values | None:
         """Gives what was put there, None where it is not there or no longer."""
@@ -32,13 +30,11 @@ class RefitCache:
         return self.refits.get(key)
 
     def put(self, key: Key, values: Values) -> None:
-        """Keeps a refit, and makes room for it."""
-        if key not in self.refits:
-            self.size += _bytes(values)
-        self.refits[key] = values
-        while self.size > self.limit:
-            self.size -= _bytes(self.refits.popitem(last=False)[1])
-
-
-def _bytes(values: Values) -> int:
-    return sum(tensor.nbytes for tensor in values)
+        """Keeps a refit, and makes room for it where others are kept."""
+        if key in self.refits:
+            return
+        size = sum(tensor.nbytes for tensor in values)
+        while not (fits := self.reserve.take_for(values[0], size)) and self.refits:
+            self.refits.popitem(last=False)
+        if fits:
+            self.refits[key] = values

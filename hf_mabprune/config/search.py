@@ -51,6 +51,13 @@ class SearchConfig(Strict):
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"
     )
+    memory: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="GiB for all that is kept beside the weights to spare work: statistics, recordings, refits; "
+        "what does not fit goes to temporary files, or is made again; null: a quarter of what is free, at most 4",
+    )
     products: Literal["auto", "float16"] = Field(
         "auto",
         description="precision of the matrix products on what a mask changes; auto is the model's own, float16 holds "

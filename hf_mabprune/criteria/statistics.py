@@ -4,9 +4,10 @@ Symbols: K arms; N calibration examples in n batches; D hidden, C columns of an 
 or H * Dh; h its input, over all positions that are not padding; m_a the one gate that multiplies all units of arm a.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,15 +18,50 @@ from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.projections import rows_of
 from hf_mabprune.architectures.sites import members, part_at
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects import activations, kfac
 from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Statistic = TypeVar("Statistic")
+
+
+class BySite(Mapping[str, Statistic], Generic[Statistic]):
+    """Statistics by name of the site, taken when asked for, of as many sites at a time as there is room for.
+
+    Those of a group give way to the next group's: what reads them goes from site to site.
+
+    Args:
+        groups: Sites that share a pass.
+        take: Function that takes the statistics of a group.
+    """
+
+    def __init__(
+        self, groups: Sequence[Sequence[Site]], take: Callable[[Sequence[Site]], dict[str, Statistic]]
+    ) -> None:
+        self.groups, self.take = groups, take
+        self._taken: dict[str, Statistic] = {}
+
+    def __getitem__(self, name: str) -> Statistic:
+        if name not in self._taken:
+            group = next((group for group in self.groups if any(site.name == name for site in group)), None)
+            if group is None:
+                raise KeyError(name)
+            self._taken = {}
+            self._taken = self.take(group)
+        return self._taken[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (site.name for group in self.groups for site in group)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +77,7 @@ class CalibrationStatistics:
         task: Gives the logits that count and their targets.
         batches: Mini-batches of calibration data.
         seed: Seed of everything random.
+        reserve: Memory of the run.
     """
 
     model: PreTrainedModel
@@ -48,6 +85,7 @@ class CalibrationStatistics:
     task: Task
     batches: Sequence[Batch]
     seed: int = 0
+    reserve: Reserve = field(default_factory=Reserve, repr=False)
 
     @cached_property
     def sites(self) -> list[tuple[Site, Ints]]:
@@ -66,26 +104,30 @@ class CalibrationStatistics:
         return list({part.name: part for site, _ in self.sites for part in members(site, self.all_sites)}.values())
 
     @cached_property
-    def moments(self) -> dict[str, Moments]:
-        """Moments of each site's input, by its name; one forward pass a batch."""
-        return moments(self.model, self.task, self.batches, self.seen)
-
-    @property
-    def kfac_factors(self) -> dict[str, KfacFactors]:
-        """KfacFactors of the KL divergence at each site's output projection, by name of the site.
-
-        One forward pass a batch, and `kfac_passes` backward ones.
-        """
-        return self._kfac[0]
-
-    @property
-    def kfac_passes(self) -> int:
-        """Backward passes a batch that the kfac_factors took."""
-        return self._kfac[1]
+    def moments(self) -> Mapping[str, Moments]:
+        """Moments of each site's input, by its name; one forward pass a batch, if there is room for all sites."""
+        groups = self.reserve.groups(self.seen, partial(activations.bytes_of, self.model))
+        return BySite(list(groups), lambda sites: moments(self.model, self.task, self.batches, sites))
 
     @cached_property
-    def _kfac(self) -> tuple[dict[str, KfacFactors], int]:
-        return kfac_factors(self.model, self.task, self.batches, self.seen, self.seed)
+    def kfac_factors(self) -> Mapping[str, KfacFactors]:
+        """KfacFactors of the KL divergence at each site's output projection, by name of the site.
+
+        One forward pass a batch, and as many backward ones as the outputs need, if there is room for all sites.
+        """
+
+        def take(sites: Sequence[Site]) -> dict[str, KfacFactors]:
+            factors, passes = kfac_factors(self.model, self.task, self.batches, sites, self.seed)
+            vars(self)["kfac_passes"] = passes
+            return factors
+
+        return BySite(list(self.reserve.groups(self.seen, partial(kfac.bytes_of, self.model))), take)
+
+    @cached_property
+    def kfac_passes(self) -> int:
+        """Backward passes a batch that the factors take, or took."""
+        with torch.inference_mode():
+            return kfac.backward_passes(self.task.readout(self.model, self.batches[0].to(self.model.device)))
 
     @cached_property
     def magnitudes(self) -> dict[str, Floats]:

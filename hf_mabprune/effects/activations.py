@@ -3,15 +3,16 @@
 Symbols: B examples, T tokens; C columns of a projection, F neurons or H * Dh; N positions seen, padding left out.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site
-from hf_mabprune.effects.taps import tapped
+from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.checkpoints.weight_files import largest
+from hf_mabprune.effects.taps import Tap, tapped
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -26,7 +27,7 @@ class Moments:
     Attributes:
         count: N.
         mean: [C] float64, E[h].
-        second: [C, C] float64, E[h h'], not centred.
+        second: [C, C] float32, E[h h'], not centred; float64 where float32 cannot hold it, and of a model in float64.
     """
 
     count: int
@@ -34,12 +35,12 @@ class Moments:
     second: torch.Tensor
 
     def covariance(self) -> torch.Tensor:
-        """[C, C], E[h h'] - E[h] E[h]'."""
-        return self.second - torch.outer(self.mean, self.mean)
+        """[C, C] float64, E[h h'] - E[h] E[h]'."""
+        return self.second.to(torch.float64, copy=True).addr_(self.mean, self.mean, alpha=-1)
 
     def variance(self) -> torch.Tensor:
         """[C], E[h_j^2] - E[h_j]^2, never negative."""
-        return (self.second.diagonal() - self.mean.square()).clamp(min=0)
+        return (self.second.diagonal().double() - self.mean.square()).clamp(min=0)
 
 
 @torch.inference_mode()
@@ -57,8 +58,15 @@ def watch_inputs(
     """
     for batch in over(batches, "inputs of projections"):
         inputs = batch.to(model.device)
-        with tapped(model, {site.name: partial(_shown, site, inputs, see) for site in sites}):
+        with tapped(model, beside_experts(model, {site.name: partial(_shown, site, inputs, see) for site in sites})):
             task.readout(model, inputs)
+
+
+def beside_experts(model: PreTrainedModel, taps: Mapping[str, Tap]) -> dict[str, Tap]:
+    """Adds taps to all experts that have none, which change nothing: so that experts run one after the other, and
+    round alike, whichever sites are looked at together."""
+    experts = (site.name for site in architecture_of(model).sites(model) if site.expert is not None)
+    return {**dict.fromkeys(experts, lambda hidden: hidden), **taps}
 
 
 def _shown(site: Site, inputs: Batch, see: See, hidden: torch.Tensor) -> torch.Tensor:
@@ -67,24 +75,45 @@ def _shown(site: Site, inputs: Batch, see: See, hidden: torch.Tensor) -> torch.T
     return hidden
 
 
-def product_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Multiplies two matrices in float32, in float64 where that cannot hold the product; to be summed in float64."""
-    product = (a.float() @ b.float()).double()
-    return product if product.isfinite().all() else a.double() @ b.double()
+def add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Adds the product of two matrices to a sum, in place; in float32, unless that cannot hold them.
+
+    Args:
+        total: Sum so far, which is used up; None where there is none.
+    """
+    product = a @ b if a.dtype == b.dtype == torch.float64 else a.float() @ b.float()
+    if not largest(product) < float("inf"):
+        product = a.double() @ b.double()
+    if total is None:
+        return product
+    if product.dtype != total.dtype or largest(total) + largest(product) > torch.finfo(total.dtype).max:
+        total = total.double()
+    return total.add_(product)
 
 
+def in_statistics(values: torch.Tensor) -> torch.Tensor:
+    """Gives values in the precision that statistics are formed in: float32, float64 where they come in it."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def bytes_of(model: PreTrainedModel, site: Site) -> int:
+    """Counts the bytes of a site's second moments."""
+    return in_statistics(torch.empty(0, dtype=model.dtype)).itemsize * site.columns**2
+
+
+@torch.inference_mode()
 def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site]) -> dict[str, Moments]:
     """Takes moments of every site's input, by its name; one forward pass a batch.
 
     Batches whose activations are not finite are left out, unless there are no others. Every process of a launch
-    computes the same, so that nothing depends on how many there are. Memory: C * C float64 a site.
+    computes the same, so that nothing depends on how many there are. Memory: C * C float32 a site, once more for one.
     """
     counts: dict[str, int] = {}
     sums: dict[str, torch.Tensor] = {}
     products: dict[str, torch.Tensor] = {}
 
     def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
-        rows = hidden[counted].float()
+        rows = in_statistics(hidden[counted])
         path = site.name
         finite = bool(rows.isfinite().all())
         if not finite and path in counts:
@@ -93,10 +122,10 @@ def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites:
             del sums[path], products[path]
         counts[path] = counts.get(path, 0) + len(rows) * finite
         sums[path] = sums.get(path, 0) + rows.sum(0, dtype=torch.float64)
-        products[path] = products.get(path, 0) + product_of(rows.T, rows)
+        products[path] = add_product(products.get(path), rows.T, rows)
 
     watch_inputs(model, task, batches, sites, see)
     return {
-        path: Moments(count, sums[path] / max(count, 1), products[path] / max(count, 1))
+        path: Moments(count, sums[path] / max(count, 1), products[path].div_(max(count, 1)))
         for path, count in counts.items()
     }

@@ -4,21 +4,17 @@ Pulls, refits and the report all compare with the dense model on the same batche
 after the search has to run it again, or to hold it beside the smaller one.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.tasks.readout import Readout
 
-MEMORY = 2**31  # bytes that are kept in memory
-DISK = 2**34  # bytes that are kept in temporary files beyond that, where half of the disk stays free
 COPIES = 8  # of a batch's logits, in wider precision some of them, while divergences are formed
+BLOCK = 2**25  # bytes of logits at a time, where a head makes them
 WHOLE = -1  # in the place of the number of a part: the batch as it is
 
 Key = Hashable  # (split, number of the batch, number of its part)
@@ -44,16 +40,12 @@ class DenseOutputs:
     for. Distributions, which divergences are measured from, are kept in memory alone.
 
     Args:
-        memory: Bytes that may be kept in memory.
-        disk: Bytes that may be kept in temporary files.
+        reserve: Memory of the run.
     """
 
-    memory: int = MEMORY
-    disk: int = DISK
+    reserve: Reserve = field(default_factory=Reserve)
     _readouts: dict[Key, Readout] = field(default_factory=dict, repr=False)
     _distributions: dict[Key, torch.Tensor] = field(default_factory=dict, repr=False)
-    _files: dict[Key, tuple[Path, Readout]] = field(default_factory=dict, repr=False)
-    _folder: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
 
     def readout(self, key: Key, make: Callable[[], Readout]) -> Readout:
         """Gives what is on record under a key, else what `make` gives, which is recorded then.
@@ -61,17 +53,14 @@ class DenseOutputs:
         Nothing that is recorded holds on to the pass that made it.
         """
         if key in self._readouts:
-            return self._readouts[key]
-        if key in self._files:
-            path, shell = self._files[key]
-            return replace(shell, outputs=load_file(path, device=str(shell.targets.device))["outputs"])
+            known = self._readouts[key]
+            return replace(known, outputs=known.outputs.to(known.targets.device))
         with torch.inference_mode():
             made = make()
-        if made.outputs.nbytes <= self.memory:
-            self.memory -= made.outputs.nbytes
+        if self.reserve.take_for(made, made.outputs.nbytes):
             self._readouts[key] = made
-        elif made.outputs.nbytes <= self.disk:
-            self._write(key, made)
+        elif (stored := self.reserve.stored(made.outputs)) is not None:
+            self._readouts[key] = replace(made, outputs=stored)
         return made
 
     def recorded(self, key: Key, make: Callable[[], Readout]) -> Recorded:
@@ -81,25 +70,19 @@ class DenseOutputs:
             return Recorded(readout, self._distributions[key])
         with torch.inference_mode():
             distribution = readout.distribution()
-        if distribution.nbytes <= self.memory:
-            self.memory -= distribution.nbytes
+        if self.reserve.take_for(distribution, distribution.nbytes):
             self._distributions[key] = distribution
         return Recorded(readout, distribution)
 
-    def _write(self, key: Key, made: Readout) -> None:
-        """Puts logits into a temporary file, where the disk has room to spare."""
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="dense-outputs-")
-        place = Path(self._folder.name)
-        if shutil.disk_usage(place).free < 2 * made.outputs.nbytes + self.disk // 2:
-            self.disk = 0
-            return
-        path = place / f"{len(self._files)}.safetensors"
-        save_file({"outputs": made.outputs.contiguous()}, path)
-        self.disk -= made.outputs.nbytes
-        self._files[key] = path, replace(made, outputs=made.outputs[:0])
 
+def memory(sizes: Sizes, readout: Readout, tokens: int) -> tuple[int, int]:
+    """Estimates bytes of outputs: of a few copies while divergences are formed, and of all that are kept, were there
+    no limit.
 
-def memory(sizes: Sizes) -> int:
-    """Estimates the bytes that outputs take: a few copies of a batch's, and the record of all, as long as it fits."""
-    logits = sizes.item * sizes.vocabulary
-    return COPIES * logits * sizes.batch_tokens + min(MEMORY, 2 * logits * sizes.tokens)
+    Args:
+        readout: What a model says on a batch.
+        tokens: Positions of that batch, padding included.
+    """
+    logits, distributions = readout.outputs.nbytes / tokens, readout.distribution().nbytes / tokens
+    forming = logits * max(sizes.batch_tokens, sizes.forward_tokens) if distributions else BLOCK
+    return round(COPIES * forming), round((logits + distributions) * sizes.tokens)

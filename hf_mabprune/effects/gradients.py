@@ -22,7 +22,7 @@ KL of sets (`interactions.py`).
 Symbols: K arms, B examples, D coordinates; S the context (arms already removed).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable, KeepIndices
+from hf_mabprune.effects.activations import in_statistics
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.tasks.base import Task
@@ -41,6 +42,7 @@ from hf_mabprune.tasks.readout import Readout
 Bools = NDArray[np.bool_]
 Gates = dict[str, torch.Tensor]  # name of a site -> [B, units]
 ESTIMATED = ("kl", "loss", "squared")
+SCALE = 2**10  # of derivatives in float16
 HIDDEN_STATES = 16  # of a layer that a pass with gradients keeps, roughly
 
 
@@ -157,8 +159,7 @@ class _Derivatives:
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Derives values, [B], by the gate of every arm: [K, B] float64, the sum over the gates of the arm's units."""
-        gates = list(self.gates.values())
-        gradients = torch.autograd.grad(values.sum(), gates, retain_graph=True, materialize_grads=True)
+        gradients = slopes_of(values, list(self.gates.values()))
         self.backwards += 1
         derivatives = torch.zeros(len(self.arms), len(values), dtype=torch.float64, device=values.device)
         for name, gradient in zip(self.gates, gradients, strict=True):
@@ -166,6 +167,16 @@ class _Derivatives:
             owner = torch.as_tensor(np.repeat(rows, self.arms.units[rows]), device=values.device)
             derivatives.index_add_(0, owner, gradient.T.double())
         return derivatives
+
+
+def slopes_of(values: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Derives the sum of values by each of some tensors, in float32 where these are in half precision.
+
+    Float16 ends at 6e-8, which derivatives are often below: on their way through the model they are scaled.
+    """
+    scale = SCALE if inputs[0].dtype == torch.float16 else 1
+    found = torch.autograd.grad(scale * values.sum(), inputs, retain_graph=True, materialize_grads=True)
+    return [in_statistics(gradient) / scale if scale > 1 else in_statistics(gradient) for gradient in found]
 
 
 def _needed(dense: Readout | None, reward: str) -> Readout:

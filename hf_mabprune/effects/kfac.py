@@ -27,10 +27,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site
-from hf_mabprune.effects.activations import Moments, product_of
+from hf_mabprune.architectures import Site, projection_of
+from hf_mabprune.effects import activations
+from hf_mabprune.effects.activations import Moments, add_product, beside_experts, in_statistics
 from hf_mabprune.effects.broken import cause
-from hf_mabprune.effects.gradients import frozen
+from hf_mabprune.effects.gradients import frozen, slopes_of
 from hf_mabprune.effects.taps import tapped
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
@@ -41,6 +42,7 @@ from hf_mabprune.tasks.readout import Readout
 # last layer is zero at all others: examples would be all that A is made of, often fewer than its C columns, and what a
 # refit then does to the other inputs would be free.
 READ = 0.9
+LARGE = 1e30  # factor that float32 may not hold
 SAMPLES = 2  # label draws where outputs are many
 
 
@@ -50,15 +52,15 @@ class KfacFactors:
 
     Attributes:
         inputs: Mean and second moment of h over positions, weighted: A is `inputs.second`.
-        outputs: G, [D, D] float64.
+        outputs: G, [D, D], in the precision of `inputs.second`.
     """
 
     inputs: Moments
     outputs: torch.Tensor
 
     def root(self) -> torch.Tensor:
-        """[D, D], the symmetric root R of G = R R: KL ~ 1/2 E_w|R dW h|^2, least squares as those of layers."""
-        values, vectors = torch.linalg.eigh(self.outputs)
+        """[D, D] float64, the symmetric root R of G = R R: KL ~ 1/2 E_w|R dW h|^2, least squares as of layers."""
+        values, vectors = torch.linalg.eigh(self.outputs.double())
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
@@ -68,7 +70,7 @@ def kfac_factors(
     """Takes the factors of every site, by its name; one forward and a few backwards a batch.
 
     Masks that are on are seen. Every process of a launch computes the same, so that nothing depends on how many there
-    are. The model is neither changed nor given gradients. Memory: (C * C + D * D) float64 a site.
+    are. The model is neither changed nor given gradients. Memory: `bytes_of` a site.
 
     Args:
         model: Model in evaluation mode.
@@ -81,7 +83,7 @@ def kfac_factors(
     Raises:
         ValueError: If no batch has finite outputs.
     """
-    sums: dict[str, list[torch.Tensor]] = {}
+    sums: dict[str, _Sums] = {}
     counts = dict.fromkeys((site.name for site in sites), 0)
     examples, passes = 0, 0
     for number, batch in enumerate(over(batches, "curvature of the outputs")):
@@ -89,7 +91,8 @@ def kfac_factors(
         with frozen(model), torch.enable_grad(), _watched(model, sites) as seen:
             readout = task.readout(model, inputs)
             outputs = list(seen.outputs.values())
-            gradients = [_gradients(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
+            # The gradient of the sum over examples is that of each: no example bears on another's.
+            gradients = [slopes_of(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
         passes = len(gradients)
         if not all(bool(tensor.isfinite().all()) for tensor in (readout.outputs, *chain.from_iterable(gradients))):
             continue  # a broken batch tells nothing
@@ -102,53 +105,75 @@ def kfac_factors(
             counted = inputs.counted(site.stack.flag, hidden)
             if site.expert is not None:
                 counted = counted & (hidden != 0).any(-1)  # the router sends it other positions
-            rows = hidden[counted].float()
+            rows = in_statistics(hidden[counted])
             number = place[seen.modules[path]]
-            slopes = torch.stack([grads[number].view(*hidden.shape[:2], -1)[counted] for grads in gradients]).float()
+            found = torch.stack([grads[number].view(*hidden.shape[:2], -1)[counted] for grads in gradients])
             counts[path] += len(rows)
-            parts = _sums(rows, slopes)
-            sums[path] = [a + b for a, b in zip(sums[path], parts, strict=True)] if path in sums else parts
+            sums.setdefault(path, _Sums()).add(rows, found)
     if not sums:
         raise ValueError(f"no calibration batch has finite outputs and gradients: {cause(model, task, batches)}")
-    return {path: _factors(parts, counts[path], examples) for path, parts in sums.items()}, passes
+    return {path: sums.pop(path).factors(counts[path], examples) for path in list(sums)}, passes
 
 
 @torch.no_grad()
-def backward_passes(readout: Readout) -> int:
-    """Backward passes a batch that `kfac_factors` takes where outputs are such as these: one a coordinate."""
-    return sum(1 for _ in _coordinates(readout, 0))
+def backward_passes(readout: Readout, samples: int = SAMPLES) -> int:
+    """Counts the backward passes a batch where outputs are such as these, one a coordinate; those of `kfac_factors`,
+    where nobody says how many labels are drawn."""
+    return sum(1 for _ in readout.coordinates(readout, samples, 0))
 
 
-def _sums(rows: torch.Tensor, slopes: torch.Tensor) -> list[torch.Tensor]:
-    """Sums |g|^2, |g|^2 h, |g|^2 h h', h, h h' and g g' over the positions of a batch, float64.
-
-    Args:
-        rows: [n, C] float32, h.
-        slopes: [coordinates, n, D] float32, g, one row for each coordinate u_d: |u|^2 adds their squares up.
-    """
-    weights = slopes.square().sum((0, 2)).double()  # [n], |g|^2
-    if not weights.isfinite().all():  # float32 cannot hold them
-        weights = slopes.double().square().sum((0, 2))
-    weighted = rows.double() * weights.unsqueeze(1)
-    flat = slopes.flatten(0, 1)
-    read, plain, outputs = (product_of(a.T, b) for a, b in ((weighted, rows), (rows, rows), (flat, flat)))
-    return [weights.sum(), weighted.sum(0), read, rows.sum(0).double(), plain, outputs]
+def bytes_of(model: PreTrainedModel, site: Site) -> int:
+    """Counts the bytes of a site while its factors are taken: two matrices of its inputs and one of its outputs."""
+    outputs = len(projection_of(model, site).parts[0])
+    return 2 * activations.bytes_of(model, site) + 8 * outputs**2
 
 
-def _factors(sums: Sequence[torch.Tensor], count: int, examples: int) -> KfacFactors:
-    """Makes A and G of one site from the sums of all batches.
+@dataclass
+class _Sums:
+    """Sums over positions at one site: |g|^2, |g|^2 h, |g|^2 h h', h, h h' and g g'; vectors in float64."""
 
-    Args:
-        sums: Those of `_sums`.
-        count: Positions that were summed over.
-        examples: N.
-    """
-    total, read, read_second, plain, plain_second, outputs = sums
-    share = READ if total > 0 else 0.0
-    total, count = total.clamp(min=torch.finfo(total.dtype).tiny), max(count, 1)  # an expert may get no position
-    mean = share * read / total + (1 - share) * plain / count
-    second = share * read_second / total + (1 - share) * plain_second / count
-    return KfacFactors(Moments(count, mean, second), outputs / examples)
+    weight: torch.Tensor | float = 0.0
+    read: torch.Tensor | float = 0.0
+    read_second: torch.Tensor | None = None
+    plain: torch.Tensor | float = 0.0
+    plain_second: torch.Tensor | None = None
+    outputs: torch.Tensor | None = None
+
+    def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Adds the positions of a batch.
+
+        Args:
+            rows: [n, C], h.
+            gradients: [coordinates, n, D], g, one row for each coordinate u_d: |u|^2 adds their squares up.
+        """
+        weights = gradients.square().sum((0, 2)).double()  # [n], |g|^2
+        if not weights.isfinite().all():  # float32 cannot hold them
+            weights = gradients.double().square().sum((0, 2))
+        weighted, flat = rows.double() * weights.unsqueeze(1), gradients.flatten(0, 1)
+        self.weight = self.weight + weights.sum()
+        self.read = self.read + weighted.sum(0)
+        self.plain = self.plain + rows.sum(0).double()
+        self.read_second = add_product(self.read_second, weighted.T, rows)
+        self.plain_second = add_product(self.plain_second, rows.T, rows)
+        self.outputs = add_product(self.outputs, flat.T, flat)
+
+    def factors(self, count: int, examples: int) -> KfacFactors:
+        """Makes A and G; the sums are used up.
+
+        Args:
+            count: Positions that were summed over.
+            examples: N.
+        """
+        assert self.read_second is not None and self.plain_second is not None and self.outputs is not None
+        total, count = torch.as_tensor(self.weight), max(count, 1)  # an expert may get no position
+        share = READ if total > 0 else 0.0
+        total = total.clamp(min=torch.finfo(total.dtype).tiny)
+        mean = share * self.read / total + (1 - share) * self.plain / count
+        factor = share / float(total)
+        wide = factor > LARGE or self.plain_second.dtype == torch.float64
+        second = (self.read_second.double() if wide else self.read_second).mul_(factor)
+        second.add_(self.plain_second, alpha=(1 - share) / count)
+        return KfacFactors(Moments(count, torch.as_tensor(mean), second), self.outputs.div_(examples))
 
 
 @dataclass
@@ -182,7 +207,8 @@ def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
         seen.outputs[module] = output
         return output
 
-    with tapped(model, {site.name: partial(show, site.name) for site in sites}), ExitStack() as hooks:
+    taps = beside_experts(model, {site.name: partial(show, site.name) for site in sites})
+    with tapped(model, taps), ExitStack() as hooks:
         for module in dict.fromkeys(modules.values()):
             hooks.callback(module.register_forward_hook(hook).remove)
         yield seen
@@ -191,11 +217,3 @@ def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
 def _coordinates(readout: Readout, seed: int) -> Iterator[torch.Tensor]:
     """Gives the coordinates u, [B] each, measured from where the model is now: all zero, but with slopes."""
     return readout.coordinates(replace(readout, outputs=readout.outputs.detach()), SAMPLES, seed)
-
-
-def _gradients(values: torch.Tensor, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Derives each example's value, [B], by its own positions: g, of the shape of each of the outputs.
-
-    The gradient of the sum is that of each example, since no example bears on another's.
-    """
-    return list(torch.autograd.grad(values.sum(), outputs, retain_graph=True))

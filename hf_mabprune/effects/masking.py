@@ -46,7 +46,7 @@ class StandIn:
 
     def missed(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., C] for h [..., C]: what each arm alone contributes that the others cannot stand in for."""
-        return (hidden - self.mean) @ self.matrix
+        return (hidden - self.mean) @ self.matrix.to(hidden.device)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What memory depends on. Every part that needs much of it says how much from these sizes, by a function `memory`.
 
-Symbols: T tokens; D hidden; C columns of a projection, F neurons or H * Dh; V vocabulary.
+Symbols: T tokens; D hidden; C columns of a projection, F neurons or H * Dh.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,12 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.taps import positions_a_token
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
+
+TOKENS_A_FORWARD = {"cpu": 2048, "cuda": 65536}  # a matrix product of this many rows fills the device
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,10 @@ class Sizes:
         layers: Number of layers, of all stacks.
         hidden: D, the largest of any projection.
         columns: C of every projection that has arms, those of experts apart.
-        vocabulary: V of a language model, else 0.
         batch_tokens: Positions of the largest calibration batch, padding included, all examples together.
         tokens: The same of all calibration batches.
+        forward_tokens: Positions that a pass of several pulls is filled up to.
+        reserve: Memory of the run.
     """
 
     item: int
@@ -36,13 +40,16 @@ class Sizes:
     layers: int
     hidden: int
     columns: tuple[int, ...]
-    vocabulary: int
     batch_tokens: int
     tokens: int
+    forward_tokens: int
+    reserve: Reserve
 
     @classmethod
-    def of(cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch]) -> "Sizes":
-        """Takes them from a model, its arms, its task and the calibration batches."""
+    def of(
+        cls, model: PreTrainedModel, arms: ArmTable, task: Task, batches: Sequence[Batch], reserve: Reserve
+    ) -> "Sizes":
+        """Takes them from a model, its arms, its task, the calibration batches and the reserve of a run."""
         positions = positions_a_token(model, task, batches[0])
         lengths = [batch.tokens * positions for batch in batches]
         architecture = architecture_of(model)
@@ -54,12 +61,17 @@ class Sizes:
             layers=len(architecture.layers(model)),
             hidden=max(len(projection_of(model, site).parts[0]) for site in sites),
             columns=tuple({part.name: part.columns for site in sites for part in members(site, everything)}.values()),
-            vocabulary=model.config.get_text_config().vocab_size if model.get_output_embeddings() else 0,
             batch_tokens=max(lengths),
             tokens=sum(lengths),
+            forward_tokens=TOKENS_A_FORWARD.get(model.device.type, TOKENS_A_FORWARD["cpu"]),
+            reserve=reserve,
         )
 
     @property
     def squares(self) -> list[int]:
-        """Bytes of the second moments of each site, [C, C] float64."""
-        return [8 * columns**2 for columns in self.columns]
+        """Bytes of the second moments of each site, [C, C] float32."""
+        return [4 * columns**2 for columns in self.columns]
+
+    def together(self, matrices: int) -> int:
+        """Counts the bytes of statistics that are taken at once, so many matrices a site: what there is room for."""
+        return max(matrices * max(self.squares), min(self.reserve.room, matrices * sum(self.squares)))

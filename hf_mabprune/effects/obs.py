@@ -12,7 +12,10 @@ Pure: arrays in, arrays out. Source: Kurtic et al. 2023 (ZipLM), arXiv 2302.0408
 Symbols: D outputs and C inputs (columns) of a projection W [D, C]; A blocks of `size` columns; S those of one block.
 """
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hf_mabprune.effects.damping import damped
@@ -20,9 +23,10 @@ from hf_mabprune.effects.damping import damped
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PENDING = 128  # rows of updates that are gathered before the large matrix is touched, once for all of them
+ROWS = 256  # of the large matrix that are copied at a time
 
 
-def increases(weight: Floats, second: Floats, size: int, blocks: int, damping: float) -> Floats:
+def increases(weight: Floats, second: NDArray[Any], size: int, blocks: int, damping: float) -> Floats:
     """Says what the removal of each block costs, in the order in which they go, each time the cheapest.
 
     The cost of a change dW is tr(dW H dW'), H = second + lambda I, with all columns that stay refitted. A block's
@@ -33,13 +37,13 @@ def increases(weight: Floats, second: Floats, size: int, blocks: int, damping: f
 
     Args:
         weight: [D, C].
-        second: [C, C], second moments of the inputs.
+        second: [C, C], second moments of the inputs, float32 or float64.
         size: Columns of a block; the last one may have fewer.
         blocks: A.
         damping: lambda, relative to the mean of the diagonal of `second`; more where that is not positive definite.
 
     Returns:
-        [A]. Takes O(C^3 + D C^2), and C^2 float64.
+        [A]. Takes O(C^3 + D C^2), and C^2 float64 beside the arguments.
     """
     if not second.diagonal().any():
         return np.zeros(blocks)  # nothing ever flows in: an expert that no position goes to
@@ -47,18 +51,28 @@ def increases(weight: Floats, second: Floats, size: int, blocks: int, damping: f
     padded = np.pad(weight, ((0, 0), (0, spare)))
 
     def remove(strength: float) -> tuple[Ints, Floats] | None:
-        hessian = np.eye(len(second) + spare)
+        hessian = np.zeros((len(second) + spare, len(second) + spare))
         hessian[: len(second), : len(second)] = second
-        hessian[np.diag_indices(len(second))] += strength
-        np.linalg.cholesky(hessian)  # an error, where an inverse might be found that means nothing
-        order, added = remove_blocks(padded, hessian, size)
+        hessian[np.diag_indices(len(hessian))] += np.repeat([strength, 1.0], [len(second), spare])
+        inverse = inverted(torch.as_tensor(hessian))
+        if inverse is None:
+            return None
+        order, added = _remove_blocks(padded, inverse.numpy(), size)
         return (order, added) if np.isfinite(added).all() else None
 
-    first = damping * max(second.diagonal().mean(), np.finfo(float).tiny)
-    order, added = damped(remove, float(first), float(np.abs(second).max()))
+    first = damping * max(second.diagonal().mean(dtype=float), np.finfo(float).tiny)
+    order, added = damped(remove, float(first), float(max(second.max(), -second.min())))
     scores = np.empty(blocks)
     scores[order] = np.maximum.accumulate(added) * (1 + 1e-9 * np.arange(blocks))  # equal increases keep their order
     return scores
+
+
+def inverted(matrix: torch.Tensor) -> torch.Tensor | None:
+    """Inverts a symmetric float64 matrix in its own memory; None where it is not positive definite."""
+    columns = matrix.mT  # as LAPACK wants them, so that nothing is copied
+    info = torch.zeros((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(columns, out=(columns, info))
+    return None if info else torch.cholesky_inverse(columns, out=columns).mT
 
 
 def remove_blocks(weight: Floats, hessian: Floats, size: int) -> tuple[Ints, Floats]:
@@ -72,8 +86,13 @@ def remove_blocks(weight: Floats, hessian: Floats, size: int) -> tuple[Ints, Flo
     Returns:
         The blocks in their order, [A], and what each adds to the error, [A].
     """
-    blocks = hessian.shape[0] // size
-    state = _Elimination(weight, hessian, size)
+    return _remove_blocks(weight, np.linalg.inv(hessian), size)
+
+
+def _remove_blocks(weight: Floats, inverse: Floats, size: int) -> tuple[Ints, Floats]:
+    """Removes all blocks, as `remove_blocks` does; H^-1 is used up."""
+    blocks = len(inverse) // size
+    state = _Elimination(weight, inverse, size)
     order, increases = np.empty(blocks, dtype=np.int64), np.empty(blocks)
     for step in range(blocks):
         errors = state.errors()
@@ -100,12 +119,12 @@ class _Elimination:
         columns: [A, size, D], W_S' of every block, refitted.
     """
 
-    def __init__(self, weight: Floats, hessian: Floats, size: int) -> None:
-        blocks = hessian.shape[0] // size
+    def __init__(self, weight: Floats, inverse: Floats, size: int) -> None:
+        blocks = len(inverse) // size
         self.size = size
         self.names = np.arange(blocks)
         self.gone = np.zeros(blocks, dtype=bool)
-        self.inverse = np.linalg.inv(hessian)
+        self.inverse = inverse
         self.pending = np.empty((0, len(self.inverse)))
         self.own = np.einsum("aiaj->aij", self.inverse.reshape(blocks, size, blocks, size)).copy()
         self.columns = np.ascontiguousarray(weight.T).reshape(blocks, size, -1)
@@ -135,12 +154,17 @@ class _Elimination:
         return float(np.square(lead).sum())
 
     def settle(self) -> None:
-        """Takes the pending updates off the large matrix, and drops what has gone from all arrays."""
+        """Takes the pending updates off the large matrix, and drops what has gone from all arrays.
+
+        What stays of the matrix moves up in its own memory, a few rows at a time: none moves beyond where it was.
+        """
         stay = ~self.gone
-        left = np.repeat(stay, self.size)
+        left = np.flatnonzero(np.repeat(stay, self.size))
         pending = self.pending[:, left]
-        self.inverse = self.inverse[np.ix_(left, left)] - pending.T @ pending
-        self.pending = pending[:0]
-        self.own, self.columns, self.names, self.gone = (
-            array[stay] for array in (self.own, self.columns, self.names, self.gone)
-        )
+        smaller = self.inverse.reshape(-1)[: len(left) ** 2].reshape(len(left), len(left))
+        for start in range(0, len(left), ROWS):
+            rows = slice(start, start + ROWS)
+            smaller[rows] = self.inverse[left[rows]][:, left] - pending[:, rows].T @ pending
+        self.inverse, self.pending = smaller, pending[:0]
+        self.own, self.columns = self.own[stay], self.columns[stay]
+        self.names, self.gone = self.names[stay], self.gone[stay]

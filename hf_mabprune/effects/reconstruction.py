@@ -4,8 +4,10 @@ Symbols: K arms; D outputs and C columns of a projection W [D, C]; h its inputs.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
@@ -47,12 +49,12 @@ def reconstruction_costs(
     return costs
 
 
-def _arrays(model: PreTrainedModel, site: Site, moments: Mapping[str, Moments]) -> tuple[Floats, Floats]:
+def _arrays(model: PreTrainedModel, site: Site, moments: Mapping[str, Moments]) -> tuple[Floats, NDArray[Any]]:
     """W [D, C] and E[h h'] [C, C] of a site."""
     weight = projection_of(model, site).weight.detach().double().cpu().numpy()
-    return weight, moments[site.name].second.double().cpu().numpy()
+    return weight, moments[site.name].second.cpu().numpy()
 
 
-def _scale(weight: Floats, second: Floats) -> float:
+def _scale(weight: Floats, second: NDArray[Any]) -> float:
     """E|W h|^2 = tr(W E[h h'] W'), the mean squared output without a bias."""
     return float((weight @ second * weight).sum())

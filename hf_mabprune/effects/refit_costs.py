@@ -18,7 +18,7 @@ Symbols: K arms; D outputs and C columns of a projection; S the columns of one a
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,21 +27,22 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.checkpoints.weight_files import largest
 from hf_mabprune.effects.damping import damped
-from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
+from hf_mabprune.effects.kfac import KfacFactors, bytes_of, kfac_factors
 from hf_mabprune.effects.masking import StandIn
 from hf_mabprune.effects.memory import Sizes
-from hf_mabprune.effects.obs import increases
+from hf_mabprune.effects.obs import increases, inverted
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.progress import over
 from hf_mabprune.selection.plan import Floats, Ints
 from hf_mabprune.surgery.biases import may_have_bias
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
+MATRICES = 3  # of the size of float32 moments, that the widest site takes while its arms are ordered
 DAMPING = 0.01  # ridge, relative to the mean of the diagonal of the second moments
-MEMORY = 2**32  # bytes of second moments at a time
-MOMENTS = 4  # matrices of a site while they are summed up
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class RefitCosts:
         batches: Sequence[Batch],
         seed: int = 0,
         damping: float = DAMPING,
+        reserve: Reserve | None = None,
     ) -> "RefitCosts":
         """Finds them out from one forward and a few backwards a batch, and O(C^3) a site.
 
-        Sites go through the model in groups, as many at a time as their moments fit into memory.
+        Sites go through the model in groups, as many at a time as there is room for.
 
         Args:
             model: Dense model, in evaluation mode.
@@ -81,47 +83,43 @@ class RefitCosts:
             batches: Mini-batches of calibration data.
             seed: Seed of the label draws.
             damping: Ridge of the refits, relative to the mean of the diagonal of the second moments.
+            reserve: Memory for factors and stand-ins; None takes one of its own.
         """
-        start = time.perf_counter()
+        start, reserve = time.perf_counter(), Reserve() if reserve is None else reserve
         everything = architecture_of(model).sites(model)
         places = {site.name: site for site in everything}
         todo = [(places[name], rows, members(places[name], everything)) for name, rows in arms.groups()]
         along, alone = np.empty(len(arms)), np.empty(len(arms))
         stand_ins: dict[str, StandIn] = {}
         sweeps = passes = 0
-        while todo:
-            together = _together(todo)
-            parts = list({part.name: part for *_, own in todo[:together] for part in own}.values())
+        for together in reserve.groups(todo, lambda entry: sum(bytes_of(model, part) for part in entry[2])):
+            parts = list({part.name: part for *_, own in together for part in own}.values())
             factors, passes = kfac_factors(model, task, batches, parts, seed)
             sweeps += 1
-            for site, rows, own in over(todo[:together], "costs of removals", "sites"):
+            for site, rows, own in over(together, "costs of removals", "sites"):
                 if site.kind == "expert":
                     along[rows] = alone[rows] = [whole_cost(model, part, factors[part.name]) for part in own]
                 else:
-                    costs = _costs_at(model, arms, site, rows, factors[site.name], damping)
-                    along[rows], alone[rows], stand_ins[site.name] = costs
-            todo = todo[together:]
+                    along[rows], alone[rows], made = _costs_at(model, arms, site, rows, factors[site.name], damping)
+                    stand_ins[site.name] = replace(made, matrix=reserve.kept(made.matrix))
+            del factors
         tokens = sum(batch.tokens for batch in batches)
         seconds = time.perf_counter() - start
         return cls(along, alone, stand_ins, Cost(0, tokens * sweeps, tokens * passes * sweeps, seconds))
 
 
 def in_outputs(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gives V = root(G) W [D, C] and A [C, C] of a site, float64; A is centred where a bias may take up the means."""
+    """Gives V = root(G) W [D, C] float64, and A [C, C] of a site; A is centred where a bias may take up the means."""
     weight = kfac.root() @ projection_of(model, site).weight.detach().double()
-    return weight, kfac.inputs.covariance() if may_have_bias(model, site) else kfac.inputs.second
+    if not may_have_bias(model, site):
+        return weight, kfac.inputs.second
+    return weight, kfac.inputs.covariance().to(kfac.inputs.second.dtype)
 
 
 def whole_cost(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> float:
     """Gives 1/2 tr(V A V'), the cost in nats of a site that goes as a whole, with nothing in its place: an expert."""
     weight, second = in_outputs(model, site, kfac)
-    return float((weight @ second * weight).sum()) / 2
-
-
-def _together(todo: Sequence[tuple[Site, Ints, list[Site]]]) -> int:
-    """Counts the sites that share a pass: as many as fit into `MEMORY`, at least one."""
-    bytes_of = np.cumsum([8 * MOMENTS * sum(part.columns**2 for part in own) for *_, own in todo])
-    return max(1, int(np.searchsorted(bytes_of, MEMORY, side="right")))
+    return float((weight @ second.double() * weight).sum()) / 2
 
 
 def _costs_at(
@@ -136,9 +134,9 @@ def _costs_at(
     weight, second = in_outputs(model, site, kfac)
     size = int(arms.units[rows].max()) * site.unit_size
     along = increases(weight.cpu().numpy(), second.cpu().numpy(), size, len(rows), damping) / 2
-    alone, matrix = _apart(weight, second, _spans(arms, site, rows), damping)
+    alone, matrix = _apart(weight, second, _spans(arms, site, rows), damping, model.dtype)
     mean = kfac.inputs.mean if may_have_bias(model, site) else torch.zeros_like(kfac.inputs.mean)
-    return along, alone, StandIn(mean.to(model.dtype), matrix.to(model.dtype))
+    return along, alone, StandIn(mean.to(model.dtype), matrix)
 
 
 def _spans(arms: ArmTable, site: Site, rows: Ints) -> list[slice]:
@@ -147,7 +145,7 @@ def _spans(arms: ArmTable, site: Site, rows: Ints) -> list[slice]:
 
 
 def _apart(
-    weight: torch.Tensor, second: torch.Tensor, spans: Sequence[slice], damping: float
+    weight: torch.Tensor, second: torch.Tensor, spans: Sequence[slice], damping: float, dtype: torch.dtype
 ) -> tuple[Floats, torch.Tensor]:
     """Removes each arm of a site by itself, as `obs` does it first in its order.
 
@@ -156,6 +154,7 @@ def _apart(
         second: A, [C, C].
         spans: Columns S of each arm.
         damping: As that of `RefitCosts.of`.
+        dtype: Precision of the matrix.
 
     Returns:
         Costs, 1/2 tr(V_S ([H^-1]_SS)^-1 V_S') for the columns S of each arm; and the matrix of `StandIn`,
@@ -163,27 +162,26 @@ def _apart(
         that W + dW on h, and W on h with the stand-in, are one and the same.
     """
     if not second.diagonal().any():  # nothing ever flows in
-        return np.zeros(len(spans)), torch.zeros_like(second)
-    eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
+        return np.zeros(len(spans)), torch.zeros_like(second, dtype=dtype)
 
     def remove(strength: float) -> tuple[Floats, torch.Tensor] | None:
-        hessian = second + strength * eye
-        if torch.linalg.cholesky_ex(hessian).info:
+        hessian = second.to(torch.float64, copy=True)
+        hessian.diagonal().add_(strength)
+        inverse = inverted(hessian)
+        if inverse is None:
             return None
-        inverse = torch.linalg.inv(hessian)
-        matrix, costs = torch.empty_like(inverse), []
+        matrix, costs = torch.empty_like(second, dtype=dtype), []
         for span in spans:
             own = inverse[span, span]
             matrix[:, span] = torch.linalg.solve(own, inverse[span]).T
             costs.append(float((torch.linalg.solve(own, weight[:, span].T) * weight[:, span].T).sum()) / 2)
         return (np.array(costs), matrix) if np.isfinite(costs).all() and matrix.isfinite().all() else None
 
-    first = damping * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
-    return damped(remove, float(first), float(second.abs().max()))
+    first = damping * second.diagonal().double().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    return damped(remove, float(first), largest(second))
 
 
 def memory(sizes: Sizes) -> tuple[int, int]:
-    """Estimates bytes: of the second moments while costs are found, and of the stand-ins that are kept."""
-    squares = sizes.squares
-    moments = MOMENTS * max(min(MEMORY // MOMENTS, sum(squares)), max(squares))
-    return moments, sizes.item * sum(squares) // 8
+    """Estimates bytes: of what is formed while costs are found, and of the stand-ins, were there no limit."""
+    widest = MATRICES * max(sizes.squares) + 4 * 8 * sizes.hidden * max(sizes.columns)
+    return sizes.together(2) + widest, sizes.item * sum(sizes.squares) // 4

@@ -212,7 +212,7 @@ class Comparison:
             evaluation, counts = self.masked(chosen.kept, "test"), self._without(chosen.kept)
         else:
             keep = session.arms.kept_units(chosen.kept)
-            small = cut(session.dense, keep, chosen.plan.layout)
+            small = cut(session.dense, keep, chosen.plan.layout, passing=True)
             session.refit(small, keep)
             evaluation, counts = self._tested(small), self._counts(small)
         behind = paired_difference(session.task.main_metric, tested, evaluation)

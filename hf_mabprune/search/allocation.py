@@ -84,11 +84,12 @@ class Allocation:
     after: float = field(init=False)
     taken: str = field(default="", init=False)
     cost: Cost = field(default_factory=Cost, init=False)
-    cache: RefitCache = field(default_factory=RefitCache, repr=False)  # refits of sites
+    cache: RefitCache = field(init=False, repr=False)  # refits of sites
     _seen: dict[tuple[bytes, int], Floats] = field(default_factory=dict, init=False, repr=False)  # by set and part
     _spent: float = field(default=0.0, init=False)  # passes over the examples that choose
 
     def __post_init__(self) -> None:
+        self.cache = RefitCache(self.reference.outputs.reserve)
         parts = np.random.default_rng(0).permutation(len(self.reference.held_out)).tolist()
         apart = len(parts) // APART
         self._apart, self._parts = parts[:apart] or parts, parts[apart:]
@@ -181,7 +182,7 @@ class Allocation:
         if not todo:
             return
         keep = plan.arms.kept_units(kept)
-        small = cut(self.reference.model, keep, plan.layout)
+        small = cut(self.reference.model, keep, plan.layout, passing=True)
         refit_all(self.method, self.reference, small, keep, self.cache)
         for part, found in zip(todo, self.reference.divergences_of(small, todo), strict=True):
             self._seen[key, part] = found

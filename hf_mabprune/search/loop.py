@@ -117,6 +117,7 @@ class Search:
             while not self.settling and self._left() > 0 and self._step():
                 yield None
             self.settling = True
+            self.pulls.forget()
             yield from self._remove()
             yield self._end_round()
 

@@ -102,7 +102,8 @@ def by_criterion(session: Session, plans: Sequence[Plan], given: str | dict[str,
     settings, started = session.settings, time.perf_counter()
     criterion = make_criterion(given)
     batches = session.batches["calibration"]
-    statistics = CalibrationStatistics(session.dense, session.arms, session.task, batches, settings.seed)
+    data = session.dense, session.arms, session.task, batches
+    statistics = CalibrationStatistics(*data, settings.seed, session.reserve)
     kept, order = criterion.choose(statistics, plans[-1])
     result = SearchResult(
         kept=kept,

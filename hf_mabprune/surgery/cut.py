@@ -22,7 +22,7 @@ from hf_mabprune.surgery.configs import make_plan, per_layer_config, touched
 Layout = Literal["uniform", "per_layer"]
 
 
-def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrainedModel:
+def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool = False) -> PreTrainedModel:
     """Copies a model without what `keep` does not keep; the dense model stays as it is.
 
     Only the cut parameters are made anew, so memory peaks at the dense model plus the smaller copy. Tied weights stay
@@ -33,6 +33,8 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrained
         keep: Unit indices that stay, by name of the site; sites that it does not name stay whole.
         layout: `uniform` gives the stock class with a stock config; `per_layer` the class that travels with the
             checkpoint.
+        passing: Whether the copy is refitted and measured and no more: then it shares with the dense model the
+            matrices that are not cut, which a refit never writes to.
 
     Raises:
         ValueError: If a key-value group would be cut in part, a site would be left empty or is unknown, experts of a
@@ -45,6 +47,8 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrained
     # deepcopy takes what its memo holds for an object instead of copying that object.
     copies: dict[int, Any] = {id(dense.config): _config(dense, kept, layout)}
     copies |= {id(stay[path]): parameter for path, parameter in smaller.items() if stay[path] is not None}
+    if passing:
+        copies |= {id(whole): whole for whole in dense.parameters() if whole.ndim > 1 and id(whole) not in copies}
     small = copy.deepcopy(dense, copies)
     plan = make_plan(dense, changed)
     if layout == "uniform":  # the rest is what a stock model does by itself

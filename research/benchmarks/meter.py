@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_mabprune.criteria.statistics import CalibrationStatistics
+from hf_mabprune.criteria.statistics import BySite, CalibrationStatistics
 
 STATISTICS = {  # property -> what is computed for it, and its passes over the data: forward, backward
     "moments": ("moments", 1, 0),
@@ -42,6 +42,8 @@ class Meter:
             return getattr(self.statistics, name)
         started, statistic = time.monotonic(), STATISTICS[name][0]
         value = getattr(self.statistics, name)
+        if isinstance(value, BySite):  # which takes statistics when the first of them is asked for
+            value[next(iter(value))]
         taken = time.monotonic() - started
         self.seconds.setdefault(statistic, taken)
         self.computed += taken

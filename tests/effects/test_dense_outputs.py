@@ -1,13 +1,11 @@
 """What the dense model says is asked once, and comes back the same from memory, from a file, or computed again."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from hf_mabprune.effects import dense_outputs
 from hf_mabprune.effects.dense_outputs import DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.tasks.readout import Readout
 
 
@@ -16,9 +14,9 @@ def readout(seed: int) -> Readout:
     return Readout(torch.randn(2, 3, 5, generator=generator), torch.tensor([[0, 1, -100], [4, -100, -100]]))
 
 
-@pytest.mark.parametrize(("memory", "disk", "asked"), [(2**20, 0, 1), (0, 2**20, 1), (0, 0, 3), (130, 2**20, 1)])
+@pytest.mark.parametrize(("memory", "disk", "asked"), [(2**20, 0, 1), (0, 2**20, 1), (0, 0, 3), (260, 2**20, 1)])
 def test_outputs_come_back_the_same_wherever_they_were_kept(memory: int, disk: int, asked: int) -> None:
-    outputs, calls = DenseOutputs(memory, disk), []
+    outputs, calls = DenseOutputs(Reserve(memory, disk)), []
 
     def make(seed: int) -> Readout:
         calls.append(seed)
@@ -38,14 +36,6 @@ def test_no_record_holds_on_to_the_pass_that_made_it() -> None:
     outputs = DenseOutputs()
     kept = outputs.readout("key", lambda: Readout(readout(0).outputs @ weight, readout(0).targets))
     assert kept.outputs.grad_fn is None and not kept.outputs.requires_grad
-
-
-def test_a_disk_that_is_nearly_full_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(dense_outputs.shutil, "disk_usage", lambda _: usage)
-    outputs = DenseOutputs(memory=0, disk=2**20)
-    outputs.readout("key", lambda: readout(0))
-    assert outputs.disk == 0 and not outputs._files
 
 
 def test_costs_add_up() -> None:

@@ -1,5 +1,6 @@
 """Factors where projections are no linear layers of their own, against gradients of one pass taken by hand."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -75,3 +76,20 @@ def test_factors_are_those_of_gradients_by_hand(model_type: str) -> None:
         exact = (hidden.T * squares) @ hidden / examples
         product = float(found.outputs.trace()) * read / READ
         np.testing.assert_allclose(product, exact, rtol=1e-3, atol=1e-3 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_a_model_in_half_precision_has_nearly_the_same_factors_in_float32(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    model, task, batches, _ = problem("llama")
+    sites = architecture_of(model).sites(model)
+    half = copy.deepcopy(model).to(dtype)
+    expected, found = (kfac_factors(each, task, batches, sites)[0] for each in (model, half))
+    for name, factors in found.items():
+        for ours, exact in (
+            (factors.inputs.second, expected[name].inputs.second),
+            (factors.outputs, expected[name].outputs),
+        ):
+            assert ours.dtype == torch.float32
+            assert float((ours - exact).norm()) < tolerance * float(exact.norm()), name

@@ -11,6 +11,7 @@ import torch
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation, refit_all
 from hf_mabprune.config import TargetConfig
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.search.allocation import Allocation, _gain
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import make_plan
@@ -55,6 +56,15 @@ def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str
     assert allocation.after < allocation.before or allocation.taken == "equal widths"
     assert allocation.cost.pulls > 10 and allocation.cost.forward_tokens > 0
     assert f"{allocation.cost.pulls} allocations measured, {allocation.taken} taken" in allocation.summary()
+
+
+def test_the_dense_model_stays_as_it_is() -> None:
+    allocation, plan, scores = make("llama", trials=3)
+    before = {name: tensor.clone() for name, tensor in allocation.reference.model.state_dict().items()}
+    for _ in allocation.run(plan, [scores], whole(plan)):
+        pass
+    after = allocation.reference.model.state_dict()
+    assert before.keys() == after.keys() and all(tensor.equal(after[name]) for name, tensor in before.items())
 
 
 def test_outputs_that_are_no_numbers_are_never_a_gain() -> None:
@@ -168,7 +178,7 @@ def test_with_no_room_for_refits_the_same_moves_are_taken() -> None:
     found = []
     for limit in (2**30, 0):
         allocation, plan, scores = make("bert", trials=20, seed=1)
-        allocation.cache.limit = limit
+        allocation.cache.reserve = Reserve(limit)
         for _ in allocation.run(plan, [scores], whole(plan)):
             pass
         found.append(allocation)

@@ -6,9 +6,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import ARCHITECTURES, architecture_of, projection_of
+from hf_mabprune.architectures import ARCHITECTURES, Projection, architecture_of, projection_of
 from hf_mabprune.architectures.sites import part_at
+from hf_mabprune.arms import KeepIndices
 from hf_mabprune.surgery.biases import declare_biases
 from hf_mabprune.surgery.cut import Layout, cut, cut_layers, smaller_class, smaller_config
 from hf_mabprune.surgery.pieces import pieces
@@ -35,6 +37,25 @@ def test_pieces_are_the_state_dict_of_the_cut_model(model_type: str, layout: Lay
     tied = {"transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"}
     assert together.keys() == expected.keys() - (tied if model_type == "t5" else set())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in together.items())
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_passing_copy_is_the_same_model_and_takes_what_is_cut_alone(model_type: str) -> None:
+    dense = tiny_model(model_type, "AutoModel")
+    keep = selection(dense, "per_layer")
+    own, passing = cut(dense, keep, "per_layer"), cut(dense, keep, "per_layer", passing=True)
+    expected = dict(own.named_parameters())
+    there = {parameter.data_ptr() for parameter in dense.parameters()}
+    shared = [name for name, parameter in passing.named_parameters() if parameter.data_ptr() in there]
+    assert shared and not any(expected[name].data_ptr() in there for name in expected)
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in passing.named_parameters())
+    assert all(projection.parts[0].data_ptr() not in there for projection in cut_projections(passing, keep))
+
+
+def cut_projections(model: PreTrainedModel, keep: KeepIndices) -> list[Projection]:
+    """Projections that a refit may write to."""
+    sites = architecture_of(model).sites(model)
+    return [projection_of(model, site) for site in sites if site.name in keep and site.expert is None]
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])

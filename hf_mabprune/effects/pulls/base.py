@@ -107,6 +107,9 @@ class Pulls(ABC):
         self.kept = kept.copy()
         self._recorded.clear()
 
+    def forget(self) -> None:  # noqa: B027
+        """Gives back the memory of what was recorded in the context; pulls that are made after all record it again."""
+
     def pull(self, arms: Ints, batches: Ints) -> NDArray[np.float64]:
         """Pulls `arms[i]` on `batches[i]` for every i.
 

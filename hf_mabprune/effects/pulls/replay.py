@@ -33,7 +33,7 @@ from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.patching import answer, replaced
 from hf_mabprune.effects.dense_outputs import Recorded
 from hf_mabprune.effects.masking import keep_masks, masked
-from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.memory import TOKENS_A_FORWARD, Sizes
 from hf_mabprune.effects.pulls.base import Ints, Pulls, observation
 from hf_mabprune.effects.rewards import Observation
 from hf_mabprune.effects.taps import positions_a_token, tapped
@@ -41,8 +41,6 @@ from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import split_by_length
 
-RECORDING_BYTES = 2**30
-TOKENS_A_FORWARD = {"cpu": 2048, "cuda": 65536}  # a matrix product of this many rows fills the device
 AGREE = 1e-3  # of the largest logit: how far a pass that reads one position may be from one that reads all
 
 
@@ -55,14 +53,12 @@ class Recording:
         columns: What of each site's input goes with an arm, [B, T, C], by name of the site.
         linears: Input and output of linear layers, for products in half precision.
         observation: What the model's outputs say of each example.
-        size: Bytes.
     """
 
     outputs: dict[nn.Module, Any]
     columns: dict[str, torch.Tensor]
     linears: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]]
     observation: Observation
-    size: int
 
 
 class ReplayPulls(Pulls):
@@ -72,7 +68,6 @@ class ReplayPulls(Pulls):
     again, one part of a batch at a time.
 
     Args:
-        recording_bytes: Memory for recordings.
         products: Precision of the matrix products on what a mask changes; None is the model's own.
     """
 
@@ -82,7 +77,6 @@ class ReplayPulls(Pulls):
         self,
         *args: Any,
         products: torch.dtype | None = None,
-        recording_bytes: int = RECORDING_BYTES,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -92,7 +86,6 @@ class ReplayPulls(Pulls):
         self._pulled = [self.sites[name] for name, _ in self.arms.groups()]
         self._parts = [split_by_length(batch) for batch in self.batches]
         self._recordings: dict[tuple[int, int], Recording] = {}
-        self._recording_bytes = recording_bytes
         self._missed: dict[str, torch.Tensor] | None = None  # by name of the site; None while nothing is recorded
         reads_first = architecture_of(self.model).classifies_first and self.task.reads_one_position
         self._reads_first = reads_first and self._first_suffices()
@@ -103,6 +96,9 @@ class ReplayPulls(Pulls):
 
     def set_context(self, kept: Any) -> None:
         super().set_context(kept)
+        self.forget()
+
+    def forget(self) -> None:
         self._recordings.clear()
 
     def _observe_arms(
@@ -147,8 +143,8 @@ class ReplayPulls(Pulls):
         columns.update(self._missed)
         self._missed = None
         size = _bytes([*outputs.values(), *columns.values(), *linears.values()])
-        recording = Recording(outputs, columns, linears, observation(recorded, readout, self.reward.needs), size)
-        if size + sum(kept.size for kept in self._recordings.values()) <= self._recording_bytes:
+        recording = Recording(outputs, columns, linears, observation(recorded, readout, self.reward.needs))
+        if self.outputs.reserve.take_for(recording, size):
             self._recordings[place] = recording
         return recording
 
@@ -335,5 +331,5 @@ def _bytes(outputs: Sequence[Any]) -> int:
 
 
 def memory(sizes: Sizes) -> int:
-    """Estimates the bytes that recordings take: two hidden states a layer and token, as long as they fit."""
-    return min(RECORDING_BYTES, 2 * sizes.layers * sizes.item * sizes.hidden * sizes.tokens)
+    """Estimates the bytes of recordings, were there no limit: three hidden states a layer, and what sites see."""
+    return sizes.item * sizes.tokens * (3 * sizes.layers * sizes.hidden + sum(sizes.columns))

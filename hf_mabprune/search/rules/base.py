@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from hf_mabprune.effects import gradients
 from hf_mabprune.effects.interactions import Interactions
+from hf_mabprune.effects.kfac import backward_passes
 from hf_mabprune.effects.masking import StandIn
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.pulls import Pulls
@@ -20,6 +21,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.registry import Registry, option
 from hf_mabprune.selection.plan import Bools, Floats, Ints, Plan
 from hf_mabprune.session import Session
+from hf_mabprune.tasks.readout import Readout
 
 RULES: Registry[type["Rule"]] = Registry("removal rule", "hf_mabprune.search.rules")
 
@@ -42,11 +44,13 @@ class RuleMemory(NamedTuple):
     """Bytes that a rule needs, beside those of the pulls.
 
     Attributes:
-        kept: All the time.
+        kept: All the time, out of the reserve.
+        refits: Out of the reserve too, while it settles.
         preparing, pulling, settling: Besides, while it does that.
     """
 
     kept: int = 0
+    refits: int = 0
     preparing: int = 0
     pulling: int = 0
     settling: int = 0
@@ -122,8 +126,14 @@ class Rule(ABC):
         """Estimates the bytes that the rule needs."""
         return RuleMemory()
 
-    def passes(self, batches: int) -> float:
-        """Estimates the forward passes over one batch that the rule makes by itself, backward ones counted twice."""
+    def passes(self, batches: int, readout: Readout) -> float:
+        """Estimates the passes over one batch that the rule makes by itself; no weights get gradients, so that a
+        backward pass is one.
+
+        Args:
+            batches: Number of calibration batches.
+            readout: What the dense model says on one.
+        """
         return 0.0
 
     def held_out_kl(self) -> float | None:
@@ -167,9 +177,9 @@ class EstimatingRule(Rule):
         """See `Rule.memory`."""
         return RuleMemory(pulling=gradients.memory(sizes))
 
-    def passes(self, batches: int) -> float:
-        """See `Rule.passes`: one forward and `label_draws` backward passes a batch."""
-        return batches * (1 + 2 * self.label_draws)
+    def passes(self, batches: int, readout: Readout) -> float:
+        """See `Rule.passes`: one forward and up to `label_draws` backward passes a batch."""
+        return batches * (1 + backward_passes(readout, self.label_draws))
 
     def controls(self, arms: Ints, batches: Ints) -> Floats | None:
         """See `Rule.controls`."""

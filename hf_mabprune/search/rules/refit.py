@@ -25,6 +25,7 @@ from hf_mabprune.compensation import refit
 from hf_mabprune.compensation.dense_reference import HELD_OUT
 from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.effects import gradients, refit_costs
+from hf_mabprune.effects.kfac import backward_passes
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.cost import Cost
@@ -35,9 +36,10 @@ from hf_mabprune.search.allocation import Allocation
 from hf_mabprune.search.rules.base import RULES, EstimatingRule, Removal, RuleMemory
 from hf_mabprune.selection.plan import Bools, Floats, Plan
 from hf_mabprune.session import Session
+from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.vocabulary import large_head
 
-COST_PASSES = 8  # over the calibration data that costs and moments take, backward ones counted twice
+CANDIDATES = 5  # allocations that moves begin from
 LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
 
 
@@ -84,7 +86,8 @@ class Refit(EstimatingRule):
         batches = session.batches["calibration"]
         seed = session.settings.seed
         self._unpulled = session.settings.search.pulls_per_arm is None and not self.default_pulls(session)
-        self.costs = RefitCosts.of(session.dense, session.arms, session.task, batches, seed, method.damping)
+        data = session.dense, session.arms, session.task, batches
+        self.costs = RefitCosts.of(*data, seed, method.damping, session.reserve)
         self.stand_ins, self.cost = self.costs.stand_ins, self.costs.cost
         if self.moves:
             self.allocation = Allocation(method, session.reference, self.moves, seed)
@@ -124,13 +127,15 @@ class Refit(EstimatingRule):
 
     def memory(self, sizes: Sizes) -> RuleMemory:
         """See `Rule.memory`."""
-        moments, stand_ins = refit_costs.memory(sizes)
+        preparing, stand_ins = refit_costs.memory(sizes)
+        settling, refits = refit.memory(sizes, self.moves)
         pulling = gradients.memory(sizes)
-        return RuleMemory(stand_ins, moments + pulling, pulling, refit.memory(sizes, self.moves))
+        return RuleMemory(stand_ins, refits, preparing + pulling, pulling, settling)
 
-    def passes(self, batches: int) -> float:
-        """See `Rule.passes`: effects, costs and moments, and a part of the batches for every move."""
-        return super().passes(batches) + COST_PASSES * batches + self.moves * batches / HELD_OUT
+    def passes(self, batches: int, readout: Readout) -> float:
+        """See `Rule.passes`: effects, costs, and a part of the batches for every set that is measured."""
+        costs, sets = 1 + backward_passes(readout), self.moves + CANDIDATES if self.moves else 0
+        return super().passes(batches, readout) + costs * batches + sets * batches / HELD_OUT
 
     def held_out_kl(self) -> float | None:
         """See `Rule.held_out_kl`."""

@@ -8,6 +8,7 @@ from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.effects.dense_outputs import DenseOutputs
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.tasks.batch import Batch
 from tests.problems import arms_of, problem, pull_all, rounding, some_context, whole
@@ -65,11 +66,11 @@ def test_replay_without_room_for_its_cache_gives_the_same() -> None:
     model, task, batches, arms = problem("llama")
     kept = some_context(arms)
     roomy = pull_all(ReplayPulls(model, arms, task, batches), kept)
-    outputs = DenseOutputs(memory=0, disk=0)
-    tight = ReplayPulls(model, arms, task, batches, outputs=outputs, recording_bytes=0)
+    outputs = DenseOutputs(Reserve(limit=0, disk=0))
+    tight = ReplayPulls(model, arms, task, batches, outputs=outputs)
 
     assert np.array_equal(pull_all(tight, kept), roomy)
-    assert not tight._recordings and not outputs._readouts and not outputs._files
+    assert not tight._recordings and not outputs._readouts
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "mixtral", "t5"])
