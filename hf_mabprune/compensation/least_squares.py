@@ -21,6 +21,8 @@ class LeastSquares(Compensation):
         damping: lambda, over the mean of the diagonal of E[x x'].
     """
 
+    bottom_up: bool = option(True, "refit to what the pruned model has at a site, errors below included")
+    both_sides: bool = option(True, "with bottom_up, refit what makes the columns too: gate and up, or q, k, v")
     damping: float = option(0.01, "ridge, relative to the mean second moment of the inputs that stay")
 
     def __post_init__(self) -> None:

@@ -41,7 +41,9 @@ def divergence(allocation: Allocation, plan: Plan, scores: np.ndarray) -> float:
     reference = allocation.reference
     keep = plan.arms.kept_units(plan.choose(scores, whole(plan))[0])
     small = cut(reference.model, keep, "per_layer")
-    compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
+    compensate(
+        make_compensation({"name": "least_squares", "guard": False, "bottom_up": False}), reference, small, keep
+    )
     return reference.divergence(small)
 
 
