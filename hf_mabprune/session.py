@@ -88,7 +88,8 @@ class Session:
     def reference(self) -> DenseReference:
         """The dense model on calibration data, for the refit of every selection."""
         calibration, further = self.batches["calibration"], self.batches.get(REFIT, ())
-        return DenseReference.on(self.dense, self.task, calibration, self.outputs, further)
+        read = self.compensation.read if self.compensation else 0.0
+        return DenseReference.on(self.dense, self.task, calibration, self.outputs, further, read)
 
     def dense_on(self, split: str, number: int, batch: Batch) -> Readout:
         """Gives what the dense model says on a batch, from the record.

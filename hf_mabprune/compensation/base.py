@@ -64,12 +64,18 @@ class Regression:
         return Regression(self.x[columns], self.y, xx, self.yx[:, columns].to(self.x.device), self.yy)
 
     @classmethod
-    def of_pairs(cls, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> "Regression":
-        """From x [N, S] and y [N, D], batch by batch."""
+    def of_pairs(
+        cls, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], weights: Iterator[torch.Tensor] | None = None
+    ) -> "Regression":
+        """From x [N, S] and y [N, D], batch by batch, and weights of positions, [N]; without, all are alike."""
         count = 0
         sums: list[torch.Tensor] = []
         for x, y in pairs:
-            parts = [part.double() for part in (x.sum(0), y.sum(0), x.T @ x, y.T @ x, y.square().sum())]
+            rx, ry = x, y
+            if weights is not None:
+                own = next(weights).unsqueeze(1)
+                rx, ry = x * own, y * own
+            parts = [part.double() for part in (rx.sum(0), ry.sum(0), rx.T @ x, ry.T @ x, (ry * y).sum())]
             sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
             count += len(x)
         x, y, xx, yx, yy = (total / count for total in sums)
@@ -103,6 +109,8 @@ class Compensation(ABC):
     """A way to refit what is kept.
 
     Args:
+        read: Part of a position's weight that follows how much the outputs depend on it there, which takes a backward
+            pass (`position_weights`); the rest is even.
         guard: Whether refits are taken only where the held-out divergence does not grow.
         bottom_up: Takes x from the model that is already pruned and refitted below (K-prune, Park et al. 2023, arXiv
             2308.03449) and not from the dense one, and fits it to y and what the layers below got wrong. This goes
@@ -110,6 +118,9 @@ class Compensation(ABC):
         both_sides: Refits, bottom-up, the projections that make a site's columns too, for one more pass of both.
     """
 
+    read: float = option(
+        0.5, "part of a position's weight that follows how much the outputs depend on it; 0: all count alike"
+    )
     guard: bool = option(True, "leave sites alone without whose refit held-out KL divergence is lower")
     bottom_up: bool = option(False, "refit to what the pruned model has at a site, errors below included")
     both_sides: bool = option(False, "with bottom_up, refit what makes the columns too: gate and up, or q, k, v")

@@ -6,7 +6,7 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen; B exam
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from hf_mabprune.effects.activations import Moments, bytes_of, moments
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.position_weights import Weights, position_weights
 from hf_mabprune.effects.pulls.base import SPLIT
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
@@ -45,6 +46,7 @@ class DenseReference:
         held_out: Parts of the batches that the guard judges by.
         keys: Names of the held-out parts in the record of dense outputs.
         outputs: That record.
+        read: Part of a position's weight that follows how much the outputs depend on it; the rest is even.
         cost: Of everything that was asked of it, passes of smaller models included.
     """
 
@@ -54,6 +56,7 @@ class DenseReference:
     held_out: Sequence[Batch]
     keys: Sequence[tuple[str, int, int]]
     outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
+    read: float = 0.0
     cost: Cost = field(default_factory=Cost, repr=False)
     _moments: dict[tuple[str, bool], dict[str, Moments]] = field(default_factory=dict, repr=False)
     _regressions: dict[tuple[str, bool], Regression] = field(default_factory=dict, repr=False)
@@ -67,6 +70,7 @@ class DenseReference:
         batches: Sequence[Batch],
         outputs: DenseOutputs | None = None,
         further: Sequence[Batch] = (),
+        read: float = 0.0,
     ) -> "DenseReference":
         """Holds out every fourth calibration batch; batches run in parts of like lengths.
 
@@ -76,6 +80,7 @@ class DenseReference:
             batches: Calibration batches, the same that pulls are made on.
             outputs: Record of what the dense model says on them; None makes one.
             further: Batches that refits are made from as well.
+            read: As that of `Compensation`.
 
         Raises:
             ValueError: If there are fewer than two batches.
@@ -95,7 +100,7 @@ class DenseReference:
             if _is_held_out(number)
             for part in range(len(whole))
         ]
-        return cls(model, task, fitting, held_out, keys, DenseOutputs() if outputs is None else outputs)
+        return cls(model, task, fitting, held_out, keys, DenseOutputs() if outputs is None else outputs, read)
 
     def moments(self, kind: str, held_out: bool = False) -> dict[str, Moments]:
         """Of the inputs of all sites of neurons, or of heads, by name of the site; taken when first asked for.
@@ -107,11 +112,31 @@ class DenseReference:
         batches, reserve, found = self.held_out if held_out else self.batches, self.outputs.reserve, {}
         sites = [site for site in architecture_of(self.model).sites(self.model) if site.kind == kind]
         for group in reserve.groups(sites, partial(bytes_of, self.model)):
-            taken = moments(self.model, self.task, batches, group)
+            taken = moments(self.model, self.task, batches, group, () if held_out else self._weights)
             for name in list(taken):
                 found[name] = replace(known := taken.pop(name), second=reserve.kept(known.second))
             self.cost += Cost(forward_tokens=_tokens(batches))
         self._moments[kind, held_out] = found
+        return found
+
+    def weights_of(self, site: Site) -> Iterator[torch.Tensor] | None:
+        """Gives the weights of the positions that refits of a site see, [N] a batch; None where all count alike."""
+        if not self._weights or site.kind == "expert":
+            return None
+        return (
+            own[site.name][batch.to(own[site.name].device).counted(site.stack.flag, own[site.name].unsqueeze(-1))]
+            for own, batch in zip(self._weights, self.batches, strict=True)
+        )
+
+    @cached_property
+    def _weights(self) -> Weights:
+        """Those of all sites, batch by batch; none where all positions count alike."""
+        if not self.read:
+            return []
+        sites = [site for site in architecture_of(self.model).sites(self.model) if site.kind != "expert"]
+        found, passes = position_weights(self.model, self.task, self.batches, sites, self.read)
+        tokens = _tokens(self.batches)
+        self.cost += Cost(forward_tokens=tokens, backward_tokens=passes * tokens)
         return found
 
     def record(self, kinds: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ that, before any activation function, where they are linear.
 Symbols: D rows that stay of a projection, C inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,11 +50,17 @@ class InputSide:
         self.projections = [_projection(part_at(small.base_model, path)) for path in self.paths]
         self.before = self.after = [projection.float64() for projection in self.projections]
 
-    def refit(self, method: Compensation, below: SideBySide) -> None:
-        """Puts new weights and biases in; raises Refused, with nothing changed, where what flows in is not finite."""
+    def refit(self, method: Compensation, below: SideBySide, weights: Iterator[torch.Tensor] | None) -> None:
+        """Puts new weights and biases in; raises Refused, with nothing changed, where what flows in is not finite.
+
+        Args:
+            method: How they are fitted.
+            below: Both models.
+            weights: Those of `Regression.of_pairs`.
+        """
         if not self.paths:
             return
-        both = Regression.of_pairs(below.rows(self.site, self.paths, self.rows))
+        both = Regression.of_pairs(below.rows(self.site, self.paths, self.rows), weights)
         if not (both.xx.isfinite().all() and both.yx.isfinite().all()):
             raise Refused("what flows into it on calibration data is not finite")
         start, after = 0, []

@@ -245,7 +245,7 @@ class _Refit:
         if len(self.columns) > MOST_COLUMNS:
             raise Refused(f"{len(self.columns)} columns are too many to be refitted at once")
         if self.input_side and self.method.both_sides:
-            self.input_side.refit(self.method, self.below[False])
+            self.input_side.refit(self.method, self.below[False], self.reference.weights_of(self.site))
         regression = self._regression(held_out=False)
         xx, yx = regression.centred() if self.biased else regression.plain()
         if not (xx.isfinite().all() and yx.isfinite().all()):
@@ -264,7 +264,8 @@ class _Refit:
         """Gives the site's moments on the data that refits are made from, or on held-out data."""
         reference, site = self.reference, self.site
         if self.below:
-            return Regression.of_pairs(self.below[held_out].pairs(site))
+            weights = None if held_out else reference.weights_of(site)
+            return Regression.of_pairs(self.below[held_out].pairs(site), weights)
         if site.kind == "expert":
             batches = reference.held_out if held_out else reference.batches
             return Regression.of_pairs(reference.rerouted(site, self.keep, batches))

@@ -57,9 +57,13 @@ def watch_inputs(
             choice B counts choices.)
     """
     for batch in over(batches, "inputs of projections"):
-        inputs = batch.to(model.device)
-        with tapped(model, beside_experts(model, {site.name: partial(_shown, site, inputs, see) for site in sites})):
-            task.readout(model, inputs)
+        _watch(model, task, batch, sites, see)
+
+
+def _watch(model: PreTrainedModel, task: Task, batch: Batch, sites: Sequence[Site], see: See) -> None:
+    inputs = batch.to(model.device)
+    with tapped(model, beside_experts(model, {site.name: partial(_shown, site, inputs, see) for site in sites})):
+        task.readout(model, inputs)
 
 
 def beside_experts(model: PreTrainedModel, taps: Mapping[str, Tap]) -> dict[str, Tap]:
@@ -102,17 +106,26 @@ def bytes_of(model: PreTrainedModel, site: Site) -> int:
 
 
 @torch.inference_mode()
-def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site]) -> dict[str, Moments]:
+def moments(
+    model: PreTrainedModel,
+    task: Task,
+    batches: Iterable[Batch],
+    sites: Sequence[Site],
+    weights: Sequence[Mapping[str, torch.Tensor]] = (),
+) -> dict[str, Moments]:
     """Takes moments of every site's input, by its name; one forward pass a batch.
 
     Batches whose activations are not finite are left out, unless there are no others. Every process of a launch
     computes the same, so that nothing depends on how many there are. Memory: C * C float32 a site, once more for one.
+
+    Args:
+        weights: Of positions, by batch and name of the site, from `position_weights`; else all count alike.
     """
     counts: dict[str, int] = {}
     sums: dict[str, torch.Tensor] = {}
     products: dict[str, torch.Tensor] = {}
 
-    def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
+    def see(own: Mapping[str, torch.Tensor], site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         rows = in_statistics(hidden[counted])
         path = site.name
         finite = bool(rows.isfinite().all())
@@ -121,10 +134,12 @@ def moments(model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites:
         if finite and not counts.get(path, 1):  # so far there was nothing but broken batches
             del sums[path], products[path]
         counts[path] = counts.get(path, 0) + len(rows) * finite
-        sums[path] = sums.get(path, 0) + rows.sum(0, dtype=torch.float64)
-        products[path] = add_product(products.get(path), rows.T, rows)
+        weighted = rows * own[path][counted].unsqueeze(1) if path in own else rows
+        sums[path] = sums.get(path, 0) + weighted.sum(0, dtype=torch.float64)
+        products[path] = add_product(products.get(path), weighted.T, rows)
 
-    watch_inputs(model, task, batches, sites, see)
+    for number, batch in enumerate(over(batches, "inputs of projections")):
+        _watch(model, task, batch, sites, partial(see, weights[number] if weights else {}))
     return {
         path: Moments(count, sums[path] / max(count, 1), products[path].div_(max(count, 1)))
         for path, count in counts.items()

@@ -88,11 +88,11 @@ def kfac_factors(
     examples, passes = 0, 0
     for number, batch in enumerate(over(batches, "curvature of the outputs")):
         inputs = batch.to(model.device)
-        with frozen(model), torch.enable_grad(), _watched(model, sites) as seen:
+        with frozen(model), torch.enable_grad(), watched(model, sites) as seen:
             readout = task.readout(model, inputs)
             outputs = list(seen.outputs.values())
             # The gradient of the sum over examples is that of each: no example bears on another's.
-            gradients = [slopes_of(coordinate, outputs) for coordinate in _coordinates(readout, seed + number)]
+            gradients = [slopes_of(coordinate, outputs) for coordinate in coordinates_of(readout, seed + number)]
         passes = len(gradients)
         if not all(bool(tensor.isfinite().all()) for tensor in (readout.outputs, *chain.from_iterable(gradients))):
             continue  # a broken batch tells nothing
@@ -192,7 +192,7 @@ class _Seen:
 
 
 @contextmanager
-def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
+def watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
     """Shows input and output of each site's projection, as they appear."""
     modules = {site.name: model.base_model.get_submodule(site.tie or site.name) for site in sites}
     seen = _Seen({}, {}, modules)
@@ -214,6 +214,6 @@ def _watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
         yield seen
 
 
-def _coordinates(readout: Readout, seed: int) -> Iterator[torch.Tensor]:
+def coordinates_of(readout: Readout, seed: int, samples: int = SAMPLES) -> Iterator[torch.Tensor]:
     """Gives the coordinates u, [B] each, measured from where the model is now: all zero, but with slopes."""
-    return readout.coordinates(replace(readout, outputs=readout.outputs.detach()), SAMPLES, seed)
+    return readout.coordinates(replace(readout, outputs=readout.outputs.detach()), samples, seed)
