@@ -86,7 +86,7 @@ def remove_blocks(weight: Floats, hessian: Floats, size: int) -> tuple[Ints, Flo
     Returns:
         The blocks in their order, [A], and what each adds to the error, [A].
     """
-    return _remove_blocks(weight, np.linalg.inv(hessian), size)
+    return _remove_blocks(weight, np.linalg.inv(hessian).astype(float, copy=False), size)
 
 
 def _remove_blocks(weight: Floats, inverse: Floats, size: int) -> tuple[Ints, Floats]:

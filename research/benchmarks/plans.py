@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from hf_mabprune.config import PruneConfig
@@ -30,7 +29,7 @@ def measure(runs: Sequence[PruneConfig]) -> pd.DataFrame:
     """
     rows = [_row(settings) for settings in runs]
     ratios = pd.DataFrame(rows)[["of_time", "of_memory"]]
-    away = np.exp(np.log(ratios).abs())  # times too much or too little
+    away = ratios.where(ratios > 1, 1 / ratios)  # times too much or too little
     ends = [
         {"model": "median, either way", **away.median().to_dict()},
         {"model": "worst, either way", **away.max().to_dict()},
