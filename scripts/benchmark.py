@@ -9,6 +9,8 @@
     python scripts/benchmark.py plan --configs configs/quickstart.yaml configs/llama_wikitext2.yaml
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
+    python scripts/benchmark.py language --config run.yaml --prune.target.layer_parameters "[0.1, 0.2]"
+    python scripts/benchmark.py language --report --out runs/language.jsonl
 
 `--plugin FILE` brings policies, criteria, tasks or model types from elsewhere.
 """
@@ -23,19 +25,34 @@ from hf_mabprune.cli.guard import guarded
 from hf_mabprune.cli.settings import Arguments, read_settings
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.policies import POLICIES
-from research.benchmarks import estimates, memory, plans, policies, precision, pulls, quality, quality_report
+from research.benchmarks import (
+    estimates,
+    language,
+    language_report,
+    memory,
+    plans,
+    policies,
+    precision,
+    pulls,
+    quality,
+    quality_report,
+)
 from research.benchmarks.suite import read_suite
 
 
 def main() -> int:
     """Parses, calls, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
-        "benchmark", choices=["estimates", "memory", "plan", "policies", "precision", "pulls", "quality"]
+        "benchmark", choices=["estimates", "language", "memory", "plan", "policies", "precision", "pulls", "quality"]
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", help="policy, or policy:reward; default: all, and ucb1:loss")
-    parser.add_argument("--out", help="where the rows go; default: runs/policies.parquet, or what the suite says")
+    parser.add_argument(
+        "--out", help="where the rows go; default: runs/policies.parquet, runs/language.jsonl, or the suite's"
+    )
     parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
     parser.add_argument("--plot", help="where the figure of `pulls` goes, e.g. runs/pulls.png")
     parser.add_argument("--configs", nargs="+", default=[], help="files of the runs that `plan` looks at")
@@ -43,7 +60,9 @@ def main() -> int:
     parser.add_argument("--overlay", nargs="+", default=[], help="files merged over the suite, e.g. with local paths")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. task=sst2 method=race,obs allocation=own")
     parser.add_argument("--redo", action="store_true", help="measure cells of `quality` again that have a row")
-    parser.add_argument("--report", action="store_true", help="of the rows of `quality`; nothing is measured")
+    parser.add_argument("--methods", nargs="+", default=language.METHODS, help="of `language`; default: all")
+    parser.add_argument("--tests", nargs="+", default=[], help="further test texts of `language`, NAME=FILE each")
+    parser.add_argument("--report", action="store_true", help="of the rows that are there; nothing is measured")
     parser.add_argument("--out-dir", help="folder for report.md, CSV and PNG of `quality --report`")
     options, settings = parser.parse_known_args()
     return guarded(lambda given: measured(options, given), settings)
@@ -53,6 +72,8 @@ def measured(options: argparse.Namespace, settings: Arguments) -> str:
     """Measures what is asked for, and gives it as text."""
     if options.benchmark == "quality":
         return compare_methods(options, settings)
+    if options.benchmark == "language":
+        return compare_on_a_language_model(options, settings)
     if options.benchmark == "policies":
         out = options.out or "runs/policies.parquet"
         variants = options.variants or [*POLICIES.names(), "ucb1:loss"]
@@ -82,6 +103,15 @@ def compare_methods(options: argparse.Namespace, overrides: Arguments) -> str:
     if options.out_dir:
         report.save(options.out_dir)
     return f"{report.text}\n"
+
+
+def compare_on_a_language_model(options: argparse.Namespace, settings: Arguments) -> str:
+    """Measures what is missing, or reports what is there."""
+    out = options.out or "runs/language.jsonl"
+    if options.report:
+        return f"{language_report.report(out)}\n"
+    language.run(read_settings(settings), out, options.methods, options.tests)
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,369 @@
+"""One language model, method beside method, at equal parameters without embeddings; one row a cell, resumable.
+
+Each method spends the parameters that go as it likes: on heads or neurons, on one layer or another. What ranks arms is
+followed over all layers and evenly, and the allocation with the lower KL divergence on the validation split counts;
+the other one is not measured on test texts. All of these are refitted by least squares alike. Rivals allocate
+themselves, and are measured with their own compensation and with least squares.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from datasets import load_dataset
+from transformers import PreTrainedModel
+
+from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.arms import KeepIndices
+from hf_mabprune.compensation import RefitCache, refit_all
+from hf_mabprune.config import PruneConfig, PruningConfig, check
+from hf_mabprune.criteria import CalibrationStatistics
+from hf_mabprune.effects.masking import keep_masks, masked
+from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.evaluation.comparison import Comparison
+from hf_mabprune.evaluation.quality import Evaluation, forward_of
+from hf_mabprune.progress import stage
+from hf_mabprune.registry import nearest
+from hf_mabprune.runtime.accelerator import make_accelerator
+from hf_mabprune.runtime.files import write_atomically
+from hf_mabprune.search.run import make_criterion, search
+from hf_mabprune.selection.layouts import make_plans, width_multiple
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.selected import Selection
+from hf_mabprune.session import Session, open_session, some_positions
+from hf_mabprune.surgery.cut import cut
+from hf_mabprune.tasks.sampling import batches_of, encode_sample
+from research.benchmarks.draw import spread
+from research.benchmarks.meter import Meter
+from research.benchmarks.rivals import RIVALS, Chosen, non_embedding_parameters, removed_parameters
+from research.benchmarks.specs import EQUAL, OWN, Allocation
+from research.benchmarks.suite import digest
+
+RACE = "race"
+ALONE = ("random", "magnitude", "wanda_sp", "flap", "obs", "kfac_obs")
+METHODS = (*ALONE, RACE, *RIVALS)
+REFIT = "least_squares"
+ITS_OWN = "its own"  # the compensation that a rival comes with, if any
+LOADERS = {".parquet": "parquet", ".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+Measured = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """What one row is of; `size` is the part of the parameters of attentions and FFNs that is to go."""
+
+    method: str
+    size: float
+    allocation: Allocation
+    compensation: str
+
+
+def run(settings: PruneConfig, out: str | Path, methods: Sequence[str] = METHODS, texts: Sequence[str] = ()) -> None:
+    """Measures every cell that the file does not hold, and writes its row at once.
+
+    Args:
+        settings: A run of `mabprune prune` with a target of layer parameters.
+        out: JSON-lines file of the rows.
+        methods: Some of `METHODS`.
+        texts: Further test texts, NAME=FILE each.
+
+    Raises:
+        ValueError, OSError: For settings, methods, a model or data that cannot work.
+    """
+    files = dict(named(text) for text in texts)
+    settings, cells = comparable(settings), cells_of(settings, methods)
+    rows = Rows(out, digest([settings.model_dump(exclude={"output"}), files]))
+    todo = [cell for cell in cells if cell not in rows.there()]
+    accelerator = make_accelerator()
+    accelerator.print(f"{len(todo)} of {len(cells)} cells to measure; rows go to {rows.path}")
+    if not todo:
+        return
+    bench = Bench(with_texts(open_session(settings, accelerator), files), ("test", *files))
+    with stage("benchmark", len(todo), "cells") as work:
+        for method, group in groupby(todo, key=lambda cell: cell.method):
+            for cell, chosen in bench.choices(method, list(group)):
+                row = bench.row(cell, chosen, rows.lowest(cell))
+                rows.add(row)
+                work.count(work.done + 1)
+                accelerator.print(f"{' '.join(map(str, cell))}: {in_short(row)}", flush=True)
+
+
+def comparable(settings: PruneConfig) -> PruneConfig:
+    """Gives the settings with the layout and the compensation that all methods are compared with.
+
+    Raises:
+        ValueError: If the target is no layer parameters.
+    """
+    if settings.prune.target.layer_parameters is None:
+        raise ValueError("methods are compared at equal prune.target.layer_parameters, e.g. [0.1, 0.2, 0.3]")
+    dumped = settings.model_dump()
+    dumped["prune"]["layout"] = "per_layer"
+    return check({**dumped, "compensation": {"name": REFIT, "guard": False}})
+
+
+def cells_of(settings: PruneConfig, methods: Sequence[str]) -> list[Cell]:
+    """Lists all cells, those of a method one after the other.
+
+    Raises:
+        ValueError: For an unknown method.
+    """
+    cells = []
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"no method '{method}'.{nearest(method, METHODS)} Known: {', '.join(METHODS)}")
+        rival = method in RIVALS
+        ways = product([OWN], [ITS_OWN, REFIT]) if rival else product([OWN, EQUAL], [REFIT])
+        sizes = [fraction_of(size) for size in settings.prune.sizes()]
+        cells += [Cell(method, size, *way) for size, way in product(sizes, list(ways))]
+    return cells
+
+
+def fraction_of(size: PruningConfig) -> float:
+    """Gives the part of the layer parameters that goes at a size."""
+    return float(cast(float, size.target.layer_parameters))
+
+
+def named(text: str) -> tuple[str, str]:
+    """Reads NAME=FILE.
+
+    Raises:
+        ValueError: If it is not that, or the file is of no kind that can be read.
+        FileNotFoundError: If there is no such file.
+    """
+    name, equals, file = text.partition("=")
+    if not (name and equals) or Path(file).suffix not in LOADERS:
+        raise ValueError(f"write NAME=FILE, the file being one of {', '.join(LOADERS)}, got {text!r}")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no file {file!r}")
+    return name, file
+
+
+def with_texts(session: Session, files: Mapping[str, str]) -> Session:
+    """Gives the session with further splits, each of the windows of a file."""
+    task, settings, batches = session.task, session.settings.task, dict(session.batches)
+    for name, file in files.items():
+        dataset = load_dataset(LOADERS[Path(file).suffix], data_files=file, split="train")
+        task.check(dataset, name)
+        encoded = encode_sample(task, dataset, settings.evaluation_examples, session.settings.seed)
+        made = batches_of(task, encoded, settings.batch_size, by_length=True)
+        batches[name] = some_positions(made, settings.evaluation_positions, session.settings.seed)
+    return replace(session, batches=batches)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Keeps rows on disk.
+
+    Attributes:
+        path: JSON-lines file.
+        settings: Digest of what all rows depend on.
+    """
+
+    path: Path | str
+    settings: str
+
+    def read(self) -> list[Measured]:
+        """Reads all rows, none if there is no file.
+
+        Raises:
+            ValueError: If there are some of other settings.
+        """
+        rows = read_rows(self.path) if Path(self.path).exists() else []
+        if any(row["settings"] != self.settings for row in rows):
+            raise ValueError(f"{self.path} has rows of other settings or texts; use another --out")
+        return rows
+
+    def there(self) -> set[Cell]:
+        """Lists the cells that have a row."""
+        return {cell_of(row) for row in self.read()}
+
+    def lowest(self, cell: Cell) -> float:
+        """Gives the lowest KL divergence on the validation split that another allocation of a cell has so far."""
+        same = [row for row in self.read() if cell_of(row)._replace(allocation=cell.allocation) == cell]
+        return min((row["validation_kl"] for row in same), default=float("inf"))
+
+    def add(self, row: Measured) -> None:
+        """Adds a row."""
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(each) for each in [*self.read(), {**row, "settings": self.settings}]]
+        write_atomically(Path(self.path), "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_rows(path: str | Path) -> list[Measured]:
+    """Reads the rows of a file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def cell_of(row: Measured) -> Cell:
+    """Says what a row is of."""
+    return Cell(*(row[name] for name in Cell._fields))
+
+
+def in_short(row: Measured) -> str:
+    """Says in one line what a row holds."""
+    texts = [f"{name} KL {text['kl']:.4g} perplexity {text['perplexity']:.4g}" for name, text in row["texts"].items()]
+    found = [f"{row['gone']:.2%} gone", f"validation KL {row['validation_kl']:.4g}", *texts]
+    return ", ".join([*found, f"{row['seconds']:.0f} s"])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures cells on one model.
+
+    Attributes:
+        session: Model and data, with a split for each text.
+        texts: Splits that are reported.
+    """
+
+    session: Session
+    texts: Sequence[str]
+
+    def choices(self, method: str, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Chosen]]:
+        """Gives what a method keeps at its cells; one search serves all sizes, one choice all compensations."""
+        if method in RIVALS:
+            for size, group in groupby(cells, key=lambda cell: cell.size):
+                if chosen := self._by_rival(method, size):
+                    yield from ((cell, chosen) for cell in group)
+        elif method == RACE:
+            yield from self._by_search(cells)
+        else:
+            yield from ((cell, self._by_criterion(cell)) for cell in cells)
+
+    def row(self, cell: Cell, chosen: Chosen, lowest: float) -> Measured:
+        """Measures a cell; on test texts only where no other allocation has a lower KL on the validation split.
+
+        Args:
+            cell: What is measured.
+            chosen: What its method keeps.
+            lowest: KL divergence on the validation split of other allocations.
+        """
+        session, counted, texts = self.session, self.dense, {}  # the dense model is on record before anything is cut
+        with smaller(session, chosen, cell.compensation) as small:
+            forward = forward_of(small, session.task)
+            validation = self._comparison.measured(forward, "validation", intervals=False)
+            held_out = float(validation.kl.mean())
+            if not held_out >= lowest:
+                found = {name: self._comparison.measured(forward, name, intervals=False) for name in self.texts}
+                texts = {name: figures(each, counted[name]) for name, each in found.items()}
+        sites = architecture_of(session.dense).sites(session.dense)
+        return {
+            **cell._asdict(),
+            "gone": removed_parameters(session.dense, chosen.keep) / self.layer_parameters,
+            "validation_kl": held_out,
+            "texts": texts,
+            "widths": {site.name: len(chosen.keep.get(site.name, range(site.units))) for site in sites},
+            "pulls": chosen.cost.pulls,
+            "forward_tokens": round(chosen.cost.forward_tokens),
+            "backward_tokens": round(chosen.cost.backward_tokens),
+            "seconds": chosen.cost.seconds,
+        }
+
+    @property
+    def layer_parameters(self) -> int:
+        """Counts the parameters that targets are fractions of."""
+        return self.session.totals["ffn_parameters"] + self.session.totals["attention_parameters"]
+
+    @cached_property
+    def dense(self) -> dict[str, Evaluation]:
+        """The dense model on each text."""
+        session = self.session
+
+        def measured(split: str) -> Evaluation:
+            said = lambda number, batch: session.dense_on(split, number, batch)  # noqa: E731
+            return self._comparison.measured(said, split, beside_dense=False, intervals=False)
+
+        return {name: measured(name) for name in self.texts}
+
+    @cached_property
+    def _comparison(self) -> Comparison:
+        return Comparison(self.session)
+
+    @cached_property
+    def _sizes(self) -> dict[float, PruningConfig]:
+        return {fraction_of(size): size for size in self.session.settings.prune.sizes()}
+
+    @cached_property
+    def _meter(self) -> Meter:
+        """Statistics for all criteria."""
+        session = self.session
+        batches = session.batches["calibration"]
+        return Meter(CalibrationStatistics(session.dense, session.arms, session.task, batches, session.settings.seed))
+
+    @property
+    def _tokens(self) -> int:
+        """Positions of one pass over the calibration data."""
+        return sum(batch.tokens for batch in self.session.batches["calibration"])
+
+    def _plan(self, size: PruningConfig) -> Plan:
+        session = self.session
+        return make_plans(session.dense, session.arms, session.totals, size).search
+
+    def _rounding(self, size: PruningConfig) -> tuple[int, int]:
+        return width_multiple(size, self.session.dense.config), size.min_neurons
+
+    @stage("statistics")
+    def _by_criterion(self, cell: Cell) -> Chosen:
+        size = self._sizes[cell.size]
+        plan = spread(self._plan(size), cell.allocation)
+        self._meter.start()
+        kept, order = make_criterion(cell.method).choose(cast(CalibrationStatistics, self._meter), plan)
+        forward, backward = (self._tokens * passes for passes in self._meter.passes())
+        selection = Selection(plan, kept, *self._rounding(size)).rounded(order)
+        cost = Cost(0, forward, backward, self._meter.stop())
+        return Chosen(self.session.arms.kept_units(selection.kept), cost=cost)
+
+    def _by_search(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Chosen]]:
+        session = self.session
+        plans = {size: self._plan(config) for size, config in self._sizes.items()}
+        result, cost = search(session, list(plans.values()))
+        for cell in cells:
+            rounding = self._rounding(self._sizes[cell.size])
+            selection = Selection.along(spread(plans[cell.size], cell.allocation), result.order, *rounding)
+            yield cell, Chosen(session.arms.kept_units(selection.kept), cost=cost)
+
+    @stage("rival")
+    def _by_rival(self, method: str, size: float) -> Chosen | None:
+        """Lets a rival choose; nothing, and a line that says why, where the size is out of its reach."""
+        session, started = self.session, time.monotonic()
+        fraction = size * self.layer_parameters / non_embedding_parameters(session.dense)
+        try:
+            chosen = RIVALS[method](session.dense, session.task, session.batches["calibration"], fraction)
+        except ValueError as reason:
+            session.accelerator.print(f"{method} {size} is left out: {reason}")
+            return None
+        return replace(chosen, cost=replace(chosen.cost, seconds=time.monotonic() - started))
+
+
+@contextmanager
+def smaller(session: Session, chosen: Chosen, compensation: str) -> Iterator[PreTrainedModel]:
+    """Gives the model that is left, refitted. Blocks that go as a whole stay there, masked: no cut takes them."""
+    dense = session.dense
+    there: KeepIndices = {name: units for name, units in chosen.keep.items() if len(units)}
+    small = cut(dense, there, "per_layer")
+    if compensation == ITS_OWN:
+        for site in architecture_of(small).sites(small):
+            if site.name in there and site.name in chosen.weights:
+                projection_of(small, site).write(chosen.weights[site.name])
+    elif session.compensation:
+        refit_all(session.compensation, session.reference, small, there, RefitCache(limit=0))
+    gone = {name: np.empty(0, dtype=np.int64) for name in chosen.keep.keys() - there.keys()}
+    with masked(small, masks=keep_masks(small, gone)):
+        yield small
+
+
+def figures(small: Evaluation, dense: Evaluation) -> Measured:
+    """Gives what is reported of a text, and what it is made from, window by window."""
+    return {
+        "kl": float(small.kl.mean()),
+        "perplexity": float(np.exp(small.loss)),
+        "dense_perplexity": float(np.exp(dense.loss)),
+        "window_kl": small.kl.tolist(),
+        "window_loss": small.scores.losses.tolist(),
+        "window_positions": small.scores.positions.tolist(),
+    }
