@@ -62,6 +62,10 @@ def main() -> int:
     parser.add_argument("--redo", action="store_true", help="measure cells of `quality` again that have a row")
     parser.add_argument("--methods", nargs="+", default=language.METHODS, help="of `language`; default: all")
     parser.add_argument("--tests", nargs="+", default=[], help="further test texts of `language`, NAME=FILE each")
+    parser.add_argument(
+        "--choices", nargs="+", default=[], help="parquet files of questions for `language`: NAME=FILE"
+    )
+    parser.add_argument("--questions", type=int, default=200, help="drawn of each of these files")
     parser.add_argument("--report", action="store_true", help="of the rows that are there; nothing is measured")
     parser.add_argument("--out-dir", help="folder for report.md, CSV and PNG of `quality --report`")
     options, settings = parser.parse_known_args()
@@ -110,7 +114,8 @@ def compare_on_a_language_model(options: argparse.Namespace, settings: Arguments
     out = options.out or "runs/language.jsonl"
     if options.report:
         return f"{language_report.report(out)}\n"
-    language.run(read_settings(settings), out, options.methods, options.tests)
+    data = options.tests, options.choices, options.questions
+    language.run(read_settings(settings), out, options.methods, *data)
     return ""
 
 

@@ -39,8 +39,10 @@ from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session, open_session, some_positions
 from hf_mabprune.surgery.cut import cut
+from hf_mabprune.tasks.causal_lm import CausalLM
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 from research.benchmarks.draw import spread
+from research.benchmarks.endings import Question, answered, read_questions
 from research.benchmarks.meter import Meter
 from research.benchmarks.rivals import RIVALS, Chosen, non_embedding_parameters, removed_parameters
 from research.benchmarks.specs import EQUAL, OWN, Allocation
@@ -64,7 +66,14 @@ class Cell(NamedTuple):
     compensation: str
 
 
-def run(settings: PruneConfig, out: str | Path, methods: Sequence[str] = METHODS, texts: Sequence[str] = ()) -> None:
+def run(
+    settings: PruneConfig,
+    out: str | Path,
+    methods: Sequence[str] = METHODS,
+    texts: Sequence[str] = (),
+    choices: Sequence[str] = (),
+    questions: int = 200,
+) -> None:
     """Measures every cell that the file does not hold, and writes its row at once.
 
     Args:
@@ -72,19 +81,22 @@ def run(settings: PruneConfig, out: str | Path, methods: Sequence[str] = METHODS
         out: JSON-lines file of the rows.
         methods: Some of `METHODS`.
         texts: Further test texts, NAME=FILE each.
+        choices: Files of questions, NAME=FILE each, see `endings.read_questions`.
+        questions: Number that is drawn of each.
 
     Raises:
         ValueError, OSError: For settings, methods, a model or data that cannot work.
     """
-    files = dict(named(text) for text in texts)
+    files, asked = dict(named(text) for text in texts), dict(named(choice) for choice in choices)
     settings, cells = comparable(settings), cells_of(settings, methods)
-    rows = Rows(out, digest([settings.model_dump(exclude={"output"}), files]))
+    rows = Rows(out, digest([settings.model_dump(exclude={"output"}), files, asked, questions]))
     todo = [cell for cell in cells if cell not in rows.there()]
     accelerator = make_accelerator()
     accelerator.print(f"{len(todo)} of {len(cells)} cells to measure; rows go to {rows.path}")
     if not todo:
         return
-    bench = Bench(with_texts(open_session(settings, accelerator), files), ("test", *files))
+    quizzes = {name: read_questions(file, questions, settings.seed) for name, file in asked.items()}
+    bench = Bench(with_texts(open_session(settings, accelerator), files), ("test", *files), quizzes)
     with stage("benchmark", len(todo), "cells") as work:
         for method, group in groupby(todo, key=lambda cell: cell.method):
             for cell, chosen in bench.choices(method, list(group)):
@@ -219,10 +231,12 @@ class Bench:
     Attributes:
         session: Model and data, with a split for each text.
         texts: Splits that are reported.
+        quizzes: Questions by the name of their file.
     """
 
     session: Session
     texts: Sequence[str]
+    quizzes: Mapping[str, Sequence[Question]]
 
     def choices(self, method: str, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Chosen]]:
         """Gives what a method keeps at its cells; one search serves all sizes, one choice all compensations."""
@@ -243,20 +257,23 @@ class Bench:
             chosen: What its method keeps.
             lowest: KL divergence on the validation split of other allocations.
         """
-        session, counted, texts = self.session, self.dense, {}  # the dense model is on record before anything is cut
+        session, texts, quizzes = self.session, {}, {}
         with smaller(session, chosen, cell.compensation) as small:
             forward = forward_of(small, session.task)
             validation = self._comparison.measured(forward, "validation", intervals=False)
             held_out = float(validation.kl.mean())
             if not held_out >= lowest:
                 found = {name: self._comparison.measured(forward, name, intervals=False) for name in self.texts}
-                texts = {name: figures(each, counted[name]) for name, each in found.items()}
+                texts = {name: figures(each, self.dense[name]) for name, each in found.items()}
+                pairs = zip(self.answers(small).items(), self.dense_answers.values(), strict=True)
+                quizzes = {name: {"right": right, "dense_right": dense} for (name, right), dense in pairs}
         sites = architecture_of(session.dense).sites(session.dense)
         return {
             **cell._asdict(),
             "gone": removed_parameters(session.dense, chosen.keep) / self.layer_parameters,
             "validation_kl": held_out,
             "texts": texts,
+            "quizzes": quizzes,
             "widths": {site.name: len(chosen.keep.get(site.name, range(site.units))) for site in sites},
             "pulls": chosen.cost.pulls,
             "forward_tokens": round(chosen.cost.forward_tokens),
@@ -279,6 +296,16 @@ class Bench:
             return self._comparison.measured(said, split, beside_dense=False, intervals=False)
 
         return {name: measured(name) for name in self.texts}
+
+    @cached_property
+    def dense_answers(self) -> dict[str, list[bool]]:
+        """Which questions the dense model answers right."""
+        return self.answers(self.session.dense)
+
+    def answers(self, model: PreTrainedModel) -> dict[str, list[bool]]:
+        """Tells which questions a model answers right."""
+        task, size = cast(CausalLM, self.session.task), self.session.settings.task.batch_size
+        return {name: answered(model, task, quiz, task.length, size).tolist() for name, quiz in self.quizzes.items()}
 
     @cached_property
     def _comparison(self) -> Comparison:
@@ -327,7 +354,7 @@ class Bench:
             selection = Selection.along(spread(plans[cell.size], cell.allocation), result.order, *rounding)
             yield cell, Chosen(session.arms.kept_units(selection.kept), cost=cost)
 
-    @stage("rival")
+    @stage("statistics")
     def _by_rival(self, method: str, size: float) -> Chosen | None:
         """Lets a rival choose; nothing, and a line that says why, where the size is out of its reach."""
         session, started = self.session, time.monotonic()

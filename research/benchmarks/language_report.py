@@ -17,7 +17,8 @@ def report(path: str | Path) -> str:
     Raises:
         OSError: If there is no such file.
     """
-    frame = flat(taken(read_rows(path)))
+    rows = taken(read_rows(path))
+    frame = flat(rows)
     ranks, parts = mean_ranks(frame), []
     for text, own in frame.groupby("text", sort=False):
         cells = own.assign(cell=[f"{kl:.4g} / {p:.4g}" for kl, p in zip(own["kl"], own["perplexity"], strict=True)])
@@ -27,6 +28,8 @@ def report(path: str | Path) -> str:
         parts.append(f"**{text}**, KL / perplexity (dense {dense:.4g})\n\n{table.to_markdown()}")
     parts.append(f"**Mean ranks**\n\n{ranks.to_markdown(floatfmt='.2f')}")
     ratios = against_the_best(frame, ranks.index[0])
+    if answers := accuracies(rows):
+        parts.append(answers)
     title = f"**KL of {ranks.index[0]} over that of the best other**, with 95% intervals"
     parts.append(f"{title}\n\n{ratios.to_markdown(index=False, floatfmt='.3f')}")
     return "\n\n".join(parts)
@@ -58,6 +61,29 @@ def label(row: Measured) -> str:
     return f"{row['method']}, {row['compensation']}"
 
 
+def accuracies(rows: list[Measured]) -> str:
+    """Writes the parts of questions that are answered right, with their 95% intervals; nothing without questions."""
+    found = [
+        {"method": label(row), "size": f"{row['size']:.0%}", "questions": name, "accuracy": share(quiz["right"])}
+        for row in rows
+        for name, quiz in row["quizzes"].items()
+    ]
+    if not found:
+        return ""
+    dense = {name: share(quiz["dense_right"]) for row in rows for name, quiz in row["quizzes"].items()}
+    title = ", ".join(f"{name} (dense {accuracy})" for name, accuracy in dense.items())
+    table = pd.DataFrame(found).pivot(index="method", columns=["questions", "size"], values="accuracy").fillna("")
+    table.columns = [" ".join(names) for names in table.columns]
+    return f"**Questions answered right**: {title}\n\n{table.to_markdown()}"
+
+
+def share(right: list[bool]) -> str:
+    """Writes the mean, and its 95% interval."""
+    values = np.array(right, dtype=float)
+    low, high = percentiles(resample(lambda rows: float(values[rows].mean()), len(values)))
+    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
+
+
 def mean_ranks(frame: pd.DataFrame) -> pd.DataFrame:
     """Ranks the methods at each size and text, and averages; the first by KL comes first.
 
@@ -74,7 +100,7 @@ def against_the_best(frame: pd.DataFrame, first: str) -> pd.DataFrame:
     for (text, size), rows in frame.groupby(["text", "size"], sort=False):
         own, others = rows[rows["method"] == first], rows[rows["method"] != first]
         if len(own) and len(others):
-            best = others.loc[others["kl"].idxmin()]
+            best = others.sort_values("kl").iloc[0]
             values = ratio(own["window_kl"].iloc[0], best["window_kl"])
             found.append((text, size, best["method"], *values))
     return pd.DataFrame(found, columns=["text", "size", "best other", "ratio", "low", "high"])
