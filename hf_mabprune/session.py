@@ -201,10 +201,10 @@ def calibration_batches(settings: TaskConfig, task: Task, dataset: Dataset, seed
     if further is None:
         further = REFIT_SHARE * count if task.predicts_tokens else 0
     encoded = encode_sample(task, dataset, count, seed, further)
-    chosen, rest = encoded.select(range(min(count, len(encoded)))), encoded.select(range(count, len(encoded)))
+    chosen, rest = encoded.select(range(min(count, len(encoded)))), range(count, len(encoded))
     return {
         "calibration": list(batches_of(task, chosen, settings.batch_size, equal=True)),  # read over and over
-        REFIT: batches_of(task, rest, settings.batch_size) if len(rest) else [],
+        REFIT: batches_of(task, encoded.select(rest), settings.batch_size) if rest else [],
     }
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.compensation import RefitCache, refit_all
+from hf_mabprune.compensation import RefitCache, compensate, refit_all
 from hf_mabprune.config import PruneConfig, PruningConfig, check
 from hf_mabprune.criteria import CalibrationStatistics
 from hf_mabprune.effects.masking import keep_masks, masked
@@ -52,6 +52,7 @@ RACE = "race"
 ALONE = ("random", "magnitude", "wanda_sp", "flap", "obs", "kfac_obs")
 METHODS = (*ALONE, RACE, *RIVALS)
 REFIT = "least_squares"
+QUICK = {"guard": False, "bottom_up": False, "both_sides": False}
 ITS_OWN = "its own"  # the compensation that a rival comes with, if any
 LOADERS = {".parquet": "parquet", ".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 Measured = dict[str, Any]
@@ -109,6 +110,9 @@ def run(
 def comparable(settings: PruneConfig) -> PruneConfig:
     """Gives the settings with the layout and the compensation that all methods are compared with.
 
+    Least squares goes with the options that the settings state; without them it is the quick one, to the dense
+    model's activations and without a guard.
+
     Raises:
         ValueError: If the target is no layer parameters.
     """
@@ -116,7 +120,8 @@ def comparable(settings: PruneConfig) -> PruneConfig:
         raise ValueError("methods are compared at equal prune.target.layer_parameters, e.g. [0.1, 0.2, 0.3]")
     dumped = settings.model_dump()
     dumped["prune"]["layout"] = "per_layer"
-    return check({**dumped, "compensation": {"name": REFIT, "guard": False}})
+    stated = dumped["compensation"] if isinstance(dumped["compensation"], dict) else {}
+    return check({**dumped, "compensation": {**QUICK, **stated, "name": REFIT}})
 
 
 def cells_of(settings: PruneConfig, methods: Sequence[str]) -> list[Cell]:
@@ -319,8 +324,8 @@ class Bench:
     def _meter(self) -> Meter:
         """Statistics for all criteria."""
         session = self.session
-        batches = session.batches["calibration"]
-        return Meter(CalibrationStatistics(session.dense, session.arms, session.task, batches, session.settings.seed))
+        data = session.dense, session.arms, session.task, session.batches["calibration"]
+        return Meter(CalibrationStatistics(*data, session.settings.seed, session.reserve))
 
     @property
     def _tokens(self) -> int:
@@ -377,10 +382,12 @@ def smaller(session: Session, chosen: Chosen, compensation: str) -> Iterator[Pre
         for site in architecture_of(small).sites(small):
             if site.name in there and site.name in chosen.weights:
                 projection_of(small, site).write(chosen.weights[site.name])
-    elif session.compensation:
-        refit_all(session.compensation, session.reference, small, there, RefitCache(limit=0))
     gone = {name: np.empty(0, dtype=np.int64) for name in chosen.keep.keys() - there.keys()}
     with masked(small, masks=keep_masks(small, gone)):
+        if compensation == REFIT and (method := session.compensation):
+            plain = not (method.guard or method.bottom_up)
+            given = method, session.reference, small, there
+            refit_all(*given, RefitCache(session.reserve)) if plain else compensate(*given)
         yield small
 
 
