@@ -51,12 +51,14 @@ def read_questions(file: str, count: int, seed: int) -> list[Question]:
         ]
     if {"passage", "question", "label"} <= {*frame}:
         return [Question(_asked(row), [" no", " yes"], int(row["label"])) for row in rows(frame)]
-    raise ValueError(f"{file} needs columns ctx, endings, label or passage, question, label, got {', '.join(frame)}")
+    raise ValueError(
+        f"{file} needs columns ctx, endings, label or passage, question, label, got {', '.join(frame.columns)}"
+    )
 
 
 def rows(frame: pd.DataFrame) -> list[Row]:
     """Lists the rows, column -> value."""
-    return frame.to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _asked(row: Row) -> str:
