@@ -51,12 +51,15 @@ class RefitCosts:
 
     Attributes:
         along: [K], cost in nats of each arm as the last of its layer's that have gone, refitted.
+        evenly: [K], the same if outputs moved alike with every direction of the projection's output: with tr(G) / D I
+            for G, which few draws tell better than all of G.
         alone: [K], cost of each arm as the first.
         stand_ins: What comes in the place of each arm, by name of its site; experts have none.
         cost: What finding this out took.
     """
 
     along: Floats
+    evenly: Floats
     alone: Floats
     stand_ins: Mapping[str, StandIn]
     cost: Cost
@@ -89,7 +92,7 @@ class RefitCosts:
         everything = architecture_of(model).sites(model)
         places = {site.name: site for site in everything}
         todo = [(places[name], rows, members(places[name], everything)) for name, rows in arms.groups()]
-        along, alone = np.empty(len(arms)), np.empty(len(arms))
+        along, evenly, alone = (np.empty(len(arms)) for _ in range(3))
         stand_ins: dict[str, StandIn] = {}
         sweeps = passes = 0
         for together in reserve.groups(todo, lambda entry: sum(bytes_of(model, part) for part in entry[2])):
@@ -98,22 +101,38 @@ class RefitCosts:
             sweeps += 1
             for site, rows, own in over(together, "costs of removals", "sites"):
                 if site.kind == "expert":
-                    along[rows] = alone[rows] = [whole_cost(model, part, factors[part.name]) for part in own]
+                    along[rows] = [whole_cost(model, part, factors[part.name]) for part in own]
+                    evenly[rows] = alone[rows] = along[rows]
                 else:
+                    evenly[rows] = _evenly_at(model, arms, site, rows, factors[site.name], damping)
                     along[rows], alone[rows], made = _costs_at(model, arms, site, rows, factors[site.name], damping)
                     stand_ins[site.name] = replace(made, matrix=reserve.kept(made.matrix))
             del factors
         tokens = sum(batch.tokens for batch in batches)
         seconds = time.perf_counter() - start
-        return cls(along, alone, stand_ins, Cost(0, tokens * sweeps, tokens * passes * sweeps, seconds))
+        return cls(along, evenly, alone, stand_ins, Cost(0, tokens * sweeps, tokens * passes * sweeps, seconds))
 
 
 def in_outputs(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> tuple[torch.Tensor, torch.Tensor]:
     """Gives V = root(G) W [D, C] float64, and A [C, C] of a site; A is centred where a bias may take up the means."""
-    weight = kfac.root() @ projection_of(model, site).weight.detach().double()
+    return kfac.root() @ projection_of(model, site).weight.detach().double(), _inputs(model, site, kfac)
+
+
+def _inputs(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> torch.Tensor:
+    """A of a site, centred where a bias may take up the means."""
     if not may_have_bias(model, site):
-        return weight, kfac.inputs.second
-    return weight, kfac.inputs.covariance().to(kfac.inputs.second.dtype)
+        return kfac.inputs.second
+    return kfac.inputs.covariance().to(kfac.inputs.second.dtype)
+
+
+def _evenly_at(
+    model: PreTrainedModel, arms: ArmTable, site: Site, rows: Ints, kfac: KfacFactors, damping: float
+) -> Floats:
+    """Gives `evenly` of the arms of a site; arguments as those of `_costs_at`."""
+    weight = projection_of(model, site).weight.detach().double().cpu().numpy()
+    size = int(arms.units[rows].max()) * site.unit_size
+    second = _inputs(model, site, kfac).cpu().numpy()
+    return increases(weight, second, size, len(rows), damping) * float(kfac.outputs.diagonal().mean()) / 2
 
 
 def whole_cost(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> float:

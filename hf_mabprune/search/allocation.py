@@ -18,7 +18,7 @@ Symbols: K arms; x share of a site that has gone.
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ class Allocation:
     """A search over allocations under way. Every process of a launch does the same.
 
     Args:
-        method: How what stays is refitted.
+        method: How what stays is refitted, but for what depends on the sites below.
         reference: The dense model and its data.
         trials: What is measured for a size at most, in passes over the held-out examples that choose.
         seed: Of the offspring.
@@ -90,6 +90,7 @@ class Allocation:
 
     def __post_init__(self) -> None:
         self.cache = RefitCache(self.reference.outputs.reserve)
+        self._method = replace(self.method, bottom_up=False, both_sides=False)  # one that depends on its site alone
         parts = np.random.default_rng(0).permutation(len(self.reference.held_out)).tolist()
         apart = len(parts) // APART
         self._apart, self._parts = parts[:apart] or parts, parts[apart:]
@@ -183,7 +184,7 @@ class Allocation:
             return
         keep = plan.arms.kept_units(kept)
         small = cut(self.reference.model, keep, plan.layout, passing=True)
-        refit_all(self.method, self.reference, small, keep, self.cache)
+        refit_all(self._method, self.reference, small, keep, self.cache)
         for part, found in zip(todo, self.reference.divergences_of(small, todo), strict=True):
             self._seen[key, part] = found
         self._spent += len(todo) / len(self._parts)

@@ -19,7 +19,8 @@ from hf_mabprune.surgery.cut import cut
 from tests.problems import arms_of, limits, problem
 from tests.seeds import moved
 
-METHOD = make_compensation("least_squares")
+ALONE = {"name": "least_squares", "bottom_up": False, "both_sides": False}
+METHOD = make_compensation(ALONE)
 
 
 def make(model_type: str, trials: int, seed: int = 0) -> tuple[Allocation, Plan, np.ndarray]:

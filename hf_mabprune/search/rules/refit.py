@@ -14,7 +14,6 @@ The cost that removals go by is `along`, corrected by measured over predicted co
 the last word on how much goes from which layer.
 """
 
-from collections import ChainMap
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -29,7 +28,6 @@ from hf_mabprune.effects.kfac import backward_passes
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.cost import Cost
-from hf_mabprune.effects.reconstruction import reconstruction_costs
 from hf_mabprune.effects.refit_costs import RefitCosts
 from hf_mabprune.registry import option
 from hf_mabprune.search.allocation import Allocation
@@ -58,7 +56,6 @@ class Refit(EstimatingRule):
     costs: RefitCosts | None = field(default=None, init=False, repr=False)
     allocation: Allocation | None = field(default=None, init=False, repr=False)
     _unpulled: bool = field(default=False, init=False, repr=False)  # whether no arm is measured by itself
-    _reconstruction: list[Floats] = field(default_factory=list, init=False, repr=False)  # costs of sites by themselves
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,9 +88,6 @@ class Refit(EstimatingRule):
         self.stand_ins, self.cost = self.costs.stand_ins, self.costs.cost
         if self.moves:
             self.allocation = Allocation(method, session.reference, self.moves, seed)
-            kinds = {"neuron" if kind == "expert" else kind for kind in session.arms.kinds()}
-            moments = ChainMap(*(session.reference.moments(kind) for kind in sorted(kinds)))
-            self._reconstruction = [-reconstruction_costs(session.dense, session.arms, moments, method.damping)]
             self.planned = self.moves * len(session.settings.prune.sizes())
 
     def choose(self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float) -> Removal:
@@ -121,9 +115,9 @@ class Refit(EstimatingRule):
 
     def orders(self, rewards: Floats) -> list[Floats]:
         """Gives scores, [K] each, whose orders within sites allocations follow: costs in the outputs, corrected by
-        pulls and not, and errors of the site's own output."""
-        along = self._known().along
-        return [-along * self._correction(rewards), -along, *self._reconstruction]
+        pulls and not, and as they are with outputs that move alike with all directions."""
+        known = self._known()
+        return [-known.along * self._correction(rewards), -known.along, -known.evenly]
 
     def memory(self, sizes: Sizes) -> RuleMemory:
         """See `Rule.memory`."""

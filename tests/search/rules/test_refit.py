@@ -69,7 +69,7 @@ def test_removals_go_by_the_cost_along_corrected_by_what_pulls_saw() -> None:
     rng = np.random.default_rng(moved(0))
     along, alone = rng.exponential(size=count), rng.exponential(size=count)
     rule = Refit()
-    rule.costs = RefitCosts(along, alone, {}, Cost())
+    rule.costs = RefitCosts(along, along, alone, {}, Cost())
     totals = {"parameters": int(arms.parameters.sum()), "macs": int(arms.macs.sum())}
     plan = make_plan(arms, TargetConfig(neurons=0.5), totals, "per_layer", limits(arms, 16))
     rewards = -alone * rng.uniform(0.5, 2, size=count)
@@ -113,12 +113,12 @@ def test_the_damping_of_the_refits_reaches_costs_and_stand_ins(damping: float) -
 def test_orders_are_corrected_by_what_was_measured_and_not() -> None:
     along, alone = np.arange(1.0, 9.0), np.full(8, 2.0)
     rule = Refit()
-    rule.costs, rule._reconstruction = RefitCosts(along, alone, {}, Cost()), [np.full(8, -3.0)]
+    rule.costs = RefitCosts(along, np.full(8, 3.0), alone, {}, Cost())
     measured = np.full(8, -8.0)
     measured[0] = -1000.0  # beyond the limit
-    corrected, plain, by_site = rule.orders(measured)
+    corrected, plain, evenly = rule.orders(measured)
     ratio = np.full(8, 4.0)
     ratio[0] = LIMIT
     np.testing.assert_allclose(corrected, -along * ratio)
     np.testing.assert_allclose(plain, -along)
-    assert by_site.tolist() == [-3.0] * 8
+    assert evenly.tolist() == [-3.0] * 8
