@@ -28,6 +28,9 @@ class KnownArms:
         self.broken: list[int] = []
         self.arms_a_forward = 1
 
+    def forget(self) -> None:
+        """Has nothing in reserve."""
+
     def set_context(self, kept: np.ndarray) -> None:
         self.kept = kept.copy()
 
