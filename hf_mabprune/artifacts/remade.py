@@ -31,6 +31,8 @@ from hf_mabprune.artifacts.verification import (
 from hf_mabprune.checkpoints.load import Processor, load_pruned
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.checkpoints.stored_files import read_json
+from hf_mabprune.compensation import make_compensation
+from hf_mabprune.compensation.input_side import made_by
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.masking import keep_masks, masked
@@ -168,7 +170,8 @@ class _Remaking:
             projection.write_bias(torch.zeros(len(projection.weight)))
         declare_biases(small, list(given.values()))
         zeros = {*small.state_dict()} - plain - {*given}  # that a stock config says with the biases that were given
-        if strange := sorted({*(names or [])} - zeros - ({*projections} - {*biases}) - {*given}):
+        makers = _makers(self.dense, small, self._keep) if self._both_sides() else set()
+        if strange := sorted({*(names or [])} - zeros - ({*projections} - {*biases}) - {*given} - makers):
             raise ValueError(f"the report says that {some(strange)} was refitted, which no refit changes")
         refits = {*(names or [])} - zeros
         if self.session and refits:
@@ -183,6 +186,11 @@ class _Remaking:
         return (
             f"{len(made.tensors):,} tensors, {len(made.not_sliced):,} of them {'trained' if trained else 'refitted'}"
         )
+
+    def _both_sides(self) -> bool:
+        """Tells whether refits change what makes the columns of a site, too."""
+        method = make_compensation(self.settings.compensation) if self.settings.compensation else None
+        return method is not None and method.bottom_up and method.both_sides
 
     def _same_slices(self, made: "_Made") -> str:
         """Compares what neither a refit nor training changed, byte by byte."""
@@ -310,6 +318,18 @@ def _projections(dense: PreTrainedModel, small: PreTrainedModel, keep: KeepIndic
         if projection.module is not None and may_have_bias(small, own):
             found[f"{prefix}{own.name}.bias"] = own, f"{prefix}{own.name}.weight"
     return found
+
+
+def _makers(dense: PreTrainedModel, small: PreTrainedModel, keep: KeepIndices) -> set[str]:
+    """Names the weights and biases that make the columns of sites that were cut, in the cut model's state dict."""
+    prefix = "" if small.base_model is small else f"{small.base_model_prefix}."
+    paths = [
+        path
+        for site, units in kept_units(dense, keep)
+        if len(units) < site.units
+        for path in made_by(dense, site, units)
+    ]
+    return {f"{prefix}{path}.{name}" for path in paths for name in ("weight", "bias")}
 
 
 @torch.no_grad()

@@ -38,31 +38,29 @@ class InputSide:
     """
 
     def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, site: Site, units: Ints) -> None:
-        self.site = site
-        elsewhere = {site.prefix + rows.path for rows in site.spec.rows if rows.elsewhere}
-        kept: dict[str, torch.Tensor] = {}
-        for cut in cuts(dense.base_model, site, units) if site.kind != "expert" and site.expert is None else ():
-            path = cut.path.removesuffix(".weight")
-            linear = isinstance(part_at(small.base_model, path), nn.Linear | Conv1D)
-            if linear and path != site.name and path not in elsewhere:
-                kept[path] = torch.as_tensor(cut.index)
+        self.site, kept = site, made_by(dense, site, units)
         self.paths, self.rows = list(kept), list(kept.values())
         self.projections = [_projection(part_at(small.base_model, path)) for path in self.paths]
         self.before = self.after = [projection.float64() for projection in self.projections]
 
     def refit(self, method: Compensation, below: SideBySide, weights: Iterator[torch.Tensor] | None) -> None:
-        """Puts new weights and biases in; raises Refused, with nothing changed, where what flows in is not finite.
+        """Puts new weights and biases in, where anything below has changed what flows in.
 
         Args:
             method: How they are fitted.
             below: Both models.
             weights: Those of `Regression.of_pairs`.
+
+        Raises:
+            Refused: If what flows in is not finite; nothing is changed then.
         """
         if not self.paths:
             return
         both = Regression.of_pairs(below.rows(self.site, self.paths, self.rows), weights)
         if not (both.xx.isfinite().all() and both.yx.isfinite().all()):
             raise Refused("what flows into it on calibration data is not finite")
+        if not below.moved:
+            return
         start, after = 0, []
         for projection, (weight, bias) in zip(self.projections, self.before, strict=True):
             part = slice(start, start := start + len(weight))
@@ -79,6 +77,26 @@ class InputSide:
             projection.write(weight)
             if projection.bias is not None:
                 projection.write_bias(bias)
+
+
+def made_by(dense: PreTrainedModel, site: Site, units: Ints) -> dict[str, torch.Tensor]:
+    """Finds the projections that make a site's columns: path of each -> rows that stay.
+
+    Args:
+        dense: The dense model.
+        site: A site of it.
+        units: Units that stay, sorted.
+    """
+    if site.kind == "expert" or site.expert is not None:
+        return {}
+    elsewhere = {site.prefix + rows.path for rows in site.spec.rows if rows.elsewhere}
+    found: dict[str, torch.Tensor] = {}
+    for cut in cuts(dense.base_model, site, units):
+        path = cut.path.removesuffix(".weight")
+        linear = isinstance(part_at(dense.base_model, path), nn.Linear | Conv1D)
+        if linear and path != site.name and path not in elsewhere:
+            found[path] = torch.as_tensor(cut.index)
+    return found
 
 
 def _projection(module: Any) -> Projection:

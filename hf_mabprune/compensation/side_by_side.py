@@ -35,11 +35,12 @@ class SideBySide:
 
     Attributes:
         cost: Of all passes so far.
+        moved: Whether the states that `rows` gave last are not those of the dense model, bit by bit.
     """
 
     def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> None:
         self.dense, self.small, self.task, self.batches = dense, small, task, batches
-        self.cost = Cost()
+        self.cost, self.moved = Cost(), False
         self._finished = [FinishedLayers(model, task, batches) for model in (dense, small)]
 
     def pairs(self, site: Site) -> Iterator[Pair]:
@@ -65,18 +66,20 @@ class SideBySide:
             paths: Modules that have their inputs in common, [M].
             rows: Outputs that stay, of each of the dense modules.
         """
-        for (_, outputs), (_, inputs) in self._seen(site, (), paths):
-            yield inputs[0], torch.cat([output[:, which] for output, which in zip(outputs, rows, strict=True)], 1)
+        self.moved = False
+        for (_, (states, *outputs)), (_, (x,)) in self._seen(site, paths[:1], paths):
+            self.moved = self.moved or not torch.equal(states, x)
+            yield x, torch.cat([output[:, which] for output, which in zip(outputs, rows, strict=True)], 1)
 
-    def _seen(self, site: Site, streams: Sequence[str], made: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-        """Runs a layer of both models on every batch: the inputs of a site, and of (or what is given by) modules."""
+    def _seen(self, site: Site, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+        """Runs a layer of both models on every batch: inputs of the site and of modules, and outputs of dense ones."""
         self._raise_to(site.depth)
         dense, small = self._finished
         for number, batch in enumerate(over(self.batches, "inputs and outputs")):
             with dense.skipped(number):
-                before = _look(self.dense, self.task, batch, site, streams, made)
+                before = _look(self.dense, self.task, batch, site, inputs, outputs)
             with small.skipped(number):
-                yield before, _look(self.small, self.task, batch, site, [*streams, *made], ())
+                yield before, _look(self.small, self.task, batch, site, inputs, ())
 
     def _raise_to(self, count: int) -> None:
         """Finishes the first `count` layers of both, which will not change any more."""
@@ -95,20 +98,20 @@ def _look(
     model: PreTrainedModel, task: Task, batch: Batch, site: Site, inputs: Sequence[str], outputs: Sequence[str]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Gives the inputs of a site [N, columns], those of some modules before it, and outputs of others; float32."""
-    base, taken = model.base_model, dict[str, torch.Tensor]()
+    base, taken = model.base_model, dict[tuple[str, str], torch.Tensor]()
     with ExitStack() as hooks, torch.inference_mode():
         for path in inputs:
             hook = base.get_submodule(path).register_forward_pre_hook(
-                lambda _, given, path=path: taken.update({path: given[0]})
+                lambda _, given, path=path: taken.update({("in", path): given[0]})
             )
             hooks.callback(hook.remove)
         for path in outputs:
             hook = base.get_submodule(path).register_forward_hook(
-                lambda _, __, given, path=path: taken.update({path: given})
+                lambda _, __, given, path=path: taken.update({("out", path): given})
             )
             hooks.callback(hook.remove)
         columns = input_of(model, task, batch, site.name)
-    found = [taken[path] for path in (*inputs, *outputs)]
+    found = [taken["in", path] for path in inputs] + [taken["out", path] for path in outputs]
     on_device = batch.to(model.device)
     return columns, [states[on_device.counted(site.stack.flag, states)].float() for states in found]
 

@@ -183,7 +183,7 @@ def keep_other_units(folder: Path) -> None:
         (change_a_token, {"other files"}),
         (add_an_adapter, {"other files"}),
         (claim_a_refit, {"cut again"}),
-        (keep_other_units, {"sliced tensors", "refitted tensors"}),
+        (keep_other_units, {"refitted tensors"}),
     ],
 )
 def test_what_is_not_the_bases_is_found(
