@@ -65,15 +65,15 @@ class Regression:
 
     @classmethod
     def of_pairs(
-        cls, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], weights: Iterator[torch.Tensor] | None = None
+        cls, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], weights: Iterator[torch.Tensor | float] | None = None
     ) -> "Regression":
-        """From x [N, S] and y [N, D], batch by batch, and weights of positions, [N]; without, all are alike."""
+        """From x [N, S] and y [N, D], batch by batch, and weights, [N, 1] or one; without, all are alike."""
         count = 0
         sums: list[torch.Tensor] = []
         for x, y in pairs:
             rx, ry = x, y
             if weights is not None:
-                own = next(weights).unsqueeze(1)
+                own = next(weights)
                 rx, ry = x * own, y * own
             parts = [part.double() for part in (rx.sum(0), ry.sum(0), rx.T @ x, ry.T @ x, (ry * y).sum())]
             sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts

@@ -24,7 +24,7 @@ from hf_mabprune.effects.activations import Moments, bytes_of, moments
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
-from hf_mabprune.effects.position_weights import Weights, position_weights
+from hf_mabprune.effects.position_weights import PositionWeights, position_weights
 from hf_mabprune.effects.pulls.base import SPLIT
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
@@ -47,6 +47,7 @@ class DenseReference:
         keys: Names of the held-out parts in the record of dense outputs.
         outputs: That record.
         read: Part of a position's weight that follows how much the outputs depend on it; the rest is even.
+        further: How many of the last batches are of further text, which is not asked what the outputs depend on.
         cost: Of everything that was asked of it, passes of smaller models included.
     """
 
@@ -57,6 +58,7 @@ class DenseReference:
     keys: Sequence[tuple[str, int, int]]
     outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
     read: float = 0.0
+    further: int = 0
     cost: Cost = field(default_factory=Cost, repr=False)
     _moments: dict[tuple[str, bool], dict[str, Moments]] = field(default_factory=dict, repr=False)
     _regressions: dict[tuple[str, bool], Regression] = field(default_factory=dict, repr=False)
@@ -92,7 +94,7 @@ class DenseReference:
             )
         parts = [split_by_length(batch) for batch in batches]
         fitting = [part for number, whole in enumerate(parts) if not _is_held_out(number) for part in whole]
-        fitting += [part for batch in further for part in split_by_length(batch)]
+        beside = [part for batch in further for part in split_by_length(batch)]
         held_out = [part for number, whole in enumerate(parts) if _is_held_out(number) for part in whole]
         keys = [
             (SPLIT, number, part if len(whole) > 1 else WHOLE)
@@ -100,7 +102,8 @@ class DenseReference:
             if _is_held_out(number)
             for part in range(len(whole))
         ]
-        return cls(model, task, fitting, held_out, keys, DenseOutputs() if outputs is None else outputs, read)
+        outputs = DenseOutputs() if outputs is None else outputs
+        return cls(model, task, [*fitting, *beside], held_out, keys, outputs, read, len(beside))
 
     def moments(self, kind: str, held_out: bool = False) -> dict[str, Moments]:
         """Of the inputs of all sites of neurons, or of heads, by name of the site; taken when first asked for.
@@ -119,25 +122,29 @@ class DenseReference:
         self._moments[kind, held_out] = found
         return found
 
-    def weights_of(self, site: Site) -> Iterator[torch.Tensor] | None:
-        """Gives the weights of the positions that refits of a site see, [N] a batch; None where all count alike."""
+    def weights_of(self, site: Site) -> Iterator[torch.Tensor | float] | None:
+        """Gives the weights of the positions that refits of a site see, batch by batch; None where all count alike."""
         if not self._weights or site.kind == "expert":
             return None
-        return (
-            own[site.name][batch.to(own[site.name].device).counted(site.stack.flag, own[site.name].unsqueeze(-1))]
-            for own, batch in zip(self._weights, self.batches, strict=True)
-        )
+        return (own.at(site, batch) for own, batch in zip(self._weights, self.batches, strict=True))
 
     @cached_property
-    def _weights(self) -> Weights:
-        """Those of all sites, batch by batch; none where all positions count alike."""
+    def _weights(self) -> list[PositionWeights]:
+        """Those of all sites, batch by batch; none where all positions count alike.
+
+        A part `read` follows how much the outputs depend on a position of the calibration batches, which are enough to
+        tell; the rest is even, over further batches as well.
+        """
         if not self.read:
             return []
         sites = [site for site in architecture_of(self.model).sites(self.model) if site.kind != "expert"]
-        found, passes = position_weights(self.model, self.task, self.batches, sites, self.read)
-        tokens = _tokens(self.batches)
+        asked = self.batches[: len(self.batches) - self.further]
+        found, passes = position_weights(self.model, self.task, asked, sites)
+        tokens = _tokens(asked)
         self.cost += Cost(forward_tokens=tokens, backward_tokens=passes * tokens)
-        return found
+        even = 1 - self.read
+        known = [own.mixed(self.read * _tokens(self.batches) / tokens, even) for own in found]
+        return known + [PositionWeights(even=even)] * self.further
 
     def record(self, kinds: Sequence[str]) -> None:
         """Records all that refits and the guard read of the dense model.

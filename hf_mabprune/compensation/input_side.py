@@ -43,7 +43,7 @@ class InputSide:
         self.projections = [_projection(part_at(small.base_model, path)) for path in self.paths]
         self.before = self.after = [projection.float64() for projection in self.projections]
 
-    def refit(self, method: Compensation, below: SideBySide, weights: Iterator[torch.Tensor] | None) -> None:
+    def refit(self, method: Compensation, below: SideBySide, weights: Iterator[torch.Tensor | float] | None) -> None:
         """Puts new weights and biases in, where anything below has changed what flows in.
 
         Args:

@@ -6,6 +6,7 @@ Symbols: B examples, T tokens; C columns of a projection, F neurons or H * Dh; N
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -16,6 +17,14 @@ from hf_mabprune.effects.taps import Tap, tapped
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
+
+
+class Weights(Protocol):
+    """Weights of the positions of a batch (see `position_weights`)."""
+
+    def at(self, site: Site, batch: Batch) -> torch.Tensor | float:
+        """Gives those that count at a site, [N, 1], or one number for all."""
+
 
 See = Callable[[Site, torch.Tensor, torch.Tensor], None]  # site, its input [B, T, C], counted [B, T]
 
@@ -111,7 +120,7 @@ def moments(
     task: Task,
     batches: Iterable[Batch],
     sites: Sequence[Site],
-    weights: Sequence[Mapping[str, torch.Tensor]] = (),
+    weights: Sequence[Weights] = (),
 ) -> dict[str, Moments]:
     """Takes moments of every site's input, by its name; one forward pass a batch.
 
@@ -119,13 +128,13 @@ def moments(
     computes the same, so that nothing depends on how many there are. Memory: C * C float32 a site, once more for one.
 
     Args:
-        weights: Of positions, by batch and name of the site, from `position_weights`; else all count alike.
+        weights: Of the positions of each batch; without, all count alike.
     """
     counts: dict[str, int] = {}
     sums: dict[str, torch.Tensor] = {}
     products: dict[str, torch.Tensor] = {}
 
-    def see(own: Mapping[str, torch.Tensor], site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
+    def see(batch: Batch, own: Weights | None, site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         rows = in_statistics(hidden[counted])
         path = site.name
         finite = bool(rows.isfinite().all())
@@ -134,12 +143,12 @@ def moments(
         if finite and not counts.get(path, 1):  # so far there was nothing but broken batches
             del sums[path], products[path]
         counts[path] = counts.get(path, 0) + len(rows) * finite
-        weighted = rows * own[path][counted].unsqueeze(1) if path in own else rows
+        weighted = rows if own is None else rows * own.at(site, batch)
         sums[path] = sums.get(path, 0) + weighted.sum(0, dtype=torch.float64)
         products[path] = add_product(products.get(path), weighted.T, rows)
 
     for number, batch in enumerate(over(batches, "inputs of projections")):
-        _watch(model, task, batch, sites, partial(see, weights[number] if weights else {}))
+        _watch(model, task, batch, sites, partial(see, batch, weights[number] if weights else None))
     return {
         path: Moments(count, sums[path] / max(count, 1), products[path].div_(max(count, 1)))
         for path, count in counts.items()

@@ -3,12 +3,13 @@
 Least squares makes all positions alike; the divergence does not. A change dy_t of a projection's output at position t
 moves the coordinates u of the outputs (`Readout.coordinates`) by g_t' dy_t, g_t = du/dy_t, and the divergence is half
 the square of that. With dy_t = dW h_t, and g taken to point anywhere, KL ~ sum_t |g_t|^2 |dW h_t|^2: so errors are
-weighted by |g_t|^2. A part of the weight is even, since g is drawn, and since what is read nowhere would else be free.
+weighted by |g_t|^2.
 
 Symbols: B examples, T positions; g_t [D].
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
@@ -20,7 +21,29 @@ from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
-Weights = list[dict[str, torch.Tensor]]  # of each batch: name of a site -> [B, T], 1 in the mean
+
+@dataclass(frozen=True)
+class PositionWeights:
+    """Weights of the positions of one batch.
+
+    Attributes:
+        read: Name of a site -> [B, T].
+        even: Weight of every position at sites that are not there.
+    """
+
+    read: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    even: float = 1.0
+
+    def mixed(self, share: float, even: float) -> "PositionWeights":
+        """Gives share times these plus `even`."""
+        return PositionWeights({name: share * own + even for name, own in self.read.items()}, even)
+
+    def at(self, site: Site, batch: Batch) -> torch.Tensor | float:
+        """Gives those of the positions that count at a site, [N, 1]; one number where all are alike."""
+        if site.name not in self.read:
+            return self.even
+        own = self.read[site.name]
+        return own[batch.to(own.device).counted(site.stack.flag, own.unsqueeze(-1))].unsqueeze(1)
 
 
 def position_weights(
@@ -28,25 +51,23 @@ def position_weights(
     task: Task,
     batches: Sequence[Batch],
     sites: Sequence[Site],
-    share: float,
     seed: int = 0,
-) -> tuple[Weights, int]:
-    """Takes |g|^2 at every site, mixed with what is even; one forward and a few backwards a batch.
+) -> tuple[list[PositionWeights], int]:
+    """Takes |g|^2 at every site, over its mean; one forward and a few backwards a batch.
 
-    Where nothing depends on a site, or gradients are not finite, all positions are alike.
+    Where nothing depends on a site, all positions are alike; where gradients are not finite, it has no weights.
 
     Args:
         model: Dense model, in evaluation mode.
         task: Reads its outputs.
         batches: Batches that refits are made from.
         sites: Where weights are wanted.
-        share: Part of the weight that follows |g|^2, 0 to 1.
         seed: Seed of the label draws, of which there is one a batch where outputs are many.
 
     Returns:
-        The weights of each batch, [B, T] float32 by name of the site, and the backward passes that a batch took.
+        The weights of each batch, 1 in the mean over all, and the backward passes that a batch took.
     """
-    found: Weights = []
+    found: list[dict[str, torch.Tensor]] = []
     totals = {site.name: torch.zeros(2, dtype=torch.float64) for site in sites}
     passes = 0
     for number, batch in enumerate(over(batches, "weights of positions")):
@@ -72,10 +93,9 @@ def position_weights(
                 own[site.name] = square
                 totals[site.name] += torch.tensor([float(square[counted].double().sum()), int(counted.sum())])
         found.append(own)
-    return [{name: _mixed(square, totals[name], share) for name, square in own.items()} for own in found], passes
-
-
-def _mixed(square: torch.Tensor, total: torch.Tensor, share: float) -> torch.Tensor:
-    """share |g|^2 / its mean + 1 - share; ones where the mean is 0."""
-    mean = float(total[0] / total[1].clamp(min=1))
-    return share * square / mean + (1 - share) if mean > 0 else torch.ones_like(square)
+    means = {name: float(total[0] / total[1].clamp(min=1)) for name, total in totals.items()}
+    scaled = (
+        {name: square / means[name] if means[name] > 0 else torch.ones_like(square) for name, square in own.items()}
+        for own in found
+    )
+    return [PositionWeights(own) for own in scaled], passes
