@@ -10,12 +10,11 @@ from hf_mabprune.config.base import Strict
 OF_METHOD: dict[str, dict[str, Any]] = {
     "lora": {
         "examples": 512,
-        "batch_size": 8,
+        "batch_size": 4,
         "learning_rate": 1e-3,
         "weight_decay": 0.0,
         "alpha": 1.0,
         "temperature": 1.0,
-        "positions": 0.25,
     },
 }
 
