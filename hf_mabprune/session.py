@@ -43,6 +43,7 @@ from hf_mabprune.tasks.vocabulary import large_head
 
 SPLITS = ("calibration", "validation", "test")
 REFIT = "refit"  # further examples of the calibration split
+REFIT_READ = 0.5  # of `Compensation.read`, where tokens are predicted
 REFIT_SHARE = 3  # of them, for each one that choices are made on, where that is text for a language model
 
 
@@ -89,6 +90,7 @@ class Session:
         """The dense model on calibration data, for the refit of every selection."""
         calibration, further = self.batches["calibration"], self.batches.get(REFIT, ())
         read = self.compensation.read if self.compensation else 0.0
+        read = REFIT_READ * self.task.predicts_tokens if read is None else read
         return DenseReference.on(self.dense, self.task, calibration, self.outputs, further, read)
 
     def dense_on(self, split: str, number: int, batch: Batch) -> Readout:

@@ -118,8 +118,10 @@ class Compensation(ABC):
         both_sides: Refits, bottom-up, the projections that make a site's columns too, for one more pass of both.
     """
 
-    read: float = option(
-        0.5, "part of a position's weight that follows how much the outputs depend on it; 0: all count alike"
+    read: float | None = option(
+        None,
+        "part of a position's weight that follows how much the outputs depend on it; 0: all count alike; null: 0.5 "
+        "where tokens are predicted, else 0",
     )
     guard: bool = option(True, "leave sites alone without whose refit held-out KL divergence is lower")
     bottom_up: bool = option(False, "refit to what the pruned model has at a site, errors below included")
