@@ -97,8 +97,7 @@ def _inputs(session: Session, model: PreTrainedModel) -> dict[str, Any]:
     """
     batches = session.batches["calibration"]
     for batch in batches:
-        given = session.task.inputs(batch.to(model.device))
-        inputs = {name: tensor[:EXAMPLES] for name, tensor in given.items()}
+        inputs = dict(session.task.few_inputs(model, batch.rows(slice(EXAMPLES))))
         if model(**inputs).logits.isfinite().all():
             return inputs
     raise ValueError(f"no calibration batch has finite outputs: {cause(model, session.task, batches)}")

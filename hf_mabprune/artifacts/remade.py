@@ -251,7 +251,7 @@ class _Remaking:
         if not self.session:
             raise NotChecked(self.why_not)
         dense, session = self.dense, self.session
-        inputs = session.task.inputs(session.batches["test"][-1])
+        inputs = session.task.few_inputs(dense, session.batches["test"][-1])
         with masked(dense, masks=keep_masks(dense, self._keep)):
             by_mask = dense(**inputs).logits
         difference = float((by_mask - cut(dense, self._keep, self._layout)(**inputs).logits).abs().max())

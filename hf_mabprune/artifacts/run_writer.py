@@ -124,7 +124,7 @@ class RunWriter:
     def _reload(self, model: PreTrainedModel, folder: RunFolder) -> float:
         """Gives the largest difference of the checkpoint's logits from the model's, on one batch of the test split."""
         task, batch = self.session.task, self.session.batches["test"][-1]
-        inputs = task.inputs(batch.to(model.device))
+        inputs = task.few_inputs(model, batch)
         difference = reload_difference(model, folder.root, task.auto_class, inputs)
         if not difference <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):  # nan is no small difference
             raise RuntimeError(

@@ -86,7 +86,8 @@ class Allocation:
     cost: Cost = field(default_factory=Cost, init=False)
     cache: RefitCache = field(init=False, repr=False)  # refits of sites
     _seen: dict[tuple[bytes, int], Floats] = field(default_factory=dict, init=False, repr=False)  # by set and part
-    _spent: float = field(default=0.0, init=False)  # passes over the examples that choose
+    passes: float = field(default=0.0, init=False)  # over the examples that choose, for all sizes
+    _spent: float = field(default=0.0, init=False)  # of them, for this one
 
     def __post_init__(self) -> None:
         self.cache = RefitCache(self.reference.outputs.reserve)
@@ -109,7 +110,7 @@ class Allocation:
             plan, [each for n, order in enumerate(orders) for each in made.between(n, order)]
         )
         order = orders[best.order]
-        if made.several:
+        if made.several and self._spent < self.trials:
             bears = yield from self._sensitivities(plan, made, best.order, order)
             shaped = [*made.trusting(best.order, order, bears), *made.shaped(best.order, order)]
             best = yield from self._halved(plan, [best, *shaped])
@@ -188,6 +189,7 @@ class Allocation:
         for part, found in zip(todo, self.reference.divergences_of(small, todo), strict=True):
             self._seen[key, part] = found
         self._spent += len(todo) / len(self._parts)
+        self.passes += len(todo) / len(self._parts)
         self.cost += Cost(pulls=1)
         yield
 

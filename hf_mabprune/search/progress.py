@@ -29,7 +29,7 @@ class SearchProgress:
         search, rule = self.search, self.search.rule
         rounds, result = search.rounds, search.result
         if rule.measured:
-            work.count(rule.measured, rule.planned, "allocations at most")
+            work.count(rule.measured, rule.planned, "passes for allocations, about")
             return
         last = f", KL {result.rounds[-1].kl:.4f} {self.measured_on()}" if result.rounds else ""
         work.count(int(result.pulls.sum()), note=f"round {min(search.number, rounds)}/{rounds}{last}")

@@ -24,7 +24,9 @@ from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.metrics import load_metric, measure
 from hf_mabprune.tasks.readout import HeadReadout, Readout
 from hf_mabprune.tasks.scores import Scores
-from hf_mabprune.tasks.vocabulary import without_head
+from hf_mabprune.tasks.vocabulary import large_head, without_head
+
+MOST_LOGITS = 2**24  # that are compared number by number, where the vocabulary is large
 
 TASKS: Registry[type["Task"]] = Registry("task", "hf_mabprune.tasks")
 
@@ -200,6 +202,17 @@ class Task(ABC):
     def inputs(self, batch: Batch) -> Batch:
         """Leaves the labels out of a batch, so that the model computes no loss of its own."""
         return Batch((name, tensor) for name, tensor in batch.items() if name != LABELS)
+
+    def few_inputs(self, model: PreTrainedModel, batch: Batch) -> Batch:
+        """Gives inputs of forward passes whose logits are all looked at, on the model's device: those of a batch; of a
+        large vocabulary the first tokens of the first examples."""
+        inputs = self.inputs(batch.to(model.device))
+        head = large_head(model) if self.predicts_tokens else None
+        if head is None:
+            return inputs
+        positions = max(1, MOST_LOGITS // len(head.weight))
+        length = min(positions, inputs.length)
+        return Batch((name, tensor[: max(1, positions // length), :length]) for name, tensor in inputs.items())
 
     def readout(self, model: PreTrainedModel, batch: Batch) -> Readout:
         """Runs one forward pass of `model` on `batch`, which must be on the model's device. Modes are the caller's."""

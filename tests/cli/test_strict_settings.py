@@ -93,7 +93,7 @@ def test_peculiar_options_are_refused_in_one_line(
         (YAML + "recovery: true\n", "recovery must be a mapping, or null, got True"),
         (YAML + "compensation: 3\n", "compensation must be"),
         (YAML.replace("rounds: 3", "rounds: true"), "search.rounds must be an integer > 0, or null, got True"),
-        (YAML.replace("rounds: 3", "pulls_per_arm: '2'"), "search.pulls_per_arm must be a number >= 0, got '2'"),
+        (YAML.replace("rounds: 3", "pulls_per_arm: '2'"), "pulls_per_arm must be a number >= 0, or null, got '2'"),
         (YAML.replace("c: 0.7", "c: true"), "policy 'ucb1': c: must be float, got True"),
         (YAML.replace("c: 0.7", "c: [1"), "is no YAML"),
         (YAML.replace("name: ucb1, c: 0.7", "name: [ucb1]"), "policy needs a name, e.g. {name: ucb1}"),

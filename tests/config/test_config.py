@@ -102,7 +102,7 @@ def test_missing_keys_are_named(path: str) -> None:
         ("search.policy", "exp3", "a mapping"),
         ("search.reward", 3, "a string"),
         ("search.rounds", 0, "an integer > 0, or null"),
-        ("search.pulls_per_arm", -1, "a number >= 0"),
+        ("search.pulls_per_arm", -1, "a number >= 0, or null"),
         ("output.random_seeds", 0, "an integer >= 1"),
     ],
 )

@@ -14,6 +14,7 @@ The cost that removals go by is `along`, corrected by measured over predicted co
 the last word on how much goes from which layer.
 """
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -47,12 +48,15 @@ class Refit(EstimatingRule):
     """One round of pulls with stand-ins, then whole allocations measured on the refitted model.
 
     Args:
-        moves: Allocations that are measured at most for each size; 0 goes by the corrected costs alone.
+        moves: Passes over the held-out examples that measure allocations of each size; 0 goes by the corrected costs
+            alone.
     """
 
     default_rounds: ClassVar[int] = 1
 
-    moves: int = option(48, "allocations of removals to layers that are measured on the refitted model; 0: none")
+    moves: int = option(
+        48, "passes over held-out examples that measure allocations of removals to layers, refitted; 0: none"
+    )
     costs: RefitCosts | None = field(default=None, init=False, repr=False)
     allocation: Allocation | None = field(default=None, init=False, repr=False)
     _unpulled: bool = field(default=False, init=False, repr=False)  # whether no arm is measured by itself
@@ -105,7 +109,7 @@ class Refit(EstimatingRule):
         allocation, orders, removed = self.allocation, self.orders(rewards), []
         for plan in plans:
             for _ in allocation.run(plan, orders, kept):
-                self.measured = allocation.cost.pulls
+                self.measured = min(self.planned, math.ceil(allocation.passes))
                 yield
             kept, gone = plan.choose(allocation.scores, kept)
             removed.append(gone)
