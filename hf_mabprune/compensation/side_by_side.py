@@ -113,6 +113,7 @@ def _look(
         columns = input_of(model, task, batch, site.name)
     found = [taken["in", path] for path in inputs] + [taken["out", path] for path in outputs]
     on_device = batch.to(model.device)
+    found = [states.unsqueeze(1) if states.ndim == 2 else states for states in found]  # of a table: one position
     return columns, [states[on_device.counted(site.stack.flag, states)].float() for states in found]
 
 
