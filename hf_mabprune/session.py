@@ -105,7 +105,8 @@ class Session:
 
     @stage("dense model on record")
     def record(self) -> Cost:
-        """Records what the stages after the search read of the dense model, so that none of them has to run it.
+        """Records what the stages after the search read of the dense model, so that none of them has to run it; refits
+        that go bottom-up do.
 
         Returns:
             What that cost; nothing where all was on record already.
@@ -113,7 +114,7 @@ class Session:
         if not self.compensation:
             return Cost()
         started, paid = time.perf_counter(), self.reference.cost
-        self.reference.record(sorted(set(self.arms.kind.tolist())))
+        self.reference.record([] if self.compensation.bottom_up else sorted(set(self.arms.kind.tolist())))
         tokens = (self.reference.cost - paid).forward_tokens
         return Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)
 

@@ -19,13 +19,16 @@ from tests.problems import settings_for
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 
 
+ALONE = {"name": "least_squares", "bottom_up": False}
+
+
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 @pytest.mark.parametrize(
     "changes",
     [
-        {"search": {"rule": {"name": "refit", "moves": 2}, "rounds": None}},
-        {"search": {"rule": "interactions", "rounds": 2}},
-        {"search": {"criterion": "kfac_obs", "rounds": None}},
+        {"search": {"rule": {"name": "refit", "moves": 2}, "rounds": None}, "compensation": ALONE},
+        {"search": {"rule": "interactions", "rounds": 2}, "compensation": ALONE},
+        {"search": {"criterion": "kfac_obs", "rounds": None}, "compensation": ALONE},
         {"compensation": {"name": "mask_tuning"}, "search": {"rounds": 1}},
     ],
 )
@@ -37,7 +40,7 @@ def test_no_stage_after_surgery_runs_the_dense_model(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    """The latency alone does, for a ratio of two times wants both models in turns."""
+    """The latency alone does, for a ratio of two times wants both models in turns; and refits that go bottom-up."""
     dense: list[PreTrainedModel] = []
     allowed: list[bool] = []
     cut, timed = pipeline.cut, comparison.measure_latency

@@ -183,9 +183,9 @@ class DenseReference:
         layers = len(architecture_of(self.model).layers(self.model))
         self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
         for batch in over(batches, "inputs and outputs"):
-            hidden = input_of(self.model, self.task, batch, site.name)
+            hidden = input_of(self.model, self.task, batch, own)
             with masked(self.model, masks=masks):
-                x = input_of(self.model, self.task, batch, site.name)
+                x = input_of(self.model, self.task, batch, own)
             yield x[:, columns], nn.functional.linear(hidden, weight)
 
     def divergence(

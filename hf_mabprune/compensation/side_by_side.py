@@ -41,6 +41,7 @@ class SideBySide:
     def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> None:
         self.dense, self.small, self.task, self.batches = dense, small, task, batches
         self.cost, self.moved = Cost(), False
+        self._sites = [architecture_of(model).sites(model) for model in (dense, small)]
         self._finished = [FinishedLayers(model, task, batches) for model in (dense, small)]
 
     def pairs(self, site: Site) -> Iterator[Pair]:
@@ -75,11 +76,12 @@ class SideBySide:
         """Runs a layer of both models on every batch: inputs of the site and of modules, and outputs of dense ones."""
         self._raise_to(site.depth)
         dense, small = self._finished
+        own, left = (members(next(s for s in sites if s.name == site.name), sites) for sites in self._sites)
         for number, batch in enumerate(over(self.batches, "inputs and outputs")):
             with dense.skipped(number):
-                before = _look(self.dense, self.task, batch, site, inputs, outputs)
+                before = _look(self.dense, self.task, batch, own, inputs, outputs)
             with small.skipped(number):
-                yield before, _look(self.small, self.task, batch, site, inputs, ())
+                yield before, _look(self.small, self.task, batch, left, inputs, ())
 
     def _raise_to(self, count: int) -> None:
         """Finishes the first `count` layers of both, which will not change any more."""
@@ -95,7 +97,12 @@ class SideBySide:
 
 
 def _look(
-    model: PreTrainedModel, task: Task, batch: Batch, site: Site, inputs: Sequence[str], outputs: Sequence[str]
+    model: PreTrainedModel,
+    task: Task,
+    batch: Batch,
+    parts: Sequence[Site],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Gives the inputs of a site [N, columns], those of some modules before it, and outputs of others; float32."""
     base, taken = model.base_model, dict[tuple[str, str], torch.Tensor]()
@@ -110,18 +117,20 @@ def _look(
                 lambda _, __, given, path=path: taken.update({("out", path): given})
             )
             hooks.callback(hook.remove)
-        columns = input_of(model, task, batch, site.name)
+        columns = input_of(model, task, batch, parts)
     found = [taken["in", path] for path in inputs] + [taken["out", path] for path in outputs]
     on_device = batch.to(model.device)
     found = [states.unsqueeze(1) if states.ndim == 2 else states for states in found]  # of a table: one position
-    return columns, [states[on_device.counted(site.stack.flag, states)].float() for states in found]
+    return columns, [states[on_device.counted(parts[0].stack.flag, states)].float() for states in found]
 
 
-def input_of(model: PreTrainedModel, task: Task, batch: Batch, name: str) -> torch.Tensor:
+def input_of(model: PreTrainedModel, task: Task, batch: Batch, parts: Sequence[Site]) -> torch.Tensor:
     """[N, columns] float32, what flows into a site's projection (into those of all experts, side by side, behind a
-    router), padding left out."""
-    sites = architecture_of(model).sites(model)
-    parts = members(next(site for site in sites if site.name == name), sites)
+    router), padding left out.
+
+    Args:
+        parts: Members of the site.
+    """
     found: list[torch.Tensor] = []
 
     def see(_: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:

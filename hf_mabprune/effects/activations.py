@@ -78,7 +78,10 @@ def _watch(model: PreTrainedModel, task: Task, batch: Batch, sites: Sequence[Sit
 def beside_experts(model: PreTrainedModel, taps: Mapping[str, Tap]) -> dict[str, Tap]:
     """Adds taps to all experts that have none, which change nothing: so that experts run one after the other, and
     round alike, whichever sites are looked at together."""
-    experts = (site.name for site in architecture_of(model).sites(model) if site.expert is not None)
+    architecture = architecture_of(model)
+    if not any(spec.experts for stack in architecture.stacks for spec in stack.sites):
+        return dict(taps)
+    experts = (site.name for site in architecture.sites(model) if site.expert is not None)
     return {**dict.fromkeys(experts, lambda hidden: hidden), **taps}
 
 

@@ -122,8 +122,8 @@ class Allocation:
     def summary(self) -> str:
         """What it did, in half a sentence."""
         return (
-            f"{self.cost.pulls} allocations measured, {self.taken} taken: held-out KL {self.before:.4g} with equal "
-            f"widths -> {self.after:.4g}"
+            f"{self.cost.pulls} allocations measured: held-out KL {self.before:.4g} with equal widths -> "
+            f"{self.after:.4g}"
         )
 
     def _halved(self, plan: Plan, candidates: Sequence[Candidate]) -> Generator[None, None, Candidate]:

@@ -136,14 +136,17 @@ def test_no_trial_comes_between_two_latencies(monkeypatch: pytest.MonkeyPatch) -
     machine.choice.check()
     monkeypatch.setattr(threads, "_active", machine.choice)
 
-    def readout(model: object, batch: object) -> None:
-        machine.now += 1000
-        machine.choice.check()
-        seen.append(machine.threads)
+    class Model:
+        device = torch.device("cpu")
+
+        def __call__(self) -> None:
+            machine.now += 1000
+            machine.choice.check()
+            seen.append(machine.threads)
 
     trials = machine.trials
-    model = SimpleNamespace(device=torch.device("cpu"))
-    measure_latency([model, model], SimpleNamespace(readout=readout), Batch(), repeats=2)  # type: ignore[arg-type]
+    task = SimpleNamespace(inputs=lambda batch: batch, forward_options={}, predicts_tokens=False)
+    measure_latency([Model(), Model()], task, Batch(), repeats=2)  # type: ignore[arg-type, list-item]
     assert seen == [1] * 8 and machine.trials == trials
 
 
