@@ -11,7 +11,8 @@ measures its KL divergence on held-out examples. What is pulled, in three stages
 
 Each stage is a successive halving (Karnin, Koren & Somekh 2013): all its allocations see a quarter of the examples,
 the better half of them sees half, the best quarter all. Comparisons are paired, on the same examples. In the end the
-winner has to beat equal widths on examples that none of this has seen; else equal widths are taken.
+winner has to beat equal widths for certain, and in the mean on examples that none of this has seen; else equal widths
+are taken.
 Symbols: K arms; x share of a site that has gone.
 """
 
@@ -168,13 +169,15 @@ class Allocation:
         return best
 
     def _settle(self, plan: Plan, equal: Candidate, best: Candidate) -> Iterator[None]:
-        """Takes the best where it beats equal widths for certain on examples that it was not chosen by."""
+        """Takes the best where it beats equal widths: for certain on all held-out examples, and in the mean on those
+        that it was not chosen by."""
         for each in (equal, best):
             yield from self._measure(plan, each.kept, [*self._apart, *self._parts])
-        gain = _gain(*(self._all(each.kept, self._apart) for each in (equal, best)))
-        chosen = best if gain > CERTAIN else equal
-        self.scores, self.taken = chosen.scores, chosen.name
         everything = list(range(len(self.reference.held_out)))
+        certain = _gain(*(self._all(each.kept, everything) for each in (equal, best))) > CERTAIN
+        fresh = _gain(*(self._all(each.kept, self._apart) for each in (equal, best))) > 0
+        chosen = best if certain and fresh else equal
+        self.scores, self.taken = chosen.scores, chosen.name
         self.before, self.after = (self._mean(each.kept, everything) for each in (equal, chosen))
 
     def _measure(self, plan: Plan, kept: Bools, parts: Sequence[int]) -> Iterator[None]:
