@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.pulls import replay
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over, stage
+from hf_mabprune.recovery.batching import batch_order
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.loop import round_budgets
-from hf_mabprune.search.rules import Rule, RuleMemory
+from hf_mabprune.search.rules import Extent, Rule, RuleMemory
 from hf_mabprune.search.run import criterion_name, make_rule, pulls_per_arm
 from hf_mabprune.selection import layouts
 from hf_mabprune.session import Session, open_session
@@ -30,6 +32,7 @@ ARTIFACTS = 6.0  # seconds for figures, latencies, saving and reading back
 DATA = 2**27  # bytes of encoded data, figures and scratch memory of the libraries, roughly
 BATCHES_A_PULL = 3  # that pulls are made on, for each pull of an arm: the arms in doubt are pulled more often
 MEASURED = 3  # forward passes that the time is estimated from
+A_STEP = 4  # passes of a training step over an example: the dense model's, the pruned one's, and two backward
 LOOKS = 4  # batches that a round runs whole, in its context and for its last look
 
 
@@ -78,12 +81,11 @@ def plan_run(settings: PruneConfig) -> RunPlan:
     plans = _plans(session)
     rule = None if settings.search.criterion is not None else make_rule(settings)
     budgets = _budgets(session, plans[-1], rule)
-    per_batch, readout = _rehearsal(session)
-    costs = _costs(session, rule, sum(budgets), per_batch, readout)
-    memory, cache = _memory(session, rule, readout)
-    seconds = (
-        opened + costs["search"].seconds + per_batch * _passes_after(session, len(plans)) + ARTIFACTS * len(plans)
-    )
+    trial = _rehearsal(session)
+    costs = _costs(session, rule, sum(budgets), trial, len(plans))
+    memory, cache = _memory(session, rule, trial.readout)
+    after = trial.seconds * _passes_after(session, len(plans), trial) + ARTIFACTS * len(plans)
+    seconds = opened + costs["search"].seconds + after
     lines = [
         *_describe_arms(session),
         *_describe_layouts(session, reach, refused),
@@ -209,36 +211,62 @@ def _budgets(session: Session, plans: layouts.Plans, rule: Rule | None) -> list[
     return round_budgets(total, config.rounds or rule.default_rounds, plans.search, rule.estimates)
 
 
+class Trial(NamedTuple):
+    """What a few forward passes show.
+
+    Attributes:
+        seconds: Of a pass over one calibration batch, and of comparing what it gives.
+        passing: Part of that which is the pass itself.
+        testing: Passes that one over the test split takes as long as.
+        readout: What the dense model says on the first batch.
+    """
+
+    seconds: float
+    passing: float
+    testing: float
+    readout: Readout
+
+
 @stage("trial passes")
 @torch.inference_mode()
-def _rehearsal(session: Session) -> tuple[float, Readout]:
-    """Seconds of a forward pass over one batch, from a few, and what such a pass gives."""
+def _rehearsal(session: Session) -> Trial:
+    """Passes over a few calibration batches, and over one of the test split."""
+    calibration, test = session.batches["calibration"][:MEASURED], session.batches["test"]
+    readout, *_ = _timed(session, calibration[0])  # warms up
+    found = [_timed(session, batch) for batch in over(calibration, "trial passes")]
+    seconds = float(np.mean([whole for _, _, whole in found]))
+    passing = float(np.mean([alone for _, alone, _ in found])) / seconds
+    of_test = _timed(session, test[0])[2] * sum(batch.tokens for batch in test) / test[0].tokens
+    return Trial(seconds, passing, of_test / seconds, readout)
+
+
+def _timed(session: Session, batch: Batch) -> tuple[Readout, float, float]:
+    """What the dense model says on a batch, and seconds until it has said that, and until it is compared as well."""
     device = session.dense.device
-    batches = session.batches["calibration"][:MEASURED]
-    inputs = [batch.to(device) for batch in batches]
-    readout = session.task.readout(session.dense, inputs[0])  # warms up
-    start = time.perf_counter()
-    for batch in over(inputs, "trial passes"):
-        session.task.readout(session.dense, batch)
+    batch, started = batch.to(device), time.perf_counter()
+    readout = session.task.readout(session.dense, batch)
+    _wait(device)
+    said = time.perf_counter()
+    readout.divergence(readout)
+    _wait(device)
+    return readout, said - started, time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    """Waits for what a GPU was given to do."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / len(inputs), readout
 
 
-def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, readout: Readout) -> dict[str, Cost]:
-    """Estimated costs of the search, and of criteria alone.
-
-    Args:
-        per_batch: Seconds of a forward pass over one batch; a backward pass, in which no weights get gradients, takes
-            as long.
-        readout: What such a pass gives.
-    """
+def _costs(session: Session, rule: Rule | None, pulls: int, trial: Trial, sizes: int) -> dict[str, Cost]:
+    """Estimated costs of the search, and of criteria alone; a backward pass, in which no weights get gradients, takes
+    as long as a forward pass."""
     batches = len(session.batches["calibration"])
     tokens = sum(batch.tokens for batch in session.batches["calibration"])
 
     def of_criterion(name: str) -> Cost:
-        forward, backward = CRITERIA.get(name).passes_on(readout)
-        return Cost(0, forward * tokens, backward * tokens, per_batch * batches * (forward + backward))
+        forward, backward = CRITERIA.get(name).passes_on(trial.readout)
+        return Cost(0, forward * tokens, backward * tokens, trial.seconds * batches * (forward + backward))
 
     costs = {name: of_criterion(name) for name in CRITERIA.names()}
     alone = session.settings.search.criterion
@@ -250,25 +278,49 @@ def _costs(session: Session, rule: Rule | None, pulls: int, per_batch: float, re
     depth = {site.name: site.depth for site in architecture.sites(session.dense)}
     share = float(np.mean([(layers - depth[name]) / layers for name in session.arms.site]))  # of a pass, a pull runs
     rounds = session.settings.search.rounds or rule.default_rounds
-    passes = pulls * share + rounds * min(batches, LOOKS) + rule.passes(batches, readout)
-    return {"search": Cost(pulls, passes * tokens / batches, 0.0, per_batch * passes), **costs}
+    extent = Extent(batches, _refit_batches(session)[1], trial.readout, _moments(session, trial), pulls, sizes)
+    passes = pulls * share + rounds * min(batches, LOOKS) * (pulls > 0) + rule.passes(extent)
+    return {"search": Cost(pulls, passes * tokens / batches, 0.0, trial.seconds * passes), **costs}
 
 
-def _passes_after(session: Session, sizes: int) -> float:
-    """Counts passes over one batch, or as much work, after a search: of evaluation, and of refits where there are any.
+def _moments(session: Session, trial: Trial) -> float:
+    """Passes over a batch that take as long as the second moments of all sites on it, by what both multiply."""
+    sizes = Sizes.of(session.dense, session.arms, session.task, session.batches["calibration"], session.reserve)
+    layers = session.totals["ffn_parameters"] + session.totals["attention_parameters"]
+    return trial.passing * sum(columns**2 for columns in sizes.columns) / layers
+
+
+def _refit_batches(session: Session) -> tuple[float, float]:
+    """Batches that refits are made from and judged by, in calibration batches of as many tokens."""
+    if not session.compensation:
+        return 0.0, 0.0
+    typical = np.mean([batch.tokens for batch in session.batches["calibration"]])
+    fitted, held_out = (
+        sum(batch.tokens for batch in batches) for batches in (session.reference.batches, session.reference.held_out)
+    )
+    return float(fitted / typical), float(held_out / typical)
+
+
+def _passes_after(session: Session, sizes: int, trial: Trial) -> float:
+    """Counts passes over one batch, or as much work, after a search: of evaluation, refits and recovery.
 
     Each size, each of its random draws and each criterion beside it is cut, refitted and measured on the test split.
     """
     settings, architecture = session.settings, architecture_of(session.dense)
-    calibration, test = session.batches["calibration"], session.batches["test"]
-    typical = np.mean([batch.tokens for batch in calibration])
+    typical = float(np.mean([batch.tokens for batch in session.batches["calibration"]]))
     models = sizes * (1 + settings.output.random_seeds + len(settings.output.criteria))
-    tests = sum(batch.tokens for batch in test) / typical * (1 + models)
-    if not session.compensation:
-        return float(tests)
-    sites = [site for site in architecture.sites(session.dense) if site.kind in session.arms.kinds()]
-    moments = len(session.arms.kinds()) * len(calibration)
-    return float(tests) + moments + models * refit.passes(len(sites), len(calibration))
+    passes = trial.testing * (1 + models)
+    if session.compensation:
+        sites = [site for site in architecture.sites(session.dense) if site.kind in session.arms.kinds()]
+        fitted, held_out = _refit_batches(session)
+        layers = len(architecture.layers(session.dense))
+        passes += (fitted + held_out) * (len(session.arms.kinds()) + _moments(session, trial))
+        passes += models * refit.passes(session.compensation, len(sites), layers, fitted, held_out)
+    if settings.recovery and session.training is not None:
+        lengths = session.task.lengths(session.training)
+        order = batch_order(lengths, settings.recovery, settings.seed)
+        passes += sizes * A_STEP * order.size * float(np.mean(lengths)) / typical
+    return passes
 
 
 def _memory(session: Session, rule: Rule | None, readout: Readout) -> tuple[int, int]:
@@ -285,10 +337,21 @@ def _memory(session: Session, rule: Rule | None, readout: Readout) -> tuple[int,
     moments = dense_reference.memory(sizes) if session.compensation else 0
     needed = RuleMemory(preparing=gradients.memory(sizes)) if rule is None else rule.memory(sizes)
     most = session.reserve.limit - session.reserve.room  # that is kept
-    settled = min(most, needed.kept + outputs + moments + needed.refits) + max(needed.settling, sizes.together(1))
+    above = _states(session, sizes)
+    settled = min(most, needed.kept + outputs + moments + needed.refits) + max(
+        needed.settling, sizes.together(1), above
+    )
     pulled = min(most, needed.kept + outputs + recordings) + needed.pulling
     kept = min(most, needed.kept + outputs + max(recordings, moments + needed.refits))
     return DATA + sizes.weights + forming + max(needed.preparing, pulled, sizes.weights + settled), kept
+
+
+def _states(session: Session, sizes: Sizes) -> int:
+    """Bytes of what a layer gives on all data of a refit, in both models, where refits go layer by layer."""
+    if not (session.compensation and session.compensation.bottom_up):
+        return 0
+    batches = [*session.reference.batches, *session.reference.held_out]
+    return 2 * sizes.item * sizes.hidden * sum(batch.tokens for batch in batches)
 
 
 def _size(example: Batch) -> str:

@@ -23,7 +23,7 @@ from hf_mabprune.architectures.projections import spread
 from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression
-from hf_mabprune.compensation.dense_reference import HELD_OUT, DenseReference
+from hf_mabprune.compensation.dense_reference import DenseReference
 from hf_mabprune.compensation.finished_layers import FinishedLayers
 from hf_mabprune.compensation.input_side import InputSide
 from hf_mabprune.compensation.refit_cache import RefitCache, Values
@@ -36,6 +36,7 @@ from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 LOWER = "held-out KL divergence is lower without"
 UNKNOWN = "held-out KL divergence is not finite with it, nor without"
 Below = dict[bool, SideBySide]  # whether on held-out data -> both models; empty where refits see the dense one alone
+BOTH_MODELS = 1.5  # passes of the dense model that one of it and of the pruned one take
 MATRICES = 5  # of the size of float32 moments, that a refit forms
 MOST_COLUMNS = 2**14  # that are refitted at once, 2 GiB of moments
 
@@ -320,10 +321,20 @@ def _columns(model: PreTrainedModel, site: Site, keep: KeepIndices) -> torch.Ten
     return torch.as_tensor(columns_behind(site, members(site, architecture_of(model).sites(model)), keep))
 
 
-def passes(sites: int, batches: int) -> float:
-    """Estimates the forward passes over one batch of a compensation: its guard runs, for each site in turn, what comes
-    after it on held-out data, and before that and after all of it the whole model."""
-    return (sites / 2 + 3) * batches / HELD_OUT
+def passes(method: Compensation, sites: float, layers: int, batches: float, held_out: float) -> float:
+    """Estimates the forward passes of a dense model over one batch, or as much work, of a compensation.
+
+    Args:
+        method: How sites are refitted.
+        sites: Number of sites that are cut.
+        layers: Number of layers.
+        batches, held_out: Number of batches that refits are made from, and that they are judged by.
+    """
+    judged = held_out * (sites / 2 + 3 if method.guard else 2)  # its guard runs what comes after each site in turn
+    if not method.bottom_up:
+        return judged
+    looks = (1 + method.both_sides) * batches + held_out
+    return judged + BOTH_MODELS * (batches + held_out + sites / layers * looks / 2)  # a look takes half a layer
 
 
 def memory(sizes: Sizes, sets: int = 0) -> tuple[int, int]:

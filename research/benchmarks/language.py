@@ -3,7 +3,8 @@
 Each method spends the parameters that go as it likes: on heads or neurons, on one layer or another. What ranks arms is
 followed over all layers and evenly, and the allocation with the lower KL divergence on the validation split counts;
 the other one is not measured on test texts. All of these are refitted by least squares alike. Rivals allocate
-themselves, and are measured with their own compensation and with least squares.
+themselves, and are measured with their own compensation and with least squares. A recovery that the settings name
+trains every one of them, on the same data.
 """
 
 import json
@@ -30,6 +31,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.quality import Evaluation, forward_of
 from hf_mabprune.progress import stage
+from hf_mabprune.recovery.recover import recover
 from hf_mabprune.registry import nearest
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.files import write_atomically
@@ -374,7 +376,10 @@ class Bench:
 
 @contextmanager
 def smaller(session: Session, chosen: Chosen, compensation: str) -> Iterator[PreTrainedModel]:
-    """Gives the model that is left, refitted. Blocks that go as a whole stay there, masked: no cut takes them."""
+    """Gives the model that is left, refitted, and recovered where the settings say so.
+
+    Blocks that go as a whole stay there, masked: no cut takes them.
+    """
     dense = session.dense
     there: KeepIndices = {name: units for name, units in chosen.keep.items() if len(units)}
     small = cut(dense, there, "per_layer")
@@ -388,6 +393,9 @@ def smaller(session: Session, chosen: Chosen, compensation: str) -> Iterator[Pre
             plain = not (method.guard or method.bottom_up)
             given = method, session.reference, small, there
             refit_all(*given, RefitCache(session.reserve)) if plain else compensate(*given)
+        if session.settings.recovery and session.training is not None:
+            training = session.dense, session.task, session.training, session.settings.recovery
+            recover(small, *training, session.accelerator, session.settings.seed)
         yield small
 
 

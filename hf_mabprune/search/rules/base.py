@@ -56,6 +56,26 @@ class RuleMemory(NamedTuple):
     settling: int = 0
 
 
+class Extent(NamedTuple):
+    """What the work of a rule depends on.
+
+    Attributes:
+        batches: Number of calibration batches.
+        held_out: Number of them that refits are judged by, in whole batches of their tokens.
+        readout: What the dense model says on one.
+        moments: Passes over a batch that take as long as the second moments of all sites on it.
+        pulls: Number of pulls of the search.
+        sizes: Number of sizes that are settled.
+    """
+
+    batches: int
+    held_out: float
+    readout: Readout
+    moments: float
+    pulls: int
+    sizes: int
+
+
 @dataclass(kw_only=True)
 class Rule(ABC):
     """Decides what goes after each round of a search.
@@ -126,14 +146,9 @@ class Rule(ABC):
         """Estimates the bytes that the rule needs."""
         return RuleMemory()
 
-    def passes(self, batches: int, readout: Readout) -> float:
-        """Estimates the passes over one batch that the rule makes by itself; no weights get gradients, so that a
-        backward pass is one.
-
-        Args:
-            batches: Number of calibration batches.
-            readout: What the dense model says on one.
-        """
+    def passes(self, extent: Extent) -> float:
+        """Estimates the passes over one batch, or as much work, that the rule makes by itself; no weights get
+        gradients, so that a backward pass is one."""
         return 0.0
 
     def held_out_kl(self) -> float | None:
@@ -177,9 +192,9 @@ class EstimatingRule(Rule):
         """See `Rule.memory`."""
         return RuleMemory(pulling=gradients.memory(sizes))
 
-    def passes(self, batches: int, readout: Readout) -> float:
+    def passes(self, extent: Extent) -> float:
         """See `Rule.passes`: one forward and up to `label_draws` backward passes a batch."""
-        return batches * (1 + backward_passes(readout, self.label_draws))
+        return extent.batches * (1 + backward_passes(extent.readout, self.label_draws))
 
     def controls(self, arms: Ints, batches: Ints) -> Floats | None:
         """See `Rule.controls`."""

@@ -22,7 +22,6 @@ from typing import ClassVar
 import numpy as np
 
 from hf_mabprune.compensation import refit
-from hf_mabprune.compensation.dense_reference import HELD_OUT
 from hf_mabprune.compensation.least_squares import LeastSquares
 from hf_mabprune.effects import gradients, refit_costs
 from hf_mabprune.effects.kfac import backward_passes
@@ -31,14 +30,14 @@ from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.refit_costs import RefitCosts
 from hf_mabprune.registry import option
-from hf_mabprune.search.allocation import Allocation
-from hf_mabprune.search.rules.base import RULES, EstimatingRule, Removal, RuleMemory
+from hf_mabprune.search.allocation import APART, Allocation
+from hf_mabprune.search.rules.base import RULES, EstimatingRule, Extent, Removal, RuleMemory
 from hf_mabprune.selection.plan import Bools, Floats, Plan
 from hf_mabprune.session import Session
-from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.vocabulary import large_head
 
-CANDIDATES = 5  # allocations that moves begin from
+STATISTICS = 2  # second moments that costs are made from: plain, and weighted by gradients
+LAST_SETS = 2  # that are measured on all held-out examples
 LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
 
 
@@ -130,10 +129,13 @@ class Refit(EstimatingRule):
         pulling = gradients.memory(sizes)
         return RuleMemory(stand_ins, refits, preparing + pulling, pulling, settling)
 
-    def passes(self, batches: int, readout: Readout) -> float:
-        """See `Rule.passes`: effects, costs, and a part of the batches for every set that is measured."""
-        costs, sets = 1 + backward_passes(readout), self.moves + CANDIDATES if self.moves else 0
-        return super().passes(batches, readout) + costs * batches + sets * batches / HELD_OUT
+    def passes(self, extent: Extent) -> float:
+        """See `Rule.passes`: effects where pulls are made, costs of removals, and a part of the batches for every set
+        that is measured."""
+        effects = super().passes(extent) if extent.pulls else 0.0
+        costs = 1 + backward_passes(extent.readout) + STATISTICS * extent.moments
+        sets = (1 - 1 / APART) * self.moves + LAST_SETS if self.moves else 0.0
+        return effects + costs * extent.batches + extent.sizes * sets * extent.held_out
 
     def held_out_kl(self) -> float | None:
         """See `Rule.held_out_kl`."""
