@@ -223,7 +223,8 @@ class Comparison:
     def _before_and_after(self, small: PreTrainedModel, tested: Evaluation) -> tuple[ModelFigures, ModelFigures]:
         """The dense and the cut model on the test split, with latencies measured in turns."""
         session, test = self.session, self.session.batches["test"]
-        before = self._figures(self.dense, session.totals)
+        behind = paired_difference(session.task.main_metric, tested, self.dense)
+        before = replace(self._figures(self.dense, session.totals), behind=behind)
         after = self._figures(tested, self._counts(small))
         slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])
         return replace(before, latency_ms=slow), replace(after, latency_ms=fast)
