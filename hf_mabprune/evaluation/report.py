@@ -69,8 +69,8 @@ class ModelFigures:
         changed: Part of an example's answers that are another class than the dense model's, mean over the test split;
             of the test examples, where each has one answer.
         changed_bound: With 95% confidence, that part is at most this on data like the test split.
-        behind: For the dense model and for a control, by how much the main metric of the pruned model is above its own,
-            with the 95% interval of the difference (paired bootstrap over the same test examples).
+        behind: For the dense model and for a control, by how much the main metric of the pruned model is above its
+            own, with the 95% interval of the difference (paired bootstrap over the same test examples).
         kl_above: For a control, by how much its KL is above that of the pruned model, in the same way.
     """
 
