@@ -47,11 +47,12 @@ class RecoveryConfig(Strict):
     hidden_weight: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="weight of the distance between hidden states after each layer"
     )
-    positions: float = Field(
-        1.0,
+    positions: float | None = Field(
+        None,
         gt=0,
         le=1.0,
-        description="part of each example's positions, drawn anew each time, that counts for the loss",
+        description="part of each example's positions, drawn anew each time, that counts for the loss; null: all, or "
+        "with a large vocabulary as many as cost no more than the layers",
     )
     lora_rank: int = Field(16, gt=0, description="rank of the updates of method lora")
     stages: int = Field(

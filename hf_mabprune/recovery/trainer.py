@@ -7,6 +7,7 @@ so that memory does not grow with the batch. AdamW, gradients clipped to norm 1.
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work
 from hf_mabprune.recovery.losses import distillation_loss, hidden_distance, some_positions
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.vocabulary import large_head
 
 # What a forward pass calls the hidden states of a stack of layers -> the input that tells its tokens from padding.
 STACKS = {
@@ -49,6 +52,8 @@ class DistillationTrainer(Trainer):
         options: Arguments of `Trainer`.
 
     Attributes:
+        half: Whether forward passes are in bfloat16, as the dense model's weights are.
+        positions: Part of each example's positions that counts for the loss.
         tokens: Positions of input on this process, [2]: through a forward pass, and differentiated.
         losses: Loss of every part of a step so far, the mean over processes.
     """
@@ -56,6 +61,8 @@ class DistillationTrainer(Trainer):
     def __init__(self, dense: PreTrainedModel, task: Task, settings: RecoveryConfig, **options: Any) -> None:
         super().__init__(**options)
         self.dense, self.task, self.settings = dense, task, settings
+        self.half = dense.dtype == torch.bfloat16
+        self.positions = positions_that_count(settings, dense)
         self.tokens = torch.zeros(2, dtype=torch.long, device=self.args.device)
         self.losses: list[float] = []
         self.model_accepts_loss_kwargs = False  # losses are means over examples: those of a step's parts are averaged
@@ -83,10 +90,10 @@ class DistillationTrainer(Trainer):
         student, student_states = self._forward(model, batch)
         dense: Readout | None = None
         if settings.alpha > 0 or settings.hidden_weight > 0:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad():
                 dense, dense_states = self._forward(self.dense, batch)
         self.tokens += batch.tokens * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
-        student = some_positions(student, settings.positions)
+        student = some_positions(student, self.positions)
         loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
         if settings.hidden_weight > 0:
             distances = [
@@ -101,13 +108,31 @@ class DistillationTrainer(Trainer):
             raise not_finite(math.ceil(len(self.losses) / self.args.gradient_accumulation_steps))
         return (loss, student) if return_outputs else loss
 
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Opens nothing: forward passes alone are in mixed precision, losses in float32."""
+        return ExitStack()
+
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Readout, dict[str, Sequence[torch.Tensor]]]:
         """Gives what a task reads off a forward pass and, if needed, the states after each layer of each stack."""
         with_states = self.settings.hidden_weight > 0
         options = {"output_hidden_states": True} if with_states else {}
-        readout, outputs = self.task.run(model, batch, **options)
+        half = torch.autocast(self.args.device.type, torch.bfloat16) if self.half else self.accelerator.autocast()
+        with half:
+            readout, outputs = self.task.run(model, batch, **options)
         states = {stack: outputs[stack][1:] for stack in STACKS if with_states and outputs.get(stack)}
         return readout, states
+
+
+def positions_that_count(settings: RecoveryConfig, dense: PreTrainedModel) -> float:
+    """Gives the part of each example's positions that counts for the loss.
+
+    Where nothing is said, as many as that the products with the head, two a position, cost no more than the layers do.
+    """
+    head = large_head(dense)
+    if settings.positions is not None or head is None:
+        return settings.positions or 1.0
+    counts = count_parameters(dense)
+    return min(1.0, (counts["ffn_parameters"] + counts["attention_parameters"]) / (2 * head.weight.numel()))
 
 
 class StepsShown(TrainerCallback):

@@ -294,3 +294,35 @@ def test_two_processes_end_with_the_same_weights_and_the_same_error(tmp_path: Pa
     figures = alone.recover(hidden_weight=1.0)
     assert (first["figures"]["steps"], first["figures"]["examples"]) == (figures.steps, figures.examples)
     assert first["figures"]["loss"] == pytest.approx(figures.loss, rel=0.1), "the same batches; dropout differs"
+
+
+def test_a_bfloat16_model_is_trained_in_mixed_precision_and_measured_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case("llama")
+    case.dense, case.small = case.dense.bfloat16(), case.small.bfloat16()
+    products, losses = set(), set()
+    for layer in case.small.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda *given: products.add(given[-1].dtype))
+    plain = trainer.distillation_loss
+
+    def watched(student: Readout, *given: Any) -> torch.Tensor:
+        losses.add((plain(student, *given).dtype, torch.is_autocast_enabled("cpu")))
+        return plain(student, *given)
+
+    monkeypatch.setattr(trainer, "distillation_loss", watched)
+    before = case.measure()
+    case.recover(method="lora", alpha=1.0, epochs=8, learning_rate=3e-3)
+
+    assert products == {torch.bfloat16} and case.small.dtype == torch.bfloat16
+    assert not any(autocast or loss in (torch.bfloat16, torch.float16) for loss, autocast in losses)
+    assert case.measure().kl.mean() < 0.7 * before.kl.mean()
+
+
+def test_positions_count_as_far_as_the_head_costs_no_more_than_the_layers() -> None:
+    small, large = (Case("llama", vocab_size=size).dense for size in (100, 4000))
+    some = trainer.positions_that_count(RecoveryConfig(), large)
+
+    assert trainer.positions_that_count(RecoveryConfig(), small) == 1.0
+    assert 0 < some < 1
+    assert trainer.positions_that_count(RecoveryConfig(positions=0.5), large) == 0.5
