@@ -32,11 +32,11 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
     check_reward(settings.search.reward)
     make_policy(settings, 1)
     if settings.search.criterion is not None:
-        make_criterion(settings.search.criterion)
+        make_criterion(settings.search.criterion, settings.prune.kinds())
     else:
         make_rule(settings)
     for name in settings.output.criteria:
-        make_criterion(name)
+        make_criterion(name, settings.prune.kinds())
     if settings.recovery:
         check_recovery(settings.recovery, int(os.environ.get("WORLD_SIZE", "1")))
     if settings.compensation:

@@ -268,7 +268,8 @@ def _costs(session: Session, rule: Rule | None, pulls: int, trial: Trial, sizes:
         forward, backward = CRITERIA.get(name).passes_on(trial.readout)
         return Cost(0, forward * tokens, backward * tokens, trial.seconds * batches * (forward + backward))
 
-    costs = {name: of_criterion(name) for name in CRITERIA.names()}
+    kinds = session.settings.prune.kinds()
+    costs = {name: of_criterion(name) for name in CRITERIA.names() if CRITERIA.get(name).ranks(kinds)}
     alone = session.settings.search.criterion
     if alone is not None:
         return {"search": of_criterion(criterion_name(alone)), **costs}

@@ -7,12 +7,14 @@ Symbols: K arms; D hidden, C columns of an output projection W [D, C]; h its inp
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_mabprune.arms import KINDS
 from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats, Ints
 from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.kfac import backward_passes
@@ -33,10 +35,17 @@ class Criterion(ABC):
         passes: Forward and backward passes over the calibration data that its statistics take, were no other criterion
             to share them; (1, None) takes as many backward passes as the outputs have coordinates, see `passes_on`.
         per_cost: Whether arms compare by score per cost where a budget counts parameters or MACs.
+        kinds: Kinds of arms that it can rank.
     """
 
     passes: ClassVar[tuple[int, int | None]]
     per_cost: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+
+    @classmethod
+    def ranks(cls, kinds: Collection[str]) -> bool:
+        """Tells whether it can rank arms of these kinds."""
+        return set(kinds) <= set(cls.kinds)
 
     @classmethod
     def passes_on(cls, readout: Readout) -> tuple[int, int]:

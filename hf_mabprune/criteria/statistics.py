@@ -64,6 +64,21 @@ class BySite(Mapping[str, Statistic], Generic[Statistic]):
         return sum(map(len, self.groups))
 
 
+@dataclass
+class Routed:
+    """What a router sends to an expert, and what comes of it.
+
+    Attributes:
+        all_positions: Positions that the router has seen.
+        positions: Those that it sends to the expert.
+        norms: Sum over them of |g f|, f what the expert gives and g what the router multiplies it by.
+    """
+
+    all_positions: int = 0
+    positions: int = 0
+    norms: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class CalibrationStatistics:
     """Computes each statistic of the dense model when a criterion first asks for it, and keeps it for the next.
@@ -143,6 +158,23 @@ class CalibrationStatistics:
         return {path: total.cpu().numpy() for path, total in sums.items()}
 
     @cached_property
+    def routed(self) -> dict[str, Routed]:
+        """What is sent to each expert that is an arm, by the name of its own site; one forward pass a batch."""
+        parts = [part for site, _ in self.sites if site.kind == "expert" for part in members(site, self.all_sites)]
+        weights = {part.name: projection_of(self.model, part).weight.detach() for part in parts}
+        found = {part.name: Routed() for part in parts}
+
+        def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
+            sent = hidden[counted & hidden.any(-1)]  # elsewhere an expert has zeros, see `effects.taps`
+            own = found[site.name]
+            own.all_positions += int(counted.sum())
+            own.positions += len(sent)
+            own.norms += float(torch.linalg.vector_norm((sent @ weights[site.name].T).double(), dim=-1).sum())
+
+        watch_inputs(self.model, self.task, self.batches, parts, see)
+        return found
+
+    @cached_property
     def example_gradients(self) -> Floats:
         """[K, N], dL_i/dm_a, L_i the loss of example i; one forward and one backward pass a batch."""
         return np.concatenate([self._gradients_on(batch) for batch in over(self.batches, "gradients")], axis=1)
@@ -184,6 +216,13 @@ class CalibrationStatistics:
             else:
                 totals[rows] = self.sums_at(site, rows, values(site))
         return totals
+
+    def by_expert(self, value: Callable[[Routed], float]) -> Floats:
+        """[K], `value` of what is sent to each expert, where all arms are experts."""
+        scores = np.empty(len(self.arms))
+        for site, rows in self.sites:
+            scores[rows] = [value(self.routed[part.name]) for part in members(site, self.all_sites)]
+        return scores
 
     def sums_at(self, site: Site, rows: Ints, values: Floats) -> Floats:
         """Sums over the arms of one site.

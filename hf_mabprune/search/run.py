@@ -4,7 +4,7 @@ Arms are found by pulls, a policy and a removal rule; or, where the settings nam
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -124,16 +124,25 @@ def criterion_name(given: str | dict[str, Any]) -> str:
     return str(given["name"]) if isinstance(given, dict) else given
 
 
-def make_criterion(given: str | dict[str, Any]) -> Criterion:
+def make_criterion(given: str | dict[str, Any], kinds: Collection[str] = ()) -> Criterion:
     """Makes a criterion that settings name, with its options checked.
 
+    Args:
+        given: Name of the criterion, or a mapping with its name and options.
+        kinds: Kinds of arms that it has to rank.
+
     Raises:
-        ValueError: If there is no such criterion, or an option is unknown or wrong.
+        ValueError: If there is no such criterion, an option is unknown or wrong, or it cannot rank such arms.
     """
     options = dict(given) if isinstance(given, dict) else {}
     options.pop("name", None)
     name = criterion_name(given)
     criterion = CRITERIA.get(name)
+    if not criterion.ranks(kinds):
+        ranked = " and ".join(criterion.kinds)
+        raise ValueError(
+            f"criterion {name} ranks arms of kind {ranked} alone: name them in prune.target, e.g. {{{ranked}s: 0.25}}"
+        )
     return criterion(**check_options("criterion", name, criterion, options))
 
 
