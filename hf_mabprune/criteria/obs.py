@@ -5,9 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from hf_mabprune.architectures import Site
+from hf_mabprune.architectures.sites import members
 from hf_mabprune.criteria.base import CRITERIA, Criterion
 from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
-from hf_mabprune.effects.reconstruction import reconstruction_costs
+from hf_mabprune.effects.obs import increases
+from hf_mabprune.progress import over
 from hf_mabprune.registry import option
 
 
@@ -21,7 +24,8 @@ class OBS(Criterion):
     H = E[h h'] + lambda I, lambda = damping * mean of the diagonal of E[h h']; the factor 2 of the source is left out,
     so that errors are mean squared ones. An arm's score is the largest increase of its layer's error up to and
     including its own removal: never falling along the order, and comparable between layers, since taking the smallest
-    increases first makes the sum of all layers' errors small. The weights are refitted for the scores alone.
+    increases first makes the sum of all layers' errors small. The weights are refitted for the scores alone. An
+    expert's score is the error of all its columns, with nothing in their place.
 
     Cost: O(C^3 + D C^2) a site, and C^2 float64.
 
@@ -42,5 +46,20 @@ class OBS(Criterion):
             raise ValueError(f"damping must be finite and above 0, got {self.damping}")
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        model, arms, moments = statistics.model, statistics.arms, statistics.moments
-        return reconstruction_costs(model, arms, moments, self.damping, self.relative)
+        costs = np.empty(len(statistics.arms))
+        for site, rows in over(statistics.sites, "costs of layers", "sites"):
+            if site.kind == "expert":
+                parts = members(site, statistics.all_sites)
+                costs[rows] = [1.0 if self.relative else self._scale(statistics, part) for part in parts]
+                continue
+            second = statistics.moments[site.name].second.cpu().numpy()
+            size = int(statistics.arms.units[rows].max()) * site.unit_size
+            costs[rows] = increases(statistics.weight(site), second, size, len(rows), self.damping)
+            if self.relative:
+                costs[rows] /= max(self._scale(statistics, site), np.finfo(float).tiny)
+        return costs
+
+    def _scale(self, statistics: CalibrationStatistics, site: Site) -> float:
+        """E|W h|^2 = tr(W E[h h'] W'), the mean squared output of a projection without its bias."""
+        weight, second = statistics.weight(site), statistics.moments[site.name].second.cpu().numpy()
+        return float((weight @ second * weight).sum())
