@@ -194,7 +194,7 @@ def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) 
         else:
             encoded = encode_sample(task, splits[split], settings.task.evaluation_examples, settings.seed)
             made = batches_of(task, encoded, settings.task.batch_size, by_length=True)
-            batches[split] = some_positions(made, settings.task.evaluation_positions, settings.seed)
+            batches[split] = thinned(made, settings.task.evaluation_positions, settings.seed)
     return batches
 
 
@@ -222,16 +222,8 @@ def affordable(
     if positions is None and head is not None:
         layers = count_macs(model, example) / example.length - head.weight.numel()  # of a token
         positions = max(1, int(example.length * layers / (2 * head.weight.numel())))
-    return (
-        batches if positions is not None and positions >= example.length else some_positions(batches, positions, seed)
-    )
-
-
-def some_positions(batches: Sequence[Batch], positions: int | None, seed: int) -> Sequence[Batch]:
-    """Lets so many tokens of a window count at most, drawn with the seed; None lets all."""
-    if positions is None:
-        return batches
-    return [thinned(batch, positions, seed + number) for number, batch in enumerate(batches)]
+    everything = positions is not None and positions >= example.length
+    return thinned(batches, None if everything else positions, seed)
 
 
 @stage("loading model")

@@ -24,7 +24,7 @@ from dataclasses import replace
 
 import torch
 
-from hf_mabprune.tasks.readout import NO_TARGET, Readout
+from hf_mabprune.tasks.readout import Readout, some_targets
 
 SMALLEST_SQUARE = 1e-12  # below it, a token's mean square in the dense model is no unit to divide by
 
@@ -61,11 +61,8 @@ def some_positions(readout: Readout, share: float) -> Readout:
     """
     if share == 1 or readout.targets.ndim < 2 or readout.targets.shape[1] == 1:
         return readout
-    counted = readout.counted()
-    drawn = torch.rand(counted.shape).to(counted.device).masked_fill(~counted, torch.inf)
-    rank = drawn.argsort(1).argsort(1)
-    kept = rank < (share * counted.sum(1, keepdim=True)).ceil()
-    return replace(readout, targets=readout.targets.masked_fill(~kept, NO_TARGET))
+    most = (share * readout.positions().unsqueeze(1)).ceil()
+    return replace(readout, targets=some_targets(readout.targets, most))
 
 
 def hidden_distance(

@@ -268,6 +268,21 @@ def _recomputed(function: Any, *tensors: torch.Tensor) -> torch.Tensor:
     return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
+def some_targets(
+    targets: torch.Tensor, most: int | torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Lets some positions of each example count, drawn from those that do; the others get no target.
+
+    Args:
+        targets: [B, P], -100 where there is none.
+        most: Positions of an example that count at most, a number, or [B, 1].
+        generator: Of the draw, on the CPU; None draws with torch's own.
+    """
+    turns = torch.rand(targets.shape, generator=generator).to(targets.device)
+    turns[targets == NO_TARGET] = 2.0  # behind all that count
+    return targets.masked_fill(turns.argsort(-1).argsort(-1) >= most, NO_TARGET)
+
+
 def _largest(logits: torch.Tensor) -> torch.Tensor:
     """Gives the class of the largest logit, [..., C] -> [...]; -1 where there is none, since one is NaN."""
     largest = logits.argmax(-1)  # where there is a NaN, of that

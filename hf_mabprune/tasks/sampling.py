@@ -16,7 +16,7 @@ from hf_mabprune.errors import OutsideError, in_words
 from hf_mabprune.progress import stage
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import LABELS, Batch
-from hf_mabprune.tasks.readout import NO_TARGET
+from hf_mabprune.tasks.readout import some_targets
 
 MOST_PARTS = 4  # that a batch is split into
 
@@ -106,19 +106,21 @@ def batches_of(
     return batches if task.batches_are_large else list(batches)
 
 
-def thinned(batch: Batch, positions: int, seed: int) -> Batch:
+def thinned(batches: Sequence[Batch], positions: int | None, seed: int) -> Sequence[Batch]:
     """Leaves so many tokens of each example to count, drawn from those that do; the model reads all of them.
 
     Args:
-        batch: Of a task that predicts tokens.
-        positions: Tokens of an example that count at most.
+        batches: Of a task that predicts tokens, where some are left out.
+        positions: Tokens of an example that count at most; None leaves all.
         seed: Of the draw.
     """
-    labels, generator = batch[LABELS], torch.Generator().manual_seed(seed)
-    turns = torch.rand(labels.shape, generator=generator).to(labels.device)
-    turns[labels == NO_TARGET] = 2.0  # behind all that count
-    drawn = turns.argsort(-1).argsort(-1) < positions
-    return Batch({**batch, LABELS: labels.masked_fill(~drawn, NO_TARGET)})
+    if positions is None:
+        return batches
+    draws = (torch.Generator().manual_seed(seed + number) for number in range(len(batches)))
+    return [
+        Batch({**batch, LABELS: some_targets(batch[LABELS], positions, draw)})
+        for batch, draw in zip(batches, draws, strict=True)
+    ]
 
 
 def split_by_length(batch: Batch, parts: int = MOST_PARTS) -> list[Batch]:

@@ -39,10 +39,10 @@ from hf_mabprune.search.run import make_criterion, search
 from hf_mabprune.selection.layouts import make_plans, width_multiple
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.selected import Selection
-from hf_mabprune.session import Session, open_session, some_positions
+from hf_mabprune.session import Session, open_session
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.causal_lm import CausalLM
-from hf_mabprune.tasks.sampling import batches_of, encode_sample
+from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
 from research.benchmarks.draw import spread
 from research.benchmarks.endings import Question, answered, read_questions
 from research.benchmarks.meter import Meter
@@ -171,7 +171,7 @@ def with_texts(session: Session, files: Mapping[str, str]) -> Session:
         task.check(dataset, name)
         encoded = encode_sample(task, dataset, settings.evaluation_examples, session.settings.seed)
         made = batches_of(task, encoded, settings.batch_size, by_length=True)
-        batches[name] = some_positions(made, settings.evaluation_positions, session.settings.seed)
+        batches[name] = thinned(made, settings.evaluation_positions, session.settings.seed)
     return replace(session, batches=batches)
 
 

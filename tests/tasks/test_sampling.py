@@ -6,7 +6,8 @@ from datasets import Dataset, NamedSplit
 
 from hf_mabprune.data.splits import drawn_rows
 from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.sampling import LazyBatches, batches_of, encode_sample, split_by_length
+from hf_mabprune.tasks.readout import NO_TARGET
+from hf_mabprune.tasks.sampling import LazyBatches, batches_of, encode_sample, split_by_length, thinned
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import CASES, bert, make_tokenizer, task_of
 
@@ -73,3 +74,15 @@ def test_a_row_that_cannot_be_encoded_is_named_as_in_its_split() -> None:
     task = task_of(bert(), make_tokenizer("plain"))
     with pytest.raises(ValueError, match=f"split 'train': a text must have .* none in row {texts.index('')};"):
         encode_sample(task, dataset, 5, seed=0)
+
+
+def test_so_many_tokens_of_each_example_count_and_no_others() -> None:
+    labels = torch.arange(40).view(2, 20).masked_fill(torch.arange(20) >= torch.tensor([[20], [3]]), NO_TARGET)
+    batches = [Batch(input_ids=torch.arange(40).view(2, 20), labels=labels)] * 2
+    some = thinned(batches, 5, seed=0)
+    first, second = (batch["labels"] != NO_TARGET for batch in some)
+    assert first.sum(1).tolist() == second.sum(1).tolist() == [5, 3]
+    assert torch.equal(some[0]["labels"][first], labels[first])
+    assert torch.equal(some[0]["input_ids"], batches[0]["input_ids"])
+    assert not torch.equal(first, second), "each batch has a draw of its own"
+    assert thinned(batches, None, seed=0) is batches
