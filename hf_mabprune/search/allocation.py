@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ APART = 3  # one held-out part in so many is for the last comparison alone
 TRUST = (0.25, 0.5, 1.0)  # powers of what was measured of sites
 SLOPE = 0.7  # logarithm of the largest factor of a shape by depth
 BROOD = 8  # offspring of a generation
-GENERATIONS = 100
+IDLE = 10  # generations in turn without anything new that end a search
 STEPS = (0.7, 0.5, 0.35, 0.25)  # standard deviation of the logarithm of their factors, generation by generation
 SURE = 1.0  # standard errors that the gain of offspring must exceed
 CERTAIN = 1.64  # and that of the winner over equal widths: 95%, one-sided
@@ -87,8 +88,6 @@ class Allocation:
     cost: Cost = field(default_factory=Cost, init=False)
     cache: RefitCache = field(init=False, repr=False)  # refits of sites
     _seen: dict[tuple[bytes, int], Floats] = field(default_factory=dict, init=False, repr=False)  # by set and part
-    passes: float = field(default=0.0, init=False)  # over the examples that choose, for all sizes
-    _spent: float = field(default=0.0, init=False)  # of them, for this one
 
     def __post_init__(self) -> None:
         self.cache = RefitCache(self.reference.outputs.reserve)
@@ -96,6 +95,11 @@ class Allocation:
         parts = np.random.default_rng(0).permutation(len(self.reference.held_out)).tolist()
         apart = len(parts) // APART
         self._apart, self._parts = parts[:apart] or parts, parts[apart:]
+
+    @property
+    def passes(self) -> float:
+        """Over the examples that choose, for all sizes so far."""
+        return len(self._seen) / len(self._parts)
 
     def run(self, plan: Plan, orders: Sequence[Floats], start: Bools) -> Iterator[None]:
         """Finds scores; yields after every set that it measures.
@@ -105,17 +109,17 @@ class Allocation:
             orders: Scores, [K] each, higher = remove first: an order within sites, and costs between them.
             start: [K], what a larger size has kept.
         """
-        started, tokens, self._spent = time.perf_counter(), self.reference.cost.forward_tokens, 0.0
-        made = _Candidates(plan, start)
+        started, tokens = time.perf_counter(), self.reference.cost.forward_tokens
+        made, end = _Candidates(plan, start), len(self._seen) + self.trials * len(self._parts)
         best = yield from self._halved(
             plan, [each for n, order in enumerate(orders) for each in made.between(n, order)]
         )
         order = orders[best.order]
-        if made.several and self._spent < self.trials:
+        if made.several and len(self._seen) < end:
             bears = yield from self._sensitivities(plan, made, best.order, order)
             shaped = [*made.trusting(best.order, order, bears), *made.shaped(best.order, order)]
             best = yield from self._halved(plan, [best, *shaped])
-            best = yield from self._offspring(plan, made, best)
+            best = yield from self._offspring(plan, made, best, end)
         yield from self._settle(plan, made.equal(best.order, order), best)
         tokens = round(self.reference.cost.forward_tokens - tokens)
         self.cost += Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)
@@ -155,17 +159,21 @@ class Allocation:
             found.append(self._mean(kept, parts))
         return np.array(found)
 
-    def _offspring(self, plan: Plan, made: "_Candidates", best: Candidate) -> Generator[None, None, Candidate]:
-        """Goes on with random changes of the best, from coarse to fine, until there are no more trials."""
-        rng, generation = np.random.default_rng(self.seed), 0
-        while self._spent < self.trials and generation < GENERATIONS:
-            step = STEPS[min(generation, len(STEPS) - 1)]
+    def _offspring(
+        self, plan: Plan, made: "_Candidates", best: Candidate, end: int
+    ) -> Generator[None, None, Candidate]:
+        """Goes on with random changes of the best, from coarse to fine, until so much was seen, or nothing is new."""
+        rng, idle = np.random.default_rng(self.seed), 0
+        for step in chain(STEPS, repeat(STEPS[-1])):
+            known = len(self._seen)
+            if known >= end or idle == IDLE:
+                break
             brood = [made.changed(best, rng, step) for _ in range(BROOD)]
             child = yield from self._halved(plan, brood)
             before, after = (self._all(each.kept, self._parts) for each in (best, child))
             if _gain(before, after) > SURE:
                 best = child
-            generation += 1
+            idle = idle + 1 if len(self._seen) == known else 0
         return best
 
     def _settle(self, plan: Plan, equal: Candidate, best: Candidate) -> Iterator[None]:
@@ -191,8 +199,6 @@ class Allocation:
         refit_all(self._method, self.reference, small, keep, self.cache)
         for part, found in zip(todo, self.reference.divergences_of(small, todo), strict=True):
             self._seen[key, part] = found
-        self._spent += len(todo) / len(self._parts)
-        self.passes += len(todo) / len(self._parts)
         self.cost += Cost(pulls=1)
         yield
 

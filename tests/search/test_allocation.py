@@ -106,7 +106,6 @@ class Known(Allocation):
     def _measure(self, plan: Plan, kept: np.ndarray, parts: Sequence[int]) -> Iterator[None]:
         for part in parts:
             self._seen[kept.tobytes(), part] = self.worth[~kept].sum() * np.array([1.0, 2.0, 1.0, 2.0])
-        self._spent += len(parts) / len(self._parts)
         self.cost += Cost(pulls=1)
         yield
 

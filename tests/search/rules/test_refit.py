@@ -25,6 +25,8 @@ from tests.seeds import moved
 class Known(Allocation):
     """An allocation that knows the best scores of each size, and measures nothing."""
 
+    passes = 0.0
+
     def __init__(self, scores: dict[int, np.ndarray]) -> None:
         self.by_size, self.cost, self.starts = scores, Cost(pulls=1, forward_tokens=7, seconds=1.0), []
 
