@@ -84,7 +84,7 @@ def test_the_budget_is_split_as_the_paper_says() -> None:
     model, _, _ = problem("llama", {})
     attention = sum(p.numel() for p in model.base_model.layers[0].self_attn.parameters())
     ffn = sum(p.numel() for p in model.base_model.layers[0].mlp.parameters())
-    going, width = split(model, 0.6)
+    *_, going, width = split(model, 0.6)
     assert going == round(4 * 0.6 ** (ffn / attention / 1.5)) > 0
     removed = going * attention + 4 * (48 - width) * ffn / 48
     assert removed == pytest.approx(0.6 * non_embedding_parameters(model), abs=4 * ffn / 48)
@@ -113,7 +113,7 @@ def test_the_attention_that_does_nothing_goes_first(name: str) -> None:
             projection = projection_of(model, attention)
             projection.write(projection.weight * (0 if attention.name == idle else 10))
         model.base_model.layers[2].post_attention_layernorm.weight.fill_(-1)
-    going, _ = split(model, 0.5)
+    going = split(model, 0.5).going
     chosen = RIVALS[name](model, task, batches, 0.5)
     gone = {attention.name for attention, _ in blocks(model) if not len(chosen.keep.get(attention.name, [0]))}
     assert len(gone) == going >= 1

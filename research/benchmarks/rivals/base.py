@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
 ALPHA = 1.5  # of the rule that splits a budget between two stages: 2SSP, section 4.3
+SAMPLE = 2048  # tokens that attention is tried on in the second: one sample of 2SSP, and of Putri's code
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,22 @@ def removed_parameters(model: PreTrainedModel, keep: KeepIndices) -> int:
     return total
 
 
-def split(model: PreTrainedModel, fraction: float, alpha: float = ALPHA) -> tuple[int, int]:
+class TwoStages(NamedTuple):
+    """A budget for neurons, and then for attention.
+
+    Attributes:
+        attentions, ffns: Sites of every layer.
+        going: Attention blocks that go.
+        width: Neurons of each layer that stay.
+    """
+
+    attentions: list[Site]
+    ffns: list[Site]
+    going: int
+    width: int
+
+
+def split(model: PreTrainedModel, fraction: float, alpha: float = ALPHA) -> TwoStages:
     """Splits a budget between neurons and attention blocks: 2SSP, equation 5.
 
     N = round(L s^(P_FFN / P_attention / alpha)) attention blocks go; neurons, equally in all layers, make up the rest.
@@ -137,9 +154,6 @@ def split(model: PreTrainedModel, fraction: float, alpha: float = ALPHA) -> tupl
         model: The dense model.
         fraction: s, of the parameters outside embeddings, that goes.
         alpha: Balance of the two.
-
-    Returns:
-        Attention blocks that go, and neurons of each layer that stay.
 
     Raises:
         ValueError: If blocks alone are more than the budget, or all neurons too few.
@@ -151,7 +165,7 @@ def split(model: PreTrainedModel, fraction: float, alpha: float = ALPHA) -> tupl
     width = round(pairs[0][1].units * (1 - share))
     if share < 0 or width < 1:
         raise ValueError(f"{fraction:.0%} is not {going} attention blocks and some neurons, but {share:.0%} of them")
-    return going, width
+    return TwoStages([head for head, _ in pairs], [neuron for _, neuron in pairs], going, width)
 
 
 @torch.inference_mode()

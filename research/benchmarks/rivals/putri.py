@@ -21,9 +21,8 @@ from hf_mabprune.effects.taps import tapped
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
-from research.benchmarks.rivals.base import ALPHA, Chosen, beginning, best, blocks, perplexity, restored, split
+from research.benchmarks.rivals.base import ALPHA, SAMPLE, Chosen, beginning, best, perplexity, restored, split
 
-SAMPLE = 2048  # tokens that key-value groups are tried on: one sample of the code
 DAMPING = (0.0, 0.01, 0.1, 1.0)  # of the mean of the diagonal: the first that can be inverted
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # of a layer: what comes after the hidden states
 
@@ -47,12 +46,11 @@ def putri(
 
     Arguments are those of `two_ssp`.
     """
-    pairs = blocks(model)
-    going, width = split(model, fraction, alpha)
+    attentions, ffns, going, width = split(model, fraction, alpha)
     keep: dict[str, Ints] = {}
     with restored(model):
-        hidden, calls = _layer_inputs(model, task, batches, [ffn for _, ffn in pairs])
-        for number, (_, ffn) in enumerate(over(pairs, "layers")):
+        hidden, calls = _layer_inputs(model, task, batches, ffns)
+        for number, ffn in enumerate(over(ffns, "layers")):
             layer = model.base_model.get_submodule(ffn.prefix.removesuffix("."))
             seen = _seen_in(model, layer, ffn, hidden, calls[number], batches)
             keep[ffn.name] = _cut_and_refit(model, ffn, seen, width)
@@ -60,9 +58,8 @@ def putri(
         trials = beginning(batches, sample)
         tokens = 3 * sum(batch.tokens for batch in batches)
         for _ in range(going):
-            tokens += _drop_groups(model, task, trials, [attention for attention, _ in pairs], keep)
-        sites = [ffn for _, ffn in pairs]
-        weights = {site.name: projection_of(model, site).weight[:, keep[site.name]].detach().clone() for site in sites}
+            tokens += _drop_groups(model, task, trials, attentions, keep)
+        weights = {ffn.name: projection_of(model, ffn).weight[:, keep[ffn.name]].detach().clone() for ffn in ffns}
     return Chosen(keep, weights, Cost(forward_tokens=tokens))
 
 

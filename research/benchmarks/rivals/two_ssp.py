@@ -12,9 +12,7 @@ from hf_mabprune.effects.activations import watch_inputs
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
-from research.benchmarks.rivals.base import ALPHA, Chosen, beginning, best, blocks, perplexity, split
-
-SAMPLE = 2048  # tokens that attention blocks are tried on: one sample of the paper
+from research.benchmarks.rivals.base import ALPHA, SAMPLE, Chosen, beginning, best, perplexity, split
 
 
 def two_ssp(
@@ -40,20 +38,19 @@ def two_ssp(
         alpha: Balance of the two stages.
         sample: Tokens that attention blocks are tried on.
     """
-    pairs = blocks(model)
-    going, width = split(model, fraction, alpha)
+    attentions, ffns, going, width = split(model, fraction, alpha)
     norms: dict[str, torch.Tensor] = {}
 
     def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         norm = (hidden.float() * counted.unsqueeze(-1)).norm(dim=1).sum(0)
         norms[site.name] = norms.get(site.name, 0) + norm
 
-    watch_inputs(model, task, batches, [ffn for _, ffn in pairs], see)
+    watch_inputs(model, task, batches, ffns, see)
     keep: dict[str, Ints] = {name: best(norm, width) for name, norm in norms.items()}
     trials, tokens = beginning(batches, sample), sum(batch.tokens for batch in batches)
     nothing = np.empty(0, dtype=np.int64)
     for _ in range(going):
-        candidates = [attention.name for attention, _ in pairs if attention.name not in keep]
+        candidates = [attention.name for attention in attentions if attention.name not in keep]
         found = [perplexity(model, task, trials, {**keep, name: nothing}) for name in candidates]
         keep[candidates[int(np.argmin(found))]] = nothing
         tokens += len(candidates) * sum(batch.tokens for batch in trials)
