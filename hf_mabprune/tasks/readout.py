@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from hf_mabprune.tasks import vocabulary
+from hf_mabprune.tasks import vocabulary, vocabulary_gradients
 from hf_mabprune.tasks.divergence import kl_divergence, probabilities_of
 from hf_mabprune.tasks.scores import Scores
 
@@ -185,7 +185,7 @@ class HeadReadout(Readout):
         """Measures the mean cross-entropy in nats over the counted positions, [B] float64; 0 where none counts."""
         hidden, targets = self._hidden(), self.targets[self.counted()]
         if torch.is_grad_enabled() and self._trained():
-            found = vocabulary.losses(self.head, hidden, targets)
+            found = vocabulary_gradients.losses(self.head, hidden, targets)
         else:
             found = self._said()["normaliser"] - self.head.of(hidden.float(), targets).double()
         return self._mean(found)
@@ -210,7 +210,7 @@ class HeadReadout(Readout):
             return torch.stack([replace(self, outputs=outputs).divergence(dense) for outputs in self.outputs])
         hidden, others = self._hidden(), dense.outputs[self.counted()]
         if torch.is_grad_enabled() and self._trained():
-            return self._mean(vocabulary.divergences(self.head, hidden, others))
+            return self._mean(vocabulary_gradients.divergences(self.head, hidden, others))
         found = vocabulary.compared(self.head, hidden, others)
         self._known.update(normaliser=found.normaliser, largest=found.largest)
         return self._mean(found.divergence)

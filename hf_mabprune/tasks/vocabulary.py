@@ -4,7 +4,7 @@ Logits of a vocabulary are hundreds of times as many numbers as the hidden state
 of a model with 640 hidden dimensions and 262,144 tokens have 64 GiB of the one and 160 MiB of the other. So hidden
 states are kept, and logits are made a block of tokens at a time for a few positions, used and forgotten. Sums over the
 vocabulary are carried from block to block, each scaled by the largest logit so far (Milakov & Gimelshein 2018, arXiv
-1805.02867; for a loss with its head, Wijmans et al. 2024, arXiv 2411.09009); nothing is left out.
+1805.02867); nothing is left out. What is differentiable of it is in `vocabulary_gradients.py`.
 
 Symbols: n positions; D hidden; V vocabulary, v of which make a block; h, h0 [n, D] hidden states of the model at hand
 and of the dense one; z = h W' + b, z0 likewise; p the softmax of z0, q that of z.
@@ -207,21 +207,6 @@ def draw(head: Head, hidden: torch.Tensor, masses: torch.Tensor, generator: torc
     return tokens
 
 
-def losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Measures the cross-entropy at each position, [n] float64. Differentiable by hidden states and head.
-
-    Args:
-        hidden: [n, D].
-        targets: [n], the right tokens.
-    """
-    return _Losses.apply(hidden, head.weight, head.bias, targets)
-
-
-def divergences(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """Measures KL(p || q) at each position, [n] float64. Differentiable by hidden states and head, not by `dense`."""
-    return _Divergences.apply(hidden, head.weight, head.bias, dense)
-
-
 def _in_parts(made: Any, work: Any, *tensors: torch.Tensor) -> Any:
     """Does a few positions at a time; hidden states in float32."""
     size = ROWS.get(tensors[0].device.type, ROWS["cpu"])
@@ -284,81 +269,3 @@ class _Largest:
         larger = (value > self.value) & ~self.value.isnan()
         self.tokens = torch.where(larger, token + block.tokens.start, self.tokens).masked_fill(value.isnan(), -1)
         self.value = torch.maximum(self.value, value)
-
-
-class _Losses(torch.autograd.Function):
-    """-log q_y, and its gradient by the logits, q - 1_y."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
-    ) -> torch.Tensor:
-        head = Head(weight, bias)
-        normaliser = said(head, hidden).normaliser
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        return normaliser - head.of(hidden.float(), targets).double()
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-
-        def gradient(block: Block, rows: slice) -> torch.Tensor:
-            share = (block.logits(hidden[rows].float()) - normaliser[rows].float().unsqueeze(1)).exp_()
-            place = targets[rows] - block.tokens.start
-            inside = ((place >= 0) & (place < share.shape[1])).nonzero().squeeze(1)
-            share[inside, place[inside]] -= 1
-            return share
-
-        return (*_pulled_back(ctx, Head(weight, bias), hidden, slopes[0], gradient), None)
-
-
-class _Divergences(torch.autograd.Function):
-    """KL(p || q), and its gradient by the logits z, q - p."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dense: torch.Tensor
-    ) -> torch.Tensor:
-        found = compared(Head(weight, bias), hidden, dense)
-        ctx.save_for_backward(hidden, weight, bias, dense, found.normaliser, found.dense)
-        return found.divergence
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
-        hidden, weight, bias, dense, normaliser, of_dense = ctx.saved_tensors
-
-        def gradient(block: Block, rows: slice) -> torch.Tensor:
-            share = (block.logits(hidden[rows].float()) - normaliser[rows].float().unsqueeze(1)).exp_()
-            return share.sub_((block.logits(dense[rows].float()) - of_dense[rows].float().unsqueeze(1)).exp_())
-
-        return (*_pulled_back(ctx, Head(weight, bias), hidden, slopes[0], gradient), None)
-
-
-def _pulled_back(ctx: Any, head: Head, hidden: torch.Tensor, slopes: torch.Tensor, gradient: Any) -> Any:
-    """Takes gradients by logits, [n, v] a block, back to the hidden states and, where it is trained, to the head.
-
-    Args:
-        ctx: Of the function; hidden states, weight and bias are its first inputs.
-        slopes: [n], of what the positions gave.
-        gradient: From a block and a slice of positions to the gradient of those by their logits.
-    """
-    wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-    size = ROWS.get(hidden.device.type, ROWS["cpu"])
-    of_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-    of_weight = torch.zeros_like(head.weight, dtype=torch.float32) if wants_weight else None
-    of_bias = torch.zeros_like(head.weight[:, 0], dtype=torch.float32) if wants_bias else None
-    for start in range(0, len(hidden), size):
-        rows = slice(start, start + size)
-        scale = slopes[rows].float().unsqueeze(1)
-        for block in head.blocks():
-            change = gradient(block, rows).mul_(scale)
-            of_hidden[rows].addmm_(change, block.weight)
-            if of_weight is not None:
-                of_weight[block.tokens].addmm_(change.T, hidden[rows].float())
-            if of_bias is not None:
-                of_bias[block.tokens] += change.sum(0)
-    return (
-        of_hidden.to(hidden.dtype) if wants_hidden else None,
-        None if of_weight is None else of_weight.to(head.weight.dtype),
-        None if of_bias is None or head.bias is None else of_bias.to(head.bias.dtype),
-    )
