@@ -40,8 +40,13 @@ class Projection:
         """b, [D]; None where there is none."""
         return None if self.module is None else self.module.bias
 
-    def float64(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def values(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies W [D, C] and b [D]; zeros where there is no bias."""
+        weight, bias = self.weight.detach().clone(), self.bias
+        return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+
+    def float64(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives the same in float64."""
         weight, bias = self.weight.detach().double(), self.bias
         return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
 

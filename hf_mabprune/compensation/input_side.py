@@ -26,22 +26,30 @@ from hf_mabprune.compensation.side_by_side import SideBySide
 class InputSide:
     """The projections that make a site's columns, under way.
 
-    Experts have none here: their inputs depend on which of them stay.
+    What they came with is not kept: the dense model has it. What they got is in the pruned model. Experts have none
+    here: their inputs depend on which of them stay.
 
     Args:
         dense, small: The dense model and the pruned one.
         site: Site of the dense model.
         units: Units that stay, sorted.
-
-    Attributes:
-        before, after: Weights and biases as surgery left them, and refitted.
     """
 
     def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, site: Site, units: Ints) -> None:
         self.site, kept = site, made_by(dense, site, units)
         self.paths, self.rows = list(kept), list(kept.values())
         self.projections = [_projection(part_at(small.base_model, path)) for path in self.paths]
-        self.before = self.after = [projection.float64() for projection in self.projections]
+        self._dense = [_projection(part_at(dense.base_model, path)) for path in self.paths]
+
+    @property
+    def before(self) -> list[Values]:
+        """Weights and biases as surgery left them: rows of the dense model's."""
+        dense = (projection.values() for projection in self._dense)
+        return [(weight[rows], bias[rows]) for (weight, bias), rows in zip(dense, self.rows, strict=True)]
+
+    def values(self) -> list[Values]:
+        """Copies weights and biases as they are now."""
+        return [projection.values() for projection in self.projections]
 
     def refit(self, method: Compensation, below: SideBySide, weights: Iterator[torch.Tensor | float] | None) -> None:
         """Puts new weights and biases in, where anything below has changed what flows in.
@@ -62,13 +70,13 @@ class InputSide:
         if not below.moved:
             return
         start, after = 0, []
-        for projection, (weight, bias) in zip(self.projections, self.before, strict=True):
+        for projection in self.projections:
+            weight, bias = projection.float64()
             part = slice(start, start := start + len(weight))
             own = Regression(both.x, both.y[part], both.xx, both.yx[part], both.yy)
             biased = projection.bias is not None
             new = method.fit(weight, *(own.centred() if biased else (own.xx, own.yx)), 1)
             after.append((new, own.y - new @ own.x if biased else bias))
-        self.after = after
         self.put(after)
 
     def put(self, values: Sequence[Values]) -> None:

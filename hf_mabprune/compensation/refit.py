@@ -224,9 +224,9 @@ class _Refit:
             if self.input_side:
                 self.input_side.put(self.input_side.before)
         if values:
-            self.put(values)
+            self._put_own(values)
         if cache:
-            cache.put(key, values or self.values())
+            cache.put(key, values or self.projection.values())
 
     @property
     def before(self) -> Values:
@@ -235,10 +235,9 @@ class _Refit:
         bias = dense.weight.new_zeros(len(dense.weight)) if dense.bias is None else dense.bias
         return dense.weight.detach()[:, self.columns], bias.detach()
 
-    def values(self) -> Values:
-        """Copies weight and bias as they are now."""
-        weight, bias = self.projection.weight.detach(), self.projection.bias
-        return weight.clone(), weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+    def values(self) -> list[Values]:
+        """Copies weights and biases as they are now: the projection's, and those of the other side."""
+        return [self.projection.values(), *(self.input_side.values() if self.input_side else [])]
 
     def _fitted(self) -> Values:
         """Gives new weights and bias, in the precision of the model, with the other side refitted before; raises
@@ -272,10 +271,15 @@ class _Refit:
             return Regression.of_pairs(reference.rerouted(site, self.keep, batches))
         return reference.regression(site, held_out).at(self.columns)
 
-    def put(self, values: Values) -> None:
-        """Puts weight and bias into the pruned model, and the other side as it was refitted."""
+    def put(self, values: Sequence[Values]) -> None:
+        """Puts weights and biases into the pruned model, those that `values` gives."""
+        own, *made = values
+        self._put_own(own)
         if self.input_side:
-            self.input_side.put(self.input_side.after)
+            self.input_side.put(made)
+
+    def _put_own(self, values: Values) -> None:
+        """Puts weight and bias of the projection into the pruned model."""
         self.projection.write(values[0])
         if self.biased:
             self.projection.write_bias(values[1])
