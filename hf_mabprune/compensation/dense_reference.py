@@ -34,6 +34,7 @@ from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import split_by_length
 
 HELD_OUT = 4  # one batch in so many is held out for the guard
+SMALL = 128  # tokens of a batch that refits read whole: parts would take longer to start than they save
 
 
 @dataclass
@@ -42,7 +43,7 @@ class DenseReference:
 
     Attributes:
         model: The dense model.
-        batches: Parts of the batches that refits are made from.
+        batches: The batches that refits are made from, in parts where they are large.
         held_out: Parts of the batches that the guard judges by.
         keys: Names of the held-out parts in the record of dense outputs.
         outputs: That record.
@@ -74,7 +75,7 @@ class DenseReference:
         further: Sequence[Batch] = (),
         read: float = 0.0,
     ) -> "DenseReference":
-        """Holds out every fourth calibration batch; batches run in parts of like lengths.
+        """Holds out every fourth calibration batch; large batches run in parts of like lengths.
 
         Args:
             model: The dense model.
@@ -93,8 +94,8 @@ class DenseReference:
                 "calibration_examples, lower batch_size, or set compensation: null"
             )
         parts = [split_by_length(batch) for batch in batches]
-        fitting = [part for number, whole in enumerate(parts) if not _is_held_out(number) for part in whole]
-        beside = [part for batch in further for part in split_by_length(batch)]
+        own = [batch for number, batch in enumerate(batches) if not _is_held_out(number)]
+        fitting, beside = ([part for batch in whole for part in _parts(batch)] for whole in (own, further))
         held_out = [part for number, whole in enumerate(parts) if _is_held_out(number) for part in whole]
         keys = [
             (SPLIT, number, part if len(whole) > 1 else WHOLE)
@@ -245,6 +246,11 @@ class DenseReference:
 def _is_held_out(number: int) -> bool:
     """Whether a calibration batch is for the guard and not for refits."""
     return number % HELD_OUT == 1
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """Splits a batch that refits are made from, where that saves time."""
+    return split_by_length(batch) if batch.tokens > SMALL else [batch]
 
 
 def _tokens(batches: Sequence[Batch]) -> int:

@@ -187,6 +187,21 @@ def test_wrong_settings_are_refused(settings: object, message: str) -> None:
         make_compensation(settings)  # type: ignore[arg-type]
 
 
+def test_a_refit_reads_small_batches_whole_and_gives_what_their_parts_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task, batches, _ = problem("bert")
+    for batch in batches:
+        batch["attention_mask"][1:, 3:] = 0
+    keep, found = selection(model, "per_layer"), []
+    for small_batch in (0, 128):
+        monkeypatch.setattr("hf_mabprune.compensation.dense_reference.SMALL", small_batch)
+        reference, small = DenseReference.on(model, task, batches), cut(model, keep, "per_layer")
+        compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
+        found.append((len(reference.batches), outputs_of(small)))
+    (parts, split), (whole, together) = found
+    assert parts == 8 and whole == 2
+    torch.testing.assert_close(split, together, rtol=1e-3, atol=1e-4)
+
+
 def test_every_fourth_batch_is_held_out_and_one_is_too_few() -> None:
     model, task, batches, _ = problem("bert")
     reference = DenseReference.on(model, task, batches * 2)
