@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from hf_mabprune.artifacts.run_folder import SEARCH_STATE
 from hf_mabprune.runtime.saved import pack, unpack
+from tests.heard import HEARD
 from tests.problems import sentences, settings_for, write_splits
 from tests.runtime.runs import Runs, outcome, wait_for
 from tests.seeds import moved
@@ -84,8 +85,6 @@ def test_fifty_kills_at_random_moments(runs: Runs, config: Path, whole: tuple[di
 def stop_and_resume(runs: Runs, config: Path, whole: tuple[dict[str, Any], float], stops: int, seed: int) -> None:
     """Sends signals at random moments; each run ends soon, in one line, and goes on to the same bytes."""
     rng, (expected, seconds) = np.random.default_rng(moved(seed)), whole
-    known = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    signals = [one for one in known if signal.getsignal(one) != signal.SIG_IGN]  # nohup has one ignored
     stopped = number = 0
     while stopped < stops:
         number += 1
@@ -94,7 +93,7 @@ def stop_and_resume(runs: Runs, config: Path, whole: tuple[dict[str, Any], float
         command = ["prune", "--config", str(config), "--output.dir", str(folder)]
         process = runs.start(*command)
         time.sleep(rng.uniform(0.02, 1.2 * seconds))
-        sent, start = int(rng.choice(signals)), time.monotonic()
+        sent, start = int(rng.choice(HEARD)), time.monotonic()
         with suppress(ProcessLookupError):
             os.kill(process, sent)
         code, said = runs.wait(process), runs.said()
@@ -126,7 +125,7 @@ def test_a_hundred_signals_at_random_moments_beside_a_load(
             process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", HEARD)
 def test_a_signal_saves_and_names_the_command_that_goes_on(
     number: signal.Signals, runs: Runs, config: Path, whole: tuple[dict[str, Any], float]
 ) -> None:
