@@ -31,6 +31,7 @@ from tests.tiny_models import keep_for, tiny_model
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "mixtral")
 LETTERS = "abcdefghij"
 SPLITS = ("train", "validation", "test")
+QUICK = {"name": "least_squares", "bottom_up": False, "guard": False}  # a refit for tests of something else
 
 
 class Plainly:

@@ -14,7 +14,7 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.criteria import CRITERIA, Criterion
 from hf_mabprune.evaluation import comparison
 from hf_mabprune.pipeline import prune_from_config
-from tests.problems import settings_for
+from tests.problems import QUICK, settings_for
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 
@@ -70,8 +70,8 @@ def test_no_stage_after_surgery_runs_the_dense_model(
 
 @pytest.mark.parametrize("name", [name for name in CRITERIA.names() if CRITERIA.get(name).ranks(["neuron", "head"])])
 def test_a_criterion_chooses_alone(name: str, tmp_path: Path, files: dict[str, str]) -> None:
-    search = {"criterion": name, "rounds": None}
-    result = prune_from_config(settings_for(tmp_path, files, "bert", search=search, output={"random_seeds": 1}))
+    changes = {"search": {"criterion": name, "rounds": None}, "compensation": QUICK, "output": {"random_seeds": 1}}
+    result = prune_from_config(settings_for(tmp_path, files, "bert", **changes))
     arms, report = RunFolder(tmp_path / "out").read()
     assert (arms["pulls"] == 0).all() and report.search.pulls == 0 and report.search.criterion == name
     assert report.search.policy == {} and report.search.stopped_because == f"criterion {name}, no pulls"

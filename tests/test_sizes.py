@@ -15,7 +15,7 @@ from hf_mabprune.cli.commands import main
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
-from tests.problems import settings_for
+from tests.problems import QUICK, settings_for
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 SIZES = {"neurons": [0.25, 0.5], "heads": [0.25, 0.5]}
@@ -24,7 +24,8 @@ SIZES = {"neurons": [0.25, 0.5], "heads": [0.25, 0.5]}
 @pytest.fixture(scope="module")
 def run(place: Path, data: dict[str, str]) -> Path:
     """A finished run with two sizes, and with figures."""
-    settings = settings_for(place, data, "bert", prune={"target": SIZES}, output={"dir": str(place / "run")})
+    changes = {"prune": {"target": SIZES}, "compensation": QUICK, "output": {"dir": str(place / "run")}}
+    settings = settings_for(place, data, "bert", **changes)
     (place / "run.yaml").write_text(settings.to_yaml())
     prune_from_config(settings)
     return place / "run"
@@ -55,8 +56,8 @@ def test_a_list_of_targets_gives_a_folder_a_size_and_an_overview(run: Path) -> N
 
 def test_a_size_of_a_list_is_the_same_as_that_size_alone(run: Path, place: Path, data: dict[str, str]) -> None:
     alone = {"target": {"neurons": 0.5, "heads": 0.5}}
-    settings = settings_for(place, data, "bert", prune=alone, output={"dir": str(place / "alone")})
-    prune_from_config(settings)
+    changes = {"prune": alone, "compensation": QUICK, "output": {"dir": str(place / "alone")}}
+    prune_from_config(settings_for(place, data, "bert", **changes))
     assert kept(place / "alone") == kept(run / "neurons-0.5-heads-0.5")
     folders = (place / "alone", run / "neurons-0.5-heads-0.5")
     first, second = ((folder / "model.safetensors").read_bytes() for folder in folders)
@@ -93,7 +94,8 @@ def test_cut_takes_targets_of_other_kinds_and_warns_beyond_the_search(
 
 
 def test_results_in_memory_are_cut_and_saved(place: Path, data: dict[str, str]) -> None:
-    result = prune_from_config(settings_for(place / "llama", data, "llama", prune={"layout": "uniform"}))
+    changes = {"prune": {"layout": "uniform"}, "compensation": QUICK}
+    result = prune_from_config(settings_for(place / "llama", data, "llama", **changes))
     third = result.cut(target={"neurons": 0.33})
     assert "before" in third.table() and third.report.target == {"neurons": 0.33}
     third.save_pretrained(place / "third")
