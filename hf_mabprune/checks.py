@@ -37,8 +37,9 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
         make_rule(settings)
     for name in settings.output.criteria:
         make_criterion(name, settings.prune.kinds())
+    check_offload(settings, processes := int(os.environ.get("WORLD_SIZE", "1")))
     if settings.recovery:
-        check_recovery(settings.recovery, int(os.environ.get("WORLD_SIZE", "1")))
+        check_recovery(settings.recovery, processes)
     if settings.compensation:
         make_compensation(settings.compensation)
     check_around(settings.output.dir)
@@ -49,6 +50,35 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
         checked_token(None)
     if settings.task.type is not None:
         check_reward(settings.search.reward, TASKS.get(settings.task.type).predicts_classes)
+
+
+def check_offload(settings: PruneConfig, processes: int) -> None:
+    """Refuses what a model cannot be part of whose layers are brought in one at a time.
+
+    Args:
+        settings: Run settings.
+        processes: Number of processes of the launch.
+
+    Raises:
+        ValueError: With the remedy.
+    """
+    if settings.model.device_map is None:
+        return
+    if processes > 1:
+        raise ValueError(
+            f"model.device_map is for a model that one process runs, got {processes} processes: start one, or leave "
+            "model.device_map out"
+        )
+    if settings.recovery:
+        raise ValueError(
+            "recovery trains all weights at once, and model.device_map keeps some elsewhere: set recovery: null and "
+            "train the checkpoint afterwards, or leave model.device_map out"
+        )
+    if settings.search.products != "auto":
+        raise ValueError(
+            f"search.products {settings.search.products} takes a second copy of all weights, and model.device_map keeps "
+            "some elsewhere: set model.dtype instead, or leave model.device_map out"
+        )
 
 
 def check_around(folder: str | Path) -> None:

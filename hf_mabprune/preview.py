@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.checkpoints.offload import bytes_at_hand
 from hf_mabprune.checks import check_settings
 from hf_mabprune.compensation import dense_reference, refit
 from hf_mabprune.config import PruneConfig, PruningConfig
@@ -93,7 +94,7 @@ def plan_run(settings: PruneConfig) -> RunPlan:
         _describe_search(session, budgets, costs["search"], seconds),
         *_describe_criteria(session, costs),
         f"memory: about {memory / 2**20:,.0f} MiB beside the libraries "
-        f"({session.dense.get_memory_footprint() / 2**20:,.0f} weights, at most {cache / 2**20:,.0f} caches)",
+        f"({bytes_at_hand(session.dense) / 2**20:,.0f} weights, at most {cache / 2**20:,.0f} caches)",
         *_notes(settings, budgets, rule),
     ]
     return RunPlan(lines, sum(budgets), costs, seconds, memory, reach)

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
+from hf_mabprune.checkpoints.offload import all_away
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.checkpoints.weight_files import largest
 from hf_mabprune.effects.broken import cause
@@ -133,6 +134,7 @@ def first_layers(dense: PreTrainedModel) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model: PreTrainedModel = type(dense)(_shorter(dense.config))
+        all_away(dense)
         weights = dict(_tensors(dense))
         for name, tensor in list(_tensors(model)):
             _put(model, name, weights[name], tensor)
@@ -141,7 +143,7 @@ def first_layers(dense: PreTrainedModel) -> PreTrainedModel:
         return dense
     if dense.can_generate():
         model.generation_config = dense.generation_config
-    return model.eval()
+    return model.to(dense.device).eval()
 
 
 def _shorter(config: PreTrainedConfig) -> PreTrainedConfig:

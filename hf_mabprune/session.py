@@ -17,6 +17,7 @@ from hf_mabprune.architectures import family_of
 from hf_mabprune.architectures.cost import arm_table, count_macs, count_parameters
 from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.checkpoints.load import Processor, load_config, load_processor, load_weights
+from hf_mabprune.checkpoints.offload import on_device
 from hf_mabprune.compensation import (
     Compensation,
     CompensationFigures,
@@ -103,6 +104,12 @@ class Session:
         """
         return self.outputs.readout((split, number, WHOLE), lambda: self.task.readout(self.dense, batch))
 
+    def record_split(self, split: str) -> None:
+        """Records what the dense model says on a split at once, where its layers have to be brought in."""
+        batches = self.batches[split]
+        keys = [(split, number, WHOLE) for number in range(len(batches))]
+        self.outputs.fill(keys, self.dense, self.task, batches)
+
     @stage("dense model on record")
     def record(self) -> Cost:
         """Records what the stages after the search read of the dense model, so that none of them has to run it; refits
@@ -134,7 +141,8 @@ def open_session(settings: PruneConfig, accelerator: Accelerator) -> Session:
     stored = stored_config(settings.model)
     model, processor = load_model(settings.model, settings.task, splits, stored)
     save_dtype = saved_precision(settings.model, stored, model.dtype)
-    return make_session(settings, model.to(accelerator.device), processor, splits, accelerator, save_dtype)
+    on_device(model, accelerator.device)
+    return make_session(settings, model, processor, splits, accelerator, save_dtype)
 
 
 def make_session(
@@ -257,7 +265,8 @@ def load_model(
     for split, dataset in (splits or {}).items():
         suited.check(dataset, split)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    return load_weights(TASKS.get(kind).auto_class, settings.name, dtype=dtype, **origin), processor
+    places = settings.places()
+    return load_weights(TASKS.get(kind).auto_class, settings.name, places, dtype=dtype, **origin), processor
 
 
 def stored_config(settings: ModelConfig) -> PreTrainedConfig:

@@ -4,7 +4,7 @@ Nothing else in the package asks whether a module is a Linear, a Conv1D, a fused
 Symbols: D outputs and C columns (inputs) of a projection; E experts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,20 +25,22 @@ class Projection:
     Attributes:
         parts: Views of the weights, [D, C] in all, side by side: one, or one for each expert behind a router.
         module: Linear or Conv1D that holds them, which may be given a bias; None for experts.
+        device: Where the model runs, which is not where weights lie that are brought in when a layer runs.
     """
 
     parts: tuple[torch.Tensor, ...]
     module: nn.Linear | Conv1D | None
+    device: torch.device
 
     @property
     def weight(self) -> torch.Tensor:
         """W, [D, C]: a view of the model's own weights, but for experts side by side."""
-        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
+        return (self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)).to(self.device)
 
     @property
     def bias(self) -> torch.Tensor | None:
         """b, [D]; None where there is none."""
-        return None if self.module is None else self.module.bias
+        return None if self.module is None or self.module.bias is None else self.module.bias.to(self.device)
 
     def values(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies W [D, C] and b [D]; zeros where there is no bias."""
@@ -67,7 +69,7 @@ class Projection:
             raise ValueError("a projection of experts takes no bias")
         if bias is None or self.module.bias is None:
             like = self.module.weight
-            new = None if bias is None else nn.Parameter(bias.to(like.dtype), requires_grad=like.requires_grad)
+            new = None if bias is None else nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
             self.module.register_parameter("bias", new)
         else:
             self.module.bias.copy_(bias)
@@ -79,17 +81,17 @@ def projection_of(model: PreTrainedModel, site: Site) -> Projection:
     Raises:
         ValueError: If the module there is of no kind that can be cut.
     """
-    base = model.base_model
+    base, device = model.base_model, model.device
     if site.kind == "expert":
         experts = part_at(base, f"{site.prefix}{site.spec.experts}")
-        return Projection(tuple(_of_expert(experts, number) for number in range(site.units)), None)
+        return Projection(tuple(_of_expert(experts, number) for number in range(site.units)), None, device)
     if site.expert is not None:
-        return Projection((_of_expert(part_at(base, site.inside.removesuffix(".")), site.expert),), None)
+        return Projection((_of_expert(part_at(base, site.inside.removesuffix(".")), site.expert),), None, device)
     module = base.get_submodule(site.name)
     if isinstance(module, nn.Linear):
-        return Projection((module.weight,), module)
+        return Projection((module.weight,), module, device)
     if isinstance(module, Conv1D):
-        return Projection((module.weight.T,), module)
+        return Projection((module.weight.T,), module, device)
     raise ValueError(f"{site.name} is a {type(module).__name__}, which cannot be cut: Linear and Conv1D can")
 
 
@@ -208,12 +210,17 @@ def _alternate(which: Rows, site: Site) -> bool:
     return which.interleaved and not site.shared
 
 
-def cut_parameters(base_model: nn.Module, kept: list[tuple[Site, Ints]]) -> dict[str, nn.Parameter]:
+def cut_parameters(
+    base_model: nn.Module,
+    kept: list[tuple[Site, Ints]],
+    keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+) -> dict[str, nn.Parameter]:
     """Cuts the parameters of some sites, which hold all that share a parameter among them.
 
     Args:
         base_model: Model; it is not changed.
         kept: Sites, and the units that stay in each, [n].
+        keep: Function that moves a tensor that was cut to where it is to lie.
 
     Returns:
         Path -> smaller parameter.
@@ -222,10 +229,14 @@ def cut_parameters(base_model: nn.Module, kept: list[tuple[Site, Ints]]) -> dict
     for site, units in kept:
         for each in cuts(base_model, site, units):
             by_path.setdefault(each.path, []).append(each)
-    return {path: _cut(part_at(base_model, found[0].source or path), found) for path, found in by_path.items()}
+    cut: dict[str, nn.Parameter] = {}
+    for path, found in by_path.items():
+        parameter = part_at(base_model, found[0].source or path)
+        cut[path] = nn.Parameter(keep(_cut(parameter, found)), parameter.requires_grad)
+    return cut
 
 
-def _cut(parameter: nn.Parameter, found: list[Cut]) -> nn.Parameter:
+def _cut(parameter: nn.Parameter, found: list[Cut]) -> torch.Tensor:
     """Cuts single experts first, then whole dimensions."""
     tensor = parameter.detach()
     ours: dict[int, list[Cut]] = {}
@@ -235,7 +246,7 @@ def _cut(parameter: nn.Parameter, found: list[Cut]) -> nn.Parameter:
     if ours:
         tensor = torch.stack([_along(part, ours.get(number, []), 1) for number, part in enumerate(tensor)])
     tensor = _along(tensor, [each for each in found if each.expert is None], 0)
-    return nn.Parameter(tensor.contiguous(), requires_grad=parameter.requires_grad)
+    return tensor.contiguous()
 
 
 def _along(tensor: torch.Tensor, found: list[Cut], gone: int) -> torch.Tensor:

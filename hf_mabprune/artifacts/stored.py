@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_mabprune.architectures.cost import count_macs, count_parameters
 from hf_mabprune.artifacts.run_folder import RunFolder
+from hf_mabprune.checkpoints.offload import on_device
 from hf_mabprune.config import EvaluateConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.latency import measure_latency
@@ -38,11 +39,11 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     accelerator = make_accelerator()
     splits = main_first(accelerator, lambda: load_splits(settings.task))
     model, processor = load_model(settings.model, settings.task, {"test": splits["test"]})
-    model.to(accelerator.device).eval()
+    on_device(model, accelerator.device).eval()
     task = build_task(settings.task, processor, model.config, type(model).__name__)
     encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
     batches = batches_of(task, encoded, settings.task.batch_size, by_length=True)
-    found = evaluate(forward_of(model, task), task, batches, accelerator)
+    found = evaluate(forward_of(model, task, batches), task, batches, accelerator)
     try:
         length = RunFolder(settings.model.name).read()[1].sequence_length
     except ValueError:  # a checkpoint that no run has made

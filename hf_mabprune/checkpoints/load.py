@@ -1,6 +1,8 @@
 """Loads stored models, configs, tokenizers and image processors, whole or not at all; per-layer checkpoints too."""
 
 import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.checkpoints.config_file import check_fields, check_sizes
 from hf_mabprune.checkpoints.modeling_file import check_code
+from hf_mabprune.checkpoints.offload import on_device, places_of, take_over
 from hf_mabprune.checkpoints.stored_files import ORIGIN, broken_side_file, read_json, stored_file
 from hf_mabprune.checkpoints.weight_files import REMEDY, StoredWeights, check_numbers, no_larger_than, stored_weights
 from hf_mabprune.errors import in_words, outside
@@ -149,24 +152,30 @@ def kind_of_processor(auto_class: str) -> str:
     return " ".join(re.findall("[A-Z][a-z]+", auto_class)[1:]).lower()
 
 
-def load_weights(auto_class: str, name: str, **options: Any) -> PreTrainedModel:
+def load_weights(
+    auto_class: str, name: str, places: Mapping[str, Any] | None = None, **options: Any
+) -> PreTrainedModel:
     """Reads a model, and makes sure that none of its weights is random.
 
     Args:
         auto_class: Name of the AutoModel class.
         name: Folder or Hub name.
-        options: Options of `from_pretrained`.
+        places: Options of `from_pretrained` that say where weights lie, `device_map` among them, for a model that
+            brings its layers in (`offload`).
+        options: Other options of `from_pretrained`.
 
     Raises:
         ValueError: If there are no weights, they cannot be read, or are not all there or of another size
             (transformers would fill them up at random), or some are no finite floating-point numbers.
     """
-    return _complete(getattr(transformers, auto_class), name, options)
+    return _complete(getattr(transformers, auto_class), name, options, places)
 
 
-def _complete(loader: Any, name: str, options: dict[str, Any]) -> PreTrainedModel:
+def _complete(
+    loader: Any, name: str, options: dict[str, Any], places: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """Reads a model with a class that has `from_pretrained`; else as `load_weights`."""
-    model, loading, stored = _read_model(loader, name, options)
+    model, loading, stored = _read_model(loader, name, options, places or {})
     # Without what the architecture declares harmless, and without tied weights.
     for weight, shape, expected in sorted(loading["mismatched_keys"]):
         raise ValueError(
@@ -183,13 +192,16 @@ def _complete(loader: Any, name: str, options: dict[str, Any]) -> PreTrainedMode
     return model
 
 
-def _read_model(loader: Any, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any, StoredWeights]:
+def _read_model(
+    loader: Any, name: str, options: dict[str, Any], places: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Any, StoredWeights]:
     """Reads a model that is not much larger than its files.
 
     Args:
         loader: Class with `from_pretrained`.
         name: Folder or Hub name.
         options: Options of `from_pretrained`.
+        places: Those that say where weights lie; none for all of them where the model is.
 
     Returns:
         The model, what transformers says of loading it, and what its files hold.
@@ -199,7 +211,13 @@ def _read_model(loader: Any, name: str, options: dict[str, Any]) -> tuple[PreTra
         read_json(side)  # which transformers would pass over without a word
     with outside(f"{name} cannot be loaded", REMEDY), no_larger_than(stored, name):
         reading = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, loading = loader.from_pretrained(name, **reading)
+        if not places:
+            model, loading = loader.from_pretrained(name, **reading)
+            return model, loading, stored
+        folder = places.get("offload_folder")
+        with tempfile.TemporaryDirectory(prefix="mabprune-", dir=folder) as passing:  # what is read stays mapped
+            model, loading = loader.from_pretrained(name, **reading, **{**places, "offload_folder": passing})
+            take_over(model, folder, stored.tensors)
     return model, loading, stored
 
 
@@ -249,5 +267,9 @@ def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inp
         whether it is large.
     """
     register_auto_classes()
-    again = getattr(transformers, auto_class).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
+    loader, options = getattr(transformers, auto_class), {"dtype": model.dtype}
+    if places := places_of(model):
+        again = on_device(_read_model(loader, str(folder), options, places)[0], model.device).eval()
+    else:
+        again = loader.from_pretrained(folder, **options).to(model.device).eval()
     return float((model(**inputs).logits - again(**inputs).logits).abs().max())

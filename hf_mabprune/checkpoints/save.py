@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.offload import Keep, all_away
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -15,8 +16,10 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
     Buffers keep their precision: rotary frequencies must not be rounded.
     """
+    keep = all_away(model)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+        if parameter.dtype != dtype:
+            parameter.data = keep(parameter.data.to(dtype).to(parameter.dtype))
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, processor: Processor | None, dtype: torch.dtype) -> int:
@@ -31,15 +34,20 @@ def save_checkpoint(model: PreTrainedModel, folder: Path, processor: Processor |
     Returns:
         Bytes of the files of weights.
     """
-    kept_dtype = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    keep, kept_dtype = all_away(model), {name: parameter.dtype for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = _cast(parameter.data, dtype, keep)
     try:
         # The stock key conversion would not know the class of a per-layer model.
         model.save_pretrained(folder, save_original_format=not isinstance(model, modeling_pruned.PerLayerModel))
     finally:
         for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(kept_dtype[name])
+            parameter.data = _cast(parameter.data, kept_dtype[name], keep)
     if processor is not None:
         processor.save_pretrained(folder)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, keep: Keep) -> torch.Tensor:
+    """Gives a tensor in another precision, kept where the model has its weights; itself where it is of that one."""
+    return tensor if tensor.dtype == dtype else keep(tensor.to(dtype))

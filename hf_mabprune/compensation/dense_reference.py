@@ -4,7 +4,6 @@ Symbols: S inputs of a projection that stay; D outputs; N positions seen; B exam
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -18,10 +17,10 @@ from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Regression
-from hf_mabprune.compensation.finished_layers import FinishedLayers
 from hf_mabprune.compensation.side_by_side import input_of
 from hf_mabprune.effects.activations import Moments, bytes_of, moments
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
+from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.position_weights import PositionWeights, position_weights
@@ -158,6 +157,7 @@ class DenseReference:
                 continue  # what flows through those that stay depends on which do
             for held_out in (False, True):
                 self.moments(kind, held_out)
+        self._fill()
         for number, batch in enumerate(over(self.held_out, "held-out outputs")):
             self._said(number, batch.to(self.model.device))
 
@@ -222,17 +222,25 @@ class DenseReference:
     ) -> Iterator[torch.Tensor]:
         """[B] of each held-out batch, empty where the dense model itself is not finite; infinite where the pruned one
         is not, so that it loses every comparison."""
-        for number in over(range(len(self.held_out)) if parts is None else parts, "held-out divergence"):
+        self._fill()
+        finished = finished or FinishedLayers(small, self.task, self.held_out)
+        numbers = range(len(self.held_out)) if parts is None else parts
+        ahead = finished.ahead(numbers)
+        for number in over(numbers, "held-out divergence"):
             batch = self.held_out[number]
-            with torch.inference_mode(), finished.skipped(number) if finished else nullcontext():
+            with torch.inference_mode(), ahead.skipped(number):
                 batch = batch.to(small.device)
                 dense = self._said(number, batch)
                 if not dense.outputs.isfinite().all():
                     yield torch.empty(0)
                     continue
                 found = self.task.readout(small, batch).divergence(dense)
-            self.cost += Cost(forward_tokens=_tokens([batch]) * (1 - finished.share if finished else 1))
+            self.cost += Cost(forward_tokens=_tokens([batch]) * (1 - finished.share))
             yield found.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+    def _fill(self) -> None:
+        """Asks the dense model about all held-out parts at once, where its layers have to be brought in."""
+        self.outputs.fill(self.keys, self.model, self.task, self.held_out)
 
     def _said(self, number: int, batch: Batch) -> Readout:
         """Gives what the dense model says on a held-out part, from the record."""

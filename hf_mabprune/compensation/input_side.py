@@ -38,18 +38,25 @@ class InputSide:
     def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, site: Site, units: Ints) -> None:
         self.site, kept = site, made_by(dense, site, units)
         self.paths, self.rows = list(kept), list(kept.values())
-        self.projections = [_projection(part_at(small.base_model, path)) for path in self.paths]
-        self._dense = [_projection(part_at(dense.base_model, path)) for path in self.paths]
+        self.dense, self.small = dense, small
 
     @property
     def before(self) -> list[Values]:
         """Weights and biases as surgery left them: rows of the dense model's."""
-        dense = (projection.values() for projection in self._dense)
+        dense = (projection.values() for projection in self._projections(self.dense))
         return [(weight[rows], bias[rows]) for (weight, bias), rows in zip(dense, self.rows, strict=True)]
 
     def values(self) -> list[Values]:
         """Copies weights and biases as they are now."""
         return [projection.values() for projection in self.projections]
+
+    @property
+    def projections(self) -> list[Projection]:
+        """The pruned model's, as they are now: weights that are brought in have other memory each time."""
+        return self._projections(self.small)
+
+    def _projections(self, model: PreTrainedModel) -> list[Projection]:
+        return [_projection(part_at(model.base_model, path), model.device) for path in self.paths]
 
     def refit(self, method: Compensation, below: SideBySide, weights: Iterator[torch.Tensor | float] | None) -> None:
         """Puts new weights and biases in, where anything below has changed what flows in.
@@ -107,6 +114,6 @@ def made_by(dense: PreTrainedModel, site: Site, units: Ints) -> dict[str, torch.
     return found
 
 
-def _projection(module: Any) -> Projection:
+def _projection(module: Any, device: torch.device) -> Projection:
     """Gives the weights of a module as a map from states to columns."""
-    return Projection((module.weight.T if isinstance(module, Conv1D) else module.weight,), module)
+    return Projection((module.weight.T if isinstance(module, Conv1D) else module.weight,), module, device)

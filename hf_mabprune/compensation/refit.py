@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, projection_of
+from hf_mabprune.architectures import Projection, Site, architecture_of, projection_of
 from hf_mabprune.architectures.projections import spread
 from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression
 from hf_mabprune.compensation.dense_reference import DenseReference
-from hf_mabprune.compensation.finished_layers import FinishedLayers
 from hf_mabprune.compensation.input_side import InputSide
 from hf_mabprune.compensation.refit_cache import RefitCache, Values
 from hf_mabprune.compensation.side_by_side import SideBySide
+from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.progress import over
 from hf_mabprune.runtime.hashes import sha256_by_name
@@ -211,7 +211,7 @@ class _Refit:
     ) -> None:
         self.method, self.reference, self.site, self.keep, self.below = method, reference, site, keep, below
         there = next(other for other in architecture_of(small).sites(small) if other.name == site.name)
-        self.projection, self.columns = projection_of(small, there), _columns(reference.model, site, keep)
+        self.small, self.there, self.columns = small, there, _columns(reference.model, site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, there)
         self.reason = ""
         self.input_side = InputSide(reference.model, small, site, np.unique(keep[site.name])) if below else None
@@ -227,6 +227,11 @@ class _Refit:
             self._put_own(values)
         if cache:
             cache.put(key, values or self.projection.values())
+
+    @property
+    def projection(self) -> Projection:
+        """The pruned model's, as it is now: weights that are brought in have other memory each time."""
+        return projection_of(self.small, self.there)
 
     @property
     def before(self) -> Values:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.sites import members
-from hf_mabprune.compensation.finished_layers import FinishedLayers, Seen
 from hf_mabprune.effects.activations import watch_inputs
+from hf_mabprune.effects.finished_layers import FinishedLayers, Seen
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task

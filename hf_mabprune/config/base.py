@@ -18,7 +18,7 @@ C = TypeVar("C", bound="Strict")
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
 LARGEST = 2**32 - 1  # as an integer, and more than any setting has use for
-MAY_BE_EMPTY = {"prefix", "dir"}
+MAY_BE_EMPTY = {"prefix", "dir", "device_map"}
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path or a name; `~` becomes the home folder, once and here."""
 

@@ -29,6 +29,33 @@ class ModelConfig(Strict):
         "auto", description="precision of the saved weights; auto is that of the source checkpoint"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    device_map: str | dict[str, int | str] | None = Field(
+        None,
+        description="where weights lie, as in transformers: auto, or a device, cpu or disk for each module; layers that "
+        "lie elsewhere than the run computes are brought in one at a time; null: all weights where the run computes",
+    )
+    max_memory: dict[str, int | str] | None = Field(
+        None, description="most weights that each device may hold, as in transformers, for device_map: auto"
+    )
+    offload_folder: Place | None = Field(
+        None, description="folder of temporary files for weights on disk; null: that of the system"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_device_map(self) -> "ModelConfig":
+        for name in ("max_memory", "offload_folder"):
+            if getattr(self, name) is not None and self.device_map is None:
+                raise ValueError(
+                    f"model.{name} is of no use without model.device_map: set that to auto, or leave both out"
+                )
+        return self
+
+    def places(self) -> dict[str, Any]:
+        """Gives the options of `from_pretrained` that say where weights lie; none where nobody asks."""
+        if self.device_map is None:
+            return {}
+        known = self.max_memory and {int(at) if at.isdigit() else at: most for at, most in self.max_memory.items()}
+        return {"device_map": self.device_map, "max_memory": known, "offload_folder": self.offload_folder}
 
 
 class OutputConfig(Strict):

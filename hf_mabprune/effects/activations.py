@@ -3,7 +3,7 @@
 Symbols: B examples, T tokens; C columns of a projection, F neurons or H * Dh; N positions seen, padding left out.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.checkpoints.weight_files import largest
+from hf_mabprune.effects.finished_layers import Run, runs
 from hf_mabprune.effects.taps import Tap, tapped
-from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
@@ -54,9 +54,9 @@ class Moments:
 
 @torch.inference_mode()
 def watch_inputs(
-    model: PreTrainedModel, task: Task, batches: Iterable[Batch], sites: Sequence[Site], see: See
+    model: PreTrainedModel, task: Task, batches: Sequence[Batch], sites: Sequence[Site], see: See
 ) -> None:
-    """Runs a model and shows `see` the input of every site's output projection, batch by batch, as it appears.
+    """Runs a model and shows `see` the input of every site's output projection, of one batch after the other.
 
     What flows in with masks that are on is shown.
 
@@ -65,14 +65,14 @@ def watch_inputs(
         see: Called with a site, its input [B, T, C] and [B, T] bool, which positions are not padding. (For multiple
             choice B counts choices.)
     """
-    for batch in over(batches, "inputs of projections"):
-        _watch(model, task, batch, sites, see)
+    for run in runs(model, task, batches, "inputs of projections"):
+        _watch(model, run, sites, see)
 
 
-def _watch(model: PreTrainedModel, task: Task, batch: Batch, sites: Sequence[Site], see: See) -> None:
-    inputs = batch.to(model.device)
+def _watch(model: PreTrainedModel, run: Run, sites: Sequence[Site], see: See) -> None:
+    _, inputs, go = run
     with tapped(model, beside_experts(model, {site.name: partial(_shown, site, inputs, see) for site in sites})):
-        task.readout(model, inputs)
+        go()
 
 
 def beside_experts(model: PreTrainedModel, taps: Mapping[str, Tap]) -> dict[str, Tap]:
@@ -121,7 +121,7 @@ def bytes_of(model: PreTrainedModel, site: Site) -> int:
 def moments(
     model: PreTrainedModel,
     task: Task,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     sites: Sequence[Site],
     weights: Sequence[Weights] = (),
 ) -> dict[str, Moments]:
@@ -150,8 +150,9 @@ def moments(
         sums[path] = sums.get(path, 0) + weighted.sum(0, dtype=torch.float64)
         products[path] = add_product(products.get(path), weighted.T, rows)
 
-    for number, batch in enumerate(over(batches, "inputs of projections")):
-        _watch(model, task, batch, sites, partial(see, batch, weights[number] if weights else None))
+    for run in runs(model, task, batches, "inputs of projections"):
+        number = run[0]
+        _watch(model, run, sites, partial(see, batches[number], weights[number] if weights else None))
     return {
         path: Moments(count, sums[path] / max(count, 1), products[path].div_(max(count, 1)))
         for path, count in counts.items()

@@ -4,13 +4,19 @@ Pulls, refits and the report all compare with the dense model on the same batche
 after the search has to run it again, or to hold it beside the smaller one.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
+from hf_mabprune.checkpoints.offload import offload_of
+from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.reserve import Reserve
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
 
 COPIES = 8  # of a batch's logits, in wider precision some of them, while divergences are formed
@@ -62,6 +68,19 @@ class DenseOutputs:
         elif (stored := self.reserve.stored(made.outputs)) is not None:
             self._readouts[key] = replace(made, outputs=stored)
         return made
+
+    def fill(self, keys: Sequence[Key], model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> None:
+        """Records what a model says on batches at once where it has to bring layers in; nothing for any other model.
+
+        Args:
+            keys: Key of each batch.
+        """
+        if offload_of(model) is None or all(key in self._readouts for key in keys):
+            return
+        finished = FinishedLayers(model, task, batches).ahead()
+        for number, (key, batch) in enumerate(zip(keys, batches, strict=True)):
+            with finished.skipped(number):
+                self.readout(key, partial(task.readout, model, batch.to(model.device)))
 
     def recorded(self, key: Key, make: Callable[[], Readout]) -> Recorded:
         """Gives the same with the distributions of the outputs, which are kept beside it."""

@@ -23,7 +23,7 @@ Symbols: K arms, B examples, D coordinates; S the context (arms already removed)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable, KeepIndices
+from hf_mabprune.checkpoints.offload import offload_of
 from hf_mabprune.effects.activations import in_statistics
 from hf_mabprune.effects.masking import StandIn, keep_masks, masked
 from hf_mabprune.effects.memory import Sizes
@@ -197,12 +198,14 @@ def _repeated(gates: Gates, sequences: int) -> Gates:
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Lets no parameter take gradients while the context is open."""
-    took = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Lets no parameter take gradients while the context is open, nor a backward pass hold on to layers that were
+    brought in."""
+    took, offload = [parameter for parameter in model.parameters() if parameter.requires_grad], offload_of(model)
     for parameter in took:
         parameter.requires_grad_(False)
     try:
-        yield
+        with offload.backward() if offload else nullcontext():
+            yield
     finally:
         for parameter in took:
             parameter.requires_grad_(True)

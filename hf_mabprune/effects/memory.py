@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import ArmTable
+from hf_mabprune.checkpoints.offload import bytes_at_hand
 from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.taps import positions_a_token
 from hf_mabprune.tasks.base import Task
@@ -25,7 +26,7 @@ class Sizes:
 
     Attributes:
         item: Bytes of a number.
-        weights: Bytes of the model.
+        weights: Bytes of the model that are in memory at a time.
         layers: Number of layers, of all stacks.
         hidden: D, the largest of any projection.
         columns: C of every projection that has arms, those of experts apart.
@@ -57,7 +58,7 @@ class Sizes:
         sites = [site for site in everything if site.kind in arms.kinds()]
         return cls(
             item=model.dtype.itemsize,
-            weights=model.get_memory_footprint(),
+            weights=bytes_at_hand(model),
             layers=len(architecture.layers(model)),
             hidden=max(len(projection_of(model, site).parts[0]) for site in sites),
             columns=tuple({part.name: part.columns for site in sites for part in members(site, everything)}.values()),

@@ -6,16 +6,16 @@ not fit lies in temporary files that are mapped into memory, so that the system 
 again. No result depends on the limit.
 """
 
-import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from hf_mabprune.checkpoints.offload import mapped
 
 LIMIT = 2**32  # bytes, where nobody says how many
 DISK = 2**37  # bytes of temporary files, where half of the disk stays free
@@ -73,18 +73,10 @@ class Reserve:
         size = tensor.nbytes
         if not 0 < size <= self.disk or size > shutil.disk_usage(tempfile.gettempdir()).free // 2:
             return None
-        number, name = tempfile.mkstemp(prefix="mabprune-")
         try:
-            with os.fdopen(number, "wb") as file:
-                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(file)
-                file.flush()
-                os.fsync(file.fileno())
-            copy = torch.from_file(name, shared=False, size=size, dtype=torch.uint8)
+            copy = mapped(tensor)
         except OSError:  # the disk filled up meanwhile
             return None
-        finally:
-            Path(name).unlink()  # the mapping outlives the name
-        copy = copy.view(tensor.dtype).view(tensor.shape)
         self.disk -= size
         weakref.finalize(copy, self._free, size)
         return copy

@@ -76,7 +76,7 @@ class Comparison:
         task = self.session.task
         batches = self.session.batches["validation"]
         some = [batches[number] for number in np.unique(np.linspace(0, len(batches) - 1, LOOKS).round().astype(int))]
-        plain = forward_of(self.session.dense, task)  # not from the record, which has the search to serve first
+        plain = forward_of(self.session.dense, task, some)  # not from the record, which has the search to serve first
         with stage("dense model on validation"):
             validation = evaluate(plain, task, some, self.session.accelerator, intervals=False)
         seen = {"validation": self._finite(validation, "validation"), "test": self.dense}
@@ -106,7 +106,8 @@ class Comparison:
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
         """Measures the dense model with only `kept` arms, [K], by masking."""
         session = self.session
-        forward = masked_forward_of(session.dense, session.task, session.arms.kept_units(kept))
+        keep = session.arms.kept_units(kept)
+        forward = masked_forward_of(session.dense, session.task, keep, session.batches[split])
         return self.measured(forward, split, intervals=intervals)
 
     def measured(self, forward: Forward, split: str, beside_dense: bool = True, intervals: bool = True) -> Evaluation:
@@ -124,6 +125,7 @@ class Comparison:
 
     def _dense_on(self, split: str) -> Forward:
         """What the dense model says on a split, from the record."""
+        self.session.record_split(split)
         return lambda number, batch: self.session.dense_on(split, number, batch)
 
     def report(
@@ -231,7 +233,7 @@ class Comparison:
 
     def _tested(self, small: PreTrainedModel) -> Evaluation:
         """A cut model on the test split."""
-        return self.measured(forward_of(small, self.session.task), "test")
+        return self.measured(forward_of(small, self.session.task, self.session.batches["test"]), "test")
 
     def _worse_than_chance(self, tested: Evaluation) -> list[str]:
         """Warns of a pruned model that is, or of the dense one."""

@@ -16,6 +16,7 @@ from scipy.stats import bootstrap
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import KeepIndices
+from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.evaluation.bounds import upper_mean, upper_share
 from hf_mabprune.progress import over
@@ -56,17 +57,30 @@ class Evaluation:
         return float(np.average(self.scores.losses, weights=self.scores.positions))
 
 
-def forward_of(model: PreTrainedModel, task: Task) -> Forward:
-    """The plain forward pass."""
-    return lambda _, batch: task.readout(model, batch)
+def forward_of(model: PreTrainedModel, task: Task, batches: Sequence[Batch] = ()) -> Forward:
+    """The plain forward pass.
+
+    Args:
+        batches: All that it will be asked for: where layers have to be brought in, they run on all of these now.
+    """
+    finished = FinishedLayers(model, task, batches)
+    finished = finished.ahead() if batches else finished
+
+    def forward(number: int, batch: Batch) -> Readout:
+        with finished.skipped(number):
+            return task.readout(model, batch)
+
+    return forward
 
 
-def masked_forward_of(model: PreTrainedModel, task: Task, keep: KeepIndices) -> Forward:
-    """The forward pass with everything masked that `keep` does not keep: the pruned model, without surgery."""
+def masked_forward_of(model: PreTrainedModel, task: Task, keep: KeepIndices, batches: Sequence[Batch] = ()) -> Forward:
+    """The same with everything masked that `keep` does not keep: the pruned model, without surgery."""
+    with masked(model, masks=keep_masks(model, keep)):
+        plain = forward_of(model, task, batches)
 
     def forward(number: int, batch: Batch) -> Readout:
         with masked(model, masks=keep_masks(model, keep)):
-            return task.readout(model, batch)
+            return plain(number, batch)
 
     return forward
 

@@ -17,6 +17,7 @@ from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.architectures.stock import counted, stock_config
 from hf_mabprune.arms import Ints, KeepIndices
 from hf_mabprune.checkpoints import modeling_pruned
+from hf_mabprune.checkpoints.offload import all_away, offload_of
 from hf_mabprune.surgery.configs import make_plan, per_layer_config, touched
 
 Layout = Literal["uniform", "per_layer"]
@@ -26,7 +27,8 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
     """Copies a model without what `keep` does not keep; the dense model stays as it is.
 
     Only the cut parameters are made anew, so memory peaks at the dense model plus the smaller copy. Tied weights stay
-    tied. `surgery.pieces` gives the same weights a layer at a time, without a second model.
+    tied. `surgery.pieces` gives the same weights a layer at a time, without a second model. The copy of a model that
+    brings its layers in does so too: its matrices that are cut lie where the dense ones lie, and it shares the others.
 
     Args:
         dense: Supported model.
@@ -42,13 +44,14 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
     """
     kept, base = kept_units(dense, keep), dense.base_model
     changed = touched(kept)
-    smaller = cut_parameters(base, changed)
+    smaller = cut_parameters(base, changed, all_away(dense))
     stay = {path: part_at(base, path) for path in smaller}  # None: the dense model has none there
     # deepcopy takes what its memo holds for an object instead of copying that object.
     copies: dict[int, Any] = {id(dense.config): _config(dense, kept, layout)}
     copies |= {id(stay[path]): parameter for path, parameter in smaller.items() if stay[path] is not None}
-    if passing:
-        copies |= {id(whole): whole for whole in dense.parameters() if whole.ndim > 1 and id(whole) not in copies}
+    if passing or offload_of(dense):
+        whole = [matrix for matrix in dense.parameters() if matrix.ndim > 1 and id(matrix) not in copies]
+        copies |= {id(matrix): nn.Parameter(matrix.detach(), matrix.requires_grad) for matrix in whole}
     small = copy.deepcopy(dense, copies)
     plan = make_plan(dense, changed)
     if layout == "uniform":  # the rest is what a stock model does by itself

@@ -14,7 +14,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.compensation import COMPENSATIONS, DenseReference, compensate, make_compensation
-from hf_mabprune.compensation.finished_layers import FinishedLayers
+from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.surgery.cut import Layout, cut
 from tests.problems import head_of, problem, selection
 from tests.seeds import moved
