@@ -76,8 +76,8 @@ def check_offload(settings: PruneConfig, processes: int) -> None:
         )
     if settings.search.products != "auto":
         raise ValueError(
-            f"search.products {settings.search.products} takes a second copy of all weights, and model.device_map keeps "
-            "some elsewhere: set model.dtype instead, or leave model.device_map out"
+            f"search.products {settings.search.products} takes a second copy of all weights, and model.device_map "
+            "keeps some elsewhere: set model.dtype instead, or leave model.device_map out"
         )
 
 

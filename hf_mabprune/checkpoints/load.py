@@ -215,7 +215,8 @@ def _read_model(
             model, loading = loader.from_pretrained(name, **reading)
             return model, loading, stored
         folder = places.get("offload_folder")
-        with tempfile.TemporaryDirectory(prefix="mabprune-", dir=folder) as passing:  # what is read stays mapped
+        # What is read stays mapped. Weights that come and go are no inference tensors.
+        with tempfile.TemporaryDirectory(prefix="mabprune-", dir=folder) as passing, torch.inference_mode(False):
             model, loading = loader.from_pretrained(name, **reading, **{**places, "offload_folder": passing})
             take_over(model, folder, stored.tensors)
     return model, loading, stored

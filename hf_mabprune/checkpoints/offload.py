@@ -1,10 +1,10 @@
 """Models larger than the memory that they run in: layers whose weights lie elsewhere, and come in when they run.
 
-`device_map` says, as in transformers, which weights stay on the CPU or on disk. They are taken over from Accelerate here:
+`device_map` says, as in transformers, which weights stay on the CPU or on disk. They are taken over from Accelerate:
 each stays a tensor that can be read, cut, refitted and saved like any other, on the CPU or mapped from a file. When a
 layer runs, its weights are copied to where the model runs, and stay there until another layer runs. So work that goes
-layer by layer over all batches (`effects.finished_layers`) brings each layer in once. What is outside the layers, above
-all embeddings and head, is where the model runs all the time.
+layer by layer over all batches (`effects.finished_layers`) brings each layer in once. What is outside the layers,
+embeddings and head above all, is where the model runs all the time.
 """
 
 import os
@@ -58,7 +58,7 @@ class Offload:
         brought: How many times a layer came in.
     """
 
-    layers: dict[nn.Module, str]
+    layers: dict[nn.Module, str] = field(repr=False)
     folder: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
     brought: int = 0
@@ -71,7 +71,7 @@ class Offload:
 
     def bring(self, layer: nn.Module, *_: Any) -> None:
         """Copies the weights of a layer to where the model runs: a hook that the layer's forward pass begins with."""
-        if layer in self._here or answers(layer) or (self.layers[layer] == CPU and self.device.type == CPU):
+        if layer in self._here or answers(layer) or layer not in self.away():
             return
         self.put_away()
         with torch.inference_mode(False):  # a later pass may take gradients
@@ -83,10 +83,11 @@ class Offload:
 
     def put_away(self) -> None:
         """Takes the layer that is in out again; what was written to its weights meanwhile is written back."""
-        for parameter, home in self._homes.items():
-            if parameter._version != home.version:
-                home.tensor.copy_(parameter.data)
-            parameter.data = home.tensor
+        with torch.inference_mode(False):
+            for parameter, home in self._homes.items():
+                if parameter._version != home.version:
+                    home.tensor.copy_(parameter.data)
+                parameter.data = home.tensor
         self._homes, self._here = {}, []
 
     def kept(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,7 @@ class Offload:
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Lets backward passes read weights from where they lie, instead of holding on to all copies of the forward."""
+        """Lets backward passes read weights from where they lie, and not hold on to what the forward pass brought in."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
 
@@ -118,7 +119,7 @@ class Offload:
 def offload_of(model: nn.Module) -> Offload | None:
     """Gives what brings the layers of a model in; None where all weights are at hand."""
     found: Offload | None = vars(model).get(ATTRIBUTE)
-    return found
+    return found if found and found.away() else None
 
 
 def all_away(model: nn.Module) -> Keep:
@@ -132,7 +133,7 @@ def all_away(model: nn.Module) -> Keep:
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Moves a model to where it runs, in place, but for layers whose weights lie elsewhere; gives the model."""
-    offload = offload_of(model)
+    offload: Offload | None = vars(model).get(ATTRIBUTE)
     if offload is None:
         return model.to(device)
     offload.device = device
@@ -142,8 +143,6 @@ def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             module._apply(lambda tensor: tensor.to(device), recurse=False)
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-    if not offload.away():
-        vars(model).pop(ATTRIBUTE)
     return model
 
 
@@ -162,12 +161,14 @@ def places_of(model: PreTrainedModel) -> dict[str, Any]:
     offload = offload_of(model)
     if offload is None:
         return {}
-    base = _prefix(model)
-    places = {
-        f"{base}{layer.path}": offload.layers[model.base_model.get_submodule(layer.path)]
+    layers = {
+        f"{_prefix(model)}{layer.path}": offload.layers.get(model.base_model.get_submodule(layer.path), CPU)
         for layer in architecture_of(model).layers(model)
     }
-    return {"device_map": {"": CPU, **places}, "offload_folder": offload.folder}
+    inside = tuple(f"{path}." for path in layers)
+    rest = [name for name in model.state_dict() if not name.startswith(inside)]
+    places = {**dict.fromkeys(rest, CPU), **layers}
+    return {"device_map": places, "offload_folder": offload.folder}
 
 
 def take_over(model: PreTrainedModel, folder: str | None, stored: Mapping[str, tuple[str, Any]]) -> None:
@@ -184,8 +185,8 @@ def take_over(model: PreTrainedModel, folder: str | None, stored: Mapping[str, t
     devices = sorted({str(device) for device in vars(model).pop("hf_device_map", {}).values()} - {CPU, DISK})
     if len(devices) > 1:
         raise ValueError(
-            f"model.device_map spreads the weights over devices {', '.join(devices)}, and a run computes on one: lower "
-            "model.max_memory of the others to 0, so that the rest lies on cpu or disk"
+            f"model.device_map spreads the weights over devices {', '.join(devices)}, and a run computes on one: set "
+            "model.max_memory of the others to 0, so that what does not fit lies on cpu or disk"
         )
     on_disk: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():

@@ -29,6 +29,7 @@ from hf_mabprune.compensation.refit_cache import RefitCache, Values
 from hf_mabprune.compensation.side_by_side import SideBySide
 from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.effects.memory import Sizes
+from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
 from hf_mabprune.runtime.hashes import sha256_by_name
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
@@ -174,7 +175,7 @@ def _guard(
     for refit in over(refits, "guard", "sites"):
         if refit.reason:
             continue
-        reference.cost += finished.raise_to(refit.site.depth)
+        reference.cost += Cost(forward_tokens=finished.raise_to(refit.site.depth))
         values = refit.values()
         refit.take_back()
         kl_without = reference.divergence(small, kl, finished)

@@ -85,8 +85,9 @@ class SideBySide:
 
     def _raise_to(self, count: int) -> None:
         """Finishes the first `count` layers of both, which will not change any more."""
-        layer = Cost(forward_tokens=2 * sum(batch.tokens for batch in self.batches) / len(self._finished[0].layers))
-        self.cost = sum((finished.raise_to(count) for finished in self._finished), self.cost + layer)
+        tokens = 2 * sum(batch.tokens for batch in self.batches) / len(self._finished[0].layers)
+        tokens += sum(finished.raise_to(count) for finished in self._finished)
+        self.cost += Cost(forward_tokens=tokens)
 
     def _gain(self, site: Site, y: torch.Tensor) -> torch.Tensor | float:
         """What the norm behind a projection multiplies y by, element by element; 1 where there is none."""

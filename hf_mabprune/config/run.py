@@ -31,8 +31,8 @@ class ModelConfig(Strict):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     device_map: str | dict[str, int | str] | None = Field(
         None,
-        description="where weights lie, as in transformers: auto, or a device, cpu or disk for each module; layers that "
-        "lie elsewhere than the run computes are brought in one at a time; null: all weights where the run computes",
+        description="where weights lie, as in transformers: auto, or a device, cpu or disk for each module; layers "
+        "that lie elsewhere than the run computes are brought in one at a time; null: all where it computes",
     )
     max_memory: dict[str, int | str] | None = Field(
         None, description="most weights that each device may hold, as in transformers, for device_map: auto"
@@ -42,12 +42,12 @@ class ModelConfig(Strict):
     )
 
     @model_validator(mode="after")
-    def _has_a_device_map(self) -> "ModelConfig":
+    def _says_where_weights_lie(self) -> "ModelConfig":
+        if isinstance(self.device_map, dict) and "" in self.device_map and len(self.device_map) > 1:
+            raise ValueError("model.device_map: '' is the whole model: name the modules beside it instead, or it alone")
         for name in ("max_memory", "offload_folder"):
             if getattr(self, name) is not None and self.device_map is None:
-                raise ValueError(
-                    f"model.{name} is of no use without model.device_map: set that to auto, or leave both out"
-                )
+                raise ValueError(f"model.{name} is for model.device_map: set that to auto, or leave both out")
         return self
 
     def places(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Layers that will not change any more: they run once on each batch, and answer with what they gave then.
 
-So what goes layer by layer over all batches costs one pass of the model in all, and not one up to each layer; and where
-layers have to be brought in (`checkpoints.offload`), each comes in once, and not once for every batch.
+So what goes layer by layer over all batches costs one pass of the model in all, and not one up to each layer; and
+where layers have to be brought in (`checkpoints.offload`), each comes in once, and not once for every batch.
 """
 
 import copy
@@ -18,7 +18,6 @@ from hf_mabprune.architectures import Layer, architecture_of
 from hf_mabprune.architectures.patching import answer, replaced
 from hf_mabprune.architectures.sites import Stack
 from hf_mabprune.checkpoints.offload import offload_of
-from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -52,15 +51,16 @@ class FinishedLayers:
         """Of all layers."""
         return self.count / len(self.layers)
 
-    def raise_to(self, count: int) -> Cost:
-        """The first `count` layers are finished: runs those that were not yet, on every batch, and says the cost."""
+    def raise_to(self, count: int) -> float:
+        """The first `count` layers are finished: runs those that were not yet, on every batch, and counts the tokens
+        that passed, a part of the layers as that part."""
         if count <= self.count:
-            return Cost()
+            return 0.0
         tokens = sum(batch.tokens for batch in self.batches) * (count - self.count) / len(self.layers)
         step = 1 if offload_of(self.model) else count - self.count
         while self.count < count:
             self._raise_by(step, range(len(self.batches)))
-        return Cost(forward_tokens=tokens)
+        return tokens
 
     def ahead(self, numbers: Sequence[int] | None = None) -> "FinishedLayers":
         """Gives the same with all layers finished on some batches, or on all, where layers have to be brought in; as
