@@ -165,10 +165,9 @@ def places_of(model: PreTrainedModel) -> dict[str, Any]:
         f"{_prefix(model)}{layer.path}": offload.layers.get(model.base_model.get_submodule(layer.path), CPU)
         for layer in architecture_of(model).layers(model)
     }
-    inside = tuple(f"{path}." for path in layers)
-    rest = [name for name in model.state_dict() if not name.startswith(inside)]
-    places = {**dict.fromkeys(rest, CPU), **layers}
-    return {"device_map": places, "offload_folder": offload.folder}
+    modules = {name.rpartition(".")[0] for name in model.state_dict()}
+    rest = [path for path in modules if not f"{path}.".startswith(tuple(f"{layer}." for layer in layers))]
+    return {"device_map": {**dict.fromkeys(rest, CPU), **layers}, "offload_folder": offload.folder}
 
 
 def take_over(model: PreTrainedModel, folder: str | None, stored: Mapping[str, tuple[str, Any]]) -> None:
