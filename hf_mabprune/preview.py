@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.checkpoints.offload import bytes_at_hand
+from hf_mabprune.checkpoints.offload import bytes_at_hand, offload_of
 from hf_mabprune.checks import check_settings
 from hf_mabprune.compensation import dense_reference, refit
 from hf_mabprune.config import PruneConfig, PruningConfig
@@ -349,11 +349,12 @@ def _memory(session: Session, rule: Rule | None, readout: Readout) -> tuple[int,
 
 
 def _states(session: Session, sizes: Sizes) -> int:
-    """Bytes of what a layer gives on all data of a refit, in both models, where refits go layer by layer."""
-    if not (session.compensation and session.compensation.bottom_up):
+    """Bytes of what a layer gives on all data of a refit that goes layer by layer: bottom-up, in both models."""
+    if not session.compensation:
         return 0
+    models = 2 if session.compensation.bottom_up else int(offload_of(session.dense) is not None)
     batches = [*session.reference.batches, *session.reference.held_out]
-    return 2 * sizes.item * sizes.hidden * sum(batch.tokens for batch in batches)
+    return models * sizes.item * sizes.hidden * sum(batch.tokens for batch in batches)
 
 
 def _size(example: Batch) -> str:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
-from hf_mabprune.checkpoints.offload import all_away
+from hf_mabprune.checkpoints.offload import all_away, on_device
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.checkpoints.weight_files import largest
 from hf_mabprune.effects.broken import cause
@@ -143,7 +143,7 @@ def first_layers(dense: PreTrainedModel) -> PreTrainedModel:
         return dense
     if dense.can_generate():
         model.generation_config = dense.generation_config
-    return model.to(dense.device).eval()
+    return on_device(model, dense.device).eval()
 
 
 def _shorter(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -97,7 +97,7 @@ class Offload:
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Lets backward passes read weights from where they lie, and not hold on to what the forward pass brought in."""
+        """Lets backward passes read weights from where they lie, and not hold on to what forward passes brought in."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
 
@@ -105,7 +105,7 @@ class Offload:
         storage = tensor.untyped_storage().data_ptr()
         for parameter, home in self._homes.items():
             if parameter.data.untyped_storage().data_ptr() == storage:
-                offset = home.tensor.storage_offset() + tensor.storage_offset()
+                offset = int(home.tensor.storage_offset() + tensor.storage_offset())
                 return _Saved(home.tensor, tensor.size(), tensor.stride(), offset)
         return tensor
 
@@ -135,7 +135,8 @@ def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Moves a model to where it runs, in place, but for layers whose weights lie elsewhere; gives the model."""
     offload: Offload | None = vars(model).get(ATTRIBUTE)
     if offload is None:
-        return model.to(device)
+        nn.Module.to(model, device)
+        return model
     offload.device = device
     inside = {module for layer in offload.away() for module in layer.modules()}
     for module in model.modules():
@@ -201,17 +202,16 @@ def take_over(model: PreTrainedModel, folder: str | None, stored: Mapping[str, t
     model.tie_weights()
     base = _prefix(model)
     layers: dict[nn.Module, str] = {}
-    for layer in architecture_of(model).layers(model):
-        module = model.base_model.get_submodule(layer.path)
-        if any(name.startswith(f"{base}{layer.path}.") for name in on_disk):
-            layers[module] = DISK
-        elif all(weight.device.type == CPU for weight in module.parameters()):
-            layers[module] = CPU
-    if layers:
-        offload = Offload(layers, folder)
-        setattr(model, ATTRIBUTE, offload)
-        for module in layers:
-            module.register_forward_pre_hook(offload.bring)
+    for each in architecture_of(model).layers(model):
+        layer = model.base_model.get_submodule(each.path)
+        if any(name.startswith(f"{base}{each.path}.") for name in on_disk):
+            layers[layer] = DISK
+        elif all(weight.device.type == CPU for weight in layer.parameters()):
+            layers[layer] = CPU
+    offload = Offload(layers, folder)
+    setattr(model, ATTRIBUTE, offload)
+    for layer in layers:
+        layer.register_forward_pre_hook(offload.bring)
 
 
 def mapped(tensor: torch.Tensor, folder: str | None = None) -> torch.Tensor:

@@ -44,7 +44,7 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _says_where_weights_lie(self) -> "ModelConfig":
         if isinstance(self.device_map, dict) and "" in self.device_map and len(self.device_map) > 1:
-            raise ValueError("model.device_map: '' is the whole model: name the modules beside it instead, or it alone")
+            raise ValueError("model.device_map: '' is the whole model: name it alone, or all modules in its place")
         for name in ("max_memory", "offload_folder"):
             if getattr(self, name) is not None and self.device_map is None:
                 raise ValueError(f"model.{name} is for model.device_map: set that to auto, or leave both out")
@@ -54,8 +54,10 @@ class ModelConfig(Strict):
         """Gives the options of `from_pretrained` that say where weights lie; none where nobody asks."""
         if self.device_map is None:
             return {}
-        known = self.max_memory and {int(at) if at.isdigit() else at: most for at, most in self.max_memory.items()}
-        return {"device_map": self.device_map, "max_memory": known, "offload_folder": self.offload_folder}
+        most: dict[int | str, int | str] | None = None
+        if self.max_memory is not None:
+            most = {int(place) if place.isdigit() else place: held for place, held in self.max_memory.items()}
+        return {"device_map": self.device_map, "max_memory": most, "offload_folder": self.offload_folder}
 
 
 class OutputConfig(Strict):

@@ -106,8 +106,8 @@ def _check_module(path: str, module: nn.Module) -> None:
     """Refuses a module that was given another forward, hooks, or weights that are computed."""
     if "_hf_hook" in vars(module):
         raise ValueError(
-            f"{path} is moved between devices by accelerate (device_map): load it whole, without that, or name it in a "
-            "config, with model.device_map"
+            f"{path} is moved between devices by accelerate (device_map): load it whole, without that, or name it in "
+            "a config, with model.device_map"
         )
     if "forward" in vars(module):
         raise ValueError(f"the forward of {path} was replaced, which no checkpoint can hold: {REMEDY}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -11,11 +12,13 @@ from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.checkpoints.load import load_weights, reload_difference
 from hf_mabprune.checkpoints.offload import Offload, bytes_at_hand, offload_of
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
+from hf_mabprune.compensation import DenseReference
 from hf_mabprune.effects.activations import moments
 from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.effects.kfac import kfac_factors
+from hf_mabprune.evaluation.quality import evaluate, forward_of, masked_forward_of
 from hf_mabprune.surgery.cut import cut
-from tests.problems import head_of, problem, selection
+from tests.problems import head_of, problem, selection, some_context
 from tests.tiny_models import inputs_for
 
 FAMILIES = ["llama", "gpt2", "mixtral", "t5"]
@@ -116,6 +119,27 @@ def test_what_is_written_while_a_layer_is_in_stays(model_type: str, tmp_path: Pa
     projection_of(small, site).write(written := torch.ones_like(projection_of(small, site).weight))
     offload(small).put_away()
     assert torch.equal(projection_of(small, site).weight, written)
+
+
+def test_both_models_of_a_divergence_bring_each_layer_in_once(tmp_path: Path) -> None:
+    model, task, batches, _ = problem("llama")
+    away, keep = on_disk(model, tmp_path), selection(model, "per_layer")
+    small, known = cut(away, keep, "per_layer").eval(), cut(model, keep, "per_layer").eval()
+    found = DenseReference.on(away, task, batches * 4).divergence(small)
+    assert found == pytest.approx(DenseReference.on(model, task, batches * 4).divergence(known))
+    assert [offload(each).brought for each in (away, small)] == [len(layers_of(away))] * 2
+
+
+def test_a_split_brings_each_layer_in_once(tmp_path: Path) -> None:
+    model, task, batches, arms = problem("llama")
+    away, keep = on_disk(model, tmp_path), arms.kept_units(some_context(arms))
+    for forward_away, forward in (
+        (forward_of(away, task, batches), forward_of(model, task)),
+        (masked_forward_of(away, task, keep, batches), masked_forward_of(model, task, keep)),
+    ):
+        found, known = (evaluate(each, task, batches, Accelerator(cpu=True)) for each in (forward_away, forward))
+        assert found.loss == pytest.approx(known.loss)
+    assert offload(away).brought == 2 * len(layers_of(away))
 
 
 def test_a_pruned_model_runs_ahead_on_the_batches_that_are_asked_for(tmp_path: Path) -> None:
