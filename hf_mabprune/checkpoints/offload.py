@@ -7,8 +7,10 @@ layer by layer over all batches (`effects.finished_layers`) brings each layer in
 embeddings and head above all, is where the model runs all the time.
 """
 
+import copy
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,8 +71,8 @@ class Offload:
         """Lists the layers that are brought in: weights on the CPU are where a model runs that runs there."""
         return [layer for layer, place in self.layers.items() if place == DISK or self.device.type != CPU]
 
-    def bring(self, layer: nn.Module, *_: Any) -> None:
-        """Copies the weights of a layer to where the model runs: a hook that the layer's forward pass begins with."""
+    def bring(self, layer: nn.Module) -> None:
+        """Copies the weights of a layer to where the model runs."""
         if layer in self._here or answers(layer) or layer not in self.away():
             return
         self.put_away()
@@ -114,6 +116,23 @@ class Offload:
             return packed
         view = packed.home.as_strided(packed.size, packed.stride, packed.offset)
         return view.to(self.device)
+
+
+class _Bring:
+    """What the forward pass of a layer begins with. It does not hold on to the rest of the model, which so goes at
+    once when nobody else does."""
+
+    def __init__(self, offload: Offload) -> None:
+        self.offload = weakref.ref(offload)
+
+    def __call__(self, layer: nn.Module, arguments: Any) -> None:
+        if offload := self.offload():
+            offload.bring(layer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Bring":
+        offload = copy.deepcopy(self.offload(), memo)
+        assert offload is not None, "a model holds its own, and its copy this one"
+        return _Bring(offload)
 
 
 def offload_of(model: nn.Module) -> Offload | None:
@@ -195,10 +214,12 @@ def take_over(model: PreTrainedModel, folder: str | None, stored: Mapping[str, t
             as_stored = stored.get(name, ("", None))[0] == SAFETENSORS.get(tensor.dtype)
             on_disk[name] = tensor if as_stored else mapped(tensor, folder)  # safetensors maps what it reads
     remove_hook_from_module(model, recurse=True)
+    for module in model.modules():
+        vars(module).pop("forward", None)  # bound to the module, which would hold itself
     for name, tensor in on_disk.items():
-        module, _, last = name.rpartition(".")
-        parameter = model.get_parameter(name)
-        setattr(model.get_submodule(module), last, nn.Parameter(tensor, parameter.requires_grad))
+        path, _, last = name.rpartition(".")
+        parameter = nn.Parameter(tensor, model.get_parameter(name).requires_grad)
+        setattr(model.get_submodule(path), last, parameter)
     model.tie_weights()
     base = _prefix(model)
     layers: dict[nn.Module, str] = {}
@@ -211,7 +232,7 @@ def take_over(model: PreTrainedModel, folder: str | None, stored: Mapping[str, t
     offload = Offload(layers, folder)
     setattr(model, ATTRIBUTE, offload)
     for layer in layers:
-        layer.register_forward_pre_hook(offload.bring)
+        layer.register_forward_pre_hook(_Bring(offload))
 
 
 def mapped(tensor: torch.Tensor, folder: str | None = None) -> torch.Tensor:

@@ -45,6 +45,7 @@ def guarded(command: Callable[[Arguments], str], arguments: Arguments) -> int:
     """
     for library in (transformers.logging, datasets_logging, huggingface_hub.utils.logging):
         library.set_verbosity(logging.CRITICAL)  # they print what they raise
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.CRITICAL)  # which says what device_map asked for
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
     speaks = os.environ.get("RANK", "0") == "0"

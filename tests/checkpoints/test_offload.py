@@ -1,5 +1,7 @@
 """Layers on disk come in one at a time, each once for all batches, and give what they give in memory."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,17 @@ def test_a_cut_model_brings_layers_in_and_is_saved(model_type: str, dtype: torch
     save_checkpoint(small, tmp_path / "small", None, torch.bfloat16)
     assert reload_difference(small, tmp_path / "small", head_of(model_type), inputs) <= TOLERANCE[dtype]
     assert all(torch.equal(a, b) for a, b in zip(away.parameters(), model.parameters(), strict=True)), "dense"
+
+
+def test_a_cut_model_goes_at_once_when_nobody_holds_it(tmp_path: Path) -> None:
+    away = on_disk(problem("llama")[0], tmp_path)
+    gc.collect()
+    gc.disable()
+    try:
+        weight = weakref.ref(cut(away, selection(away, "per_layer"), "per_layer").base_model.layers[0].mlp.down_proj)
+        assert weight() is None, "of dozens that a search measures, no two need room"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
