@@ -44,8 +44,7 @@ def settings(folder: Path, files: dict[str, str], model: dict[str, Any], **chang
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_on_disk_change_no_result(kind: str, tmp_path: Path, files: dict[str, str]) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = tmp_path / "made" / "scratch"
     here = settings(tmp_path / "here", files, {}, **KINDS[kind])
     places = {"device_map": {**REST, **LAYERS}, "offload_folder": str(scratch)}
     away = settings(tmp_path / "away", files, places, **KINDS[kind])
@@ -84,6 +83,22 @@ def test_what_cannot_be_with_it_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_settings(settings(tmp_path / "run", files, {"device_map": "auto"}, **changes))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"device_map": "atuo"}, "'auto', 'balanced'"),
+        ({"device_map": {"model.layers.0": "disk"}}, "model.embed_tokens.weight"),
+        ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "much"),
+    ],
+)
+def test_a_map_that_transformers_refuses_is_named(
+    model: dict[str, Any], said: str, tmp_path: Path, files: dict[str, str]
+) -> None:
+    with pytest.raises(ValueError, match=r"see model\.device_map") as refused:
+        open_session(settings(tmp_path / "run", files, model), make_accelerator())
+    assert said in str(refused.value)
 
 
 def test_several_processes_are_refused(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,12 +209,14 @@ def _read_model(
     stored = stored_weights(name, **options)
     if side := stored_file(name, GENERATION_FILE, **options):
         read_json(side)  # which transformers would pass over without a word
-    with outside(f"{name} cannot be loaded", REMEDY), no_larger_than(stored, name):
+    remedy = "see model.device_map, model.max_memory and model.offload_folder" if places else REMEDY
+    with outside(f"{name} cannot be loaded", remedy), no_larger_than(stored, name):
         reading = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if not places:
             model, loading = loader.from_pretrained(name, **reading)
             return model, loading, stored
-        folder = places.get("offload_folder")
+        if folder := places.get("offload_folder"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
         # What is read stays mapped. Weights that come and go are no inference tensors.
         with tempfile.TemporaryDirectory(prefix="mabprune-", dir=folder) as passing, torch.inference_mode(False):
             model, loading = loader.from_pretrained(name, **reading, **{**places, "offload_folder": passing})
