@@ -2,9 +2,11 @@
 
 Costs of arms compare well within a site; between sites they do not, for the layers above make up for what a site
 loses, or make it worse. So allocations are arms of their own. A pull of one makes the smaller model, refits it and
-measures its KL divergence on held-out examples. What is pulled, in three stages:
+measures its KL divergence on held-out examples. What is pulled, in stages:
 
 - For each order of removal within sites: equal widths, the order's own costs over all sites, and what lies between.
+- Where sites may be left with nothing: one whole site after the other, always the one that costs least with those
+  before it gone, and for each number of them the rest evenly.
 - For the best order: how much each site bears, measured with that site alone cut, and trusted by degrees; more from
   below, from above, from the middle or from both ends; and, where kinds share a budget, more from one of them.
 - Offspring of the best so far: random factors on the costs of some sites.
@@ -21,42 +23,23 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
-from typing import NamedTuple
 
 import numpy as np
 
 from hf_mabprune.compensation import Compensation, DenseReference, RefitCache, refit_all
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.search.candidates import SMALLEST, Candidate, Candidates
 from hf_mabprune.selection.plan import Bools, Floats, Plan
 from hf_mabprune.surgery.cut import cut
 
 SHARES = (0.25, 0.5, 1.0)  # of the examples that allocations see in turn
 APART = 3  # one held-out part in so many is for the last comparison alone
-TRUST = (0.25, 0.5, 1.0)  # powers of what was measured of sites
-SLOPE = 0.7  # logarithm of the largest factor of a shape by depth
+LOOKS = 4  # parts that are looked at before one goes as a whole
 BROOD = 8  # offspring of a generation
 IDLE = 10  # generations in turn without anything new that end a search
 STEPS = (0.7, 0.5, 0.35, 0.25)  # standard deviation of the logarithm of their factors, generation by generation
 SURE = 1.0  # standard errors that the gain of offspring must exceed
 CERTAIN = 1.64  # and that of the winner over equal widths: 95%, one-sided
-RATIO = 30.0  # of a site's sensitivity to the mean, at most
-SMALLEST = 1e-300
-
-
-class Candidate(NamedTuple):
-    """An allocation.
-
-    Attributes:
-        name: In a word or two.
-        order: Number of the order within sites that it follows.
-        scores: [K], higher = remove first.
-        kept: [K], arms that stay.
-    """
-
-    name: str
-    order: int
-    scores: Floats
-    kept: Bools
 
 
 @dataclass
@@ -110,17 +93,22 @@ class Allocation:
             start: [K], what a larger size has kept.
         """
         started, tokens = time.perf_counter(), self.reference.cost.forward_tokens
-        made, end = _Candidates(plan, start), len(self._seen) + self.trials * len(self._parts)
+        made, end = Candidates(plan, start), len(self._seen) + self.trials * len(self._parts)
         best = yield from self._halved(
             plan, [each for n, order in enumerate(orders) for each in made.between(n, order)]
         )
         order = orders[best.order]
+        equal = made.equal(best.order, order)
+        if made.can_go and len(self._seen) < end:
+            path = yield from self._emptied(plan, made, best)
+            emptied = [each for n in range(len(path)) for each in made.emptying(best.order, order, path[: n + 1])]
+            best = yield from self._halved(plan, [best, *emptied])
         if made.several and len(self._seen) < end:
-            bears = yield from self._sensitivities(plan, made, best.order, order)
-            shaped = [*made.trusting(best.order, order, bears), *made.shaped(best.order, order)]
-            best = yield from self._halved(plan, [best, *shaped])
+            base = best if best.emptied else equal
+            bears = yield from self._sensitivities(plan, made, base)
+            best = yield from self._halved(plan, [best, *made.trusting(base, bears), *made.shaped(base)])
             best = yield from self._offspring(plan, made, best, end)
-        yield from self._settle(plan, made.equal(best.order, order), best)
+        yield from self._settle(plan, equal, best)
         tokens = round(self.reference.cost.forward_tokens - tokens)
         self.cost += Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)
 
@@ -143,16 +131,43 @@ class Allocation:
                 alive = alive[: math.ceil(len(alive) / 2)]
         return alive[0]
 
-    def _sensitivities(
-        self, plan: Plan, made: "_Candidates", number: int, order: Floats
-    ) -> Generator[None, None, Floats]:
-        """[parts], the divergence with each part of the plan cut alone, as much as equal widths would have it."""
-        equal, found = made.equal(number, order).kept, []
-        parts = self._parts[: math.ceil(SHARES[0] * len(self._parts))]
+    def _emptied(self, plan: Plan, made: Candidates, best: Candidate) -> Generator[None, None, list[int]]:
+        """Lists parts that can go as a whole, each the one that the divergence grows least by with those before it
+        gone, for what goes with it.
+
+        Of those that are left, the few are looked at that did best when they were looked at last. The list ends where
+        the plan lets no more go, or the divergence is that of the best allocation so far.
+        """
+        parts, path = self._parts[: math.ceil(SHARES[0] * len(self._parts))], list[int]()
+        yield from self._measure(plan, made.start, parts)
+
+        def growth(part: int) -> float:
+            before, after = (self._mean(made.without(each), parts) for each in (path, [*path, part]))
+            return (after - before) / made.size(part)
+
+        seen: dict[int, float] = {}
+        left = [part for part in made.can_go if made.within([part])]
+        for part in left:
+            yield from self._measure(plan, made.without([part]), parts)
+            seen[part] = growth(part)
+        while left and self._mean(made.without(path), parts) < self._mean(best.kept, parts):
+            looked_at = sorted(left, key=lambda part: seen[part])[:LOOKS]
+            for part in looked_at:
+                yield from self._measure(plan, made.without([*path, part]), parts)
+                seen[part] = growth(part)
+            path.append(min(looked_at, key=lambda part: seen[part]))
+            left = [part for part in left if part not in path and made.within([*path, part])]
+        return path
+
+    def _sensitivities(self, plan: Plan, made: Candidates, base: Candidate) -> Generator[None, None, Floats]:
+        """[parts], the divergence with each part of the plan cut alone, as much as an allocation has it; with what
+        goes as a whole there gone."""
+        found, parts = [], self._parts[: math.ceil(SHARES[0] * len(self._parts))]
+        rest = made.without(base.emptied)
         for rows in plan.parts():
-            kept = made.start.copy()
-            kept[rows] = equal[rows]
-            if kept.all():
+            kept = rest.copy()
+            kept[rows] &= base.kept[rows]
+            if np.array_equal(kept, rest):
                 found.append(np.nan)
                 continue
             yield from self._measure(plan, kept, parts)
@@ -160,7 +175,7 @@ class Allocation:
         return np.array(found)
 
     def _offspring(
-        self, plan: Plan, made: "_Candidates", best: Candidate, end: int
+        self, plan: Plan, made: "Candidates", best: Candidate, end: int
     ) -> Generator[None, None, Candidate]:
         """Goes on with random changes of the best, from coarse to fine, until so much was seen, or nothing is new."""
         rng, idle = np.random.default_rng(self.seed), 0
@@ -168,7 +183,7 @@ class Allocation:
             known = len(self._seen)
             if known >= end or idle == IDLE:
                 break
-            brood = [made.changed(best, rng, step) for _ in range(BROOD)]
+            brood = [made.offspring(best, rng, step) for _ in range(BROOD)]
             child = yield from self._halved(plan, brood)
             before, after = (self._all(each.kept, self._parts) for each in (best, child))
             if _gain(before, after) > SURE:
@@ -210,84 +225,6 @@ class Allocation:
         """Their mean; infinite where one is not finite, or where there is none."""
         found = self._all(kept, parts)
         return float(np.nan_to_num(found, nan=np.inf).mean()) if len(found) else np.inf
-
-
-@dataclass
-class _Candidates:
-    """Makes allocations of one size. Scores are minus the costs that removals go by, arm by arm.
-
-    Args:
-        plan: Of the size.
-        start: [K], what a larger size has kept.
-    """
-
-    plan: Plan
-    start: Bools
-
-    def __post_init__(self) -> None:
-        self.parts = self.plan.parts()
-        self.kind = [str(self.plan.arms.kind[rows[0]]) for rows in self.parts]
-        self.several = len(self.parts) > 1 and self.plan.layout != "uniform"
-
-    def equal(self, number: int, order: Floats) -> Candidate:
-        """Equal widths: each arm costs what share of its part is gone with it."""
-        return self._made("equal widths", number, self._shares(order))
-
-    def between(self, number: int, order: Floats) -> list[Candidate]:
-        """From equal widths to the order's own costs, over all sites."""
-        shares, own = self._shares(order), np.maximum(-order, SMALLEST)
-        mixed = [(f"{power:g} of its costs", shares ** (1 - power) * own**power) for power in (0.5, 1.0)]
-        return [self.equal(number, order), *(self._made(name, number, costs) for name, costs in mixed)]
-
-    def trusting(self, number: int, order: Floats, bears: Floats) -> list[Candidate]:
-        """Equal widths, but for how much each part bears, [parts]."""
-        typical = np.exp(np.nanmean(np.log(np.maximum(bears, SMALLEST))))
-        ratio = np.nan_to_num(bears / typical, nan=1.0).clip(1 / RATIO, RATIO)
-        shares = self._shares(order)
-        return [
-            self._made(f"{power:g} of measured sensitivities", number, self._scaled(shares, ratio**power))
-            for power in TRUST
-        ]
-
-    def shaped(self, number: int, order: Floats) -> list[Candidate]:
-        """Equal widths, but for depth; and for kind, where kinds share a budget."""
-        place = np.empty(len(self.parts))  # from -1, the first of its kind, to 1, the last
-        for kind in set(self.kind):
-            own = np.array([other == kind for other in self.kind])
-            place[own] = np.linspace(-1, 1, own.sum())
-        shapes = {"more from below": place, "more from above": -place}
-        shapes |= {"more from the middle": 2 * np.abs(place) - 1, "more from both ends": 1 - 2 * np.abs(place)}
-        if len(set(self.kind)) > 1 and len(self.plan.budgets) == 1:
-            sign = np.array([1.0 if kind == self.kind[0] else -1.0 for kind in self.kind])
-            shapes |= {f"fewer of kind {self.kind[0]}": sign, f"more of kind {self.kind[0]}": -sign}
-        shares = self._shares(order)
-        return [
-            self._made(name, number, self._scaled(shares, np.exp(SLOPE * shape))) for name, shape in shapes.items()
-        ]
-
-    def changed(self, best: Candidate, rng: np.random.Generator, step: float) -> Candidate:
-        """An offspring: the costs of about a third of the parts change by random factors, of one at least."""
-        change = rng.normal(0, step, len(self.parts)) * (rng.random(len(self.parts)) < 1 / 3)
-        change[rng.integers(len(self.parts))] = rng.normal(0, step)
-        name = best.name if best.name.endswith("changed") else f"{best.name}, changed"
-        return self._made(name, best.order, self._scaled(-best.scores, np.exp(change)))
-
-    def _made(self, name: str, number: int, costs: Floats) -> Candidate:
-        return Candidate(name, number, -costs, self.plan.choose(-costs, self.start)[0])
-
-    def _scaled(self, costs: Floats, factors: Floats) -> Floats:
-        costs = costs.copy()
-        for rows, factor in zip(self.parts, factors, strict=True):
-            costs[rows] *= factor
-        return costs
-
-    def _shares(self, order: Floats) -> Floats:
-        """[K], the share of its site that is gone once an arm is, times what the plan divides costs by."""
-        shares = np.empty(len(order))
-        for _, rows in self.plan.arms.groups():
-            turn = np.lexsort((-order[rows], self.start[rows]))  # what has gone comes first
-            shares[rows[turn]] = np.arange(1, len(rows) + 1) / len(rows)
-        return shares * self.plan.cost()
 
 
 def _gain(before: Floats, after: Floats) -> float:

@@ -7,8 +7,8 @@ Symbols: K arms; a move is a set of arms that go together: one arm, or the same 
 one size, which are all of a kind under `uniform`, and the experts of a layer always.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -34,6 +34,7 @@ class Budget:
         amount: Units, parameters or MACs that have to go.
         by_cost: Whether arms are compared by score per cost, and the amount is reached or passed; else arms are
             compared as they are, and the amount is rounded to.
+        last: Name of a site -> what goes besides with its last arm.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Budget:
     total: float
     amount: float
     by_cost: bool
+    last: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,32 @@ class Plan:
         kept, removed = kept.copy(), [np.empty(0, dtype=np.int64)]
         for budget in self.budgets:
             arms, moves = self.moves(budget, scores, kept)
-            costs = np.bincount(moves, budget.cost[arms])
-            gone = budget.cost[budget.candidates].sum() - budget.cost[budget.candidates[kept[budget.candidates]]].sum()
+            costs = np.bincount(moves, self._costs(budget, arms, kept))
             # A move is taken while the amount is not reached without it, or, rounded, without half of it.
-            passed = gone + np.cumsum(costs) - (costs if budget.by_cost else costs / 2)
+            passed = self.gone(budget, kept) + np.cumsum(costs) - (costs if budget.by_cost else costs / 2)
             taken = arms[moves < np.sum(passed < budget.amount * progress - 1e-9 * budget.total)]
             kept[taken] = False
             removed.append(taken)
         return kept, np.concatenate(removed)
+
+    def gone(self, budget: Budget, kept: Bools) -> float:
+        """Counts what is gone of a quantity where some arms stay, [K]."""
+        candidates = budget.candidates
+        besides = sum(budget.last[site] for site, rows in self._last(budget) if not kept[rows].any())
+        return float(budget.cost[candidates].sum() - budget.cost[candidates[kept[candidates]]].sum() + besides)
+
+    def _costs(self, budget: Budget, arms: Ints, kept: Bools) -> Floats:
+        """Counts what goes with each of some arms, in their order, from where some stay, [K]."""
+        costs = budget.cost[arms].copy()
+        for site, rows in self._last(budget):
+            places = np.flatnonzero(np.isin(arms, rows))
+            if len(places) == kept[rows].sum() > 0:
+                costs[places[-1]] += budget.last[site]
+        return costs
+
+    def _last(self, budget: Budget) -> list[tuple[str, Ints]]:
+        """Lists the sites whose last arm takes more with it, and their arms."""
+        return [(site, rows) for site, rows in self.arms.groups() if site in budget.last]
 
     def restricted(self, arms: ArmTable, rows: Ints, progress: float) -> "Plan":
         """Says what is left to do once other arms are gone for good, until `progress` of every budget is spent.
@@ -113,8 +133,7 @@ class Plan:
         budgets = []
         for budget in self.budgets:
             candidates = np.flatnonzero(np.isin(rows, budget.candidates))
-            gone = float(budget.cost[budget.candidates[~left[budget.candidates]]].sum())
-            amount = budget.amount * progress - gone
+            amount = budget.amount * progress - self.gone(budget, left)
             budgets.append(replace(budget, candidates=candidates, cost=budget.cost[rows], amount=amount))
         return replace(self, arms=arms, budgets=tuple(budgets))
 

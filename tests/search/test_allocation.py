@@ -13,7 +13,7 @@ from hf_mabprune.config import TargetConfig
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.search.allocation import Allocation, _gain
-from hf_mabprune.selection.plan import Plan
+from hf_mabprune.selection.plan import Budget, Plan
 from hf_mabprune.selection.target import make_plan
 from hf_mabprune.surgery.cut import cut
 from tests.problems import arms_of, limits, problem
@@ -141,6 +141,41 @@ def test_more_goes_from_sites_that_bear_it_though_the_order_does_not_say_so() ->
     for _ in allocation.run(plan, [-order], whole(plan)):
         pass
     assert allocation.after < 0.8 * allocation.before and allocation.taken != "equal widths"
+
+
+class WholeSites(Known):
+    """Heads of a site cost as much together as one alone, in the first layer ten times as much as in the second."""
+
+    def _measure(self, plan: Plan, kept: np.ndarray, parts: Sequence[int]) -> Iterator[None]:
+        lost = 0.001 * (~kept & (plan.arms.kind == "neuron")).sum()
+        for _, rows in plan.arms.groups():
+            if plan.arms.kind[rows[0]] == "head" and not kept[rows].all():
+                lost += (1.0, 0.1)[plan.arms.layer[rows[0]]]
+        for part in parts:
+            self._seen[kept.tobytes(), part] = lost * np.array([1.0, 2.0, 1.0, 2.0])
+        self.cost += Cost(pulls=1)
+        yield
+
+
+def test_a_site_goes_as_a_whole_where_that_costs_least_and_its_floor_lets_it() -> None:
+    allocation, plan, scores = make("bert", trials=60)
+    heads = {site: rows for site, rows in plan.arms.groups() if plan.arms.kind[rows[0]] == "head"}
+    first, second = heads
+    everything = np.arange(len(plan.arms))
+    cost = np.ones(len(plan.arms))
+    target = Budget("parameters", everything, cost, float(cost.sum()), len(heads[second]) + 8.0, by_cost=True)
+    for floor in (0, 1):
+        floors = {**plan.floors, **dict.fromkeys(heads, floor)}
+        one = replace(plan, budgets=(replace(target, last={second: 3.0} if not floor else {}),), floors=floors)
+        twin = WholeSites(METHOD, allocation.reference, 60)
+        for _ in twin.run(one, [scores], whole(one)):
+            pass
+        kept, gone = one.choose(twin.scores, whole(one))
+        if floor:
+            assert kept[heads[first]].any() and kept[heads[second]].any()
+        else:
+            assert kept[heads[first]].all() and not kept[heads[second]].any()
+            assert twin.taken.startswith("1 as a whole") and len(gone) == len(heads[second]) + 5
 
 
 def test_what_a_larger_size_has_removed_stays_removed() -> None:
