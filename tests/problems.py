@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.architectures.stock import sizes_of_field
 from hf_mabprune.arms import KINDS, ArmTable, Ints
@@ -26,9 +26,8 @@ from hf_mabprune.tasks.batch import LABELS, Batch, typical_example
 from hf_mabprune.tasks.readout import Readout
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer, task_of
-from tests.tiny_models import keep_for, tiny_model
+from tests.tiny_models import head_of, keep_for, tiny_model
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "mixtral")
 LETTERS = "abcdefghij"
 SPLITS = ("train", "validation", "test")
 QUICK = {"name": "least_squares", "bottom_up": False, "guard": False}  # a refit for tests of something else
@@ -39,10 +38,15 @@ class Plainly:
 
     forward_options: ClassVar[dict[str, Any]] = {}
     predicts_tokens: ClassVar[bool] = False
-    inputs, readout, run = Task.inputs, Task.readout, Task.run
+    inputs, readout = Task.inputs, Task.readout
 
     def __init__(self, one_position: bool) -> None:
         self.reads_one_position = one_position
+
+    def run(self, model: PreTrainedModel, batch: Batch, **options: Any) -> tuple[Readout, Any]:
+        """As `Task.run`, with inputs in the precision of the model."""
+        own = Batch((name, each.to(model.dtype) if each.is_floating_point() else each) for name, each in batch.items())
+        return Task.run(self, model, own, **options)  # type: ignore[arg-type]
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """[B, C], one position an example, or [B, P, C]."""
@@ -50,48 +54,41 @@ class Plainly:
         return Readout(logits.view(*labels.view(len(labels), -1).shape, -1), labels.view(len(labels), -1))
 
 
-def head_of(model_type: str) -> str:
-    """The AutoModel class of a problem."""
-    if model_type in DECODERS:
-        return "AutoModelForCausalLM"
-    others = {"t5": "AutoModelForSeq2SeqLM", "vit": "AutoModelForImageClassification"}
-    return others.get(model_type, "AutoModelForSequenceClassification")
-
-
-def problem(model_type: str) -> tuple[PreTrainedModel, Task, list[Batch], ArmTable]:
+def problem(model_type: str, **changes: object) -> tuple[PreTrainedModel, Task, list[Batch], ArmTable]:
     """Gives a tiny model with its task, three batches, padded where that can be, and all its arms."""
-    model = tiny_model(model_type, head_of(model_type))
-    if model_type in ("t5", "vit"):
-        task: Any = Plainly(model_type == "vit")
+    head = head_of(model_type)
+    model = tiny_model(model_type, head, **changes)
+    if head in ("AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+        task: Any = task_of(model, make_tokenizer("plain" if head.endswith("CausalLM") else "pair"))
     else:
-        task = task_of(model, make_tokenizer("plain" if model_type in DECODERS else "pair"))
+        task = Plainly(head.endswith("Classification"))
     generator = torch.Generator().manual_seed(moved(3))
-    batches = [_batch(model_type, generator) for _ in range(3)]
+    batches = [_batch(model, head, generator) for _ in range(3)]
     return model, task, batches, arms_of(model, 16, batches)
 
 
-def _batch(model_type: str, generator: torch.Generator) -> Batch:
+def _batch(model: PreTrainedModel, head: str, generator: torch.Generator) -> Batch:
     """Four examples."""
 
     def draw(low: int, high: int, *shape: int) -> torch.Tensor:
         return torch.randint(low, high, shape, generator=generator)
 
-    if model_type == "vit":
-        return Batch(pixel_values=torch.randn(4, 3, 16, 16, generator=generator), labels=draw(0, 2, 4))
     ids = draw(3, 16, 4, 7)
     attention = torch.ones_like(ids)
-    if model_type in DECODERS:
+    if head in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
         return Batch(input_ids=ids, attention_mask=attention, labels=ids.clone())
     ids[0, 5:], attention[0, 5:] = 0, 0
-    if model_type != "t5":
-        return Batch(input_ids=ids, attention_mask=attention, labels=draw(0, 2, 4))
+    shapes = {"pixel_values": (3, 16, 16), "input_values": (128,), "input_features": (8, 40)}
+    kind = model.main_input_name if head != "AutoModelForImageClassification" else "pixel_values"
+    inputs = {"input_ids": ids, "attention_mask": attention}
+    if kind in shapes:
+        inputs = {kind: torch.randn(4, *shapes[kind], generator=generator)}
+    if head.endswith("Classification"):
+        return Batch(**inputs, labels=draw(0, 2, 4))
     decoded, labels = draw(3, 16, 4, 5), draw(3, 16, 4, 5)
     counted = torch.ones_like(decoded)
     decoded[1, 3:], counted[1, 3:], labels[1, 3:] = 0, 0, -100
-    return Batch(
-        input_ids=ids, attention_mask=attention, decoder_input_ids=decoded, decoder_attention_mask=counted,
-        labels=labels,
-    )  # fmt: skip
+    return Batch(**inputs, decoder_input_ids=decoded, decoder_attention_mask=counted, labels=labels)
 
 
 def unasked() -> tuple[PreTrainedModel, Task, list[Batch]]:
@@ -155,12 +152,14 @@ def example_of(tokens: int) -> Batch:
 
 
 def selection(model: PreTrainedModel, layout: Layout) -> dict[str, Ints]:
-    """Gives random keep indices that a layout can say: all heads stay where a stock config cannot say fewer."""
-    if layout == "uniform":
-        heads = [site for site in architecture_of(model).sites(model) if site.kind == "head"]
-        if not sizes_of_field(model, heads):
-            return keep_for(model, layout, kinds=("neuron", "expert"))
-    return keep_for(model, layout)
+    """Gives random keep indices that a layout can say: of what a stock config cannot say fewer all stay."""
+    if layout == "per_layer":
+        return keep_for(model, layout)
+    kinds: dict[str, list[Site]] = {}
+    for site in architecture_of(model).sites(model):
+        kinds.setdefault(site.kind, []).append(site)
+    said = [kind for kind, sites in kinds.items() if kind == "expert" or sizes_of_field(model, sites)]
+    return keep_for(model, layout, kinds=said)
 
 
 def table(

@@ -18,20 +18,11 @@ from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.surgery.cut import Layout, cut
-from tests.architectures.variants import VARIANTS
-from tests.problems import head_of, selection
+from tests.architectures.variants import TYPES, VARIANTS
+from tests.problems import selection
 from tests.seeds import moved
-from tests.tiny_models import (
-    EXPERTS,
-    HEADS,
-    WIDTH,
-    every_type_and_head,
-    keep_for,
-    keep_of,
-    outputs_of,
-    site_of,
-    tiny_model,
-)
+from tests.tiny_models import every_type_and_head, head_of, keep_for, keep_of, outputs_of, site_of, tiny_model
+from tests.tiny_sizes import EXPERTS, HEADS, WIDTH
 
 TOLERANCE = 1e-5
 NEW = ("gpt2", "t5", "vit", "mixtral")
@@ -59,6 +50,7 @@ def check_equivalence(
 ) -> PreTrainedModel:
     """Asserts masked = pruned = reloaded, and that the model stays as it was; gives the reloaded one."""
     whole = outputs_of(model, head)
+    near = TOLERANCE * max(1.0, float(whole.abs().max()))
     with masked(model, masks=keep_masks(model, keep)):
         by_mask = outputs_of(model, head)
     small = cut(model, keep, layout)
@@ -66,9 +58,9 @@ def check_equivalence(
     save_checkpoint(small, folder, None, torch.float32)
     again = getattr(transformers, head).from_pretrained(folder).eval()
 
-    assert (by_mask - by_cut).abs().max() < TOLERANCE
-    assert (by_cut - outputs_of(again, head)).abs().max() < TOLERANCE
-    assert (whole - by_mask).abs().max() > 10 * TOLERANCE, "the masks change the outputs, else nothing was tested"
+    assert (by_mask - by_cut).abs().max() < near
+    assert (by_cut - outputs_of(again, head)).abs().max() < near
+    assert (whole - by_mask).abs().max() > 10 * near, "the masks change the outputs, else nothing was tested"
     assert torch.equal(whole, outputs_of(model, head)), "masks and surgery leave the model as it was"
     assert type(again) is type(small)
     assert size_of(again) == size_of(small) < size_of(model)
@@ -94,8 +86,12 @@ def test_configs_that_leave_something_out_or_say_it_differently(
     check_equivalence(model, selection(model, layout), layout, head, tmp_path)
 
 
-@pytest.mark.parametrize(("first", "second"), [("uniform",) * 2, ("uniform", "per_layer"), ("per_layer",) * 2])
-@pytest.mark.parametrize("model_type", ["qwen3", *NEW])
+TWICE = [("uniform",) * 2, ("uniform", "per_layer"), ("per_layer",) * 2]
+PAIRS = [(model_type, *layouts) for model_type in ("qwen3", *NEW) for layouts in TWICE]
+PAIRS += [(model_type, "per_layer", "per_layer") for model_type in TYPES if model_type not in ("qwen3", *NEW)]
+
+
+@pytest.mark.parametrize(("model_type", "first", "second"), PAIRS)
 def test_a_second_pruning_goes_on_from_the_smaller_sizes(
     model_type: str, first: Layout, second: Layout, tmp_path: Path
 ) -> None:
@@ -131,8 +127,11 @@ def test_query_heads_on_one_key_value_head_go_one_by_one(model_type: str, layout
     assert twice.config.num_key_value_heads == 1
 
 
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("model_type", ["llama", *NEW])
+SAVED = [(model_type, "uniform") for model_type in ("llama", *NEW)]
+SAVED += [(model_type, "per_layer") for model_type in TYPES]
+
+
+@pytest.mark.parametrize(("model_type", "layout"), SAVED)
 def test_what_is_saved_again_loads_again(model_type: str, layout: Layout, tmp_path: Path) -> None:
     head = head_of(model_type)
     tiny_model(model_type, head).save_pretrained(tmp_path / "dense")
@@ -259,8 +258,13 @@ def test_tied_embeddings_stay_tied(model_type: str, tmp_path: Path) -> None:
     assert small.get_output_embeddings().weight is not model.get_output_embeddings().weight
 
 
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5", "mixtral"])
+GENERATED = [(model_type, "uniform") for model_type in ("llama", "gpt2", "t5", "mixtral")]
+GENERATED += [
+    (each, "per_layer") for each in TYPES if head_of(each) in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+]
+
+
+@pytest.mark.parametrize(("model_type", "layout"), GENERATED)
 def test_generation_with_cache_equals_the_model_in_memory(model_type: str, layout: Layout, tmp_path: Path) -> None:
     model = missed(tiny_model(model_type, head_of(model_type)))
     small = cut(model, selection(model, layout), layout)

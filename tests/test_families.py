@@ -1,5 +1,7 @@
 """Whole runs on families that are neither BERT nor Llama: every noun of theirs from pulls to the model card."""
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ from datasets import Dataset, Features, Image, Value
 from transformers import PreTrainedModel
 
 from hf_mabprune import PruneResult, prune
-from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of
+from hf_mabprune.cli.commands import main
 from hf_mabprune.tasks.base import TASKS
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_processor, pictures
-from tests.tiny_models import tiny_model
+from tests.tiny_models import head_of, tiny_model
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 RUNS = {  # model type -> head, processor, task
@@ -25,15 +28,17 @@ RUNS = {  # model type -> head, processor, task
 }
 
 
-def rows_for(model_type: str, seed: int) -> Dataset:
-    """Forty rows of the kind that the family's task reads."""
+def rows_of(head: str, seed: int) -> Dataset:
+    """Forty rows of the kind that the task of a head reads."""
     rng = np.random.default_rng(moved(seed))
     texts = [" ".join(rng.choice(list("abcdefghij"), int(rng.integers(3, 8)))) for _ in range(40)]
-    if model_type == "vit":
-        labels = rng.integers(0, 2, 40).tolist()
+    labels = rng.integers(0, 2, 40).tolist()
+    if head == "AutoModelForImageClassification":
         features = Features({"image": Image(), "label": Value("int64")})
         return Dataset.from_dict({"image": pictures(40, seed), "label": labels}, features)
-    if model_type == "t5":
+    if head == "AutoModelForSequenceClassification":
+        return Dataset.from_dict({"text": texts, "label": labels})
+    if head == "AutoModelForSeq2SeqLM":
         return Dataset.from_dict({"source": texts, "target": [" ".join(sorted(text.split())) for text in texts]})
     return Dataset.from_dict({"text": texts})
 
@@ -44,7 +49,7 @@ def run(
     """Prunes a tiny model of a type."""
     head, processor, task = RUNS[model_type]
     model = tiny_model(model_type, head)
-    splits = [rows_for(model_type, seed) for seed in range(3)]
+    splits = [rows_of(head, seed) for seed in range(3)]
     made = make_processor(processor)
     if model_type == "vit":
         made.size = {"height": 16, "width": 16}
@@ -101,9 +106,47 @@ def test_a_run_ends_with_a_checkpoint_that_says_what_is_measured(
 def test_experts_go_by_a_criterion_alone(criterion: str, tmp_path: Path) -> None:
     head, processor, task = RUNS["mixtral"]
     result = prune(
-        tiny_model("mixtral", head), make_processor(processor), *(rows_for("mixtral", seed) for seed in range(3)),
+        tiny_model("mixtral", head), make_processor(processor), *(rows_of(head, seed) for seed in range(3)),
         target={"experts": 0.25}, output_dir=tmp_path / "out", task={"batch_size": 8, **task},
         search={"criterion": criterion}, output={"random_seeds": 1},
     )  # fmt: skip
     removed = [before - kept for kept, before in result.report.kept["expert"].values()]
     assert sum(removed) == 2 and max(removed) <= 2, "two of eight, and two stay in every layer"
+
+
+TASKED = {  # head -> processor, settings of the task
+    "AutoModelForCausalLM": ("plain", ["--task.max_length", "8"]),
+    "AutoModelForSeq2SeqLM": ("end", []),
+    "AutoModelForImageClassification": ("image", []),
+    "AutoModelForSequenceClassification": ("pair", []),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [each for each in ARCHITECTURES.names() if head_of(each) in TASKED])
+def test_the_command_prunes_every_type(model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With default settings but for a little data; the time it took is printed."""
+    head = head_of(model_type)
+    kind, options = TASKED[head]
+    model, processor = tiny_model(model_type, head), make_processor(kind)
+    if kind == "image":
+        processor.size = {"height": 16, "width": 16}
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    files = {}
+    for seed, split in enumerate(("train", "validation", "test")):
+        files[split] = str(tmp_path / f"{split}.parquet")
+        rows_of(head, seed).to_parquet(files[split])
+    started = time.monotonic()
+    code = main([
+        "prune", "--model.name", str(tmp_path / "model"), "--output.dir", str(tmp_path / "out"),
+        "--task.dataset", json.dumps({"path": "parquet", "data_files": files}),
+        "--task.splits", json.dumps({"calibration": "train", "validation": "validation", "test": "test"}),
+        "--task.batch_size", "8", "--prune.target", json.dumps({"neurons": 0.5}), *options,
+    ])  # fmt: skip
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    with capsys.disabled():
+        print(f"{model_type}: {time.monotonic() - started:.0f} s")  # noqa: T201
+    again = getattr(transformers, head).from_pretrained(tmp_path / "out")
+    assert again.num_parameters() < model.num_parameters()

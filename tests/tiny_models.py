@@ -1,7 +1,7 @@
 """Tiny random models of every supported type and head, from configs: no network, milliseconds each."""
 
+import inspect
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,34 +11,7 @@ from hf_mabprune.architectures import ARCHITECTURES, Site, architecture_of
 from hf_mabprune.arms import Ints
 from hf_mabprune.checkpoints import modeling_pruned
 from tests.seeds import moved
-
-LAYERS, WIDTH, HEADS, EXPERTS, VOCABULARY = 2, 48, 4, 4, 64
-TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-SIZES = TOKENS | {
-    "hidden_size": 32,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": WIDTH,
-    "max_position_embeddings": 64,
-}
-GROUPED = SIZES | {"num_key_value_heads": HEADS // 2}  # two heads share keys and values
-OF_TYPE: dict[str, dict[str, Any]] = {  # where they differ from `GROUPED`
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), SIZES),
-    "electra": SIZES | {"embedding_size": 16},
-    "gemma3_text": GROUPED | {"head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 2},
-    "gpt2": TOKENS | {"n_embd": 32, "n_layer": LAYERS, "n_head": HEADS, "n_inner": WIDTH, "n_positions": 64},
-    "mixtral": GROUPED | {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
-    "t5": TOKENS
-    | {"d_model": 32, "d_kv": 8, "d_ff": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "decoder_start_token_id": 0},
-    "vit": {
-        "hidden_size": 32,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "intermediate_size": WIDTH,
-        "image_size": 16,
-        "patch_size": 4,
-    },
-}
+from tests.tiny_sizes import GROUPED, OF_TYPE, VOCABULARY
 
 
 def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
@@ -53,7 +26,8 @@ def tiny_model(model_type: str, auto_class: str, **changes: object) -> PreTraine
     model = modeling_pruned.auto_classes(type(config))[auto_class](config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            if parameter.requires_grad:  # tables that are made anew when a model is read are not
+                parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
 
 
@@ -67,22 +41,44 @@ def every_type_and_head() -> list[tuple[str, str]]:
     return [(model_type, head) for model_type in ARCHITECTURES.names() for head in heads_of(model_type)]
 
 
+SEEN_OR_HEARD = ("SpeechSeq2Seq", "ImageClassification", "AudioClassification")
+
+
+def head_of(model_type: str) -> str:
+    """The AutoModel class that a type is best known for, among those that say something of an example."""
+    heads = heads_of(model_type)
+    first = ["AutoModelForSeq2SeqLM"] if tiny_config(model_type).is_encoder_decoder else []
+    first += [f"AutoModelFor{name}" for name in (*SEEN_OR_HEARD, "ImageTextToText")]
+    first += ["AutoModelForSequenceClassification"] if "AutoModelForMaskedLM" in heads else []
+    return next(head for head in (*first, "AutoModelForCausalLM", "AutoModel") if head in heads)
+
+
 def inputs_for(model: PreTrainedModel, auto_class: str = "", seed: int = 0) -> dict[str, torch.Tensor]:
-    """Two examples: images; or sequences of 9 tokens, the second padded, with one end of sequence each.
+    """Two examples: sequences of 9 tokens, the second padded, with one end of sequence each; images; sound.
 
     [B, choices, T] for multiple choice; besides, 5 tokens for a decoder that reads an encoder.
     """
     generator = torch.Generator().manual_seed(moved(seed))
-    if model.main_input_name == "pixel_values":
-        return {"pixel_values": torch.rand(2, 3, 16, 16, generator=generator)}
     ids = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
     attention = torch.ones_like(ids)
     ids[1, 6:], attention[1, 6:] = 0, 0
     ids[0, 8], ids[1, 5] = 2, 2
     if auto_class == "AutoModelForMultipleChoice":
         ids, attention = ids[:, None].repeat(1, 2, 1), attention[:, None].repeat(1, 2, 1)
-    inputs = {"input_ids": ids, "attention_mask": attention}
-    if model.config.is_encoder_decoder and "SequenceClassification" not in auto_class:
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": attention,
+        "pixel_values": torch.rand(2, 3, 16, 16, generator=generator),
+        "input_values": torch.randn(2, 128, generator=generator),
+        "input_features": torch.randn(2, 8, 40, generator=generator),
+    }
+    taken = set(inspect.signature(model.forward).parameters)
+    if "input_ids" in taken and not hasattr(model.config, "projection_dim"):
+        taken -= {"pixel_values"}  # of a language model that images may be shown to
+    inputs = {name: tensor for name, tensor in inputs.items() if name in taken}
+    if "input_ids" not in inputs:  # of an image or of sound all counts
+        inputs.pop("attention_mask", None)
+    if model.config.is_encoder_decoder and not auto_class.endswith("Classification"):
         inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY, (2, 5), generator=generator)
     return inputs
 

@@ -70,13 +70,8 @@ class Architecture(ABC):
         """Lists the layers of all stacks that a model has, in the order in which they run."""
         found: list[Layer] = []
         for stack in self.stacks:
-            part = part_at(model.base_model, stack.layers)
-            several = isinstance(part, nn.ModuleList)
-            paths = [f"{stack.layers}.{number}" for number in range(len(part))] if several else [stack.layers]
-            found += [
-                Layer(path, stack, number, len(found) + number)
-                for number, path in enumerate(paths if part is not None else [])
-            ]
+            paths = [each for path in _expanded(model.base_model, stack.layers) for each in _listed(model, path)]
+            found += [Layer(path, stack, number, len(found) + number) for number, path in enumerate(paths)]
         return found
 
     def sites(self, model: PreTrainedModel) -> list[Site]:
@@ -86,6 +81,18 @@ class Architecture(ABC):
     def least_units(self, model: PreTrainedModel, site: Site) -> int:
         """Counts the units that a site cannot do without: one group, or the experts that a position is sent to."""
         return int(part_at(model.base_model, site.name).top_k) if site.kind == "expert" else site.group
+
+    def shares_layers(self, model: PreTrainedModel) -> bool:
+        """Tells whether some layers of a model run several times in a pass."""
+        return any(layer.stack.shared for layer in self.layers(model))
+
+    def kept_whole(self, model: PreTrainedModel) -> dict[str, str]:
+        """Says of which kinds a model has units that cannot be cut out, and why: kind -> reason."""
+        reasons: dict[str, str] = {}
+        for layer in self.layers(model):
+            config = layer.stack.config_of(model.config)
+            reasons |= {spec.kind: spec.reason for spec in layer.stack.sites if not spec.when(config)}
+        return {kind: reason for kind, reason in reasons.items() if reason}
 
     def _sites_of(self, model: PreTrainedModel, layer: Layer) -> Iterator[Site]:
         base, prefix, config = model.base_model, f"{layer.path}.", layer.stack.config_of(model.config)
@@ -109,6 +116,22 @@ class Architecture(ABC):
                 whole = Site(inside + spec.output, spec.kind, *place, 0, size, 1 if shared else group, shared)
                 columns = projection_of(model, whole).weight.shape[1]
                 yield replace(whole, units=columns // size)
+
+
+def _expanded(base_model: nn.Module, path: str) -> list[str]:
+    """Lists the paths of modules that a path with a `*` stands for."""
+    before, star, after = path.partition(".*.")
+    if not star:
+        return [path]
+    return [f"{before}.{number}.{after}" for number in range(len(part_at(base_model, before) or ()))]
+
+
+def _listed(model: PreTrainedModel, path: str) -> list[str]:
+    """Lists the paths of the layers in a list, or that of one layer; nothing where there is none."""
+    part = part_at(model.base_model, path)
+    if isinstance(part, nn.ModuleList):
+        return [f"{path}.{number}" for number in range(len(part))]
+    return [] if part is None else [path]
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:

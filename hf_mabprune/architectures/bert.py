@@ -1,12 +1,83 @@
 """BERT-like encoders: plain FFN, one head a key-value head, stock configs that tie head size to head count."""
 
+from dataclasses import replace
+
 from hf_mabprune.architectures.base import ARCHITECTURES, Architecture
-from hf_mabprune.architectures.sites import COLUMNS, UNITS, SiteSpec, Stack, rows
+from hf_mabprune.architectures.sites import COLUMNS, UNITS, Rows, SiteSpec, Stack, rows
+
+SIZES = {"num_attention_heads": UNITS, "all_head_size": COLUMNS}
+HEADS = SiteSpec(
+    "head",
+    "attention.output.dense",
+    rows("attention.self.query", "attention.self.key", "attention.self.value"),
+    units="num_attention_heads",
+    attributes={"attention.self": SIZES},
+    stream="attention.self.query",
+    feeds=("attention.self",),
+)
+FFN = SiteSpec(
+    "neuron",
+    "output.dense",
+    rows("intermediate.dense"),
+    units="intermediate_size",
+    stream="intermediate.dense",
+    feeds=("intermediate",),
+    before=("attention",),
+)
 
 
-@ARCHITECTURES.register("bert", "roberta", "electra", "xlm-roberta")
+@ARCHITECTURES.register("bert", "roberta", "electra", "xlm-roberta", "camembert", "data2vec-text", "roformer")
 class Bert(Architecture):
-    """Declares bert, roberta, electra and xlm-roberta: self-attention and FFN of every layer."""
+    """Declares bert and its like: self-attention and FFN of every layer."""
+
+    head_size_field = None
+    classifies_first = True
+    stacks = (Stack("encoder.layer", (HEADS, FFN)),)
+
+
+@ARCHITECTURES.register("esm")
+class Esm(Architecture):
+    """Declares esm: as bert, with norms that come first."""
+
+    head_size_field = None
+    classifies_first = True
+    stacks = (
+        Stack(
+            "encoder.layer",
+            (replace(HEADS, stream="attention.LayerNorm"), replace(FFN, stream="LayerNorm")),
+        ),
+    )
+
+
+@ARCHITECTURES.register("deberta-v2")
+class Deberta(Architecture):
+    """Declares deberta-v2, which deberta-v3 is one of: heads have projections of relative positions too."""
+
+    head_size_field = "attention_head_size"
+    classifies_first = True
+    stacks = (
+        Stack(
+            "encoder.layer",
+            (
+                replace(
+                    HEADS,
+                    rows=(
+                        *rows("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+                        Rows("attention.self.pos_key_proj", elsewhere=True),
+                        Rows("attention.self.pos_query_proj", elsewhere=True),
+                    ),
+                    stream="attention.self.query_proj",
+                ),
+                FFN,
+            ),
+            read_aside=True,  # by the convolution beside the first layer of the largest ones
+        ),
+    )
+
+
+@ARCHITECTURES.register("mpnet")
+class MPNet(Architecture):
+    """Declares mpnet, which hands biases by position, one for each head, to all layers."""
 
     head_size_field = None
     classifies_first = True
@@ -14,24 +85,17 @@ class Bert(Architecture):
         Stack(
             "encoder.layer",
             (
-                SiteSpec(
-                    "head",
-                    "attention.output.dense",
-                    rows("attention.self.query", "attention.self.key", "attention.self.value"),
-                    units="num_attention_heads",
-                    attributes={"attention.self": {"num_attention_heads": UNITS, "all_head_size": COLUMNS}},
-                    stream="attention.self.query",
-                    feeds=("attention.self",),
+                replace(
+                    HEADS,
+                    output="attention.attn.o",
+                    rows=rows("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+                    attributes={"attention.attn": SIZES},
+                    arguments={"attention": {"position_bias": True}},
+                    block="attention.attn",
+                    stream="attention",
+                    feeds=(),
                 ),
-                SiteSpec(
-                    "neuron",
-                    "output.dense",
-                    rows("intermediate.dense"),
-                    units="intermediate_size",
-                    stream="intermediate.dense",
-                    feeds=("intermediate",),
-                    before=("attention",),
-                ),
+                FFN,
             ),
         ),
     )

@@ -39,7 +39,7 @@ class Work:
     pairs: Mapping[str, int]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode the counter finds no place for its hooks on parameters that modules are handed
 def measure_work(model: PreTrainedModel, example: Mapping[str, torch.Tensor]) -> Work:
     """Counts the MACs of one forward pass by running it, with attention and experts that the counter can see into.
 
@@ -114,7 +114,9 @@ def arm_table(
             costs = round(parameters * (stop - start)), round(macs * (stop - start))
             rows.append((site.name, site.kind, site.layer, index, start, stop, *costs))
     if not rows:
-        raise ValueError(f"the model has no {' or '.join(f'{kind}s' for kind in kinds)} that can be cut")
+        reasons = architecture_of(model).kept_whole(model)
+        why = "".join(f": {reasons[kind]}" for kind in kinds if kind in reasons)
+        raise ValueError(f"the model has no {' or '.join(f'{kind}s' for kind in kinds)} that can be cut{why}")
     name, kind, *numbers = zip(*rows, strict=True)
     return ArmTable(np.array(name), np.array(kind), *(np.array(column, dtype=np.int64) for column in numbers))
 

@@ -198,6 +198,8 @@ def _row_index(which: Rows, site: Site, units: Ints) -> Ints:
     """Lists the rows that stay, of blocks of units and of groups, one after the other or interleaved."""
     size = site.unit_size if which.size is None else which.size
     groups = site.groups_of(units)
+    if _alternate(which, site) and set(which.parts) == {UNITS}:
+        return spread(units, size * len(which.parts))
     if _alternate(which, site):  # whole groups go, and with them whole strides
         return spread(groups, sum(size * (site.group if part == UNITS else 1) for part in which.parts))
     kept, total = {UNITS: units, GROUPS: groups}, site.sizes(site.units)
@@ -206,8 +208,8 @@ def _row_index(which: Rows, site: Site, units: Ints) -> Ints:
 
 
 def _alternate(which: Rows, site: Site) -> bool:
-    """Says whether blocks alternate group by group; of one group alone, they follow one another."""
-    return which.interleaved and not site.shared
+    """Says whether blocks alternate, group by group or unit by unit; of one group alone, they follow one another."""
+    return which.interleaved and (not site.shared or set(which.parts) == {UNITS})
 
 
 def cut_parameters(

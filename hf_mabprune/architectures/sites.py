@@ -6,7 +6,7 @@ Symbols: F FFN neurons; H query heads; G key-value heads; Dh head size; E expert
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ class Rows:
     Attributes:
         path: Module or parameter, relative to the layer; to the module of experts for neurons of an expert.
         parts: What its rows hold, block after block: of all units, or of all groups.
-        interleaved: Whether the blocks alternate group by group, and do not follow one another.
+        interleaved: Whether the blocks alternate group by group (unit by unit, where all are of units), and do not
+            follow one another.
         size: Rows that a unit (or group) has in a block; None: as many as it has columns.
         dim: Dimension of a bare parameter; None: the outputs of the module.
         elsewhere: Whether its inputs are not those of the others: a decoder's of an encoder.
@@ -57,7 +58,7 @@ class SiteSpec:
         kind: `neuron`, `head` or `expert`.
         output: Projection whose input columns are the units; for `expert`, the router.
         rows: Whatever else goes with them; what a config leaves out is skipped.
-        units: Config field that counts the units, in the family's own name.
+        units: Config field that counts the units, in the family's own name; empty where there is none.
         groups: Config field that counts the groups of units that can only go together, each with the rows that they
             share; where there is one group, its rows stay and its units go one by one.
         experts: Module of 3-D parameters, an expert each: for neurons, the one that `output` and `rows` are in (one
@@ -73,7 +74,9 @@ class SiteSpec:
         arguments: Module path -> keyword argument with one entry a unit along dimension 1 -> whether to select those
             that stay, or else to pass none.
         copies: Module that every layer gets for itself -> where the first layer has it.
-        when: Whether a config makes such a site at all, and one whose units can be cut out without a difference.
+        fixed: Config field -> value with which a stock config says sizes as they are, where units go.
+        when: Whether units of such a site can be cut out of what a config makes, without a difference.
+        reason: Why not, where they cannot.
     """
 
     kind: str
@@ -91,19 +94,23 @@ class SiteSpec:
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     arguments: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     when: Callable[[PreTrainedConfig], bool] = _always
+    reason: str = ""
 
 
-def grouped_heads(attention: str, norm: str = "") -> SiteSpec:
+def grouped_heads(attention: str, output: str = "o_proj", stream: str = "input_layernorm", **more: Any) -> SiteSpec:
     """Declares the heads of an attention as Llama and most decoders after it have it, with grouped keys and values.
 
     Args:
-        attention: Module with `q_proj`, `k_proj`, `v_proj` and `o_proj`.
-        norm: Norm between its output and the sum.
+        attention: Module with `q_proj`, `k_proj`, `v_proj`.
+        output: Its output projection.
+        stream: As that of `SiteSpec`.
+        more: Other attributes of `SiteSpec`.
     """
-    return SiteSpec(
+    spec = SiteSpec(
         "head",
-        f"{attention}.o_proj",
+        f"{attention}.{output}",
         (
             Rows(f"{attention}.q_proj"),
             Rows(f"{attention}.k_proj", (GROUPS,)),
@@ -112,10 +119,51 @@ def grouped_heads(attention: str, norm: str = "") -> SiteSpec:
         units="num_attention_heads",
         groups="num_key_value_heads",
         block=attention,
-        stream="input_layernorm",
-        norm=norm,
+        stream=stream,
         attributes={attention: {"num_key_value_groups": PER_GROUP}},
     )
+    return replace(spec, **more)
+
+
+def plain_heads(attention: str, output: str, units: str = "num_attention_heads", **more: Any) -> SiteSpec:
+    """Declares the heads of an attention as BART and towers after it have it, each with keys and values of its own.
+
+    Args:
+        attention: Module with `q_proj`, `k_proj`, `v_proj`.
+        output: Its output projection.
+        units: As that of `SiteSpec`.
+        more: Other attributes of `SiteSpec`.
+    """
+    made = rows(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
+    spec = SiteSpec(
+        "head",
+        f"{attention}.{output}",
+        made,
+        units=units,
+        block=attention,
+        attributes={attention: {"num_heads": UNITS}},
+    )
+    return replace(spec, **more)
+
+
+def gated_ffn(stream: str = "post_attention_layernorm", **more: Any) -> SiteSpec:
+    """Declares an FFN as Llama and most decoders after it have it: `down(act(gate(x)) * up(x))`.
+
+    Args:
+        stream: As that of `SiteSpec`.
+        more: Other attributes of `SiteSpec`.
+    """
+    spec = SiteSpec(
+        "neuron",
+        "mlp.down_proj",
+        rows("mlp.gate_proj", "mlp.up_proj"),
+        units="intermediate_size",
+        block="mlp",
+        stream=stream,
+        before=("self_attn",),
+        attributes={"mlp": {"intermediate_size": UNITS}},
+    )
+    return replace(spec, **more)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +171,21 @@ class Stack:
     """Declares layers that run one after the other.
 
     Attributes:
-        layers: Path of the list of layers in the base model, or of one module that is a layer by itself.
+        layers: Path of the list of layers in the base model, or of one module that is a layer by itself; `*` in it
+            stands for every number there is.
         sites: What each layer has, in the order in which it runs; those that a layer lacks are skipped.
         config: Field of the sub-config that describes the stack; empty where it is the model's own.
-        flag: Model input that is 1 at the positions that count.
+        flag: Model input that is 1 at the positions that count; empty where all do.
+        shared: Whether layers run several times in a pass.
+        read_aside: Whether what a layer gives is read by something else than the next layer, too.
     """
 
     layers: str
     sites: tuple[SiteSpec, ...]
     config: str = ""
     flag: str = "attention_mask"
+    shared: bool = False
+    read_aside: bool = False
 
     def config_of(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Picks the config that describes the stack; that of the model, where a stack is a model of its own."""
@@ -180,7 +233,8 @@ class Site:
     @property
     def field(self) -> str:
         """Names the config field of its size: sites of one field keep one size in a stock model."""
-        return f"{self.stack.config}.{self.spec.units}" if self.stack.config else self.spec.units
+        units = self.spec.units or self.spec.output
+        return f"{self.stack.config}.{units}" if self.stack.config else units
 
     @property
     def tie(self) -> str | None:

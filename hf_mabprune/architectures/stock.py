@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures.base import PRUNED_PREFIX, architecture_of
-from hf_mabprune.architectures.projections import cut_shapes
+from hf_mabprune.architectures.projections import cut_shapes, projection_of
 from hf_mabprune.architectures.sites import GROUPS, Site
 from hf_mabprune.arms import Ints
 
@@ -40,11 +40,15 @@ def stock_config(model: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> P
     for site, units in kept:
         if len(units) != site.units and site.spec.arguments:
             raise ValueError(f"a stock {kind} config cannot say which heads share position biases: use per_layer")
+        if len(units) != site.units and not site.spec.units:
+            raise ValueError(f"a stock {kind} config has no field for the number of {site.kind}s: use per_layer")
+    cut = {field for field, _ in _sizes([(site, units) for site, units in kept if len(units) < site.units])}
     for (field, name), counts in _sizes(kept).items():
         if len(counts) != 1:
             raise ValueError(f"layout uniform needs the same number of {name} in every layer, got {sorted(counts)}")
-        _set(config, field, counts.pop())
-    _state_head_sizes(model, config, kept)
+        if field in cut:
+            _set(config, field, counts.pop())
+    _state_sizes(model, config, kept)
     wanted = cut_shapes(model.base_model, [(site, units) for site, units in kept if len(units) < site.units])
     try:
         built = built_shapes(type(model), config)
@@ -80,12 +84,17 @@ def _set(config: PreTrainedConfig, field: str, value: int) -> None:
     setattr(config, name, value)
 
 
-def _state_head_sizes(model: PreTrainedModel, config: PreTrainedConfig, kept: Sequence[tuple[Site, Ints]]) -> None:
-    """Writes head sizes out where heads go, so that they no longer follow from the number of heads."""
+def _state_sizes(model: PreTrainedModel, config: PreTrainedConfig, kept: Sequence[tuple[Site, Ints]]) -> None:
+    """Writes out what follows from other sizes in a stock model: head sizes, where heads go, and what a site fixes."""
     field = architecture_of(model).head_size_field
     for site, units in kept:
-        if field and site.kind == "head" and len(units) < site.units:
-            setattr(site.stack.config_of(config), field, site.unit_size)
+        if len(units) == site.units:
+            continue
+        own = site.stack.config_of(config)
+        if field and site.kind == "head":
+            setattr(own, field, site.unit_size)
+        for name, value in site.spec.fixed.items():
+            setattr(own, name, value)
 
 
 def _said(kept: Sequence[tuple[Site, Ints]]) -> str:
@@ -145,7 +154,7 @@ def bias_fields(model: PreTrainedModel) -> dict[str, str]:
 
 
 def _find_bias_fields(model: PreTrainedModel) -> dict[str, str]:
-    sites = architecture_of(model).sites(model)
+    sites = [site for site in architecture_of(model).sites(model) if projection_of(model, site).bias is None]
     found: dict[str, str] = {}
     for field, value in model.config.to_dict().items():
         if "bias" in field and value is False:

@@ -46,9 +46,9 @@ def _stack(side: str, attentions: tuple[SiteSpec, ...], flag: str) -> Stack:
     return Stack(f"{side}.block", (*attentions, ffn), flag=flag)
 
 
-@ARCHITECTURES.register("t5")
+@ARCHITECTURES.register("t5", "mt5")
 class T5(Architecture):
-    """Declares t5: self-attention and FFN of both stacks, and the decoder's attention to the encoder."""
+    """Declares t5 and mt5: self-attention and FFN of both stacks, and the decoder's attention to the encoder."""
 
     head_size_field = "d_kv"
     stacks = (

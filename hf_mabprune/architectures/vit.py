@@ -1,27 +1,21 @@
 """Vision transformers: layers as in an encoder of text, over patches of an image."""
 
 from hf_mabprune.architectures.base import ARCHITECTURES, Architecture
-from hf_mabprune.architectures.sites import UNITS, SiteSpec, Stack, rows
+from hf_mabprune.architectures.sites import UNITS, SiteSpec, Stack, plain_heads, rows
+
+COUNT = {"attention": {"num_attention_heads": UNITS}}
 
 
-@ARCHITECTURES.register("vit")
+@ARCHITECTURES.register("vit", "deit")
 class ViT(Architecture):
-    """Declares vit."""
+    """Declares vit and deit."""
 
     classifies_first = True
     stacks = (
         Stack(
             "layers",
             (
-                SiteSpec(
-                    "head",
-                    "attention.o_proj",
-                    rows("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-                    units="num_attention_heads",
-                    block="attention",
-                    stream="layernorm_before",
-                    attributes={"attention": {"num_attention_heads": UNITS}},
-                ),
+                plain_heads("attention", "o_proj", stream="layernorm_before", attributes=COUNT),
                 SiteSpec(
                     "neuron",
                     "mlp.fc2",
@@ -29,6 +23,32 @@ class ViT(Architecture):
                     units="intermediate_size",
                     block="mlp",
                     stream="layernorm_after",
+                    before=("attention",),
+                ),
+            ),
+        ),
+    )
+
+
+@ARCHITECTURES.register("dinov2")
+class Dinov2(Architecture):
+    """Declares dinov2, plain or gated, which scales what it adds: no refit makes up for what is below.
+
+    Its configs say the number of neurons as a multiple of the hidden size.
+    """
+
+    stacks = (
+        Stack(
+            "encoder.layer",
+            (
+                plain_heads("attention", "o_proj", attributes=COUNT),
+                SiteSpec("neuron", "mlp.fc2", rows("mlp.fc1"), units="", block="mlp", before=("attention",)),
+                SiteSpec(
+                    "neuron",
+                    "mlp.down_proj",
+                    rows("mlp.gate_proj", "mlp.up_proj"),
+                    units="",
+                    block="mlp",
                     before=("attention",),
                 ),
             ),

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
@@ -427,7 +427,7 @@ def _register_models(config: type[Any]) -> None:
 def register(model_types: list[str]) -> None:
     """Makes AutoConfig, and with it every AutoModel class, know the per-layer checkpoints of these stock types."""
     for model_type in model_types:
-        stock = type(AutoConfig.for_model(model_type))
+        stock = CONFIG_MAPPING[model_type]
         AutoConfig.register(TYPE_PREFIX + model_type, config_class(stock), exist_ok=True)
 
 

@@ -150,8 +150,9 @@ def refit_all(
 
 
 def _side_by_side(method: Compensation, reference: DenseReference, small: PreTrainedModel) -> Below:
-    """Readies both models to be gone up, on the data that refits are made from and on held-out data."""
-    if not method.bottom_up:
+    """Readies both models to be gone up, on the data that refits are made from and on held-out data; where layers run
+    several times there is no going up."""
+    if not method.bottom_up or architecture_of(reference.model).shares_layers(reference.model):
         return {}
     batches = {False: reference.batches, True: reference.held_out}
     return {key: SideBySide(reference.model, small, reference.task, found) for key, found in batches.items()}

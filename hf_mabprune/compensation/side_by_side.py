@@ -121,7 +121,8 @@ def _look(
         columns = input_of(model, task, batch, parts)
     found = [taken["in", path] for path in inputs] + [taken["out", path] for path in outputs]
     on_device = batch.to(model.device)
-    found = [states.unsqueeze(1) if states.ndim == 2 else states for states in found]  # of a table: one position
+    apart = on_device.examples * on_device.sequences, -1  # of what is flat: a table, or examples and positions as one
+    found = [states.unflatten(0, apart) if states.ndim == 2 else states for states in found]
     return columns, [states[on_device.counted(parts[0].stack.flag, states)].float() for states in found]
 
 

@@ -32,6 +32,8 @@ class Seen(Exception):
 class FinishedLayers:
     """The first layers of a model, and what the last of them give on every batch.
 
+    Layers that run several times in a pass are never finished.
+
     Memory: hidden states of all batches.
 
     Args:
@@ -43,6 +45,7 @@ class FinishedLayers:
     def __init__(self, model: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> None:
         self.model, self.task, self.batches = model, task, batches
         self.layers = architecture_of(model).layers(model)
+        self._shared = architecture_of(model).shares_layers(model)
         self.count = 0
         self._outputs: dict[int, dict[Stack, Any]] = {}  # of the last of them in each stack, by number of the batch
 
@@ -54,7 +57,7 @@ class FinishedLayers:
     def raise_to(self, count: int) -> float:
         """The first `count` layers are finished: runs those that were not yet, on every batch, and counts the tokens
         that passed, a part of the layers as that part."""
-        if count <= self.count:
+        if count <= self.count or self._shared:
             return 0.0
         tokens = sum(batch.tokens for batch in self.batches) * (count - self.count) / len(self.layers)
         step = 1 if offload_of(self.model) else count - self.count
@@ -65,7 +68,7 @@ class FinishedLayers:
     def ahead(self, numbers: Sequence[int] | None = None) -> "FinishedLayers":
         """Gives the same with all layers finished on some batches, or on all, where layers have to be brought in; as
         it is for any other model, which runs as well batch by batch."""
-        if offload_of(self.model) is None:
+        if offload_of(self.model) is None or self._shared:
             return self
         further = copy.copy(self)
         while further.count < len(further.layers):

@@ -90,26 +90,22 @@ def kfac_factors(
         inputs = batch.to(model.device)
         with frozen(model), torch.enable_grad(), watched(model, sites) as seen:
             readout = task.readout(model, inputs)
-            outputs = list(seen.outputs.values())
+            outputs = seen.outputs
             # The gradient of the sum over examples is that of each: no example bears on another's.
             gradients = [slopes_of(coordinate, outputs) for coordinate in coordinates_of(readout, seed + number)]
         passes = len(gradients)
         if not all(bool(tensor.isfinite().all()) for tensor in (readout.outputs, *chain.from_iterable(gradients))):
             continue  # a broken batch tells nothing
         examples += inputs.examples
-        place = {module: number for number, module in enumerate(seen.outputs)}
         for site in sites:
-            if site.name not in seen.inputs:
-                continue  # a module that did not run
-            path, hidden = site.name, seen.inputs[site.name].detach()
-            counted = inputs.counted(site.stack.flag, hidden)
-            if site.expert is not None:
-                counted = counted & (hidden != 0).any(-1)  # the router sends it other positions
-            rows = in_statistics(hidden[counted])
-            number = place[seen.modules[path]]
-            found = torch.stack([grads[number].view(*hidden.shape[:2], -1)[counted] for grads in gradients])
-            counts[path] += len(rows)
-            sums.setdefault(path, _Sums()).add(rows, found)
+            for hidden, run in seen.runs(site):
+                counted = inputs.counted(site.stack.flag, hidden)
+                if site.expert is not None:
+                    counted = counted & (hidden != 0).any(-1)  # the router sends it other positions
+                rows = in_statistics(hidden.detach()[counted])
+                found = torch.stack([grads[run].view(*hidden.shape[:2], -1)[counted] for grads in gradients])
+                counts[site.name] += len(rows)
+                sums.setdefault(site.name, _Sums()).add(rows, found)
     if not sums:
         raise ValueError(f"no calibration batch has finite outputs and gradients: {cause(model, task, batches)}")
     return {path: sums.pop(path).factors(counts[path], examples) for path in list(sums)}, passes
@@ -180,31 +176,41 @@ class _Sums:
 class _Seen:
     """What flowed through projections in one forward pass.
 
+    A module that did not run is not there; one that runs several times is there as often.
+
     Attributes:
-        inputs: h [B, T, C], by name of the site.
-        outputs: Of each module, as it gave it, with gradients; experts of a layer share one, the sum of theirs.
+        inputs: Each h [B, T, C], by name of the site.
+        outputs: Each output of a module, as it gave it, with gradients; experts of a layer share one, the sum of
+            theirs.
+        places: Numbers of the outputs of a module.
         modules: Module whose output is that of a site, by name of the site.
     """
 
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[nn.Module, torch.Tensor]
+    inputs: dict[str, list[torch.Tensor]]
+    outputs: list[torch.Tensor]
+    places: dict[nn.Module, list[int]]
     modules: dict[str, nn.Module]
+
+    def runs(self, site: Site) -> Iterator[tuple[torch.Tensor, int]]:
+        """Gives the input of each run of a site, and the number of its output."""
+        return zip(self.inputs.get(site.name, ()), self.places.get(self.modules[site.name], ()), strict=True)
 
 
 @contextmanager
 def watched(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[_Seen]:
     """Shows input and output of each site's projection, as they appear."""
     modules = {site.name: model.base_model.get_submodule(site.tie or site.name) for site in sites}
-    seen = _Seen({}, {}, modules)
+    seen = _Seen({}, [], {}, modules)
 
     def show(name: str, hidden: torch.Tensor) -> torch.Tensor:
-        seen.inputs[name] = hidden
+        seen.inputs.setdefault(name, []).append(hidden)
         return hidden
 
     def hook(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         # No parameter takes gradients, so those of the first site begin at its own output.
         output = output if output.requires_grad else output.detach().requires_grad_()
-        seen.outputs[module] = output
+        seen.places.setdefault(module, []).append(len(seen.outputs))
+        seen.outputs.append(output)
         return output
 
     taps = beside_experts(model, {site.name: partial(show, site.name) for site in sites})

@@ -74,20 +74,20 @@ def position_weights(
         inputs = batch.to(model.device)
         with frozen(model), torch.enable_grad(), watched(model, sites) as seen:
             readout = task.readout(model, inputs)
-            outputs = list(seen.outputs.values())
+            outputs = seen.outputs
             squares = [torch.zeros(output.shape[:-1], device=output.device) for output in outputs]
             passes = 0
             for coordinate in coordinates_of(readout, seed + number, samples=1):
                 for total, slopes in zip(squares, slopes_of(coordinate, outputs), strict=True):
                     total += slopes.float().square().sum(-1)
                 passes += 1
-        of_module = dict(zip(seen.outputs, squares, strict=True))
         own: dict[str, torch.Tensor] = {}
         for site in sites:
-            if site.name not in seen.inputs:
+            runs = list(seen.runs(site))
+            if not runs:
                 continue  # a module that did not run
-            hidden = seen.inputs[site.name]
-            square = of_module[seen.modules[site.name]].view(hidden.shape[:-1])
+            hidden = runs[0][0]
+            square = torch.stack([squares[run] for _, run in runs]).sum(0).view(hidden.shape[:-1])
             counted = inputs.counted(site.stack.flag, hidden)
             if bool(square[counted].isfinite().all()):
                 own[site.name] = square

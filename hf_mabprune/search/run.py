@@ -4,16 +4,20 @@ Arms are found by pulls, a policy and a removal rule; or, where the settings nam
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from hf_mabprune.architectures import architecture_of
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics, Criterion
+from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.progress import stage
@@ -65,14 +69,16 @@ def make_search(session: Session, plans: Sequence[Plan]) -> Search:
     settings = session.settings
     rule = make_rule(settings)
     rule.prepare(session)
-    pulls = ReplayPulls(
+    # What a mask changes in one run of a layer it has changed in those before: nothing is left to be replayed.
+    shared = architecture_of(session.dense).shares_layers(session.dense)
+    engine: Callable[..., Pulls] = ReferencePulls if shared else partial(ReplayPulls, products=half_of(settings))
+    pulls = engine(
         session.dense,
         session.arms,
         session.task,
         session.batches["calibration"],
         settings.search.reward,
         session.accelerator,
-        products=half_of(settings),
         outputs=session.outputs,
         stand_ins=rule.stand_ins,
     )

@@ -97,14 +97,16 @@ def _composed(earlier: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]
 
 
 def _fields_by_layer(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> dict[int, dict[str, int]]:
-    """Says the sizes of each layer in the family's own field names; nothing where layers are of several stacks."""
-    stacks = {id(layer.stack) for layer in architecture_of(dense).layers(dense)}
-    if len(stacks) > 1 or not hasattr(dense.config, "num_hidden_layers"):
+    """Says the sizes of each layer in the family's own field names; nothing where layers are of several stacks, or run
+    several times."""
+    stacks = {layer.stack for layer in architecture_of(dense).layers(dense)}
+    if len(stacks) > 1 or any(stack.shared for stack in stacks) or not hasattr(dense.config, "num_hidden_layers"):
         return {}
     fields: dict[int, dict[str, int]] = {}
     for site, units in kept:
         of_layer = fields.setdefault(site.layer, {})
-        of_layer[site.spec.units] = len(units)
+        if site.spec.units:
+            of_layer[site.spec.units] = len(units)
         if site.spec.groups:
             of_layer[site.spec.groups] = site.sizes(len(units))[GROUPS]
     return fields

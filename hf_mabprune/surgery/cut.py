@@ -56,6 +56,8 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
     plan = make_plan(dense, changed)
     if layout == "uniform":  # the rest is what a stock model does by itself
         plan = {part: plan[part] for part in ("format", "parameters", "attributes")}
+    else:  # of entries that were chosen before
+        plan["arguments"] = small.config.mabprune["arguments"]
     modeling_pruned.resize(small.base_model, plan, base)
     for path in (path for path, old in stay.items() if old is None):
         module, _, name = path.rpartition(".")

@@ -53,7 +53,7 @@ class Seq2Seq(TokenTask):
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     pipeline_tag: ClassVar[str] = "text2text-generation"
-    heads: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration",)
+    heads: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration", "MTModel")
     roles: ClassVar[tuple[str, ...]] = ("source", "target")
     default_metrics: ClassVar[tuple[str, ...]] = ("perplexity", "exact_match", "token_accuracy")
     metric_inputs: ClassVar[dict[str, str]] = {"losses": "losses", "positions": "positions", "correct": "correct"}

@@ -10,14 +10,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.architectures.projections import cuts, rows_of
 from hf_mabprune.architectures.sites import GROUPS, UNITS, Rows, Site, SiteSpec, Stack, members, part_at
 from hf_mabprune.effects.masking import masked
 from hf_mabprune.effects.taps import tapped
 from hf_mabprune.surgery.cut import cut
-from tests.architectures.variants import TYPES, model_of, sites_of, variants
+from tests.architectures.variants import TYPES, model_of, one_example, sites_by_layer, sites_of, variants
 from tests.seeds import moved
-from tests.tiny_models import EXPERTS, LAYERS, WIDTH, inputs_for, keep_for, tiny_model
+from tests.tiny_models import inputs_for, keep_for, tiny_model
+from tests.tiny_sizes import EXPERTS, LAYERS, WIDTH
 
 KEYS_AND_VALUES = ("self_attn.k_proj", "self_attn.v_proj")
 
@@ -31,16 +33,13 @@ def run(model: PreTrainedModel) -> None:
 def test_sites_come_in_the_order_in_which_they_run(model_type: str, changes: dict[str, Any]) -> None:
     model = model_of(model_type, **changes)
     found = Counter((site.kind, site.depth) for site in sites_of(model))
-    if model_type == "t5":
-        decoder = changes.get("num_decoder_layers", LAYERS)
-        attentions = [1] * LAYERS + [2] * decoder
-        assert [layer.number for layer in architecture_of(model).layers(model)] == [0, 1, *range(decoder)]
-    else:
-        attentions = [1] * LAYERS
+    if model.config.is_encoder_decoder:
+        decoder = range(len(sites_by_layer(model)) - LAYERS)
+        assert [layer.number for layer in architecture_of(model).layers(model)] == [0, 1, *decoder]
     experts = changes.get("num_local_experts", EXPERTS) if model_type == "mixtral" else 0
-    for depth, heads in enumerate(attentions):
-        assert found.pop(("head", depth)) == heads
-        assert found.pop(("neuron", depth)) == max(experts, 1)
+    for depth, (heads, ffns) in enumerate(sites_by_layer(model)):
+        assert found.pop(("head", depth), 0) == heads
+        assert found.pop(("neuron", depth)) == max(experts, ffns)
         assert found.pop(("expert", depth), 0) == (experts > 0)
     assert not found
     depths = [site.depth for site in sites_of(model)]
@@ -66,12 +65,14 @@ def test_a_site_has_the_path_of_its_projection_for_a_name_of_its_own(model_type:
 @variants
 def test_sites_have_the_sizes_of_their_modules(model_type: str, changes: dict[str, Any]) -> None:
     model = model_of(model_type, **changes)
-    config, base = model.config, model.base_model
-    width = WIDTH if changes.get("n_inner", WIDTH) else 4 * config.n_embd
-    experts = getattr(config, "num_local_experts", None)
+    base = model.base_model
+    width = 4 * 32 if changes.get("n_inner", 0) is None else 64 if (model_type, changes) == ("dinov2", {}) else WIDTH
+    experts = getattr(model.config, "num_local_experts", None)
+    said = not {"n_inner", "block_auto_adjust_ff_dim"} & changes.keys()  # else the number follows from what is said
     for site in sites_of(model):
+        config = site.stack.config_of(model.config)
         assert site.units == {"neuron": width, "head": config.num_attention_heads, "expert": experts}[site.kind]
-        assert site.units == getattr(config, site.spec.units) or changes.get("n_inner", 0) is None
+        assert not site.spec.units or not said or site.units == getattr(config, site.spec.units)
         assert site.units % site.group == 0
         weight = projection_of(model, site).weight
         if site.kind == "expert":
@@ -99,7 +100,10 @@ def test_cuts_are_all_that_goes_with_units(model_type: str, changes: dict[str, A
             size = part_at(base, all_of_it.path).shape[all_of_it.dim]
             assert all_of_it.index.tolist() == list(range(size)), all_of_it.path
             stays = site.shared and all_of_it.path.removeprefix(site.prefix).startswith(KEYS_AND_VALUES)
-            assert len(rest.index) * site.units == size * (site.units - (0 if stays else site.group)), rest.path
+            fused = site.shared and "qkv" in all_of_it.path  # one key and one value head in it stay
+            size, stay = (size - 2 * site.unit_size, 2 * site.unit_size) if fused else (size, 0)
+            going = 0 if stays else site.group
+            assert (len(rest.index) - stay) * site.units == size * (site.units - going), rest.path
             assert np.isin(rest.index, all_of_it.index).all() and (np.diff(rest.index) > 0).all()
         for rows in site.spec.rows:  # as many as units or groups have
             size = site.unit_size if rows.size is None else rows.size
@@ -107,7 +111,9 @@ def test_cuts_are_all_that_goes_with_units(model_type: str, changes: dict[str, A
             parts = [part for part in rows.parts if part == UNITS or not site.shared]
             path = site.inside + rows.path
             blocks = [each for each in rows_of(base, site) if each.path.removesuffix(".weight") == path]
-            assert [len(block.index) for block in blocks] in ([], [count[part] for part in parts])
+            lengths = [count[part] for part in parts]
+            lengths = [sum(lengths)] if rows.interleaved else lengths
+            assert [len(block.index) for block in blocks] in ([], lengths)
             made = np.concatenate([block.index for block in blocks]) if blocks else np.empty(0, dtype=int)
             assert made.tolist() == list(range(len(made)))
 
@@ -214,16 +220,19 @@ def test_what_runs_before_a_site_does_not_see_its_mask(model_type: str, changes:
 
         return hook
 
+    if architecture_of(model).shares_layers(model):
+        pytest.skip("what runs in a layer that is shared sees the mask in the runs of that layer after the first")
     for layer in architecture_of(model).layers(model)[:2]:
-        for path in site.spec.before:
-            model.base_model.get_submodule(f"{layer.path}.{path}").register_forward_hook(keep(f"{layer.path}.{path}"))
+        for path in (f"{layer.path}.{each}" for each in site.spec.before):
+            if part_at(model.base_model, path) is not None:
+                model.base_model.get_submodule(path).register_forward_hook(keep(path))
     own, others = {site.name for site in sites_of(model) if site.depth == 0 and site.kind == "neuron"}, site.units
     mask = torch.ones(others)
     mask[: others - 8] = 0
     run(model)
     with masked(model, masks={name: mask for name in own}):
         run(model)
-    assert len(site.spec.before) == 1 and len(seen) == 2
+    assert len(seen) == 2
     (first, first_masked), (second, second_masked) = seen.values()
     assert torch.equal(first, first_masked)
     assert not torch.equal(second, second_masked), "the next layer's attention does change"
@@ -263,15 +272,40 @@ def test_a_decoder_that_reads_an_encoder_has_two_attentions_a_layer() -> None:
     ]
 
 
-@pytest.mark.parametrize("model_type", ["distilbert", "opt"])
+@pytest.mark.parametrize("model_type", ["bloom", "xglm"])
 def test_other_types_are_refused_with_the_supported_ones(model_type: str) -> None:
-    sizes = ("dim", "hidden_dim", "hidden_size", "ffn_dim", "word_embed_proj_dim", "vocab_size")
-    small = {**dict.fromkeys(sizes, 8), "n_layers": 1, "n_heads": 2, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = dict.fromkeys(("hidden_size", "d_model", "ffn_dim", "vocab_size"), 8)
+    small |= dict.fromkeys(("n_layer", "n_head", "num_layers", "attention_heads"), 1)
     model = AutoModel.from_config(AutoConfig.for_model(model_type, pad_token_id=0, **small))
     with pytest.raises(ValueError) as error:
         architecture_of(model)
     assert f"model type '{model_type}' is not supported yet" in str(error.value)
     assert str(error.value).endswith(f"Supported: {', '.join(TYPES)}")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("olmo2", {}, "q_norm and k_norm run over all heads together"),
+        ("olmo3", {}, "q_norm and k_norm run over all heads together"),
+        ("stablelm", {"qk_layernorm": True}, "each head has a norm that is a module of its own (qk_layernorm)"),
+    ],
+)
+def test_heads_that_stay_whole_are_refused_with_the_reason(
+    model_type: str, changes: dict[str, Any], reason: str
+) -> None:
+    model = model_of(model_type, **changes)
+    assert architecture_of(model).kept_whole(model) == {"head": reason}
+    with pytest.raises(ValueError) as error:
+        arm_table(model, ["head"], 1, one_example(model))
+    assert str(error.value) == f"the model has no heads that can be cut: {reason}"
+    assert arm_table(model, ["neuron", "head"], 1, one_example(model)).kinds() == ["neuron"]
+
+
+def test_an_encoder_that_is_not_read_has_no_arms() -> None:
+    model = tiny_model("bart", "AutoModelForCausalLM")
+    assert {site.name.rpartition(".")[0].rpartition(".")[2] for site in sites_of(model)} == {"self_attn", "0", "1"}
+    assert architecture_of(model).kept_whole(model) == {"head": "no encoder is read"}
 
 
 def test_quantised_models_are_refused() -> None:

@@ -5,9 +5,12 @@ import pytest
 
 from hf_mabprune.architectures.stock import bias_fields, built_shapes, sizes_of_field, stock_config
 from hf_mabprune.surgery.cut import cut
-from tests.architectures.variants import TYPES, model_of, sites_of, variants
-from tests.tiny_models import EXPERTS, HEADS, WIDTH, keep_for, tiny_model
+from tests.architectures.variants import SEEING, TYPES, model_of, sites_of, variants
+from tests.tiny_models import keep_for, tiny_model
+from tests.tiny_sizes import EXPERTS, HEADS, WIDTH
 
+ATTENTION = ("qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "olmo", "qwen3_5_text")
+BOTH = ("llama", "granite", "modernbert", "nemotron")
 EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
 
 
@@ -24,12 +27,20 @@ def test_a_stock_config_says_fewer_neurons_and_leaves_the_models_own_alone(model
     model = model_of(model_type)
     before = model.config.to_dict()
     kept = [(site, np.arange(16 if site.kind == "neuron" else site.units)) for site in sites_of(model)]
+    if not all(site.spec.units for site, _ in kept):
+        with pytest.raises(ValueError, match=f"a stock {model_type} config has no field for the number of neurons"):
+            stock_config(model, kept)
+        return
     small = stock_config(model, kept)
     assert type(small) is type(model.config)
     for site, units in kept:
-        assert getattr(small, site.spec.units) == len(units)
+        assert getattr(site.stack.config_of(small), site.spec.units) == len(units)
     changed = {name for name, value in small.to_dict().items() if before.get(name) != value}
-    assert changed == {"gpt2": {"n_inner"}, "t5": {"d_ff"}}.get(model_type, {"intermediate_size"})
+    others = {"gpt2": {"n_inner"}, "distilbert": {"hidden_dim"}, "opt": {"ffn_dim"}, "lfm2": {"intermediate_size"}}
+    others |= {key: {"d_ff"} for key in ("t5", "mt5")} | {key: {"vision_config"} for key in ("clip", "siglip")}
+    others |= {key: {"text_config"} for key in SEEING}
+    two = {"encoder_ffn_dim", "decoder_ffn_dim"} if model.config.is_encoder_decoder else {"intermediate_size"}
+    assert changed == others.get(model_type, two)
     assert model.config.to_dict() == before
 
 
@@ -38,6 +49,7 @@ def test_neurons_and_experts_can_have_any_number(model_type: str) -> None:
     model = model_of(model_type)
     for kind, full in (("neuron", WIDTH), ("expert", EXPERTS)):
         own = [site for site in sites_of(model) if site.kind == kind]
+        own = [site for site in own if site.spec.units]
         assert not own or sizes_of_field(model, own) == set(range(1, full))
 
 
@@ -94,9 +106,11 @@ def test_a_model_with_per_layer_sizes_has_no_stock_config() -> None:
 def test_fields_that_give_output_projections_a_bias(model_type: str) -> None:
     model = tiny_model(model_type, "AutoModel")
     fields = {
-        "llama": {"head": "attention_bias", "neuron": "mlp_bias"},
-        "qwen3": {"head": "attention_bias"},
-        "gemma3_text": {"head": "attention_bias"},
+        **{key: {"head": "attention_bias"} for key in ATTENTION},
+        **{key: {"head": "attention_bias", "neuron": "mlp_bias"} for key in BOTH},
+        "ernie4_5": {"head": "use_bias", "neuron": "use_bias"},
+        "seed_oss": {"head": "attention_out_bias", "neuron": "mlp_bias"},
+        "smollm3": {"head": "attention_bias", "neuron": "mlp_bias"},
     }
     expected = {
         site.name: fields[model_type][site.kind] for site in sites_of(model) if site.kind in fields.get(model_type, {})

@@ -15,7 +15,7 @@ import json, sys
 sys.path[:] = [path for path in sys.path if path not in ("", sys.argv[1])]
 sys.modules["hf_mabprune"] = None
 import torch, transformers
-for auto, folder, inputs in json.loads(sys.argv[2]):
+for auto, folder, inputs in json.load(sys.stdin):
     try:
         for number in range(2):  # as it was saved, and saved again
             model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
@@ -46,7 +46,8 @@ def loaded_outside(asked: Sequence[tuple[str, Path, dict[str, torch.Tensor]]], f
         for auto, checkpoint, inputs in asked
     ]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2]), json.dumps(lists)],
+        [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2])],
+        input=json.dumps(lists),
         capture_output=True,
         text=True,
         cwd=folder,

@@ -9,8 +9,7 @@ from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.surgery.cut import cut
 from tests.checkpoints.outside import loaded_outside
-from tests.problems import head_of
-from tests.tiny_models import inputs_for, keep_for, tiny_model
+from tests.tiny_models import head_of, inputs_for, keep_for, tiny_model
 
 TWICE = ("gpt2", "t5", "vit", "mixtral")
 

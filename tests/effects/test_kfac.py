@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.effects.activations import moments
 from hf_mabprune.effects.kfac import READ, SAMPLES, kfac_factors
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -93,3 +94,17 @@ def test_a_model_in_half_precision_has_nearly_the_same_factors_in_float32(
         ):
             assert ours.dtype == torch.float32
             assert float((ours - exact).norm()) < tolerance * float(exact.norm()), name
+
+
+def test_every_run_of_a_layer_counts() -> None:
+    """A layer that runs twice has twice the positions, and the factors of both runs."""
+    model, task, batches, _ = problem("albert")
+    sites = architecture_of(model).sites(model)
+    factors, _ = kfac_factors(model, task, batches, sites)
+    positions = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert len(sites) == 2 and model.config.num_hidden_layers == 2
+    for site in sites:
+        found = factors[site.name]
+        assert found.inputs.count == 2 * positions
+        values = moments(model, task, batches, [site])[site.name]
+        assert values.count == 2 * positions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.architectures import ARCHITECTURES, architecture_of, projection_of
+from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.effects.activations import moments
 from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.masking import keep_masks, masked
@@ -14,9 +14,10 @@ from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.refit_costs import RefitCosts
 from tests.problems import arms_of, problem, pull_all, rounding, small_effects, some_context, unasked, whole
+from tests.tiny_sizes import UNLIKE
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+@pytest.mark.parametrize("model_type", UNLIKE)
 def test_a_stand_in_is_the_arm_removed_and_the_rest_refitted(model_type: str) -> None:
     model, task, batches, arms = problem(model_type)
     model.double()
@@ -48,7 +49,7 @@ def test_a_stand_in_is_the_arm_removed_and_the_rest_refitted(model_type: str) ->
 
 
 @pytest.mark.parametrize("in_context", [False, True])
-@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+@pytest.mark.parametrize("model_type", UNLIKE)
 def test_replayed_pulls_with_stand_ins_equal_reference_pulls(model_type: str, in_context: bool) -> None:
     model, task, batches, arms = problem(model_type)
     model.double()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.config import PruneConfig, SearchConfig, TargetConfig
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
@@ -15,6 +14,7 @@ from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.selection.target import make_plan
 from hf_mabprune.session import open_session
 from tests.problems import arms_of, limits, problem
+from tests.tiny_sizes import UNLIKE
 
 
 def finished_order(search: Search) -> np.ndarray:
@@ -38,13 +38,13 @@ def searches(model_type: str) -> tuple[Search, Search]:
     return reference, replay
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+@pytest.mark.parametrize("model_type", UNLIKE)
 def test_fast_and_reference_pulls_select_the_same_arms(model_type: str) -> None:
     reference, replay = searches(model_type)
     assert np.array_equal(finished_order(reference), finished_order(replay))
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+@pytest.mark.parametrize("model_type", UNLIKE)
 def test_a_search_resumed_with_the_other_engine_selects_the_same_arms(model_type: str) -> None:
     expected = finished_order(searches(model_type)[0])
     for steps in (4,) if model_type in ("t5", "mixtral") else (1, 4):

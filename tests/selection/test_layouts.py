@@ -13,10 +13,9 @@ from hf_mabprune.selection.layouts import Plans, largest_targets, make_plans, wi
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.surgery.cut import cut
-from tests.problems import head_of
 from tests.seeds import moved
 from tests.selection.removals import steps_of
-from tests.tiny_models import inputs_for, keep_for, tiny_model
+from tests.tiny_models import head_of, inputs_for, keep_for, tiny_model
 
 EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
 

@@ -31,6 +31,7 @@ from torch.nn.functional import linear
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.patching import answer, replaced
+from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.effects.dense_outputs import Recorded
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.memory import TOKENS_A_FORWARD, Sizes
@@ -173,11 +174,15 @@ class ReplayPulls(Pulls):
         """Lists the modules whose outputs are recorded: all that `_answers` lets answer, and no other."""
         paths = [layer.path for layer in self.layers]
         for site in self._pulled:
-            around = (*site.spec.feeds, *site.spec.before)
+            around = (*site.spec.feeds, *self._before(site))
             paths += [*(site.prefix + path for path in around), *([] if site.kind == "expert" else [site.block])]
         if self._reads_first:
             paths.append(self._last_attention)
         return [self.model.base_model.get_submodule(path) for path in dict.fromkeys(paths)]
+
+    def _before(self, site: Site) -> list[str]:
+        """Lists what runs before a site in its layer, of all that layers of its stack have."""
+        return [path for path in site.spec.before if part_at(self.model.base_model, site.prefix + path) is not None]
 
     def _replay(self, inputs: Batch, arms: Ints, recording: Recording) -> Readout:
         """Runs the context pass again, with one arm masked in each of its copies, [A * B, ...], from their site on.
@@ -211,12 +216,12 @@ class ReplayPulls(Pulls):
         for layer, following in pairwise(self.layers[: site.depth + 1]):
             module = base.get_submodule(layer.path)
             # A layer before another that answers, too, hands its answer to that alone: one copy will do.
-            alone = following.depth < site.depth and following.stack is layer.stack
+            alone = following.depth < site.depth and following.stack is layer.stack and not layer.stack.read_aside
             answers[module] = recording.outputs[module] if alone else _repeated(recording.outputs[module], len(arms))
         for path in site.spec.feeds:
             feed = base.get_submodule(site.prefix + path)
             answers[feed] = recording.outputs[feed]
-        for path in site.spec.before:
+        for path in self._before(site):
             module = base.get_submodule(site.prefix + path)
             answers[module] = _repeated(recording.outputs[module], len(arms))
         if site.kind != "expert":
@@ -253,7 +258,7 @@ class ReplayPulls(Pulls):
     def _last_attention(self) -> str:
         """Path of what runs before the last layer's last site, and mixes positions."""
         last = list(self.sites.values())[-1]
-        return last.prefix + last.spec.before[-1]
+        return last.prefix + self._before(last)[-1]
 
     def _first_suffices(self) -> bool:
         """Tries whether the last layer's FFN at the first position alone gives the model's logits, on one example."""
