@@ -121,7 +121,7 @@ def runs(model: PreTrainedModel, task: Task, batches: Sequence[Batch], name: str
     Args:
         name: What is done with the batches, to be shown.
     """
-    if offload_of(model) is None or len(batches) == 1:
+    if offload_of(model) is None or len(batches) == 1 or architecture_of(model).shares_layers(model):
         for number, batch in enumerate(over(batches, name)):
             inputs = batch.to(model.device)
             yield number, inputs, partial(task.readout, model, inputs)

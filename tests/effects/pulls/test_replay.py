@@ -54,11 +54,12 @@ def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str) -> N
 )
 def test_configs_whose_layers_run_otherwise(model_type: str, changes: dict[str, object]) -> None:
     model, task, batches, arms = problem(model_type, **changes)
+    model.double()
     kept = some_context(arms)
     slow = pull_all(ReferencePulls(model, arms, task, batches), kept)
     fast = pull_all(ReplayPulls(model, arms, task, batches), kept)
-    np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-6)
-    assert np.abs(slow).max() > 1e-5
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=max(rounding(model), SERIES * np.abs(slow).max()))
+    assert np.abs(slow).max() > 1e-7
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "mixtral", "t5", "vit"])
