@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_mabprune.architectures import family_of
 from hf_mabprune.architectures.cost import arm_table, count_macs, count_parameters
 from hf_mabprune.arms import ArmTable, KeepIndices
+from hf_mabprune.checkpoints.dequantise import dequantising
 from hf_mabprune.checkpoints.load import Processor, load_config, load_processor, load_weights
 from hf_mabprune.checkpoints.offload import on_device
 from hf_mabprune.compensation import (
@@ -255,7 +256,8 @@ def load_model(
             weights, or if settings or data do not suit the task.
         OSError: If it does not exist.
     """
-    origin, stored = _origin(settings), stored or stored_config(settings)
+    origin, places, stored = _origin(settings), settings.places(), stored or stored_config(settings)
+    unpacking = dequantising(stored, settings.name, settings.dequantize, settings.gguf_file, bool(places))
     family_of(stored)
     head = (stored.architectures or ["a model of unknown head"])[0]
     kind = task.type or task_for_model(head, stored)
@@ -265,8 +267,9 @@ def load_model(
     for split, dataset in (splits or {}).items():
         suited.check(dataset, split)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    places = settings.places()
-    return load_weights(TASKS.get(kind).auto_class, settings.name, places, dtype=dtype, **origin), processor
+    options = {**origin, **unpacking, "dtype": dtype}
+    model = load_weights(TASKS.get(kind).auto_class, settings.name, places, **options)
+    return model, processor
 
 
 def stored_config(settings: ModelConfig) -> PreTrainedConfig:
@@ -276,11 +279,13 @@ def stored_config(settings: ModelConfig) -> PreTrainedConfig:
 
 def _origin(settings: ModelConfig) -> dict[str, Any]:
     """Options of `from_pretrained` that say which files are meant, and whether code in them may run."""
-    return {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    origin = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    return origin | ({"gguf_file": settings.gguf_file} if settings.gguf_file else {})
 
 
 def saved_precision(settings: ModelConfig, stored: PreTrainedConfig, searched: torch.dtype) -> torch.dtype:
-    """Gives the precision of saved weights: that of the source checkpoint, unless the settings name one."""
+    """Gives the precision of saved weights: that of the source checkpoint, unless the settings name one or its own is
+    none that a model is computed in."""
     if settings.save_dtype != "auto":
         return getattr(torch, settings.save_dtype)
-    return stored.dtype if isinstance(stored.dtype, torch.dtype) else searched
+    return stored.dtype if isinstance(stored.dtype, torch.dtype) and stored.dtype.itemsize > 1 else searched

@@ -21,7 +21,10 @@ UNSUPPORTED = (
 )
 ARCHITECTURES: Registry[type["Architecture"]] = Registry("architecture", "hf_mabprune.architectures", UNSUPPORTED)
 PRUNED_PREFIX = "mabprune_"
-QUANTISED = "the model is quantised: packed weights cannot be cut. Prune first, then quantise"
+QUANTISED = (
+    "the model is quantised: packed weights cannot be cut. Prune first, then quantise; or load it dequantised "
+    "(model.dequantize: true)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +143,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     Raises:
         ValueError: If the architecture is not supported, or the model is quantised or carries unmerged adapters.
     """
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None) is not None:
         raise ValueError(QUANTISED)
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ValueError("the model carries unmerged adapters. Merge them first (merge_and_unload)")
@@ -151,8 +154,6 @@ def family_of(config: PreTrainedConfig) -> Architecture:
     """Finds the family that a config describes, before any weight is loaded.
 
     Raises:
-        ValueError: If the architecture is not supported, or the weights are quantised.
+        ValueError: If the architecture is not supported.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(QUANTISED)
     return ARCHITECTURES.get(str(config.model_type).removeprefix(PRUNED_PREFIX))()

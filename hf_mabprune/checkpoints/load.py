@@ -16,10 +16,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.checkpoints.config_file import check_fields, check_sizes
+from hf_mabprune.checkpoints.dequantise import dequantised
 from hf_mabprune.checkpoints.modeling_file import check_code
 from hf_mabprune.checkpoints.offload import on_device, places_of, take_over
 from hf_mabprune.checkpoints.stored_files import ORIGIN, broken_side_file, read_json, stored_file
@@ -28,6 +33,9 @@ from hf_mabprune.errors import in_words, outside
 
 # Makes texts, or images, into inputs of a model; None where rows are inputs as they are.
 Processor = PreTrainedTokenizerBase | BaseImageProcessor | None
+CONFIG = "config.json"
+GGUF_SUFFIX = ".gguf"
+LANGUAGE_MODELS = {**MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
 GENERATION_FILE = "generation_config.json"
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
 HALF_TOLERANCE = 0.1
@@ -44,7 +52,7 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
 
     Args:
         name: Folder or Hub name.
-        origin: Options of `from_pretrained`: `revision`, `trust_remote_code`.
+        origin: Options of `from_pretrained`: `revision`, `trust_remote_code`, `gguf_file`.
 
     Raises:
         OSError: If there is no such folder, and no such model on the Hub.
@@ -52,16 +60,14 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
             this package's where remote code may run.
     """
     register_auto_classes()
-    folder = Path(name)
-    if folder.exists() and not (folder / "config.json").is_file():
+    folder, file = Path(name), origin.get("gguf_file") or CONFIG
+    if folder.exists() and not (folder / file).is_file():
         if (folder / "adapter_config.json").exists():
             raise ValueError(f"{name} is an adapter: merge it first (PeftModel.merge_and_unload) and save that")
-        raise FileNotFoundError(
-            f"{name} holds no config.json: give {sizes_in(folder) or 'the folder that a model was saved to'}"
-        )
+        raise FileNotFoundError(f"{name} holds no {file}: {_in_place_of(file, folder)}")
     trusted = bool(origin.get("trust_remote_code"))
-    which = {option: origin[option] for option in ORIGIN if option in origin}
-    place = folder / "config.json" if folder.exists() else f"config.json of {name}"
+    which = {option: origin[option] for option in (*ORIGIN, "gguf_file") if option in origin}
+    place = folder / file if folder.exists() else f"{file} of {name}"
     settings = _stored_settings(name, which)
     with outside(f"{place} cannot be read"):
         check_fields(settings, trusted)
@@ -71,7 +77,18 @@ def load_config(name: str, **origin: Any) -> PreTrainedConfig:
     with outside(f"{place} cannot be read"):
         config = AutoConfig.from_pretrained(name, **origin)
         check_sizes(config)
+    if file != CONFIG and not config.architectures:  # GGUF files hold language models, and do not say so
+        config.architectures = [LANGUAGE_MODELS[config.model_type]] if config.model_type in LANGUAGE_MODELS else None
     return config
+
+
+def _in_place_of(file: str, folder: Path) -> str:
+    """Says what to do where a folder, or what was given for one, does not hold a file with a config."""
+    if file != CONFIG:
+        return "name a file that is there"
+    if found := [folder] if folder.suffix == GGUF_SUFFIX else sorted(folder.glob(f"*{GGUF_SUFFIX}")):
+        return f"set model.name: {found[0].parent}, model.gguf_file: {found[0].name} and model.dequantize: true"
+    return f"give {sizes_in(folder) or 'the folder that a model was saved to'}"
 
 
 def _stored_settings(name: str, which: dict[str, Any]) -> Any:
@@ -80,7 +97,8 @@ def _stored_settings(name: str, which: dict[str, Any]) -> Any:
         return PreTrainedConfig.get_config_dict(name, **which)[0]
     except Exception as error:  # whatever the library, the network and a file raise
         if Path(name).exists():
-            raise ValueError(f"{Path(name) / 'config.json'} cannot be read: {in_words(error)}") from error
+            file = which.get("gguf_file") or CONFIG
+            raise ValueError(f"{Path(name) / file} cannot be read: {in_words(error)}") from error
         raise OSError(
             f"model '{name}' is no folder in {Path.cwd()}, and the Hub does not give it: {in_words(error)}"
         ) from error
@@ -162,7 +180,7 @@ def load_weights(
         name: Folder or Hub name.
         places: Options of `from_pretrained` that say where weights lie, `device_map` among them, for a model that
             brings its layers in (`offload`).
-        options: Other options of `from_pretrained`.
+        options: Other options of `from_pretrained`, and those of `dequantising` for packed weights.
 
     Raises:
         ValueError: If there are no weights, they cannot be read, or are not all there or of another size
@@ -200,13 +218,15 @@ def _read_model(
     Args:
         loader: Class with `from_pretrained`.
         name: Folder or Hub name.
-        options: Options of `from_pretrained`.
+        options: Options of `from_pretrained`, and those of `dequantising`.
         places: Those that say where weights lie; none for all of them where the model is.
 
     Returns:
         The model, what transformers says of loading it, and what its files hold.
     """
-    stored = stored_weights(name, **options)
+    options = dict(options)
+    dequantize = options.pop("dequantize", False)
+    stored = stored_weights(name, packed=dequantize, **options)
     if side := stored_file(name, GENERATION_FILE, **options):
         read_json(side)  # which transformers would pass over without a word
     remedy = "see model.device_map, model.max_memory and model.offload_folder" if places else REMEDY
@@ -214,12 +234,13 @@ def _read_model(
         reading = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if not places:
             model, loading = loader.from_pretrained(name, **reading)
-            return model, loading, stored
+            return dequantised(model, options["dtype"], name) if dequantize else model, loading, stored
         if folder := places.get("offload_folder"):
             Path(folder).mkdir(parents=True, exist_ok=True)
         # What is read stays mapped. Weights that come and go are no inference tensors.
         with tempfile.TemporaryDirectory(prefix="mabprune-", dir=folder) as passing, torch.inference_mode(False):
             model, loading = loader.from_pretrained(name, **reading, **{**places, "offload_folder": passing})
+            model = dequantised(model, options["dtype"], name) if dequantize else model
             take_over(model, folder, stored.tensors)
     return model, loading, stored
 

@@ -31,6 +31,7 @@ SHARD = re.compile(r"\w[\w.-]*$")  # a name in the same folder
 TIMES, SPARE_NUMBERS, SPARE_TENSORS = 2, 2**24, 1000
 TIMES_TENSORS = 8  # files may hold in one tensor what a model has in several
 SPARE_BUFFERS = 2**28
+PACKED = {"I8": 4, "U8": 4, "I16": 8, "U16": 8, "I32": 16, "U32": 16}  # most numbers in one: none has below two bits
 
 
 @dataclass
@@ -40,32 +41,42 @@ class StoredWeights:
     Attributes:
         files: Their paths; none where no weights were found.
         tensors: Name -> type and shape.
+        packed: Whether integers are weights that are dequantised, several in one.
     """
 
     files: list[Path] = field(default_factory=list)
     tensors: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
+    packed: bool = False
 
     @property
     def numbers(self) -> int:
-        """How many numbers they hold."""
-        return sum(prod(shape) for _, shape in self.tensors.values())
+        """How many numbers they hold, or may hold where they are packed."""
+        each = PACKED if self.packed else {}
+        return sum(each.get(kind, 1) * prod(shape) for kind, shape in self.tensors.values())
 
 
-def stored_weights(name: str, **origin: Any) -> StoredWeights:
+def stored_weights(
+    name: str, gguf_file: str | None = None, packed: bool = False, **origin: Any
+) -> StoredWeights:
     """Reads the headers of a model's weights, in the order in which transformers looks for them.
 
     Args:
         name: Folder or Hub name.
+        gguf_file: GGUF file in it that holds them, if one does.
+        packed: As that of `StoredWeights`.
         origin: Options of `from_pretrained` that say which files are meant: `revision`.
 
     Raises:
         OutsideError: If a file is broken, or an index names what is no file beside it.
     """
+    if gguf_file:
+        file = stored_file(name, gguf_file, **origin)
+        return StoredWeights([file], _gguf(file), packed=True) if file else StoredWeights()
     for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if file := stored_file(name, single, **origin):
-            return _headers([file])
+            return _headers([file], packed)
         if file := stored_file(name, index, **origin):
-            return _headers([_shard(name, file, shard, origin) for shard in _shards(file)])
+            return _headers([_shard(name, file, shard, origin) for shard in _shards(file)], packed)
     return StoredWeights()
 
 
@@ -87,8 +98,8 @@ def _shard(name: str, index: Path, shard: str, origin: dict[str, Any]) -> Path:
     return path
 
 
-def _headers(files: Sequence[Path]) -> StoredWeights:
-    stored = StoredWeights(list(files))
+def _headers(files: Sequence[Path], packed: bool) -> StoredWeights:
+    stored = StoredWeights(list(files), packed=packed)
     for file in files:
         with outside(f"{file} cannot be loaded", REMEDY):
             found = _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
@@ -102,6 +113,16 @@ def _safetensors(file: Path) -> dict[str, tuple[str, list[int]]]:
     with safe_open(file, "pt") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         return {name: (str(each.get_dtype()), list(each.get_shape())) for name, each in slices.items()}
+
+
+def _gguf(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Reads names and shapes of a GGUF file; they count numbers as they are once dequantised."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise OutsideError(f"{file.name} cannot be read without gguf: pip install 'hf_mabprune[gguf]'") from error
+    with outside(f"{file} cannot be loaded", REMEDY):
+        return {each.name: (each.tensor_type.name, [int(size) for size in each.shape]) for each in GGUFReader(file).tensors}
 
 
 def _pickled(file: Path) -> dict[str, tuple[str, list[int]]]:
@@ -179,7 +200,7 @@ def check_numbers(model: nn.Module, stored: StoredWeights, name: str) -> None:
     """
     parameters = {_tail(path) for path, _ in model.named_parameters()}
     for tensor, (kind, _) in stored.tensors.items():
-        if not kind.startswith(("F", "BF")) and _tail(tensor) in parameters:
+        if not (stored.packed or kind.startswith(("F", "BF"))) and _tail(tensor) in parameters:
             raise OutsideError(f"the weights of {name} are not floating-point numbers: {tensor} is {kind}; {REMEDY}")
     check_finite(model, f"the weights of {name}", REMEDY)
 

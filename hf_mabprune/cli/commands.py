@@ -91,7 +91,8 @@ def evaluate(arguments: Arguments) -> str:
     config = read_yaml(known.config) if known.config else read_run_config(known.checkpoint)
     if not isinstance(config.get("model", {}), dict):
         raise ValueError(f"model must be a mapping, got {config['model']}")
-    config["model"] = {**config.get("model", {}), "name": known.checkpoint, "revision": None}
+    others = {"revision": None, "dequantize": False, "gguf_file": None}  # which say how the config's own model is stored
+    config["model"] = {**config.get("model", {}), **others, "name": known.checkpoint}
     with as_file({key: config[key] for key in EvaluateConfig.model_fields if key in config}) as base:
         settings = check_as(parse_settings(["--config", base, *rest], EvaluateConfig), EvaluateConfig)
     task, figures = evaluate_checkpoint(settings)

@@ -29,6 +29,12 @@ class ModelConfig(Strict):
         "auto", description="precision of the saved weights; auto is that of the source checkpoint"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    dequantize: bool = Field(
+        False, description="unpack a quantised checkpoint (MXFP4, FP8, bitsandbytes, GGUF, ...), which cannot be cut packed"
+    )
+    gguf_file: str | None = Field(
+        None, description="GGUF file of that folder or Hub name which holds the model, as in transformers"
+    )
     device_map: str | dict[str, int | str] | None = Field(
         None,
         description="where weights lie, as in transformers: auto, or a device, cpu or disk for each module; layers "
@@ -48,6 +54,12 @@ class ModelConfig(Strict):
         for name in ("max_memory", "offload_folder"):
             if getattr(self, name) is not None and self.device_map is None:
                 raise ValueError(f"model.{name} is for model.device_map: set that to auto, or leave both out")
+        return self
+
+    @model_validator(mode="after")
+    def _says_to_unpack(self) -> "ModelConfig":
+        if self.gguf_file is not None and not self.dequantize:
+            raise ValueError("model.gguf_file is read as an ordinary model: set model.dequantize: true")
         return self
 
     def places(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.architectures.stock import counted, stock_config
 from hf_mabprune.arms import Ints, KeepIndices
 from hf_mabprune.checkpoints import modeling_pruned
+from hf_mabprune.checkpoints.dequantise import packs_when_saved
 from hf_mabprune.checkpoints.offload import all_away, offload_of
 from hf_mabprune.surgery.configs import make_plan, per_layer_config, touched
 
@@ -63,7 +64,8 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
         module, _, name = path.rpartition(".")
         setattr(small.base_model.get_submodule(module), name, smaller[path])
     small.__class__ = smaller_class(dense, layout)
-    if layout == "per_layer":  # the names of the files that it was read from are ones that only stock classes read
+    # The names of the files that it was read from are ones that only stock classes read.
+    if layout == "per_layer" or packs_when_saved(small):
         vars(small).pop("_weight_conversions", None)
     return small
 
