@@ -202,10 +202,10 @@ def _beyond_chance(control: ModelFigures, sign: int) -> bool:
 
 def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tuple[str, str]]:
     """Gives the rows of "How it was made"."""
-    search, revision = report.search, settings.model.revision
+    search = report.search
     difference = report.reload.get("max_logit_difference")
     facts = [
-        ("made from", _model_link(report, base) + (f", revision {code(revision)}" if base and revision else "")),
+        ("made from", _source(report, settings, base)),
         ("architecture, task", f"{code(report.architecture)}, {code(report.task)}"),
         ("target, fraction removed", _pairs(report.target)),
         *_choosers(search),
@@ -219,6 +219,18 @@ def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tupl
     if difference is not None:
         facts.append(("checkpoint read back", f"logits differ by at most {difference:.2g} from the model in memory"))
     return facts
+
+
+def _source(report: Report, settings: PruneConfig, base: str | None) -> str:
+    """Says which model it was made from, and how that was read."""
+    model, parts = settings.model, [_model_link(report, base)]
+    if base and model.revision:
+        parts.append(f"revision {code(model.revision)}")
+    if model.gguf_file:
+        parts.append(f"file {code(last_part(model.gguf_file))}")
+    if model.dequantize:
+        parts.append("whose quantised weights were dequantised first")
+    return ", ".join(parts)
 
 
 def _choosers(search: SearchFigures) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ afterwards (`model.dequantize()`). What a method without either has packed canno
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 
 from hf_mabprune.architectures.base import QUANTISED
-from hf_mabprune.errors import OutsideError, outside
+from hf_mabprune.errors import OutsideError, one_line, outside
 
+CONFIGS: Mapping[str, Any] = AUTO_QUANTIZATION_CONFIG_MAPPING
+QUANTISERS: Mapping[str, Any] = AUTO_QUANTIZER_MAPPING
 GGUF = "gguf"
 LEFTOVERS = (
     "hf_quantizer",
@@ -43,7 +46,7 @@ def dequantising(
         ValueError: If the checkpoint is quantised and the user does not ask, or asks and it is not, or it is
             quantised by a method that cannot be undone, or not with weights that lie elsewhere.
     """
-    if gguf_file and GGUF not in AUTO_QUANTIZATION_CONFIG_MAPPING:  # early versions know no other way to read one
+    if gguf_file and GGUF not in CONFIGS:  # early versions know no other way to read one
         return {"dequantize": True}
     stated = {"quant_method": GGUF} if gguf_file else _stated(config)
     if stated is None:
@@ -52,18 +55,18 @@ def dequantising(
         return {}
     with outside(f"quantization_config of {name} cannot be read"):
         method = _method(stated)
-    if not _unpacks_at_load(method) and not _unpacks_afterwards(method):
-        known = ", ".join(each for each in AUTO_QUANTIZER_MAPPING if _unpacks_at_load(each) or _unpacks_afterwards(each))
+    if not (_unpacks_at_load(method) or _unpacks_afterwards(method)):
+        known = ", ".join(each for each in QUANTISERS if _unpacks_at_load(each) or _unpacks_afterwards(each))
         raise ValueError(
-            f"{name} is quantised by {method:.60}, which cannot be undone here ({known} can): prune the model that it was "
-            "made from, then quantise"
+            f"{name} is quantised by {method:.60}, which cannot be undone here ({known} can): prune the model that it "
+            "was made from, then quantise"
         )
     if not wanted:
         raise ValueError(QUANTISED)
     if _unpacks_at_load(method):
         with outside(f"{name} cannot be dequantised"):
-            kind = AUTO_QUANTIZATION_CONFIG_MAPPING[method]
-            return {"dequantize": True, "quantization_config": kind.from_dict(stated | {"dequantize": True})}
+            unpacking = CONFIGS[method].from_dict({**stated, "dequantize": True})
+        return {"dequantize": True, "quantization_config": unpacking}
     if spread:
         raise ValueError(f"{name} is quantised by {method}, which is undone in memory: leave model.device_map out")
     return {"dequantize": True}
@@ -84,19 +87,17 @@ def _method(stated: Any) -> str:
     for bits in ("4bit", "8bit"):
         if stated.get(f"load_in_{bits}"):
             return f"bitsandbytes_{bits}"
-    return str(stated.get("quant_method"))
+    return one_line(str(stated.get("quant_method")))
 
 
 def _unpacks_at_load(method: str) -> bool:
-    """Tells whether weights are dequantised while they are read; those of a GGUF file are in any case."""
-    kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
-    return kind is not None and "dequantize" in inspect.signature(kind.__init__).parameters
+    """Tells whether weights are dequantised while they are read, where that is asked for."""
+    return method in CONFIGS and "dequantize" in inspect.signature(CONFIGS[method]).parameters
 
 
 def _unpacks_afterwards(method: str) -> bool:
     """Tells whether a model whose weights have been read can be dequantised."""
-    kind = AUTO_QUANTIZER_MAPPING.get(method)
-    return kind is not None and kind._dequantize is not HfQuantizer._dequantize
+    return method in QUANTISERS and QUANTISERS[method]._dequantize is not HfQuantizer._dequantize
 
 
 def dequantised(model: PreTrainedModel, dtype: torch.dtype, name: str) -> PreTrainedModel:
@@ -134,8 +135,9 @@ def forget_quantiser(model: nn.Module) -> None:
 
 
 def packs_when_saved(model: PreTrainedModel) -> bool:
-    """Tells whether `save_pretrained` would pack the weights of a model again, which were packed where it was read from;
-    transformers unpacks FP8 by itself where no device can compute with it.
+    """Tells whether `save_pretrained` would pack weights again that were packed where the model was read from.
+
+    transformers unpacks FP8 unasked where no device can compute with it, and remembers how to go back.
     """
     steps = (getattr(conversion, "operations", ()) for conversion in getattr(model, "_weight_conversions", None) or ())
     return any(getattr(step, "hf_quantizer", None) is not None for each in steps for step in each)

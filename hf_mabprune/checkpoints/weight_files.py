@@ -55,9 +55,7 @@ class StoredWeights:
         return sum(each.get(kind, 1) * prod(shape) for kind, shape in self.tensors.values())
 
 
-def stored_weights(
-    name: str, gguf_file: str | None = None, packed: bool = False, **origin: Any
-) -> StoredWeights:
+def stored_weights(name: str, gguf_file: str | None = None, packed: bool = False, **origin: Any) -> StoredWeights:
     """Reads the headers of a model's weights, in the order in which transformers looks for them.
 
     Args:
@@ -122,7 +120,9 @@ def _gguf(file: Path) -> dict[str, tuple[str, list[int]]]:
     except ImportError as error:
         raise OutsideError(f"{file.name} cannot be read without gguf: pip install 'hf_mabprune[gguf]'") from error
     with outside(f"{file} cannot be loaded", REMEDY):
-        return {each.name: (each.tensor_type.name, [int(size) for size in each.shape]) for each in GGUFReader(file).tensors}
+        return {
+            each.name: (each.tensor_type.name, [int(size) for size in each.shape]) for each in GGUFReader(file).tensors
+        }
 
 
 def _pickled(file: Path) -> dict[str, tuple[str, list[int]]]:

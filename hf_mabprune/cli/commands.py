@@ -35,6 +35,9 @@ from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
 from hf_mabprune.runtime.resume import is_finished
 
+# How the model of a config is stored says nothing of another that is given in its place.
+AS_ANY_OTHER = {"revision": None, "dequantize": False, "gguf_file": None}
+
 
 def main(arguments: Arguments | None = None) -> int:
     """Runs `mabprune COMMAND ...`; one line and exit code 2 for what the user can mend."""
@@ -91,8 +94,7 @@ def evaluate(arguments: Arguments) -> str:
     config = read_yaml(known.config) if known.config else read_run_config(known.checkpoint)
     if not isinstance(config.get("model", {}), dict):
         raise ValueError(f"model must be a mapping, got {config['model']}")
-    others = {"revision": None, "dequantize": False, "gguf_file": None}  # which say how the config's own model is stored
-    config["model"] = {**config.get("model", {}), **others, "name": known.checkpoint}
+    config["model"] = {**config.get("model", {}), **AS_ANY_OTHER, "name": known.checkpoint}
     with as_file({key: config[key] for key in EvaluateConfig.model_fields if key in config}) as base:
         settings = check_as(parse_settings(["--config", base, *rest], EvaluateConfig), EvaluateConfig)
     task, figures = evaluate_checkpoint(settings)

@@ -30,7 +30,8 @@ class ModelConfig(Strict):
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     dequantize: bool = Field(
-        False, description="unpack a quantised checkpoint (MXFP4, FP8, bitsandbytes, GGUF, ...), which cannot be cut packed"
+        False,
+        description="unpack a quantised checkpoint (MXFP4, FP8, bitsandbytes, GGUF, ...), which cannot be cut packed",
     )
     gguf_file: str | None = Field(
         None, description="GGUF file of that folder or Hub name which holds the model, as in transformers"

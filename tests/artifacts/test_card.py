@@ -320,6 +320,14 @@ def test_cost_and_provenance(report: Report, tmp_path: Path) -> None:
     assert "judged on `train[100:]` of [nyu-mll/glue]" in text
 
 
+def test_a_dequantised_base_is_said(report: Report, tmp_path: Path) -> None:
+    settings, base = yaml.safe_load(config()), "textattack/bert-base-uncased-SST-2"
+    settings["model"] = {"name": base, "gguf_file": "it-Q4_K_M.gguf", "dequantize": True}
+    path = write_card(report, check(settings).to_yaml(), tmp_path)
+    said = "file `it-Q4_K_M.gguf`, whose quantised weights were dequantised first |"
+    assert said in body(path) and ModelCard.load(path).data.base_model == base
+
+
 @pytest.mark.parametrize(
     ("criterion", "row"), [("taylor", "name `taylor`"), ({"name": "taylor", "order": 2}, "name `taylor`, order `2`")]
 )
