@@ -49,7 +49,8 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
         check_name("output.push_to_hub", settings.output.push_to_hub)
         checked_token(None)
     if settings.task.type is not None:
-        check_reward(settings.search.reward, TASKS.get(settings.task.type).predicts_classes)
+        task = TASKS.get(settings.task.type)
+        check_reward(settings.search.reward, task.predicts_classes, task.has_loss)
 
 
 def check_offload(settings: PruneConfig, processes: int) -> None:

@@ -99,7 +99,7 @@ def _inputs(session: Session, model: PreTrainedModel) -> dict[str, Any]:
     batches = session.batches["calibration"]
     for batch in batches:
         inputs = dict(session.task.few_inputs(model, batch.rows(slice(EXAMPLES))))
-        if model(**inputs).logits.isfinite().all():
+        if model(**inputs)[0].isfinite().all():
             return inputs
     raise ValueError(f"no calibration batch has finite outputs: {cause(model, session.task, batches)}")
 

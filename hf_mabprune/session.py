@@ -37,7 +37,7 @@ from hf_mabprune.runtime.free_memory import make_reserve
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, typical_example
-from hf_mabprune.tasks.lookup import build_task, check_head, task_for_model
+from hf_mabprune.tasks.lookup import build_task, check_head, loaded_class, task_for_model
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
 from hf_mabprune.tasks.together import check_splits
@@ -170,10 +170,10 @@ def make_session(
     model.eval()
     # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
     task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
-    check_reward(settings.search.reward, task.predicts_classes)
+    check_reward(settings.search.reward, task.predicts_classes, task.has_loss)
     warnings = check_splits(task, {split: splits[split] for split in SPLITS})
     batches = make_batches(settings, task, splits)
-    example = typical_example(batches["calibration"])
+    example = task.inputs(typical_example(batches["calibration"]))
     batches["calibration"] = affordable(settings, task, model, example, batches["calibration"], settings.seed)
     prune = settings.prune
     with stage("counting arms"):
@@ -261,6 +261,7 @@ def load_model(
     family_of(stored)
     head = (stored.architectures or ["a model of unknown head"])[0]
     kind = task.type or task_for_model(head, stored)
+    head = loaded_class(kind, head, stored)
     check_head(kind, head)
     processor = load_processor(TASKS.get(kind).processor_class, settings.name, **origin)
     suited = build_task(task, processor, stored, head)

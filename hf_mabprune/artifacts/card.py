@@ -99,13 +99,13 @@ def _metadata(
 ) -> ModelCardData:
     """Gives the block of YAML that a card begins with, which the Hub reads."""
     dataset = hub_dataset(settings)
-    tags = [*TAGS[:-1], POLICY_TAG, TAGS[-1]] if report.search.policy else TAGS
+    tags = [*TAGS[:-1], POLICY_TAG, TAGS[-1]] if report.search.policy else list(TAGS)
     return ModelCardData(
         base_model=base,
         license=license,
-        library_name="transformers",
+        library_name=TASKS.get(report.task).library,
         pipeline_tag=TASKS.get(report.task).pipeline_tag,
-        tags=tags,
+        tags=[*TASKS.get(report.task).tags, *tags],
         datasets=[dataset] if dataset else None,
         metrics=list(map(_name, report.after.metrics)),
         model_name=name,
@@ -139,6 +139,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
     examples = f"at most {settings.task.calibration_examples:,} examples"
     return {
         "report": report,
+        "library": task.library,
         "auto_class": task.auto_class,
         "processor_class": task.processor_class,
         "processor": kind_of_processor(task.processor_class).split()[-1] if task.processor_class else None,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
+from hf_mabprune.artifacts import checksums
 from hf_mabprune.artifacts.fit import CONFIG, StoredTensor, read_tensor, read_tensors, stored_tensors
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import HALF_TOLERANCE, TOLERANCE
@@ -44,6 +45,7 @@ from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.session import Session, load_model, make_session
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 from hf_mabprune.surgery.cut import Layout, cut, kept_units
+from hf_mabprune.tasks.lookup import build_task
 
 ON_REFITS = 1e-3  # of a refitted number, over the root mean square of its tensor
 VERSIONS = ("transformers", "torch")
@@ -180,7 +182,8 @@ class _Remaking:
             _copy(refitted, small, refits)
         dtype = _stored_dtype(tensors)
         round_weights(small, dtype)
-        save_checkpoint(small, made.folder, self.processor, dtype)
+        task = build_task(self.settings.task, self.processor, self.dense.config, type(self.dense).__name__)
+        save_checkpoint(small, made.folder, self.processor, dtype, task.side_files())
         made.tensors = stored_tensors(made.folder)
         made.not_sliced = {*made.tensors} if trained else _stored_names(small, refits, made, dtype)
         return (
@@ -234,10 +237,10 @@ class _Remaking:
         root, run = self.parts.run.root, RunFolder("")
         weights = {stored.file.name for stored in [*made.tensors.values(), *stored_tensors(root).values()]}
         passed = {CONFIG, str(run.card), *weights, *(f"{name}.index.json" for name in weights)}
-        skipped = {path.as_posix() for path in (run.details, run.figures)}
-        found = {path.name: path for path in root.iterdir() if not path.name.startswith(".")}
-        expected = {path.name: path for path in made.folder.iterdir()}
-        wrong = [f"{name} is not of this run" for name in sorted(found.keys() - expected.keys() - passed - skipped)]
+        own = {path.as_posix() for path in (run.details, run.figures)}
+        found = {name: path for name, path in checksums.visible_files(root) if name.split("/")[0] not in own}
+        expected = dict(checksums.visible_files(made.folder))
+        wrong = [f"{name} is not of this run" for name in sorted(found.keys() - expected.keys() - passed)]
         wrong += [f"{name} is missing" for name in sorted(expected.keys() - found.keys() - passed)]
         same = sorted((found.keys() & expected.keys()) - passed)
         wrong += [f"{name} is another" for name in same if found[name].read_bytes() != expected[name].read_bytes()]
@@ -253,11 +256,11 @@ class _Remaking:
         dense, session = self.dense, self.session
         inputs = session.task.few_inputs(dense, session.batches["test"][-1])
         with masked(dense, masks=keep_masks(dense, self._keep)):
-            by_mask = dense(**inputs).logits
-        difference = float((by_mask - cut(dense, self._keep, self._layout)(**inputs).logits).abs().max())
+            by_mask = dense(**inputs)[0]
+        difference = float((by_mask - cut(dense, self._keep, self._layout)(**inputs)[0]).abs().max())
         if not difference <= TOLERANCE.get(dense.dtype, HALF_TOLERANCE):
             raise ValueError(f"the masked base and the cut one differ by {difference:.2g}")
-        stored = load_pruned(self.parts.run.root, dtype=dense.dtype).eval()(**inputs).logits
+        stored = load_pruned(self.parts.run.root, dtype=dense.dtype).eval()(**inputs)[0]
         if not stored.isfinite().all():
             raise ValueError("those of the stored model are not finite")
         away = float((stored - by_mask).abs().max())

@@ -112,8 +112,9 @@ class RunWriter:
             self._work = RunFolder(self._open.enter_context(atomic_folder(self.folder.root)))
         folder = self._place(self._work, report)
         folder.root.mkdir(exist_ok=True)
-        checkpoint_bytes = save_checkpoint(model, folder.root, self.session.processor, self.session.save_dtype)
-        dense_bytes = report.before.parameters * self.session.save_dtype.itemsize
+        session, beside = self.session, self.session.task.side_files()
+        checkpoint_bytes = save_checkpoint(model, folder.root, session.processor, session.save_dtype, beside)
+        dense_bytes = report.before.parameters * session.save_dtype.itemsize
         return replace(
             report,
             before=replace(report.before, checkpoint_bytes=dense_bytes),

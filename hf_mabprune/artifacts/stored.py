@@ -1,5 +1,6 @@
 """What any stored checkpoint is worth, whoever made it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     model, processor = load_model(settings.model, settings.task, {"test": splits["test"]})
     on_device(model, accelerator.device).eval()
     task = build_task(settings.task, processor, model.config, type(model).__name__)
+    if task.compares_with_dense:
+        raise ValueError(
+            f"metric '{task.main_metric}' compares with the dense model, which is not here; set task.metrics to "
+            "others, or name a score in task.columns"
+        )
     encoded = encode_sample(task, splits["test"], settings.task.evaluation_examples, settings.seed)
     batches = batches_of(task, encoded, settings.task.batch_size, by_length=True)
     found = evaluate(forward_of(model, task, batches), task, batches, accelerator)
@@ -52,8 +58,8 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
     counts: dict[str, Any] = dict(count_parameters(model))
     return task, ModelFigures(
         **counts,
-        macs=count_macs(model, typical_example(batches, length)),
-        loss=found.loss,
+        macs=count_macs(model, task.inputs(typical_example(batches, length))),
+        loss=found.loss if task.has_loss else math.nan,
         kl=None,
         metrics=found.metrics,
         intervals=found.intervals,

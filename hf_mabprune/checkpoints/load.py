@@ -278,7 +278,8 @@ def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
 
 @torch.inference_mode()
 def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inputs: dict[str, torch.Tensor]) -> float:
-    """Reads a checkpoint back through its AutoModel class and compares logits with the model in memory.
+    """Reads a checkpoint back through its AutoModel class and compares what it says with the model in memory: logits,
+    or the states of tokens where it has no head.
 
     Args:
         model: Model that was saved.
@@ -287,7 +288,7 @@ def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inp
         inputs: Arguments of one forward pass, on the model's device.
 
     Returns:
-        Largest absolute difference of two logits; nan where one of them is, so ask whether it is small, and never
+        Largest absolute difference of two numbers; nan where one of them is, so ask whether it is small, and never
         whether it is large.
     """
     register_auto_classes()
@@ -296,4 +297,4 @@ def reload_difference(model: PreTrainedModel, folder: Path, auto_class: str, inp
         again = on_device(_read_model(loader, str(folder), options, places)[0], model.device).eval()
     else:
         again = loader.from_pretrained(folder, **options).to(model.device).eval()
-    return float((model(**inputs).logits - again(**inputs).logits).abs().max())
+    return float((model(**inputs)[0] - again(**inputs)[0]).abs().max())

@@ -1,7 +1,9 @@
 """Writes checkpoints: weights, config, tokenizer or image processor and, for per-layer sizes, their model
 file."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from transformers import PreTrainedModel
@@ -22,7 +24,13 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
             parameter.data = keep(parameter.data.to(dtype).to(parameter.dtype))
 
 
-def save_checkpoint(model: PreTrainedModel, folder: Path, processor: Processor | None, dtype: torch.dtype) -> int:
+def save_checkpoint(
+    model: PreTrainedModel,
+    folder: Path,
+    processor: Processor | None,
+    dtype: torch.dtype,
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Writes weights (safetensors), config, generation config, processor and, for per-layer sizes, their model file.
 
     Args:
@@ -30,6 +38,7 @@ def save_checkpoint(model: PreTrainedModel, folder: Path, processor: Processor |
         folder: Folder to write to.
         processor: Tokenizer or image processor to save beside it, if any.
         dtype: Precision of the weights on disk.
+        beside: Name below the folder -> text of further files.
 
     Returns:
         Bytes of the files of weights.
@@ -45,6 +54,9 @@ def save_checkpoint(model: PreTrainedModel, folder: Path, processor: Processor |
             parameter.data = _cast(parameter.data, kept_dtype[name], keep)
     if processor is not None:
         processor.save_pretrained(folder)
+    for name, text in beside.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

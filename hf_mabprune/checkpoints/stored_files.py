@@ -44,17 +44,28 @@ def stored_file(name: str, file: str, **origin: Any) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of a stored model.
+    """Reads a JSON file of a stored model, which holds a mapping.
 
     Raises:
         OutsideError: If it is no JSON file, no mapping, or larger than any model's.
     """
+    content: dict[str, Any] = _read(path, dict, "mapping")
+    return content
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """Reads a JSON file that holds a list; else as `read_json`."""
+    content: list[Any] = _read(path, list, "list")
+    return content
+
+
+def _read(path: Path, kind: type, name: str) -> Any:
     with outside(f"{path} cannot be read", "fetch or save the model again"):
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it must hold a mapping, got {type(content).__name__}")
+        if not isinstance(content, kind):
+            raise ValueError(f"it must hold a {name}, got {type(content).__name__}")
     return content
 
 

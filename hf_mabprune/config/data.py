@@ -60,5 +60,14 @@ class TaskConfig(Strict):
         2, ge=0, description="calibration batches without a finite loss that are skipped before the run gives up"
     )
     max_length: int | None = Field(None, gt=1, description="longest sequence or language-model window, in tokens")
-    prefix: str | None = Field(None, description="text before every source of a seq2seq task, e.g. 'summarize: '")
+    prefix: str | None = Field(
+        None,
+        description="text before every source of a seq2seq task, e.g. 'summarize: ', or before every text to embed; "
+        "null: none, or the model's default prompt",
+    )
+    pooling: str | None = Field(
+        None,
+        description="how token states of a plain encoder become an embedding: mean, cls, max, lasttoken; null: as the "
+        "model's own files say, else mean",
+    )
     metrics: list[str] = Field([], description="metrics; empty: the task's own. Unknown names go to evaluate.load")

@@ -35,8 +35,10 @@ def below_chance(task: Task, scores: Scores) -> Below | None:
         task: Task of the model.
         scores: What the model says on a split.
     """
+    if not task.has_loss:
+        return _order(scores)
     if not task.predicts_classes:
-        return _numbers(scores)
+        return _order(scores) or _numbers(scores)
     return _classes(scores) if task.keeps_predictions else _tokens(task, scores)
 
 
@@ -67,17 +69,21 @@ def _chance_of(values: NDArray[np.float64]) -> float:
     return float(stats.t.sf(values.mean() / spread * len(values) ** 0.5, len(values) - 1))
 
 
-def _numbers(scores: Scores) -> Below | None:
-    """Compares squared errors with those of the mean, over all outputs; and looks at the sign of the correlation."""
-    predicted, reference = (values.reshape(len(values), -1) for values in (scores.predicted, scores.reference))
-    deviation = reference - reference.mean(0)
-    agreement = float(((predicted - predicted.mean(0)) * deviation).sum())
-    left, whole = float(np.square(predicted - reference).sum()), float(np.square(deviation).sum())
-    if not whole > 0:  # all are the same: nothing can be said
+def _order(scores: Scores) -> Below | None:
+    """Looks at the sign of the correlation of predicted and right numbers, over all outputs."""
+    if not len(scores.reference):
         return None
-    if not agreement > 0:
+    predicted, deviation = (values - values.mean(0) for values in (scores.predicted, scores.reference))
+    if deviation.any() and not float((predicted * deviation).sum()) > 0:
         return Below("the correlation of predicted and right numbers is not above 0", LABELS)
-    if not left <= whole:
+    return None
+
+
+def _numbers(scores: Scores) -> Below | None:
+    """Compares squared errors with those of the mean, over all outputs."""
+    left = float(np.square(scores.predicted - scores.reference).sum())
+    whole = float(np.square(scores.reference - scores.reference.mean(0)).sum())
+    if whole > 0 and not left <= whole:
         how = f"the squared error is {left / whole:.3g} times that of always answering the mean"
         return Below(how, "labels may be on another scale, or the columns are wrong")
     return None

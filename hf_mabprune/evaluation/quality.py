@@ -4,7 +4,7 @@ Symbols: N examples of a split; B batch, T tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -106,10 +106,12 @@ def evaluate(
     for number in over(own, "forward passes"):
         batch = batches[number].to(accelerator.device)
         readout = forward(number, batch)
-        kl = torch.zeros(len(readout.targets), dtype=torch.float64)
+        scores = readout.scores(task.keeps_predictions)
+        kl = np.zeros(len(readout.targets))
         if original is not None:
-            kl = readout.divergence(original(number, batch)).double().cpu()
-        found.append((number, readout.scores(task.keeps_predictions), kl.numpy()))
+            kl = readout.divergence(original(number, batch)).double().cpu().numpy()
+            scores = scores if task.has_loss else replace(scores, losses=kl)
+        found.append((number, scores, kl))
     found = sorted(gather_object(found), key=lambda item: item[0])
     scores = Scores.concatenate([scores for _, scores, _ in found])
     resampled = resampled_metrics(task, scores) if intervals else {}

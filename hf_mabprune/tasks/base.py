@@ -53,6 +53,8 @@ class Task(ABC):
     auto_class: ClassVar[str]  # e.g. "AutoModelForSequenceClassification"
     processor_class: ClassVar[str | None]  # e.g. "AutoTokenizer"; None where rows are a model's inputs as they are
     pipeline_tag: ClassVar[str | None] = None  # what the Hub calls it, where it has a name for it
+    library: ClassVar[str] = "transformers"  # that a checkpoint is made for
+    tags: ClassVar[tuple[str, ...]] = ()  # further ones of a card
     heads: ClassVar[tuple[str, ...]]  # how the names of the model classes end that this task is for
     roles: ClassVar[tuple[str, ...]]  # what columns are for, e.g. "text" and "label"
     default_metrics: ClassVar[tuple[str, ...]]  # the main one first
@@ -61,6 +63,7 @@ class Task(ABC):
     batches_are_large: ClassVar[bool] = False  # whether those of evaluation are made anew each time they are read
     reads_one_position: ClassVar[bool] = False  # whether the logits of a sequence come from one position
     predicts_classes: ClassVar[bool] = True  # else numbers
+    has_loss: ClassVar[bool] = True  # whether the data say what is right; else it is what the dense model says
     loss_name: ClassVar[str] = "cross-entropy in nats"
     predicts_tokens: ClassVar[bool] = False  # whether each counted position is a token that the model's head predicts
     asked_for_by_name: ClassVar[bool] = False  # whether a model is never taken for it without task.type
@@ -179,6 +182,15 @@ class Task(ABC):
         that is neither, or means something else in every row."""
         return None
 
+    @property
+    def compares_with_dense(self) -> bool:
+        """Tells whether a metric compares with the dense model, so that it says nothing of a model alone."""
+        return False
+
+    def side_files(self) -> dict[str, str]:
+        """Gives the files that a checkpoint has beside model and processor: name below its folder -> text."""
+        return {}
+
     @abstractmethod
     def encode(self, dataset: Dataset) -> Dataset:
         """Makes rows into examples that are ready for `collate`."""
@@ -190,7 +202,8 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """Leads from the model's logits on `batch` to those that count, [B, P, C], as views where possible."""
+        """Leads from the model's logits on `batch` (the states of its tokens, where it has no head) to those that
+        count, [B, P, C], as views where possible."""
 
     def lengths(self, encoded: Dataset) -> NDArray[np.int64]:
         """Counts the tokens of each encoded example, or of the longest of its sequences, [N]; zeros without tokens."""
@@ -200,7 +213,7 @@ class Task(ABC):
         return np.array([max(map(len, row)) if isinstance(row[0], list) else len(row) for row in ids], dtype=np.int64)
 
     def inputs(self, batch: Batch) -> Batch:
-        """Leaves the labels out of a batch, so that the model computes no loss of its own."""
+        """Gives the arguments of a forward pass: without the labels, so that the model computes no loss of its own."""
         return Batch((name, tensor) for name, tensor in batch.items() if name != LABELS)
 
     def few_inputs(self, model: PreTrainedModel, batch: Batch) -> Batch:
@@ -233,7 +246,7 @@ class Task(ABC):
             readout = self.read(outputs.logits, batch)
             return HeadReadout(readout.outputs, readout.targets, head), outputs
         outputs = model(**inputs)
-        return self.read(outputs.logits, batch), outputs
+        return self.read(outputs[0], batch), outputs
 
     def compute_metrics(self, scores: Scores) -> dict[str, float]:
         """Computes the metrics of a whole split, name -> value. One with several values gives `name.key` for each."""

@@ -2,14 +2,15 @@
 
 from dataclasses import fields
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_mabprune.checkpoints.load import Processor, kind_of_processor
 from hf_mabprune.config import TaskConfig
 from hf_mabprune.errors import kind_of
 from hf_mabprune.tasks.base import TASKS, Task
 
-OWN_SETTINGS = ("max_length", "prefix")  # that some tasks have and others do not
+BASE = "AutoModel"  # which loads a model without its head
+OWN_SETTINGS = ("max_length", "prefix", "pooling")  # that some tasks have and others do not
 
 
 def build_task(
@@ -85,6 +86,20 @@ def check_head(name: str, architecture: str) -> None:
             f"task '{name}' needs a model class that ends in {' or '.join(heads)}, got {architecture}: its head "
             "would be untrained; fine-tune it for the task first, or change task.type"
         )
+
+
+def loaded_class(name: str, architecture: str, model_config: PreTrainedConfig) -> str:
+    """Names the class that a stored model is loaded with: a task without a head takes the model beneath that of the
+    checkpoint.
+
+    Args:
+        name: Name of the task.
+        architecture: Name of the model class, as its checkpoint has it.
+        model_config: Config of the model.
+    """
+    if TASKS.get(name).auto_class != BASE or type(model_config) not in MODEL_MAPPING:
+        return architecture
+    return str(getattr(MODEL_MAPPING[type(model_config)], "__name__", architecture))
 
 
 def _architecture(model_config: PreTrainedConfig) -> str | None:

@@ -113,6 +113,15 @@ class MeanSquaredError(OfflineMetric):
         return {"mse": float(np.mean(np.square(np.subtract(predictions, references))))}
 
 
+class Cosine(OfflineMetric):
+    """Mean cosine of embeddings with the dense model's, from their distances 1 - cosine."""
+
+    inputs = Features({"distances": Value("float64")})
+
+    def _compute(self, distances: list[float]) -> dict[str, float]:
+        return {"cosine": 1 - float(np.mean(distances))}
+
+
 def _correlation(predictions: ArrayLike, references: ArrayLike) -> float:
     """Measures Pearson's r of two columns, [N] or [N, outputs]: the mean over outputs, 0 where one is constant."""
     x, y = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
@@ -123,6 +132,7 @@ def _correlation(predictions: ArrayLike, references: ArrayLike) -> float:
 
 METRICS: dict[str, type[OfflineMetric]] = {
     "accuracy": Accuracy,
+    "cosine": Cosine,
     "exact_match": ExactMatch,
     "f1": F1,
     "matthews_correlation": MatthewsCorrelation,

@@ -53,18 +53,25 @@ class Reward(ABC):
         """
 
 
-def check_reward(name: str, predicts_classes: bool = True) -> None:
+def check_reward(name: str, predicts_classes: bool = True, has_loss: bool = True) -> None:
     """Refuses a reward that is unknown, or that the outputs of a task have no meaning for.
 
     Args:
         name: Name of the reward.
         predicts_classes: Whether the task predicts classes; else numbers.
+        has_loss: Whether the task has a loss beside the divergence from the dense model.
 
     Raises:
-        ValueError: If there is no such reward, or it compares classes and the task predicts numbers.
+        ValueError: If there is no such reward, or it compares classes and the task predicts numbers, or reads a loss
+            that the task has not.
     """
-    if "correct" in REWARDS.get(name).needs and not predicts_classes:
-        others = [other for other in REWARDS.names() if "correct" not in REWARDS.get(other).needs]
-        raise ValueError(
-            f"search.reward {name} needs classes, this task predicts numbers; use one of {', '.join(others)}"
+    given = {"correct": predicts_classes, "loss": has_loss}
+    missing = [need for need in REWARDS.get(name).needs if not given.get(need, True)]
+    if missing:
+        fit = [other for other in REWARDS.names() if all(given.get(need, True) for need in REWARDS.get(other).needs)]
+        why = (
+            "needs classes, this task predicts numbers"
+            if missing == ["correct"]
+            else "needs a loss, this task has none"
         )
+        raise ValueError(f"search.reward {name} {why}; use one of {', '.join(fit)}")
