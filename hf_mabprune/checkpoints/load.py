@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ LANGUAGE_MODELS = {**MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_C
 GENERATION_FILE = "generation_config.json"
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # on reloaded logits, by precision of the model in memory
 HALF_TOLERANCE = 0.1
+POOLER = "pooler."  # how names of its weights begin
 LARGEST_SIDE = 10_000  # pixels
 
 
@@ -200,7 +201,7 @@ def _complete(
             f"the weights of {name} do not fit its config: {weight} must have shape {list(expected)}, got "
             f"{list(shape)}; save both together again"
         )
-    if missing := sorted(loading["missing_keys"]):
+    if missing := _read_weights(model, loading["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
             f"the weights of {name} lack {missing[0]}{more}, which {type(model).__name__} needs and would have at "
@@ -208,6 +209,18 @@ def _complete(
         )
     check_numbers(model, stored, name)
     return model
+
+
+def _read_weights(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
+    """Picks the missing weights that something reads. Without a head nothing reads the pooler of an encoder, which
+    checkpoints of other heads do not have: it becomes zero."""
+    headless = model.base_model is model
+    unread = [
+        name for name in missing if headless and name.startswith(POOLER) and not model.get_parameter(name).is_meta
+    ]
+    for name in unread:
+        model.get_parameter(name).data.zero_()
+    return sorted({*missing} - {*unread})
 
 
 def _read_model(

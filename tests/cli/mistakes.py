@@ -242,11 +242,15 @@ TASKS = {
         "fine-tune it for the task first",
         **language_model(task__type="sequence_classification"),
     ),
-    "no_head": case("no task is known for the head of BertModel", "causal_lm for *ForCausalLM", model="base_model"),
     "no_head_but_a_type": case(
         "got BertModel: its head would be untrained", model="base_model", task__type="sequence_classification"
     ),
-    "head_of_no_task": case("no task is known for the head of BertForMaskedLM", model="masked_lm"),
+    "head_of_no_task": case(
+        "no task is known for the head of BertForMaskedLM", "causal_lm for *ForCausalLM", model="masked_lm"
+    ),
+    "loss_of_no_head": case(
+        "search.reward loss needs a loss, this task has none; use one of kl", model="base_model", search__reward="loss"
+    ),
     "head_unnamed": case("no task is known for the head of a model of unknown head", model="headless"),
     "regression": case(
         "num_labels must be at least 2, got 1: regression; set task.type: regression",

@@ -14,6 +14,7 @@ from transformers import (
     BertConfig,
     BertForMultipleChoice,
     BertForSequenceClassification,
+    BertModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -86,6 +87,12 @@ def chooser(**options: Any) -> BertForMultipleChoice:
     return BertForMultipleChoice(bert_config(**options)).eval()
 
 
+def embedder(**options: Any) -> BertModel:
+    """A random encoder without a head, in eval mode."""
+    torch.manual_seed(moved(0))
+    return BertModel(bert_config(**options)).eval()
+
+
 def llama_config(**options: Any) -> LlamaConfig:
     """Two layers, grouped-query attention."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -147,6 +154,11 @@ def squared_error_by_hand(logits: torch.Tensor, targets: torch.Tensor) -> list[f
     ]
 
 
+def no_loss(embeddings: torch.Tensor, scores: torch.Tensor) -> list[float]:
+    """There is no right embedding."""
+    return [0.0] * len(embeddings)
+
+
 @dataclass
 class Case:
     """What the contract tests need to know of one task."""
@@ -191,6 +203,15 @@ CASES = {
         "plain",
         {"question": ["a b", "c d e f", "g", "h i j", "a"], "answer": ["b a", "g", "h i j a b", "c", "d e"]},
         {"type": "answer"},
+    ),
+    "sentence_embedding": Case(
+        embedder,
+        "pair",
+        {
+            "sentence1": ["a b c d e", "a", "c d", "f g h i j a b", "e e"],
+            "sentence2": ["a b", "d e f g h i", "c", "j a b", "e"],
+        },
+        losses=no_loss,
     ),
     "image_classification": Case(
         vit,
