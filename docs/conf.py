@@ -11,7 +11,15 @@ from sphinx.application import Sphinx
 
 CONTENTS = {  # page -> titled lists of the pages below it
     "README": {
-        "Use": ["docs/README", "docs/tutorial", "docs/methods", "docs/targets", "docs/data", "docs/trust"],
+        "Use": [
+            "docs/README",
+            "docs/tutorial",
+            "docs/methods",
+            "docs/targets",
+            "docs/data",
+            "docs/embeddings",
+            "docs/trust",
+        ],
         "Understand": ["docs/architecture", "docs/science", "docs/components"],
         "Figures": ["docs/benchmark", "LOG", "examples/quickstart/README"],
         "Change": ["CONTRIBUTING"],

@@ -213,7 +213,7 @@ class SentenceEmbedding(TokenTask):
         return scores
 
     def encode(self, dataset: Dataset) -> Dataset:
-        """Tokenises rows; columns: what the tokenizer gives for each text, [S, T], and `labels`, NaN without score."""
+        """Tokenises rows; columns: what the tokenizer gives for each text, [S, T], and `labels`, the score or None."""
         columns, files = self.find_columns(dataset, "data"), self.files
         texts = [columns[role] for role in ("text", "text_pair") if role in columns]
         prefix = files.prompt if self.prefix is None else self.prefix
@@ -235,15 +235,16 @@ class SentenceEmbedding(TokenTask):
             raise RowError("a text must have at least one token, got none in row {row}; remove such rows", row)
         self.check_ids(encoded)
         scores = self.targets(dataset, "data")
-        return encoded.add_column(LABELS, [np.nan] * len(encoded) if scores is None else scores.tolist())
+        return encoded.add_column(LABELS, [None] * len(encoded) if scores is None else scores.tolist())
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Makes inputs [B, S, T], padded on the right, and labels [B]."""
+        """Makes inputs [B, S, T], padded on the right, and labels [B], NaN without a score."""
         names = [name for name in examples[0] if name != LABELS]
         flat = {name: [text for example in examples for text in example[name]] for name in names}
         padded = self.processor.pad(flat, padding_side="right", return_tensors="pt")
         batch = {name: tensor.unflatten(0, (len(examples), -1)) for name, tensor in padded.items()}
-        return Batch(batch, labels=torch.tensor([example[LABELS] for example in examples], dtype=torch.float64))
+        scores = [np.nan if example[LABELS] is None else example[LABELS] for example in examples]
+        return Batch(batch, labels=torch.tensor(scores))
 
     def inputs(self, batch: Batch) -> Batch:
         """Gives the texts one after the other, [B * S, T], without labels."""
