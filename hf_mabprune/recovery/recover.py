@@ -83,6 +83,14 @@ def check_recovery(settings: RecoveryConfig, processes: int) -> None:
         )
 
 
+def check_labels(settings: RecoveryConfig, task: Task) -> None:
+    """Refuses, with a ValueError, to train by labels alone where the data of a task have none."""
+    if not (settings.alpha or settings.hidden_weight or task.has_loss):
+        raise ValueError(
+            "recovery.alpha must be above 0, since the data of this task say nothing of what is right, got 0"
+        )
+
+
 def recover(
     small: PreTrainedModel,
     dense: PreTrainedModel,

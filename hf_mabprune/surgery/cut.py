@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, modeling_utils
 
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.architectures.projections import cut_parameters
@@ -67,6 +67,8 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
     # The names of the files that it was read from are ones that only stock classes read.
     if layout == "per_layer" or packs_when_saved(small):
         vars(small).pop("_weight_conversions", None)
+        # Where hidden states are found is noted by the constructor of a class, which has not run, under its name.
+        modeling_utils._CAN_RECORD_REGISTRY.update({str(type(small)): small._can_record_outputs})
     return small
 
 

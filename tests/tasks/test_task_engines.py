@@ -211,6 +211,16 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
     assert f"mean\n{TASKS.get(name).loss_name}, KL" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_recovery_by_labels_that_are_not_there_is_refused(tmp_path: Path) -> None:
+    data, recovery = splits_like("sentence_embedding", 8), {"alpha": 0.0}
+    case, target = CASES["sentence_embedding"], {"neurons": 0.5}
+    with pytest.raises(ValueError, match="alpha must be above 0, since the data of this task say nothing of what"):
+        prune(
+            case.model(), make_tokenizer("pair"), **data, target=target, output_dir=tmp_path / "o", recovery=recovery
+        )
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "reward", "message"),
     [

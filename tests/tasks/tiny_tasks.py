@@ -88,9 +88,9 @@ def chooser(**options: Any) -> BertForMultipleChoice:
 
 
 def embedder(**options: Any) -> BertModel:
-    """A random encoder without a head, in eval mode."""
+    """A random encoder without a head, in eval mode; its weights are large enough for outputs to differ."""
     torch.manual_seed(moved(0))
-    return BertModel(bert_config(**options)).eval()
+    return BertModel(bert_config(**({"initializer_range": 0.3} | options))).eval()
 
 
 def llama_config(**options: Any) -> LlamaConfig:
