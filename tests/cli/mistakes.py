@@ -249,7 +249,10 @@ TASKS = {
         "no task is known for the head of BertForMaskedLM", "causal_lm for *ForCausalLM", model="masked_lm"
     ),
     "loss_of_no_head": case(
-        "search.reward loss needs a loss, this task has none; use one of kl", model="base_model", search__reward="loss"
+        "search.reward loss needs a loss, this task has none; use one of kl",
+        model="base_model",
+        task__type="sentence_embedding",
+        search__reward="loss",
     ),
     "head_unnamed": case("no task is known for the head of a model of unknown head", model="headless"),
     "regression": case(
