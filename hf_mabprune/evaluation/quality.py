@@ -96,6 +96,8 @@ def evaluate(
 ) -> Evaluation:
     """Runs a model over a split; the batches are dealt out over the processes of the launch.
 
+    Where the data say nothing of what is right, the divergence from the dense model stands for the loss.
+
     Args:
         forward: The model.
         original: The dense model, for the KL divergence; None where `forward` is that model.

@@ -58,7 +58,8 @@ class ModelFigures:
     Attributes:
         macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens; over one example
             where that is 0.
-        loss: Mean loss on the test split: cross-entropy, or the squared error of a regression.
+        loss: Mean loss on the test split: cross-entropy, the squared error of a regression, or `kl` again where a task
+            has none.
         kl: Mean KL divergence of the outputs from the dense model's, in nats, on the test split; None where there
             is no dense model to compare with.
         metrics: name -> value on the test split.
