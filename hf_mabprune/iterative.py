@@ -186,7 +186,7 @@ def _new_biases(dense: PreTrainedModel, small: PreTrainedModel) -> int:
     there = {site.name: site for site in architecture_of(dense).sites(dense)}
     return sum(
         bias.numel()
-        for site in architecture_of(small).sites(small)
+        for site in architecture_of(small).sites(small, empty=True)
         if (bias := projection_of(small, site).bias) is not None
         and projection_of(dense, there[site.name]).bias is None
     )

@@ -125,7 +125,7 @@ def keep_for(
         if site.kind not in kinds:
             continue
         groups = site.units // site.group
-        least = architecture_of(model).least_units(model, site) // site.group
+        least = max(1, architecture_of(model).least_units(model, site) // site.group)
         count = max(least, groups // 2) if layout == "uniform" else int(rng.integers(least, max(groups, least + 1)))
         if site.tie:
             count = widths.setdefault(None if layout == "uniform" else site.tie, max(8, count // 8 * 8))

@@ -3,6 +3,7 @@
 Symbols: D hidden; F FFN neurons; H query heads; G key-value heads; Dh head size; E experts.
 """
 
+import inspect
 from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -77,13 +78,35 @@ class Architecture(ABC):
             found += [Layer(path, stack, number, len(found) + number) for number, path in enumerate(paths)]
         return found
 
-    def sites(self, model: PreTrainedModel) -> list[Site]:
-        """Lists all sites of a model in the order in which they run, with the sizes they have now."""
-        return [site for layer in self.layers(model) for site in self._sites_of(model, layer)]
+    def sites(self, model: PreTrainedModel, empty: bool = False) -> list[Site]:
+        """Lists all sites of a model in the order in which they run, with the sizes they have now.
+
+        Args:
+            model: Model of the family.
+            empty: Whether those without a unit, of which nothing is left to look at, are among them.
+        """
+        found = (site for layer in self.layers(model) for site in self._sites_of(model, layer))
+        return [site for site in found if site.units or empty]
 
     def least_units(self, model: PreTrainedModel, site: Site) -> int:
-        """Counts the units that a site cannot do without: one group, or the experts that a position is sent to."""
-        return int(part_at(model.base_model, site.name).top_k) if site.kind == "expert" else site.group
+        """Counts the units that a site cannot do without: none where its block can go whole, else one group, or the
+        experts that a position is sent to."""
+        if site.kind == "expert":
+            return int(part_at(model.base_model, site.name).top_k)
+        return 0 if site.spec.empties and not self._is_asked_for_length(model, site) else site.group
+
+    def _is_asked_for_length(self, model: PreTrainedModel, site: Site) -> bool:
+        """Says whether a key-value cache is asked at a site how many positions it holds: at the first attention of
+        each kind of a decoder."""
+        if site.kind != "head":
+            return False
+        config = site.stack.config_of(model.config)
+        attention = model.base_model.get_submodule(site.prefix + next(iter(site.spec.empties)))
+        arguments = inspect.signature(type(attention).forward).parameters
+        if "past_key_values" not in arguments or not getattr(config, "is_decoder", True):
+            return False
+        types = getattr(config, "layer_types", None) or [None] * (site.layer + 1)
+        return types[site.layer] not in types[: site.layer]
 
     def shares_layers(self, model: PreTrainedModel) -> bool:
         """Tells whether some layers of a model run several times in a pass."""

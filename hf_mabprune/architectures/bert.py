@@ -14,6 +14,7 @@ HEADS = SiteSpec(
     attributes={"attention.self": SIZES},
     stream="attention.self.query",
     feeds=("attention.self",),
+    empties={"attention.self": 2, "attention.output.dense": 1},
 )
 FFN = SiteSpec(
     "neuron",
@@ -23,6 +24,7 @@ FFN = SiteSpec(
     stream="intermediate.dense",
     feeds=("intermediate",),
     before=("attention",),
+    empties={"intermediate.dense": 1, "output.dense": 1},
 )
 
 
@@ -94,6 +96,7 @@ class MPNet(Architecture):
                     block="attention.attn",
                     stream="attention",
                     feeds=(),
+                    empties={"attention.attn": 2},
                 ),
                 FFN,
             ),

@@ -182,7 +182,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     """
     base = model.base_model
     counted: dict[str, dict[int, int]] = {"ffn": {}, "attention": {}}
-    for site in architecture_of(model).sites(model):
+    for site in architecture_of(model).sites(model, empty=True):
         part = counted["attention" if site.kind == "head" else "ffn"]
         for path in {cut.path.rpartition(".")[0] for cut in cuts(base, site, np.arange(site.units))}:
             module = part_at(base, path)

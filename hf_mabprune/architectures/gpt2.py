@@ -21,6 +21,7 @@ class GPT2(Architecture):
                     block="attn",
                     stream="ln_1",
                     attributes={"attn": {"num_heads": UNITS, "split_size": COLUMNS}},
+                    empties={"attn": 2},
                 ),
                 SiteSpec(
                     "neuron",
@@ -30,6 +31,7 @@ class GPT2(Architecture):
                     block="mlp",
                     stream="ln_2",
                     before=("attn",),
+                    empties={"mlp": 1},
                 ),
             ),
         ),

@@ -74,6 +74,9 @@ class SiteSpec:
         arguments: Module path -> keyword argument with one entry a unit along dimension 1 -> whether to select those
             that stay, or else to pass none.
         copies: Module that every layer gets for itself -> where the first layer has it.
+        empties: Modules that all that is cut lies in -> how many outputs each has, which take the place of what it
+            does where no unit stays: first the bias of its projection, or nothing of width 0 for the next module, then
+            None. Where it is left out, some units always stay.
         fixed: Config field -> value with which a stock config says sizes as they are, where units go.
         when: Whether units of such a site can be cut out of what a config makes, without a difference.
         reason: Why not, where they cannot.
@@ -94,6 +97,7 @@ class SiteSpec:
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     arguments: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    empties: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     when: Callable[[PreTrainedConfig], bool] = _always
     reason: str = ""
@@ -121,6 +125,7 @@ def grouped_heads(attention: str, output: str = "o_proj", stream: str = "input_l
         block=attention,
         stream=stream,
         attributes={attention: {"num_key_value_groups": PER_GROUP}},
+        empties={attention: 2},
     )
     return replace(spec, **more)
 
@@ -162,6 +167,7 @@ def gated_ffn(stream: str = "post_attention_layernorm", **more: Any) -> SiteSpec
         stream=stream,
         before=("self_attn",),
         attributes={"mlp": {"intermediate_size": UNITS}},
+        empties={"mlp": 1},
     )
     return replace(spec, **more)
 
@@ -253,12 +259,13 @@ class Site:
 
     def sizes(self, units: int) -> dict[str, int]:
         """Gives the sizes that go with a number of units: `units`, `groups`, `columns` and `per_group`."""
-        groups = 1 if self.shared else units // self.group
-        return {UNITS: units, GROUPS: groups, COLUMNS: units * self.unit_size, PER_GROUP: units // groups}
+        groups = min(units, 1) if self.shared else units // self.group
+        per_group = units // groups if groups else 0
+        return {UNITS: units, GROUPS: groups, COLUMNS: units * self.unit_size, PER_GROUP: per_group}
 
     def groups_of(self, units: Ints) -> Ints:
         """Lists the groups that stay where some units, [n], do."""
-        return np.zeros(1, dtype=np.int64) if self.shared else np.unique(units // self.group)
+        return np.unique(np.zeros_like(units) if self.shared else units // self.group)
 
 
 def members(site: Site, sites: Sequence[Site]) -> list[Site]:

@@ -38,6 +38,8 @@ def stock_config(model: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> P
         raise ValueError("the model has per-layer sizes already: use layout per_layer")
     config = copy.deepcopy(model.config)
     for site, units in kept:
+        if not len(units):
+            raise ValueError(f"a stock {kind} config cannot say that {site.block} is gone: use per_layer")
         if len(units) != site.units and site.spec.arguments:
             raise ValueError(f"a stock {kind} config cannot say which heads share position biases: use per_layer")
         if len(units) != site.units and not site.spec.units:

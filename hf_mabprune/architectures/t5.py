@@ -42,6 +42,7 @@ def _stack(side: str, attentions: tuple[SiteSpec, ...], flag: str) -> Stack:
         block=last,
         stream=f"layer.{len(attentions)}.layer_norm",
         before=tuple(f"layer.{place}" for place in range(len(attentions))),
+        empties={last: 1},
     )
     return Stack(f"{side}.block", (*attentions, ffn), flag=flag)
 

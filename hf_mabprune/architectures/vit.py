@@ -15,7 +15,7 @@ class ViT(Architecture):
         Stack(
             "layers",
             (
-                plain_heads("attention", "o_proj", stream="layernorm_before", attributes=COUNT),
+                plain_heads("attention", "o_proj", stream="layernorm_before", attributes=COUNT, empties={"attention": 2}),
                 SiteSpec(
                     "neuron",
                     "mlp.fc2",
@@ -24,6 +24,7 @@ class ViT(Architecture):
                     block="mlp",
                     stream="layernorm_after",
                     before=("attention",),
+                    empties={"mlp": 1},
                 ),
             ),
         ),

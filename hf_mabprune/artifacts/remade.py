@@ -305,7 +305,7 @@ def _projections(dense: PreTrainedModel, small: PreTrainedModel, keep: KeepIndic
         name of the weights.
     """
     prefix = "" if small.base_model is small else f"{small.base_model_prefix}."
-    there = {site.name: site for site in architecture_of(small).sites(small)}
+    there = {site.name: site for site in architecture_of(small).sites(small, empty=True)}
     places: dict[int, list[str]] = {}
     for name, tensor in small.state_dict().items():
         places.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
@@ -315,7 +315,7 @@ def _projections(dense: PreTrainedModel, small: PreTrainedModel, keep: KeepIndic
             continue
         own = there[site.name]
         projection = projection_of(small, own)
-        for part in projection.parts:
+        for part in (part for part in projection.parts if part.numel()):
             for name in places[part.untyped_storage().data_ptr()]:
                 found[name] = own, name
         if projection.module is not None and may_have_bias(small, own):

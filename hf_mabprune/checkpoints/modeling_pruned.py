@@ -5,12 +5,13 @@ and holds no weights: it builds the stock model and then gives it the sizes of a
 The plan is `mabprune` in the checkpoint's config.json. Paths are relative to the base model; every key but `format`
 may be missing:
 
-    format      2
+    format      3
     parameters  {parameter: shape}                   a bias that the stock constructor leaves out, too
     attributes  {module: {attribute: size}}          beside those that a Linear, a Conv1D or an Embedding has of itself
     settings    {module: {config field: size}}       fields that its forward reads from its config
     arguments   {module: {argument: kept indices}}   of dimension 1 of what its forward is given; null: it gets None
     copies      {module: module}                     where the stock model has none, an own copy of that one
+    empty       {module: number of outputs}          without a unit: it gives the bias of its projection, or nothing
 
 A plan is data, and not trusted: names come from closed lists, sizes never grow, everything else is refused.
 
@@ -19,6 +20,7 @@ are made on demand, by name, for any model in transformers.
 """
 
 import copy
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -29,7 +31,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
-FORMAT = 2
+FORMAT = 3
 CLASS_PREFIX = "Mabprune"
 TYPE_PREFIX = "mabprune_"
 
@@ -43,8 +45,10 @@ NAMES = {  # all that a plan can write to, by its keys
     "copies": {"relative_attention_bias"},
 }
 NO_SIZES = {"sliding_window", "attention_chunk_size", "skip"}  # what transformers reads of per_layer_config besides
-KEYS = {1: ("modules", "biases", "attributes"), 2: ("parameters", *NAMES)}
+KEYS = {1: ("modules", "biases", "attributes"), 2: ("parameters", *NAMES), 3: ("parameters", *NAMES, "empty")}
+OUTPUTS = (1, 2, 3)  # that a module may have
 STACKS = {"encoder", "decoder", "text_model", "vision_model"}  # some task heads have one of two
+PROJECTIONS = (nn.Linear, Conv1D)
 LAYERS = (  # class, what it says of its weight's shape, dimension of its outputs
     (nn.Linear, ("out_features", "in_features"), 0),
     (Conv1D, ("nx", "nf"), 1),
@@ -86,32 +90,41 @@ def read_plan(plan: Any) -> dict[str, Any]:
     """Checks a plan as far as that goes without a model.
 
     Args:
-        plan: `mabprune` of a config, of format 1 or 2.
+        plan: `mabprune` of a config, of format 1, 2 or 3.
 
     Returns:
-        The plan in format 2.
+        The plan in format 3.
 
     Raises:
         ValueError: If this file does not read its format, or it says what no cut needs.
     """
     version = _mapping(plan, "").get("format")
     if type(version) is not int or version < 1:
-        _refuse("format", f"must be 1 or 2, got {_short(version)}")
+        _refuse("format", f"must be 1, 2 or 3, got {_short(version)}")
     if version > FORMAT:
         raise ValueError(
-            f"this checkpoint has hf_mabprune format {_short(version)}, this file reads formats 1 and 2: update "
+            f"this checkpoint has hf_mabprune format {_short(version)}, this file reads formats 1 to 3: update "
             "hf_mabprune, "
             "or load with trust_remote_code=True the file beside it (without importing hf_mabprune)"
         )
     if unknown := sorted(plan.keys() - {"format", *KEYS[version]}):
         _refuse(f"{_short(unknown[0])}", f"format {version} has {', '.join(KEYS[version])}")
-    plan = plan if version == FORMAT else _from_format_1(plan)
+    plan = _from_format_1(plan) if version == 1 else plan
+    empty = _mapping(plan.get("empty", {}), "empty")
     sizes: dict[str, set[int]] = {}  # path of a module -> dimensions of the planned parameters in it
     for path, shape in _mapping(plan.get("parameters", {}), "parameters").items():
-        if not _are_ints(shape, 1) or len(shape) > 4:
+        places = [path[:place] for place, letter in enumerate(path) if letter == "."]
+        if not _are_ints(shape, 0 if any(place in empty for place in places) else 1) or len(shape) > 4:
             _refuse("parameters", f"must be a shape of 1 to 4 positive integers, got {_short(shape)}", path)
-        for end in (place for place, letter in enumerate(path) if letter == "."):
-            sizes.setdefault(path[:end], set()).update(shape)
+        for place in places:
+            sizes.setdefault(place, set()).update(shape)
+    for path, outputs in empty.items():
+        if type(outputs) is not int or outputs not in OUTPUTS:
+            _refuse(
+                "empty", f"must be the number of outputs, {OUTPUTS[0]} to {OUTPUTS[-1]}, got {_short(outputs)}", path
+            )
+        if 0 not in sizes.get(path, ()):
+            _refuse("empty", "no planned parameter in that module has a size of 0", path)
     for section in ("attributes", "settings"):
         for path, name, value in _entries(plan, section):
             if name in FLAGS:
@@ -182,6 +195,8 @@ def resize(base_model: nn.Module, plan: dict[str, Any], dense: nn.Module | None 
     heads = getattr(getattr(base_model, "config", None), "num_attention_heads", None)
     for path, values in planned["arguments"].items():
         _give_arguments(_module(base_model, "arguments", path), path, values, heads)
+    for path, outputs in planned["empty"].items():
+        _empty(_module(base_model, "empty", path), path, outputs)
 
 
 def _give_copy(base_model: nn.Module, path: str, source: str) -> bool:
@@ -223,7 +238,7 @@ def _give_shape(module: Any, path: str, name: str, shape: list[int], limit: int)
     if name not in module._parameters:
         _refuse("parameters", f"{type(module).__name__} has no such parameter", f"{path}.{name}")
     old = module._parameters[name]
-    if old is None and not (name == "bias" and isinstance(module, (nn.Linear, Conv1D))):
+    if old is None and not (name == "bias" and isinstance(module, PROJECTIONS)):
         _refuse("parameters", "only the bias of a Linear or Conv1D can be new", f"{path}.{name}")
     was = shape if old is None else list(old.shape)
     if len(shape) != len(was) or any(new > max(size, limit) for new, size in zip(shape, was, strict=True)):
@@ -259,6 +274,46 @@ def _with_own_arguments(module: Any, arguments: tuple[Any, ...], named: dict[str
         if (name in named or place < len(given)) and holder[key] is not None:
             holder[key] = None if kept is None else holder[key][:, kept]
     return tuple(given), named
+
+
+def _empty(module: Any, path: str, outputs: int) -> None:
+    """Lets a module that has no unit left give the bias of its projection without running what is left of it."""
+    if isinstance(module, Empty):
+        return
+    matrices = [(name, each) for name, each in module.named_modules() if isinstance(each, PROJECTIONS)]
+    if not matrices or any(each.weight.numel() for _, each in matrices):
+        _refuse("empty", f"a {type(module).__name__} with weights left, or without any to begin with, is not", path)
+    projections = [name for name, each in matrices if _width(each)]
+    if len(projections) > 1:
+        _refuse("empty", f"several projections are in it, {_short(projections)}", path)
+    module.projection, module.outputs = (projections or [None])[0], outputs
+    module.__class__ = _empty_class(module.__class__)
+
+
+@functools.cache
+def _empty_class(kind: Any) -> type:
+    return type(f"Empty{kind.__name__}", (Empty, kind), {"__module__": __name__})
+
+
+def _width(module: Any) -> int:
+    """Counts the outputs of a Linear or a Conv1D."""
+    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
+
+
+class Empty:
+    """Is mixed into the class of a module without a unit."""
+
+    projection: str | None  # path in the module; None where the projection comes after it
+    outputs: int
+
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        """Gives the bias of the projection at all positions of what comes in, and None for all other outputs."""
+        states = arguments[0] if arguments else named["hidden_states"]
+        projection = None if self.projection is None else self.get_submodule(self.projection)
+        given = states.new_zeros(*states.shape[:-1], _width(projection) if projection is not None else 0)
+        if projection is not None and projection.bias is not None:
+            given = given + projection.bias.to(given.dtype)
+        return given if self.outputs == 1 else (given, *[None] * (self.outputs - 1))
 
 
 class _Settings:
@@ -299,8 +354,8 @@ def _check_fields(layers: Any) -> None:
     """Refuses a `per_layer_config`, which transformers reads, that says anything but sizes."""
     for layer, fields in layers.items() if isinstance(layers, dict) else [("", layers)]:
         for name, value in fields.items() if isinstance(fields, dict) else [("", None)]:
-            if name in NO_SIZES or not _are_ints([value], 1):
-                why = f"must be mappings from layers to sizes > 0, got {_short(name)}: {_short(value)}"
+            if name in NO_SIZES or not _are_ints([value], 0):
+                why = f"must be mappings from layers to sizes >= 0, got {_short(name)}: {_short(value)}"
                 raise ValueError(f"per_layer_config[{_short(layer)}]: {why}")
 
 

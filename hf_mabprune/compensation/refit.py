@@ -212,11 +212,12 @@ class _Refit:
         cache: RefitCache | None = None,
     ) -> None:
         self.method, self.reference, self.site, self.keep, self.below = method, reference, site, keep, below
-        there = next(other for other in architecture_of(small).sites(small) if other.name == site.name)
+        there = next(other for other in architecture_of(small).sites(small, empty=True) if other.name == site.name)
         self.small, self.there, self.columns = small, there, _columns(reference.model, site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, there)
         self.reason = ""
-        self.input_side = InputSide(reference.model, small, site, np.unique(keep[site.name])) if below else None
+        refit_below = bool(below) and len(self.columns) > 0
+        self.input_side = InputSide(reference.model, small, site, np.unique(keep[site.name])) if refit_below else None
         key = site.name, self.columns.numpy().tobytes()
         values = cache.get(key) if cache else None
         try:
@@ -257,8 +258,11 @@ class _Refit:
         xx, yx = regression.centred() if self.biased else regression.plain()
         if not (xx.isfinite().all() and yx.isfinite().all()):
             raise Refused("what flows through it on calibration data is not finite")
-        before, bias = (values.double() for values in self.before)
-        weight = self.method.fit(before, xx, yx, self.site.unit_size)
+        weight, bias = (values.double() for values in self.before)
+        if len(self.columns):
+            weight = self.method.fit(weight, xx, yx, self.site.unit_size)
+        elif not self.biased:
+            raise Refused("nothing is left of it")
         if self.biased:
             bias = regression.y - weight @ regression.x  # b' = E[y] - W' E[x]
         precision = self.projection.weight.dtype

@@ -5,6 +5,7 @@ Symbols: N positions seen; C columns of a projection of the dense model, S that 
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class SideBySide:
     def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> None:
         self.dense, self.small, self.task, self.batches = dense, small, task, batches
         self.cost, self.moved = Cost(), False
-        self._sites = [architecture_of(model).sites(model) for model in (dense, small)]
+        self._sites = [architecture_of(model).sites(model, empty=True) for model in (dense, small)]
         self._finished = [FinishedLayers(model, task, batches) for model in (dense, small)]
 
     def pairs(self, site: Site) -> Iterator[Pair]:
@@ -50,7 +51,7 @@ class SideBySide:
         With h the dense model's inputs, and s0 and s what its output is added to in the dense model and in the pruned
         one, y = W h + b + s0 - s: so x is fitted to what is missing, errors of the layers below included. Where a norm
         without a mean (RMSNorm) stands between projection and sum, which multiplies by g, y = W h + b + (s0 - s) / g.
-        Where nothing is known of s, y = W h + b.
+        Where nothing is known of s, y = W h + b. Where nothing of the site is left, x has no columns.
         """
         weight, bias = (values.float() for values in projection_of(self.dense, site).float64())
         stream = [site.prefix + site.spec.stream] if site.spec.stream and site.expert is None else []
@@ -58,7 +59,7 @@ class SideBySide:
             y = nn.functional.linear(hidden, weight, bias)
             for before, now in zip(streams, others, strict=True):
                 y = y + (before - now) / self._gain(site, y)
-            yield x, y
+            yield x if x.numel() else y[:, :0], y
 
     def rows(self, site: Site, paths: Sequence[str], rows: Sequence[torch.Tensor]) -> Iterator[Pair]:
         """Gives the pruned model's inputs x of the modules that make a site's columns, and what the dense ones gave.
@@ -105,20 +106,31 @@ def _look(
     inputs: Sequence[str],
     outputs: Sequence[str],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Gives the inputs of a site [N, columns], those of some modules before it, and outputs of others; float32."""
+    """Gives the inputs of a site [N, columns], those of some modules before it, and outputs of others; float32.
+
+    A site without columns is not run: then the pass ends at the last of the modules before it.
+    """
     base, taken = model.base_model, dict[tuple[str, str], torch.Tensor]()
+    columns, empty = torch.empty(0), not any(part.columns for part in parts)
+
+    def take(path: str, _: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        taken["in", path] = given[0]
+        if empty and path == inputs[-1]:
+            raise Seen
+
     with ExitStack() as hooks, torch.inference_mode():
         for path in inputs:
-            hook = base.get_submodule(path).register_forward_pre_hook(
-                lambda _, given, path=path: taken.update({("in", path): given[0]})
-            )
-            hooks.callback(hook.remove)
+            hooks.callback(base.get_submodule(path).register_forward_pre_hook(partial(take, path)).remove)
         for path in outputs:
             hook = base.get_submodule(path).register_forward_hook(
                 lambda _, __, given, path=path: taken.update({("out", path): given})
             )
             hooks.callback(hook.remove)
-        columns = input_of(model, task, batch, parts)
+        if not empty:
+            columns = input_of(model, task, batch, parts)
+        elif inputs:
+            with suppress(Seen):
+                task.readout(model, batch.to(model.device))
     found = [taken["in", path] for path in inputs] + [taken["out", path] for path in outputs]
     on_device = batch.to(model.device)
     apart = on_device.examples * on_device.sequences, -1  # of what is flat: a table, or examples and positions as one

@@ -82,8 +82,10 @@ class PruningConfig(Strict):
     round_to: int | Literal["auto"] = Field(
         "auto", description="kept FFN widths are multiples of this; auto: 1, and 64 from hidden size 1024 on"
     )
-    min_heads: int = Field(1, ge=1, description="heads (key-value groups) that every layer keeps at least")
-    min_neurons: int = Field(1, ge=1, description="FFN neurons that every layer keeps at least")
+    min_heads: int = Field(
+        1, ge=0, description="heads (key-value groups) that every layer keeps at least; 0 lets whole attentions go"
+    )
+    min_neurons: int = Field(1, ge=0, description="FFN neurons that every layer keeps at least; 0 lets whole FFNs go")
 
     def sizes(self) -> list["PruningConfig"]:
         """Gives the same settings for each size that the target lists, from the largest model to the smallest."""

@@ -86,9 +86,12 @@ def _limits(
     architecture = architecture_of(model)
     sites = {site.name: site for site in architecture.sites(model)}
     wanted = {"neuron": config.min_neurons, "head": config.min_heads, "expert": 1}
+    least = {name: architecture.least_units(model, sites[name]) for name, _ in arms.groups()}
+    for kind in (kind for kind in arms.kinds() if not wanted[kind]):
+        _check_can_go(model, kind, config.layout, [units for name, units in least.items() if sites[name].kind == kind])
     floors = {
-        name: max(wanted[sites[name].kind] * sites[name].group, architecture.least_units(model, sites[name]))
-        for name, _ in arms.groups()
+        name: max(wanted[sites[name].kind] * sites[name].group, units, layout == "uniform")
+        for name, units in least.items()
     }
     widths = [sites[name].units for name, _ in arms.groups() if sites[name].kind == "neuron"]
     multiple = width_multiple(config, model.config)
@@ -101,6 +104,26 @@ def _limits(
             fields.setdefault(tie, []).append(sites[name])
     sizes = {tie: _sizes(model, own, multiple, layout, config.target) for tie, own in fields.items()}
     return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes)
+
+
+def _check_can_go(model: PreTrainedModel, kind: str, layout: str, least: Sequence[int]) -> None:
+    """Raises ValueError where a floor of 0 is asked for and can be none.
+
+    Args:
+        model: Dense model.
+        kind: Kind of arms that the floor is of.
+        layout: Layout asked for.
+        least: Units that each of its sites cannot do without.
+    """
+    if layout == "uniform":
+        raise ValueError(
+            f"prune.min_{kind}s must be at least 1 in layout uniform, got 0: use per_layer to let blocks go"
+        )
+    if all(least):
+        raise ValueError(
+            f"prune.min_{kind}s must be at least 1 for {model.config.model_type}, got 0: no block of its {kind}s "
+            "can go whole, for others share its width, take over what it hands on, or ask its cache for their length"
+        )
 
 
 def _tie(site: Site, layout: str) -> str | None:

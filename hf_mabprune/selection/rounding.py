@@ -8,7 +8,13 @@ from hf_mabprune.arms import ArmTable, Bools, Ints
 
 
 def round_widths(
-    arms: ArmTable, order: Ints, kept: Bools, multiple: int, min_units: int = 1, tied: Container[str] = ()
+    arms: ArmTable,
+    order: Ints,
+    kept: Bools,
+    multiple: int,
+    min_units: int = 1,
+    tied: Container[str] = (),
+    may_go: Container[str] = (),
 ) -> Bools:
     """Moves each layer's number of kept neurons to a multiple, up or down, so that their sum changes least.
 
@@ -19,6 +25,7 @@ def round_widths(
         multiple: Number that kept neurons are a multiple of; a layer that stays whole keeps its remainder.
         min_units: Neurons that every layer keeps at least.
         tied: Sites that are left as they are, since their sizes are multiples already.
+        may_go: Sites that may keep nothing, where `min_units` is 0.
 
     Returns:
         [K], arms that stay. Heads are left as they are.
@@ -31,11 +38,11 @@ def round_widths(
         if arms.kind[rows[0]] == "neuron" and site not in tied:
             wanted = arms.units[rows[kept[rows]]].sum()
             safest_last = rows[np.argsort(-place[rows])]
-            widths = np.cumsum(arms.units[safest_last])
-            enough = widths >= min(min_units, widths[-1])
+            widths = np.cumsum([0, *arms.units[safest_last]])
+            enough = widths >= min(max(min_units, site not in may_go), widths[-1])
             fits = np.flatnonzero(((widths % multiple == 0) | (widths == widths[-1])) & enough)
             choice = fits[np.argmin(np.abs(widths[fits] - (wanted - surplus)))]
             surplus += float(widths[choice] - wanted)
             kept[rows] = False
-            kept[safest_last[: choice + 1]] = True
+            kept[safest_last[:choice]] = True
     return kept

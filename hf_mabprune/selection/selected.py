@@ -54,7 +54,8 @@ class Selection:
         if self.plan.layout == "uniform" or self.multiple == 1:
             return self
         tied = {site for tied in self.plan.tied for site in tied.sites}
-        kept = round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons, tied)
+        may_go = {site for site, floor in self.plan.floors.items() if not floor}
+        kept = round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons, tied, may_go)
         return replace(self, kept=kept)
 
     def random(self, seed: int) -> "Selection":

@@ -82,7 +82,7 @@ def reach(arms: ArmTable, totals: Mapping[str, int], layout: Layout, limits: Lim
 def _bounds(arms: ArmTable, layout: Layout, limits: Limits) -> tuple[dict[str, int], tuple[Tied, ...]]:
     """Works out floors and ties of a plan; raises ValueError where the arms do not allow the layout."""
     floors = {  # sorted, since the arms that stay may be the small ones
-        site: max(1, int(np.searchsorted(np.cumsum(np.sort(arms.units[rows])), limits.min_units[site]) + 1))
+        site: int(np.searchsorted(np.cumsum([0, *np.sort(arms.units[rows])]), limits.min_units[site]))
         for site, rows in arms.groups()
     }
     ties: dict[str, list[str]] = {}

@@ -12,7 +12,7 @@ from hf_mabprune.arms import Ints
 from hf_mabprune.checkpoints import modeling_pruned
 
 Plan = dict[str, Any]
-PARTS = ("attributes", "settings", "arguments", "copies")  # of a plan, beside the shapes of parameters
+PARTS = ("attributes", "settings", "arguments", "copies", "empty")  # of a plan, beside the shapes of parameters
 
 
 def per_layer_config(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> PreTrainedConfig:
@@ -57,6 +57,9 @@ def make_plan(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) -> Plan
     plan |= {part: {} for part in PARTS}
     values: dict[str, Any]
     for site, units in kept:
+        if not len(units):
+            plan["empty"] |= {site.prefix + path: outputs for path, outputs in site.spec.empties.items()}
+            continue
         sizes: dict[Any, Any] = site.sizes(len(units))
         before: dict[Any, Any] = site.sizes(site.units)
         for path, names in site.spec.attributes.items():
@@ -86,6 +89,8 @@ def merged(former: Plan | None, plan: Plan) -> Plan:
             ours = {path: _composed(theirs.get(path, {}), chosen) for path, chosen in ours.items()}
         nested = {path: {**theirs[path], **ours[path]} for path in ours if path in theirs and part in PARTS[:3]}
         whole[part] = {**theirs, **ours, **nested}
+        if part in PARTS[:3]:  # of what has nothing left there is nothing to say
+            whole[part] = {path: values for path, values in whole[part].items() if path not in plan["empty"]}
     return whole
 
 

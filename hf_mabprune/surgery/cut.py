@@ -40,8 +40,8 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
             matrices that are not cut, which a refit never writes to.
 
     Raises:
-        ValueError: If a key-value group would be cut in part, a site would be left empty or is unknown, experts of a
-            layer would differ in width, or the layout cannot express the sizes.
+        ValueError: If a key-value group would be cut in part, a site is unknown or would be left with less than it can
+            do without, experts of a layer would differ in width, or the layout cannot express the sizes.
     """
     kept, base = kept_units(dense, keep), dense.base_model
     changed = touched(kept)
@@ -113,7 +113,7 @@ def smaller_class(dense: PreTrainedModel, layout: Layout) -> type[PreTrainedMode
 
 def kept_units(dense: PreTrainedModel, keep: KeepIndices) -> list[tuple[Site, Ints]]:
     """Lists the units that stay at every site of a model, checked; errors as those of `cut`."""
-    sites = architecture_of(dense).sites(dense)
+    sites = architecture_of(dense).sites(dense, empty=True)
     if strangers := sorted(keep.keys() - {site.name for site in sites}):
         raise ValueError(f"the model has no site {strangers[0]}; it has {sites[0].name}, ...")
     kept = [(site, _kept_at(dense, site, keep)) for site in sites]
@@ -129,10 +129,12 @@ def kept_units(dense: PreTrainedModel, keep: KeepIndices) -> list[tuple[Site, In
 
 def _kept_at(dense: PreTrainedModel, site: Site, keep: KeepIndices) -> Ints:
     """Lists the units of a site that stay, sorted; raises ValueError where they cannot be cut out."""
-    units = np.unique(keep.get(site.name, np.arange(site.units)))
-    least = architecture_of(dense).least_units(dense, site)
+    units = np.unique(keep.get(site.name, np.arange(site.units))).astype(np.int64)
+    least = min(architecture_of(dense).least_units(dense, site), site.units)
     if len(units) < least:
         raise ValueError(f"{site.name} would keep {counted(len(units), site.kind)}: at least {least} must stay")
+    if not len(units):
+        return units
     if units[0] < 0 or units[-1] >= site.units:
         raise ValueError(f"{site.name} has {site.units} {site.kind}s, keep indices reach {units[-1]}")
     if len(np.unique(units // site.group)) * site.group != len(units):

@@ -170,7 +170,7 @@ def registered() -> None:
 
 
 def plan_of(family: str) -> dict[str, Any]:
-    return copy.deepcopy({"format": 2, **PLANS[family]})
+    return copy.deepcopy({"format": 3, **PLANS[family]})
 
 
 def stock_model(family: str) -> PreTrainedModel:
@@ -402,7 +402,7 @@ def test_format_1_still_loads(tmp_path: Path) -> None:
     assert first.down_proj.bias.shape == (32,) and first.up_proj.bias is None and second.down_proj.bias is None
     assert torch.equal(outputs_of(again), outputs_of(model))
     assert read_plan(FORMAT_1) == {
-        "format": 2,
+        "format": 3,
         "parameters": {
             **{f"{path}.weight": shape for path, shape in FORMAT_1["modules"].items()},
             "layers.0.mlp.down_proj.bias": [32],
@@ -419,7 +419,7 @@ def test_biases_that_the_stock_model_has_follow_in_format_1() -> None:
 
 
 LATER = (
-    "this checkpoint has hf_mabprune format 3, this file reads formats 1 and 2: update hf_mabprune, "
+    "this checkpoint has hf_mabprune format 4, this file reads formats 1 to 3: update hf_mabprune, "
     "or load with trust_remote_code=True the file beside it"
 )
 
@@ -438,7 +438,7 @@ def tampered(folder: Path, plan: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3, "what is new": {}}, LATER),
+        ({"format": 4, "what is new": {}}, LATER),
         ({"attributes": {"norm": {"eps": 1}}}, "mabprune.attributes['norm']: 'eps' is none of all_head_size, dim"),
     ],
 )
@@ -451,11 +451,11 @@ def test_what_cannot_be_read_is_refused_wherever_a_checkpoint_is_opened(
 
 
 def test_a_later_format_is_refused_on_construction_and_a_changed_plan_with_the_model() -> None:
-    with pytest.raises(ValueError, match="hf_mabprune format 3"):
-        per_layer_config("bert", {"format": 3})
+    with pytest.raises(ValueError, match="hf_mabprune format 4"):
+        per_layer_config("bert", {"format": 4})
     config = per_layer_config("bert", plan_of("bert"))
-    config.mabprune["format"] = 3
-    with pytest.raises(ValueError, match="hf_mabprune format 3"):
+    config.mabprune["format"] = 4
+    with pytest.raises(ValueError, match="hf_mabprune format 4"):
         AutoModel.from_config(config)
 
 
@@ -463,10 +463,10 @@ MLP, UP = "layers.1.mlp", "layers.1.mlp.up_proj.weight"
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
 OWN = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias"
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"format": None}, "format: must be 1 or 2, got None"),
-    ("llama", {"format": True}, "format: must be 1 or 2, got True"),
-    ("llama", {"format": "2"}, "format: must be 1 or 2, got '2'"),
-    ("llama", {"modules\n": {}}, r"'modules\\n': format 2 has parameters, attributes"),
+    ("llama", {"format": None}, "format: must be 1, 2 or 3, got None"),
+    ("llama", {"format": True}, "format: must be 1, 2 or 3, got True"),
+    ("llama", {"format": "2"}, "format: must be 1, 2 or 3, got '2'"),
+    ("llama", {"modules\n": {}}, r"'modules\\n': format 3 has parameters, attributes"),
     ("llama", {"parameters": {"." * 201: [1]}}, "names of up to 200 letters"),
     ("llama", {"parameters": [UP]}, r"parameters: must be a mapping.* got \['layers"),
     ("llama", {"parameters": {UP: [0, 32]}}, r"parameters\['layers.1.mlp.up_proj.weight'\]: must be a shape"),
@@ -559,7 +559,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("value", ENDLESS.values(), ids=ENDLESS)
-@pytest.mark.parametrize("key", ["format", "parameters", "attributes", "settings", "arguments", "copies"])
+@pytest.mark.parametrize("key", ["format", "parameters", "attributes", "settings", "arguments", "copies", "empty"])
 def test_what_cannot_even_be_written_out_is_refused_in_a_short_line(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=r"^mabprune\.|^this checkpoint has hf_mabprune format a int") as refusal:
         read_plan({**plan_of("t5"), key: value})
@@ -571,7 +571,7 @@ def test_what_cannot_even_be_written_out_is_refused_in_a_short_line(key: str, va
     [
         {0: {"sliding_window": 4}},
         {0: {"attention_chunk_size": 4}},
-        {0: {"intermediate_size": 0}},
+        {0: {"intermediate_size": -1}},
         {0: {"intermediate_size": True}},
         {0: {"rms_norm_eps": 1e6}},
         {0: {"skip": ["mlp"]}},
@@ -582,7 +582,7 @@ def test_what_cannot_even_be_written_out_is_refused_in_a_short_line(key: str, va
 )
 def test_sizes_by_layer_say_sizes_and_nothing_else(fields: Any) -> None:
     stock = type(AutoConfig.for_model("llama"))
-    with pytest.raises(ValueError, match=r"^per_layer_config\[.*must be mappings from layers to sizes > 0"):
+    with pytest.raises(ValueError, match=r"^per_layer_config\[.*must be mappings from layers to sizes >= 0"):
         modeling_pruned.config_class(stock)(**CONFIGS["llama"], mabprune=plan_of("llama"), per_layer_config=fields)
 
 
@@ -625,7 +625,7 @@ def test_where_the_package_is_not_the_file_beside_the_weights_does_the_same(tmp_
         asked.append(("AutoModel", tmp_path / family, inputs))
         with torch.no_grad():
             expected.append(("transformers_modules", model(**inputs)[0].flatten().tolist()))
-    asked.append(("AutoModel", tampered(tmp_path / "later", {"format": 3}), {}))
+    asked.append(("AutoModel", tampered(tmp_path / "later", {"format": 4}), {}))
     eps = {**plan_of("llama"), "attributes": {"norm": {"eps": 1}}}
     asked.append(("AutoModel", tampered(tmp_path / "eps", eps), {}))
     found = loaded_outside(asked, tmp_path)

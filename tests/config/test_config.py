@@ -96,7 +96,7 @@ def test_missing_keys_are_named(path: str) -> None:
         ("prune.layout", "uniforn", "auto | uniform | per_layer"),
         ("prune.auto_tolerance", -0.1, "a number >= 0"),
         ("prune.round_to", "x", "an integer, or auto"),
-        ("prune.min_heads", 0, "an integer >= 1"),
+        ("prune.min_heads", -1, "an integer >= 0"),
         ("prune.target.parameters", 1.3, "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"),
         ("prune.target.parameters", 0.0, "a number > 0 and < 1, or a non-empty list of numbers > 0 and < 1, or null"),
         ("search.policy", "exp3", "a mapping"),

@@ -14,9 +14,9 @@ PATHS = st.sampled_from(["", LAYER, f"{LAYER}.attention.self", f"{LAYER}.output.
 INNER = st.sampled_from([*(name for names in NAMES.values() for name in names), "weight", "bias", "__dict__"])
 SIZES = st.one_of(SCALARS, st.lists(st.integers(-1, 70), max_size=5))
 SECTION = st.dictionaries(PATHS, st.one_of(SIZES, PATHS, st.dictionaries(INNER, SIZES, max_size=3)), max_size=3)
-KEY = st.sampled_from(sorted({"format", *KEYS[1], *KEYS[2]}))
+KEY = st.sampled_from(sorted({"format", *KEYS[1], *KEYS[3]}))
 PLANS = st.dictionaries(KEY, SECTION | SCALARS, max_size=5).flatmap(
-    lambda plan: st.sampled_from([1, 2, 2, 2, 3, "2", None, True]).map(lambda version: {**plan, "format": version})
+    lambda plan: st.sampled_from([1, 2, 3, 3, 4, "2", None, True]).map(lambda version: {**plan, "format": version})
 )
 
 
@@ -27,10 +27,10 @@ def test_anything_is_a_plan_or_refused_in_one_line(plan: Any) -> None:
     except ValueError as error:
         assert "\n" not in str(error) and len(str(error)) < 600
         return
-    assert read["format"] == 2 and read.keys() <= {"format", *KEYS[2]}
+    assert read["format"] == 3 and read.keys() <= {"format", *KEYS[3]}
     assert read_plan(read) == read, "what was read can be read again"
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_empty_plan_is_a_plan(version: int) -> None:
-    assert read_plan({"format": version})["format"] == 2
+    assert read_plan({"format": version})["format"] == 3

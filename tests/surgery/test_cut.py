@@ -192,9 +192,11 @@ def test_what_the_layout_cannot_say_is_refused_before_the_first_piece() -> None:
     dense = tiny_model("bert", "AutoModel")
     with pytest.raises(ValueError, match=r"cannot say 2 heads: .*per_layer"):
         pieces(dense, keep_of(dense, heads={0: range(2), 1: range(2)}), "uniform")
-    with pytest.raises(ValueError, match=r"encoder.layer.1.output.dense would keep 0 neurons: at least 1 must stay"):
-        cut_layers(dense, keep_of(dense, neurons={1: ()}))
+    with pytest.raises(ValueError, match=r"cannot say that encoder.layer.1.output.dense is gone: use per_layer"):
+        pieces(dense, keep_of(dense, neurons={0: range(2), 1: ()}), "uniform")
     dense = tiny_model("mixtral", "AutoModel")
+    with pytest.raises(ValueError, match=r"layers.0.self_attn.o_proj would keep 0 heads: at least 2 must stay"):
+        cut_layers(dense, keep_of(dense, heads={0: ()}))
     with pytest.raises(ValueError, match="all experts of a layer keep as many neurons"):
         pieces(dense, {"layers.0.mlp.experts.0": np.arange(8)}, "per_layer")
 
