@@ -319,7 +319,8 @@ def _projections(dense: PreTrainedModel, small: PreTrainedModel, keep: KeepIndic
             for name in places[part.untyped_storage().data_ptr()]:
                 found[name] = own, name
         if projection.module is not None and may_have_bias(small, own):
-            found[f"{prefix}{own.name}.bias"] = own, f"{prefix}{own.name}.weight"
+            name = f"{prefix}{own.name}.bias"
+            found[name] = own, f"{prefix}{own.name}.weight" if own.units else name
     return found
 
 
