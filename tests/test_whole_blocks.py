@@ -13,16 +13,17 @@ from hf_mabprune.architectures import architecture_of
 from hf_mabprune.architectures.cost import count_macs
 from hf_mabprune.arms import Ints
 from hf_mabprune.checkpoints.save import save_checkpoint
+from hf_mabprune.cli import main
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
+from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.surgery.cut import cut
-from tests.problems import DECODERS, arms_of, head_of, problem, pull_all, rounding, whole
+from tests.problems import DECODERS, QUICK, arms_of, head_of, problem, pull_all, rounding, settings_for, whole
 from tests.seeds import moved
-from tests.tiny_models import VOCABULARY, inputs_for, keep_of, outputs_of, site_of, tiny_model
+from tests.tiny_models import NOTHING, VOCABULARY, inputs_for, keep_of, outputs_of, site_of, tiny_model, without_last
 
-NOTHING = np.empty(0, dtype=np.int64)
 TYPES = ("bert", "electra", "roberta", "llama", "qwen3", "gemma3_text", "gpt2", "vit", "mixtral", "t5")
 SOME = ("bert", "llama", "gemma3_text", "gpt2")
 SERIES = 2e-6  # of a divergence: which terms of its series are taken depends on what else is in the pass
@@ -43,12 +44,6 @@ def without_blocks(model: PreTrainedModel, after: int = 0) -> dict[str, Ints]:
         elif site.kind != "expert" and site.expert is None:
             keep[site.name] = np.arange(site.group * (site.units > site.group), site.units)
     return keep
-
-
-def without_last(model: PreTrainedModel) -> dict[str, Ints]:
-    """Keep indices without the last FFN, and without the last attention where that may go in two layers."""
-    sites = [site_of(model, kind, 1) for kind in ("head", "neuron")]
-    return {site.name: NOTHING for site in sites if not architecture_of(model).least_units(model, site)}
 
 
 def empty_sites(model: PreTrainedModel) -> list[str]:
@@ -203,3 +198,33 @@ def test_what_cannot_go_is_refused_in_one_line() -> None:
         model = tiny_model(model_type, "AutoModel")
         with pytest.raises(ValueError, match=r"a stock \w+ config cannot say that .* is gone: use per_layer"):
             cut(model, keep_of(model, neurons=dict.fromkeys(layers, ())), "uniform")
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("model_type", "target"), [("bert", {"neurons": 0.5, "heads": 0.5}), ("llama", {"macs": 0.6})]
+)
+def test_a_run_lets_blocks_go_that_do_nothing(
+    model_type: str,
+    target: dict[str, float],
+    tmp_path: Path,
+    files: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prune = {"target": target, "min_heads": 0, "min_neurons": 0}
+    settings = settings_for(tmp_path, files, model_type, prune=prune, compensation={**QUICK, "bottom_up": True})
+    model = getattr(transformers, head_of(model_type)).from_pretrained(tmp_path / "model")
+    idle = [site_of(model, kind, 1).name for kind in ("head", "neuron")]
+    for name in idle:
+        model.base_model.get_submodule(name).weight.data *= 1e-6
+    model.save_pretrained(tmp_path / "model")
+    result = prune_from_config(settings)
+
+    assert empty_sites(result.model) == idle
+    assert result.report.reload["max_logit_difference"] < 1e-4
+    assert {name: left for kind in result.report.kept.values() for name, (left, _) in kind.items()}.items() >= {
+        name: 0 for name in idle
+    }.items()
+    assert main(["verify", str(tmp_path / "out"), "--base", str(tmp_path / "model")]) == 0
+    assert "FAILED" not in capsys.readouterr().out

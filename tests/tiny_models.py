@@ -13,6 +13,8 @@ from hf_mabprune.checkpoints import modeling_pruned
 from tests.seeds import moved
 from tests.tiny_sizes import GROUPED, OF_TYPE, VOCABULARY
 
+NOTHING = np.empty(0, dtype=np.int64)  # keep indices of a block that goes whole
+
 
 def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
     """Hidden size 32, 2 layers (a stack), 48 neurons, 4 heads; two heads share keys and values where that can be."""
@@ -132,3 +134,9 @@ def keep_for(
         kept = np.sort(rng.choice(groups, count, replace=False))
         keep[site.name] = (kept[:, None] * site.group + np.arange(site.group)).ravel()
     return keep
+
+
+def without_last(model: PreTrainedModel) -> dict[str, Ints]:
+    """Keep indices without the last FFN, and without the last attention where that may go in two layers."""
+    sites = [site_of(model, kind, 1) for kind in ("head", "neuron")]
+    return {site.name: NOTHING for site in sites if not architecture_of(model).least_units(model, site)}

@@ -462,6 +462,10 @@ def test_a_later_format_is_refused_on_construction_and_a_changed_plan_with_the_m
 MLP, UP = "layers.1.mlp", "layers.1.mlp.up_proj.weight"
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
 OWN = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias"
+WHOLE_LAYER = {
+    f"layers.1.{name}_proj.weight": [32, 0] if name in ("self_attn.o", "mlp.down") else [0, 32]
+    for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+}
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"format": None}, "format: must be 1, 2 or 3, got None"),
     ("llama", {"format": True}, "format: must be 1, 2 or 3, got True"),
@@ -529,6 +533,19 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("mpnet", {"arguments": {MPNET: {"position_bias": [1, 4]}}}, "position_bias has 4 entries, got 4"),
     ("mpnet", {"arguments": {MPNET: {"position_bias": [1, 10**5000]}}}, "position_bias has 4 entries, got a int"),
     ("mpnet", {"arguments": {MPNET: {"position_bias": float("nan")}}}, "null or indices from 0 on"),
+    ("llama", {"format": 2, "empty": {}}, "'empty': format 2 has parameters, attributes"),
+    ("llama", {"empty": {MLP: 0}}, "must be the number of outputs, 1 to 3, got 0"),
+    ("llama", {"empty": {MLP: True}}, "must be the number of outputs, 1 to 3, got True"),
+    ("llama", {"empty": {MLP: 1}}, "no planned parameter in that module has a size of 0"),
+    ("llama", {"empty": {"": 1}, "parameters": {UP: [0, 32]}}, "must be a shape of 1 to 4 positive integers"),
+    ("llama", {"empty": {MLP: 1}, "parameters": {UP: [-1, 32]}}, "must be a shape of 1 to 4 positive integers"),
+    ("llama", {"empty": {MLP: 1}, "parameters": {UP: [0, 32]}}, "a LlamaMLP with weights left, .* is not"),
+    ("llama", {"empty": {"norm": 1}, "parameters": {"norm.weight": [0]}}, "the weights of a norm are never cut"),
+    (
+        "llama",
+        {"empty": {"layers.1": 1}, "parameters": WHOLE_LAYER, "attributes": {MLP: {"intermediate_size": 48}}},
+        "several projections are in it, ",
+    ),
 ]
 
 

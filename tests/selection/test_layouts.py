@@ -128,6 +128,36 @@ def test_floors_of_heads_are_key_value_groups() -> None:
         plans_for(model, {"heads": 0.5}, min_heads=3, layout="per_layer")
 
 
+def test_floors_of_nothing_let_blocks_go_where_the_layout_can_say_it() -> None:
+    model = tiny_model("llama", "AutoModel")
+    plans = plans_for(model, {"parameters": 0.5}, min_heads=0, min_neurons=0)
+    assert plans.search.floors == {
+        **{f"layers.{layer}.mlp.down_proj": 0 for layer in range(2)},
+        "layers.0.self_attn.o_proj": 1,  # where a key-value cache is asked for its length
+        "layers.1.self_attn.o_proj": 0,
+    }
+    assert plans.uniform is not None and set(plans.uniform.floors.values()) == {1}
+    kept, _ = plans.search.choose(np.arange(len(plans.search.arms), dtype=float), plans.search.arms.units > 0, 1.0)
+    gone = [name for name, units in plans.search.arms.kept_units(kept).items() if not len(units)]
+    assert "layers.1.self_attn.o_proj" in gone
+    assert set(plans_for(model, {"parameters": 0.3}).search.floors.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "message"),
+    [
+        ("bert", {"min_neurons": 0, "layout": "uniform"}, r"min_neurons must be at least 1 in layout uniform, got 0"),
+        ("t5", {"min_heads": 0}, r"min_heads must be at least 1 for t5, got 0: no block of its heads can go whole"),
+        ("mixtral", {"min_neurons": 0}, r"min_neurons must be at least 1 for mixtral, got 0: no block of its neurons"),
+    ],
+)
+def test_floors_of_nothing_are_refused_where_no_block_can_go(
+    model_type: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plans_for(tiny_model(model_type, head_of(model_type)), {"parameters": 0.3}, **settings)
+
+
 def test_blocks_that_do_not_divide_the_width_are_per_layer_only() -> None:
     plans = plans_for(tiny_model("llama", "AutoModel"), {"neurons": 0.4}, block_size=20, arms=["neuron"])
     assert plans.uniform is None

@@ -38,6 +38,14 @@ def test_widths_move_to_multiples_and_keep_their_sum(
     assert np.array_equal(rounded, kept_of(*expected))
 
 
+def test_layers_that_may_go_are_rounded_to_nothing_too() -> None:
+    both, first = ("neuron.0", "neuron.1"), ("neuron.0",)
+    for kept, may_go, expected in (((1, 7), both, (0, 8)), ((0, 4), both, (0, 4)), ((1, 1), first, (0, 2))):
+        rounded = round_widths(BLOCKS, ORDER, kept_of(*kept), 16, 0, may_go=may_go)
+        assert np.array_equal(rounded, kept_of(*expected))
+    assert np.array_equal(round_widths(BLOCKS, ORDER, kept_of(1, 7), 16, 1, may_go=both), kept_of(2, 6))
+
+
 def test_the_arms_removed_last_come_back_first() -> None:
     order = np.array([3, 1, 0, 2, 7, 5, 4, 6])
     arms = table(neurons=[[8] * 8])
