@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.architectures.cost import count_macs
 from hf_mabprune.arms import Ints
+from hf_mabprune.checkpoints.load import load_weights
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.cli import main
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation
@@ -177,6 +178,25 @@ def test_a_refit_puts_the_mean_of_what_went_in_its_place(
         if not len(units):
             assert figures[site].refitted and small.base_model.get_submodule(site).bias.abs().max() > 0
             assert figures[site].error_after <= figures[site].error_before
+
+
+@pytest.mark.parametrize(("model_type", "layers"), [("llama", "model.layers"), ("gpt2", "transformer.h")])
+def test_layers_may_lie_on_disk(model_type: str, layers: str, tmp_path: Path) -> None:
+    model, head = tiny_model(model_type, head_of(model_type)), head_of(model_type)
+    small = cut(model, without_last(model), "per_layer")
+    save_checkpoint(model, tmp_path / "dense", None, torch.float32)
+    save_checkpoint(small, tmp_path / "small", None, torch.float32)
+    rest = dict.fromkeys(
+        (path.rpartition(".")[0] for path in model.state_dict() if not path.startswith(layers)), "cpu"
+    )
+    (tmp_path / "away").mkdir()
+    places = {
+        "device_map": {**rest, f"{layers}.0": "disk", f"{layers}.1": "disk"},
+        "offload_folder": tmp_path / "away",
+    }
+    dense, again = (load_weights(head, str(tmp_path / name), places) for name in ("dense", "small"))
+    for other in (again, cut(dense.eval(), without_last(dense), "per_layer")):
+        assert (outputs_of(other.eval()) - outputs_of(small)).abs().max() < 1e-5
 
 
 def test_gradients_reach_the_bias_of_a_block_that_is_gone() -> None:

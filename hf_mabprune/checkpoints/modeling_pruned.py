@@ -286,7 +286,9 @@ def _empty(module: Any, path: str, outputs: int) -> None:
     projections = [name for name, each in matrices if _width(each)]
     if len(projections) > 1:
         _refuse("empty", f"several projections are in it, {_short(projections)}", path)
-    module.projection, module.outputs = (projections or [None])[0], outputs
+    if projections and projections[0]:  # whoever brings weights in for a module brings them in for this one
+        _empty(module.get_submodule(projections[0]), f"{path}.{projections[0]}", 1)
+    module.projection, module.outputs = (projections or [""])[0], outputs
     module.__class__ = _empty_class(module.__class__)
 
 
@@ -303,16 +305,17 @@ def _width(module: Any) -> int:
 class Empty:
     """Is mixed into the class of a module without a unit."""
 
-    projection: str | None  # path in the module; None where the projection comes after it
+    projection: str  # path in the module; empty where it is the module itself, or comes after it
     outputs: int
 
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         """Gives the bias of the projection at all positions of what comes in, and None for all other outputs."""
         states = arguments[0] if arguments else named["hidden_states"]
-        projection = None if self.projection is None else self.get_submodule(self.projection)
-        given = states.new_zeros(*states.shape[:-1], _width(projection) if projection is not None else 0)
-        if projection is not None and projection.bias is not None:
-            given = given + projection.bias.to(given.dtype)
+        if self.projection:
+            given = self.get_submodule(self.projection)(states)
+        else:
+            given = states.new_zeros(*states.shape[:-1], _width(self) if isinstance(self, PROJECTIONS) else 0)
+            given = given if getattr(self, "bias", None) is None else given + self.bias.to(given.dtype)
         return given if self.outputs == 1 else (given, *[None] * (self.outputs - 1))
 
 

@@ -244,6 +244,8 @@ def mapped(tensor: torch.Tensor, folder: str | None = None) -> torch.Tensor:
     Raises:
         OSError: If the disk is full.
     """
+    if not tensor.numel():  # no file of no bytes can be mapped
+        return tensor.detach().cpu()
     number, name = tempfile.mkstemp(prefix="mabprune-", dir=folder)
     try:
         with os.fdopen(number, "wb") as file:
