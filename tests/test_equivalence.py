@@ -308,10 +308,10 @@ def of_layers(**kinds: dict[int, list[int]]) -> KeepOf:
         ("llama", of_layers(heads={0: [0, 2]}), "per_layer", f"{ATTENTION}: query heads .* together, in groups of 2"),
         ("mixtral", of_layers(heads={0: [0, 2]}), "per_layer", "go together, in groups of 2"),
         (
-            "bert", of_layers(neurons={1: []}), "per_layer",
-            r"encoder.layer.1.output.dense would keep 0 neurons: at least 1 must stay",
+            "bert", of_layers(neurons={1: []}), "uniform",
+            r"a stock bert config cannot say that encoder.layer.1.output.dense is gone: use per_layer",
         ),
-        ("llama", of_layers(heads={1: []}), "per_layer", "would keep 0 heads: at least 2 must stay"),
+        ("llama", of_layers(heads={0: []}), "per_layer", "would keep 0 heads: at least 2 must stay"),
         ("bert", of_layers(neurons={0: [3, 48]}), "per_layer", r"dense has 48 neurons, keep indices reach 48"),
         ("vit", of_layers(neurons={0: [-1, 3]}), "per_layer", r"layers.0.mlp.fc2 has 48 neurons"),
         ("gpt2", lambda _: {"h.0.attn": [0]}, "per_layer", r"no site h.0.attn; it has h.0.attn.c_proj, \.\.\."),
