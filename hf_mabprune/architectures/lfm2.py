@@ -21,6 +21,7 @@ class Lfm2(Architecture):
                     before=("self_attn", "conv"),
                     attributes={},
                     fixed={"block_auto_adjust_ff_dim": False},
+                    empties={"feed_forward": 1},
                 ),
             ),
         ),

@@ -15,7 +15,9 @@ class ViT(Architecture):
         Stack(
             "layers",
             (
-                plain_heads("attention", "o_proj", stream="layernorm_before", attributes=COUNT, empties={"attention": 2}),
+                plain_heads(
+                    "attention", "o_proj", stream="layernorm_before", attributes=COUNT, empties={"attention": 2}
+                ),
                 SiteSpec(
                     "neuron",
                     "mlp.fc2",

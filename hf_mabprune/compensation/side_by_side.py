@@ -54,7 +54,10 @@ class SideBySide:
         Where nothing is known of s, y = W h + b. Where nothing of the site is left, x has no columns.
         """
         weight, bias = (values.float() for values in projection_of(self.dense, site).float64())
-        stream = [site.prefix + site.spec.stream] if site.spec.stream and site.expert is None else []
+        around = [
+            path for path in site.spec.empties if f"{site.spec.stream}.".startswith(f"{path}.")
+        ]  # is run, empty too
+        stream = [site.prefix + path for path in [*around, site.spec.stream][:1] if path and site.expert is None]
         for (hidden, streams), (x, others) in self._seen(site, stream, ()):
             y = nn.functional.linear(hidden, weight, bias)
             for before, now in zip(streams, others, strict=True):
@@ -113,14 +116,15 @@ def _look(
     base, taken = model.base_model, dict[tuple[str, str], torch.Tensor]()
     columns, empty = torch.empty(0), not any(part.columns for part in parts)
 
-    def take(path: str, _: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        taken["in", path] = given[0]
+    def take(path: str, _: nn.Module, given: tuple[torch.Tensor, ...], named: dict[str, Any]) -> None:
+        taken["in", path] = given[0] if given else named["hidden_states"]
         if empty and path == inputs[-1]:
             raise Seen
 
     with ExitStack() as hooks, torch.inference_mode():
         for path in inputs:
-            hooks.callback(base.get_submodule(path).register_forward_pre_hook(partial(take, path)).remove)
+            hook = base.get_submodule(path).register_forward_pre_hook(partial(take, path), with_kwargs=True)
+            hooks.callback(hook.remove)
         for path in outputs:
             hook = base.get_submodule(path).register_forward_hook(
                 lambda _, __, given, path=path: taken.update({("out", path): given})
