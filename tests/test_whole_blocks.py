@@ -117,7 +117,7 @@ def test_a_block_that_is_gone_adds_its_bias_and_costs_nothing(model_type: str) -
     assert count_macs(small, example) == count_macs(tiny_model(model_type, "AutoModel"), example), "of two layers"
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "gpt2", "mixtral", "cohere2", "phi", "opt"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "gpt2", "mixtral", "phi", "phi3"])
 def test_with_a_cache_it_writes_what_it_writes_without(model_type: str, tmp_path: Path) -> None:
     model = deep(model_type)
     save_checkpoint(cut(model, without_blocks(model), "per_layer"), tmp_path, None, torch.float32)
@@ -165,7 +165,7 @@ def test_pulls_in_a_model_and_in_a_context_where_blocks_are_gone(model_type: str
 
 
 @pytest.mark.parametrize("bottom_up", [False, True])
-@pytest.mark.parametrize("model_type", SOME)
+@pytest.mark.parametrize("model_type", [*SOME, "exaone4", "esm", "mpnet", "deberta-v2", "phi3"])
 @pytest.mark.parametrize("name", ["least_squares", "mask_tuning"])
 def test_a_refit_puts_the_mean_of_what_went_in_its_place(
     name: str, model_type: str, bottom_up: bool, tmp_path: Path

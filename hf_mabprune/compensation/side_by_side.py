@@ -54,9 +54,8 @@ class SideBySide:
         Where nothing is known of s, y = W h + b. Where nothing of the site is left, x has no columns.
         """
         weight, bias = (values.float() for values in projection_of(self.dense, site).float64())
-        around = [
-            path for path in site.spec.empties if f"{site.spec.stream}.".startswith(f"{path}.")
-        ]  # is run, empty too
+        # What is inside a module that may be empty is not run there.
+        around = [path for path in site.spec.empties if f"{site.spec.stream}.".startswith(f"{path}.")]
         stream = [site.prefix + path for path in [*around, site.spec.stream][:1] if path and site.expert is None]
         for (hidden, streams), (x, others) in self._seen(site, stream, ()):
             y = nn.functional.linear(hidden, weight, bias)
