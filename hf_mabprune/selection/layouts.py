@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
+from hf_mabprune.architectures.cost import count_parameters, parameters_after
 from hf_mabprune.architectures.stock import sizes_of_field, stock_config
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.config import PruningConfig, TargetConfig
@@ -103,7 +104,18 @@ def _limits(
         if tie:
             fields.setdefault(tie, []).append(sites[name])
     sizes = {tie: _sizes(model, own, multiple, layout, config.target) for tie, own in fields.items()}
-    return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes)
+    last = {
+        name: cost for name, floor in floors.items() if not floor and (cost := _last(model, sites[name], arms)) > 0
+    }
+    return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes, last)
+
+
+def _last(model: PreTrainedModel, site: Site, arms: ArmTable) -> float:
+    """Counts the parameters that go with the last unit of a site, beside those of its arms: keys and values that all
+    query heads have in common."""
+    counts = count_parameters(model)
+    left = parameters_after(model, [(site, np.empty(0, dtype=np.int64))], counts)
+    return float(counts["parameters"] - left["parameters"] - arms.parameters[arms.site == site.name].sum())
 
 
 def _check_can_go(model: PreTrainedModel, kind: str, layout: str, least: Sequence[int]) -> None:

@@ -31,11 +31,13 @@ class Limits:
         min_units: Name of a site -> units that it keeps at least.
         ties: Name of a site -> what it keeps one size with others for; sites that stand alone are not there.
         sizes: The same ties -> units that their sites may keep; those that are not there may keep any number.
+        last: Name of a site -> parameters that go besides with its last unit.
     """
 
     min_units: Mapping[str, int]
     ties: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Container[int]] = field(default_factory=dict)
+    last: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_plan(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], layout: Layout, limits: Limits) -> Plan:
@@ -53,7 +55,7 @@ def make_plan(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], l
         ValueError: If the target cannot be met, with the nearest one that can.
     """
     floors, tied = _bounds(arms, layout, limits)
-    plan = Plan(arms, layout, tuple(_budgets(arms, target, totals)), floors, tied)
+    plan = Plan(arms, layout, tuple(_budgets(arms, target, totals, limits.last)), floors, tied)
     _check_reach(plan)
     return plan
 
@@ -73,7 +75,7 @@ def reach(arms: ArmTable, totals: Mapping[str, int], layout: Layout, limits: Lim
     overlap = {"neuron", "expert"} <= set(arms.kinds())  # experts hold neurons, whose cost would count twice
     targets = [] if overlap else [TargetConfig(parameters=0.5), TargetConfig(macs=0.5)]
     targets += [TargetConfig(**{f"{kind}s": 0.5}) for kind in sorted(arms.kinds())]
-    for budget in (budget for target in targets for budget in _budgets(arms, target, totals)):
+    for budget in (budget for target in targets for budget in _budgets(arms, target, totals, limits.last)):
         going, _ = Plan(arms, layout, (budget,), *bounds).moves(budget, np.zeros(len(arms)), everything)
         largest[budget.name] = float(budget.cost[going].sum() / budget.total)
     return largest
@@ -118,15 +120,18 @@ def _steps(
     return tuple(count for count in counts if sizes is None or int(widths[count - 1]) in sizes)
 
 
-def _budgets(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int]) -> list[Budget]:
-    """Turns the fractions of a target into amounts."""
+def _budgets(
+    arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], last: Mapping[str, float]
+) -> list[Budget]:
+    """Turns the fractions of a target into amounts; `last` is that of `Limits`, of parameters alone."""
     budgets = []
     everything = np.arange(len(arms))
     for name, fraction in target.fractions().items():
         if name in COSTS:
             cost = getattr(arms, COSTS[name][0]).astype(float)
             total = float(sum(totals[part] for part in COSTS[name][1]))
-            budgets.append(Budget(name, everything, cost, total, fraction * total, True))
+            besides = last if COSTS[name][0] == "parameters" else {}
+            budgets.append(Budget(name, everything, cost, total, fraction * total, True, besides))
         else:
             rows, units = arms.of_kind(name.removesuffix("s")), arms.units.astype(float)
             total = float(units[rows].sum())

@@ -241,3 +241,24 @@ def test_heads_of_both_stacks_and_of_what_a_decoder_reads_are_arms_of_their_own(
     assert left == {"head": 6 * 4 // 2, "neuron": 4 * 48 // 2}
     uniform = plans_for(model, {"neurons": 0.5}, layout="uniform").search
     assert [len(tied.sites) for tied in uniform.tied] == [4], "both stacks read one field"
+
+
+@pytest.mark.parametrize("changes", [{"num_key_value_heads": 1}, {"num_key_value_heads": 2}])
+def test_parameters_of_an_attention_that_goes_whole_are_counted_with_its_keys_and_values(
+    changes: dict[str, int],
+) -> None:
+    model = tiny_model("llama", head_of("llama"), **changes)
+    target = {"layer_parameters": 0.3}
+    plan = plans_for(model, target, min_heads=0, layout="per_layer", arms=["neuron", "head"]).search
+    (budget,), arms = plan.budgets, plan.arms
+    for gone in (
+        (arms.kind == "head") & (arms.layer == 1),
+        (arms.kind == "head") & (arms.layer == 1) & (arms.index > 0),
+    ):
+        before, after = (count_parameters(each) for each in (model, cut(model, arms.kept_units(~gone), "per_layer")))
+        assert plan.gone(budget, ~gone) == before["parameters"] - after["parameters"]
+    first = np.where((arms.kind == "head") & (arms.layer == 1), 1.0, -arms.parameters.astype(float))
+    kept, _ = plan.choose(first, np.ones(len(arms), dtype=bool))
+    assert not kept[(arms.kind == "head") & (arms.layer == 1)].any()
+    largest = arms.parameters[~kept].max()
+    assert budget.amount <= plan.gone(budget, kept) < budget.amount + largest
