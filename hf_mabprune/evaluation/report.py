@@ -46,7 +46,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=LONGEST)]
 Interval = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
 Layout = Literal["uniform", "per_layer"]
-Target = dict[Annotated[str, Field(pattern=r"^[a-z]+$")], Share]  # it names folders
+Target = dict[Annotated[str, Field(pattern=r"^[a-z_]+$")], Share]  # it names folders
 Options = dict[Text, Any]
 Rounds = Annotated[list[dict[str, Any]], AfterValidator(_as_rounds)]
 

@@ -311,6 +311,7 @@ def test_what_is_no_run_has_exit_code_2(run: Path, tmp_path: Path, capsys: pytes
         ("llama", {}),
         ("llama", {"prune": {"arms": ["neuron"], "target": {"neurons": 0.5}, "layout": "uniform"}}),
         ("bert", {"compensation": None, "model": {"save_dtype": "bfloat16"}}),
+        ("llama", {"prune": {"target": {"layer_parameters": 0.3}, "min_heads": 0}}),
         ("bert", {"compensation": "mask_tuning", "model": {"save_dtype": "bfloat16"}}),
     ],
 )
