@@ -177,7 +177,7 @@ MODELS = {
     ),
     "unknown_architecture": case(
         "model type 'megatron-bert' is not supported yet. Adding it is one file, in hf_mabprune/architectures/ or "
-        'your own (--plugin FILE); CONTRIBUTING.md, "Add an architecture", has the recipe. Supported: bert, ',
+        'your own (--plugin FILE); CONTRIBUTING.md, "Add an architecture", has the recipe. Supported: albert, ',
         model="megatron",
     ),
     "quantised": case("the model is quantised", "Prune first, then quantise", model="quantised"),
