@@ -219,12 +219,14 @@ class Trial(NamedTuple):
         seconds: Of a pass over one calibration batch, and of comparing what it gives.
         passing: Part of that which is the pass itself.
         testing: Passes that one over the test split takes as long as.
+        moments: Passes that the second moments of all sites on a batch take as long as.
         readout: What the dense model says on the first batch.
     """
 
     seconds: float
     passing: float
     testing: float
+    moments: float
     readout: Readout
 
 
@@ -238,7 +240,7 @@ def _rehearsal(session: Session) -> Trial:
     seconds = float(np.mean([whole for _, _, whole in found]))
     passing = float(np.mean([alone for _, alone, _ in found])) / seconds
     of_test = _timed(session, test[0])[2] * sum(batch.tokens for batch in test) / test[0].tokens
-    return Trial(seconds, passing, of_test / seconds, readout)
+    return Trial(seconds, passing, of_test / seconds, _moments(session, passing), readout)
 
 
 def _timed(session: Session, batch: Batch) -> tuple[Readout, float, float]:
@@ -280,16 +282,16 @@ def _costs(session: Session, rule: Rule | None, pulls: int, trial: Trial, sizes:
     depth = {site.name: site.depth for site in architecture.sites(session.dense)}
     share = float(np.mean([(layers - depth[name]) / layers for name in session.arms.site]))  # of a pass, a pull runs
     rounds = session.settings.search.rounds or rule.default_rounds
-    extent = Extent(batches, _refit_batches(session)[1], trial.readout, _moments(session, trial), pulls, sizes)
+    extent = Extent(batches, _refit_batches(session)[1], trial.readout, trial.moments, pulls, sizes)
     passes = pulls * share + rounds * min(batches, LOOKS) * (pulls > 0) + rule.passes(extent)
     return {"search": Cost(pulls, passes * tokens / batches, 0.0, trial.seconds * passes), **costs}
 
 
-def _moments(session: Session, trial: Trial) -> float:
+def _moments(session: Session, passing: float) -> float:
     """Passes over a batch that take as long as the second moments of all sites on it, by what both multiply."""
     sizes = Sizes.of(session.dense, session.arms, session.task, session.batches["calibration"], session.reserve)
     layers = session.totals["ffn_parameters"] + session.totals["attention_parameters"]
-    return trial.passing * sum(columns**2 for columns in sizes.columns) / layers
+    return passing * sum(columns**2 for columns in sizes.columns) / layers
 
 
 def _refit_batches(session: Session) -> tuple[float, float]:
@@ -316,7 +318,7 @@ def _passes_after(session: Session, sizes: int, trial: Trial) -> float:
         sites = [site for site in architecture.sites(session.dense) if site.kind in session.arms.kinds()]
         fitted, held_out = _refit_batches(session)
         layers = len(architecture.layers(session.dense))
-        passes += (fitted + held_out) * (len(session.arms.kinds()) + _moments(session, trial))
+        passes += (fitted + held_out) * (len(session.arms.kinds()) + trial.moments)
         passes += models * refit.passes(session.compensation, len(sites), layers, fitted, held_out)
     if settings.recovery and session.training is not None:
         lengths = session.task.lengths(session.training)

@@ -123,7 +123,7 @@ class Allocation:
         """Gives the best of some allocations; those that fall behind see fewer examples."""
         alive = list({each.kept.tobytes(): each for each in reversed(candidates)}.values())[::-1]
         for share in SHARES:
-            parts = self._parts[: math.ceil(share * len(self._parts))]
+            parts = self._some(share)
             for each in alive:
                 yield from self._measure(plan, each.kept, parts)
             alive.sort(key=lambda each: self._mean(each.kept, parts))
@@ -138,7 +138,7 @@ class Allocation:
         Of those that are left, the few are looked at that did best when they were looked at last. The list ends where
         the plan lets no more go, or the divergence is that of the best allocation so far.
         """
-        parts, path = self._parts[: math.ceil(SHARES[0] * len(self._parts))], list[int]()
+        parts, path = self._some(SHARES[0]), list[int]()
         yield from self._measure(plan, made.start, parts)
 
         def growth(part: int) -> float:
@@ -162,7 +162,7 @@ class Allocation:
     def _sensitivities(self, plan: Plan, made: Candidates, base: Candidate) -> Generator[None, None, Floats]:
         """[parts], the divergence with each part of the plan cut alone, as much as an allocation has it; with what
         goes as a whole there gone."""
-        found, parts = [], self._parts[: math.ceil(SHARES[0] * len(self._parts))]
+        found, parts = [], self._some(SHARES[0])
         rest = made.without(base.emptied)
         for rows in plan.parts():
             kept = rest.copy()
@@ -216,6 +216,10 @@ class Allocation:
             self._seen[key, part] = found
         self.cost += Cost(pulls=1)
         yield
+
+    def _some(self, share: float) -> list[int]:
+        """Lists the first parts that choose, a share of them."""
+        return self._parts[: math.ceil(share * len(self._parts))]
 
     def _all(self, kept: Bools, parts: Sequence[int]) -> Floats:
         """Divergences of a set on some parts, an example each."""
