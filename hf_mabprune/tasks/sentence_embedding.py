@@ -185,12 +185,7 @@ class SentenceEmbedding(TokenTask):
 
     def check(self, dataset: Dataset, split: str) -> None:
         """Refuses empty data, missing columns or values, and scores that are no numbers."""
-        if not len(dataset):
-            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
-        columns = self.find_columns(dataset, split)
-        for role in ("text", "text_pair"):
-            if role in columns:
-                self.check_texts(dataset, columns[role], split)
+        self.check_pair(dataset, split)
         self.targets(dataset, split)
 
     @property

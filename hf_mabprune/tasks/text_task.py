@@ -78,13 +78,8 @@ class TextTask(TokenTask):
 
     def check(self, dataset: Dataset, split: str) -> None:
         """Refuses empty data, missing columns or values, and labels that do not fit the head."""
-        if not len(dataset):
-            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
-        columns = self.find_columns(dataset, split)
-        for role in ("text", "text_pair"):
-            if role in columns:
-                self.check_texts(dataset, columns[role], split)
-        self.labels(dataset, columns["label"], split)
+        self.check_pair(dataset, split)
+        self.targets(dataset, split)
 
     def targets(self, dataset: Dataset, split: str) -> NDArray[Any]:
         """Gives the labels."""

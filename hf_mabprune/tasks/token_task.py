@@ -45,6 +45,23 @@ class TokenTask(Task):
             raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
         return self.max_length
 
+    def check_pair(self, dataset: Dataset, split: str) -> None:
+        """Refuses empty data, and columns or texts that are missing, where a row has one text or two.
+
+        Args:
+            dataset: Data set with the texts.
+            split: Name of the split, for messages.
+
+        Raises:
+            ValueError: Naming split and column.
+        """
+        if not len(dataset):
+            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
+        columns = self.find_columns(dataset, split)
+        for role in ("text", "text_pair"):
+            if role in columns:
+                self.check_texts(dataset, columns[role], split)
+
     def check_texts(self, dataset: Dataset, column: str, split: str) -> None:
         """Refuses a column that does not hold a string in every row, with a ValueError that names the split."""
         texts = full_column(dataset, column, split)
