@@ -88,7 +88,7 @@ class Stage:
         together = self._together(found, left, number)
         if refitted:  # the biases that are there now: of those that came earlier, some have gone with their arms
             refitted = replace(refitted.after(self.refitted), parameters=_new_biases(dense.dense, small))
-        arms = arm_table(small, prune.kinds(), prune.block_size, dense.example)
+        arms = arm_table(small, prune.kinds(), settings.block_size, dense.example)
         return replace(
             self,
             session=replace(self.session, dense=small, arms=arms, outputs=DenseOutputs(self.session.reserve)),

@@ -178,7 +178,7 @@ def make_session(
     batches["calibration"] = affordable(settings, task, model, example, batches["calibration"], settings.seed)
     prune = settings.prune
     with stage("counting arms"):
-        arms = arm_table(model, prune.kinds(), prune.block_size, example)
+        arms = arm_table(model, prune.kinds(), settings.block_size, example)
         totals = count_parameters(model) | {"macs": count_macs(model, example)}
     compensation = make_compensation(settings.compensation) if settings.compensation else None
     training = None

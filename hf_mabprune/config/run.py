@@ -15,6 +15,8 @@ from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.config.target import PruningConfig
 from hf_mabprune.errors import outside, without_credentials_in
 
+BLOCK_OF_PULLS = 16  # neurons that a pull masks together where nobody says how many
+
 
 class ModelConfig(Strict):
     """Which model is pruned."""
@@ -142,11 +144,23 @@ class PruneConfig(Strict):
         given = self.compensation
         return self.search.resolved_rule(given.get("name") if isinstance(given, dict) else given)
 
+    @property
+    def block_size(self) -> int:
+        """Neighbouring neurons that go together, decided where it was left out."""
+        if self.prune.block_size is not None:
+            return self.prune.block_size
+        measured_whole = self.search.criterion is not None or self.resolved_rule()["name"] == "refit"
+        return 1 if measured_whole and not self.search.pulls_per_arm else BLOCK_OF_PULLS
+
     def resolved(self) -> "PruneConfig":
         """Gives the same settings with everything decided that was left to follow from the rest."""
-        if self.search.criterion is not None:
-            return self
-        return self.model_copy(update={"search": self.search.model_copy(update={"rule": self.resolved_rule()})})
+        rule = self.search.rule if self.search.criterion is not None else self.resolved_rule()
+        return self.model_copy(
+            update={
+                "prune": self.prune.model_copy(update={"block_size": self.block_size}),
+                "search": self.search.model_copy(update={"rule": rule}),
+            }
+        )
 
     def stored(self) -> dict[str, Any]:
         """Gives the settings as they are written down: all of them, but for the credentials in addresses."""

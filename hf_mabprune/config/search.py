@@ -45,8 +45,8 @@ class SearchConfig(Strict):
         None,
         ge=0,
         allow_inf_nan=False,
-        description="budget: pulls of the whole search, times the number of arms; null: 1, and 0 for rule refit on a "
-        "language model of a large vocabulary, where allocations say more for what they cost",
+        description="budget: pulls of the whole search, times the number of arms; null: 1; with rule refit at most "
+        "640 pulls, and none on a language model of a large vocabulary, where allocations say more for the cost",
     )
     arms_per_step: int | None = Field(
         None, gt=0, description="arms that the policy selects at a time; null: a quarter of those left"

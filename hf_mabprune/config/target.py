@@ -69,7 +69,12 @@ class PruningConfig(Strict):
     arms: list[Literal["neuron", "head", "expert"]] = Field(
         ["neuron", "head"], min_length=1, description="kinds of arms; expert: whole experts of a mixture"
     )
-    block_size: int = Field(16, gt=0, description="neighbouring neurons that go together; 1 = single neurons")
+    block_size: int | None = Field(
+        None,
+        gt=0,
+        description="neighbouring neurons that go together; null: 1, single neurons, for rule refit and criteria, and "
+        "16 where neurons are pulled one by one: for other rules, or if search.pulls_per_arm is set",
+    )
     target: TargetConfig = Field(description="how much goes")
     layout: Literal["auto", "uniform", "per_layer"] = Field(
         "auto",

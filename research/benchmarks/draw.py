@@ -116,7 +116,7 @@ class Draw:
     def _by_search(self, cells: Sequence[Cell]) -> dict[tuple[str, Allocation], Choice]:
         settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
         prune, session = settings.prune, self.session
-        arms = arm_table(session.dense, prune.kinds(), prune.block_size, session.example)
+        arms = arm_table(session.dense, prune.kinds(), session.settings.block_size, session.example)
         compensation = self.suite.compensation(cells[0].compensation)
         session = under(session, settings, arms=arms, compensation=compensation)
         plans = {

@@ -92,7 +92,7 @@ def test_missing_keys_are_named(path: str) -> None:
         ("model.trust_remote_code", "perhaps", "true or false"),
         ("prune", 3, "a mapping"),
         ("prune.arms", [], "a non-empty list of neuron | head | expert"),
-        ("prune.block_size", 0, "an integer > 0"),
+        ("prune.block_size", 0, "an integer > 0, or null"),
         ("prune.layout", "uniforn", "auto | uniform | per_layer"),
         ("prune.auto_tolerance", -0.1, "a number >= 0"),
         ("prune.round_to", "x", "an integer, or auto"),
@@ -153,6 +153,23 @@ def test_a_target_needs_its_kind_of_arms(kind: str, other: str) -> None:
 def test_rounding_needs_a_multiple() -> None:
     assert "round_to must be at least 1, got 0" in message(settings("prune.round_to", 0))
     assert check(settings("prune.round_to", 32)).prune.round_to == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({}, 1),
+        ({"search": {"pulls_per_arm": 0}}, 1),
+        ({"search": {"pulls_per_arm": 1}}, 16),
+        ({"search": {"criterion": "kfac_obs"}}, 1),
+        ({"compensation": None}, 16),
+        ({"search": {"rule": "single"}}, 16),
+    ],
+)
+def test_neurons_go_one_by_one_unless_each_is_pulled(changes: dict[str, Any], size: int) -> None:
+    tree = settings() | changes
+    assert check(tree).prune.block_size == size
+    assert check(tree | {"prune": {**tree["prune"], "block_size": 8}}).prune.block_size == 8
 
 
 @pytest.mark.parametrize("policy", [{}, {"c": 1.0}, {"name": None}, {"name": 3}])

@@ -37,6 +37,7 @@ from hf_mabprune.session import Session
 from hf_mabprune.tasks.vocabulary import large_head
 
 STATISTICS = 2  # second moments that costs are made from: plain, and weighted by gradients
+MOST_PULLS = 640  # by default
 LAST_SETS = 2  # that are measured on all held-out examples
 LIMIT = 8.0  # largest correction of a cost, and its inverse the smallest
 
@@ -67,8 +68,9 @@ class Refit(EstimatingRule):
 
     def default_pulls(self, session: Session) -> float:
         """See `Rule.default_pulls`: none where the vocabulary is large, for there a pull costs as much as a part of an
-        allocation, which says more."""
-        return 0.0 if session.task.predicts_tokens and large_head(session.dense) is not None else 1.0
+        allocation, which says more; else one an arm, of few arms."""
+        large = session.task.predicts_tokens and large_head(session.dense) is not None
+        return 0.0 if large else min(1.0, MOST_PULLS / len(session.arms))
 
     def begin(self, pulls: Pulls, number: int) -> Floats | None:
         """See `Rule.begin`; effects are estimated where pulls are made, or asked for with none."""
