@@ -22,7 +22,7 @@ REFERENCE := $(addprefix hf_mabprune., pipeline recut export preview result sess
 REFERENCE += $(subst /,.,$(basename $(wildcard $(OPEN:%=hf_mabprune/%/[a-z]*.py))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: prune test quick lint slow hostile lowest docs clean
+.PHONY: prune test quick lint slow hostile families lowest docs clean
 
 prune: $(VENV)/.installed  ## prune the embedded model: the first thing to try
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml scripts/prune.py \
@@ -45,6 +45,10 @@ slow: $(VENV)/.test  ## minutes-long tests
 
 hostile: $(VENV)/.test  ## hostile folders, files and settings on the command line: at least 80 a kind of fault
 	$(BIN)/python -m tests.hostile $(HOSTILE)
+
+families: $(VENV)/.test  ## the table of families, from what the tests show of every type; takes minutes
+	-$(BIN)/python -m pytest -n 2 --shows -m "not gpu" --junitxml=build/families.xml
+	$(BIN)/python scripts/families.py build/families.xml
 
 lowest:  ## contract tests on the lowest versions that pyproject.toml allows, then with another transformers
 	$(PYTHON) -m venv $(LOWEST)

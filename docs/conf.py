@@ -16,6 +16,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/tutorial",
             "docs/methods",
             "docs/targets",
+            "docs/families",
             "docs/data",
             "docs/embeddings",
             "docs/trust",

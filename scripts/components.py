@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.architectures.shown import CHECKS, FamilyRow, ShownOfType, family_rows, read_results
 from hf_mabprune.compensation import COMPENSATIONS
 from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.criteria import CRITERIA
@@ -60,6 +61,40 @@ def model_types() -> str:
         files.setdefault(ARCHITECTURES.get(name).__module__, []).append(f"`{name}`")
     rows = [(", ".join(names), first_sentence(sys.modules[module])) for module, names in files.items()]
     return table(("model types", "families"), rows)
+
+
+def checks() -> str:
+    """Lists the checks of the table of families, and the versions that they passed with."""
+    versions = " and ".join(f"{name} {version}" for name, version in read_results().versions.items())
+    return f"{table(('check', 'what passed'), CHECKS.items())}\n\nShown with {versions}."
+
+
+def families() -> str:
+    """Lists what was shown of each model type, kind of units and layout, and why not where not."""
+    results, rows = read_results(), []
+    for name in ARCHITECTURES.names():
+        own = results.types.get(name, ShownOfType())
+        first = [f"`{name}`", str(len(own.classes)), "" if own.seconds is None else str(own.seconds)]
+        for row in family_rows(name, results):
+            passed = ["✓" if check in row.checks else "" for check in CHECKS]
+            rows.append([first[0], row.kind, row.layout, *first[1:], *passed, row.numbers, why_not(row)])
+            first = [first[0], "", ""]
+    heading = ("type", "kind", "layout", "AutoModel classes", "prune", *CHECKS, "loads", "why not")
+    return table(heading, rows)
+
+
+def why_not(row: FamilyRow) -> str:
+    """Says what is in the way, and how a row stands where nothing else says it."""
+    return row.reason or ("not tested" if row.state == "not tested" else "")
+
+
+def count_of_families() -> str:
+    """Says of how many types all that applies was shown."""
+    results = read_results()
+    rows = [family_rows(name, results) for name in ARCHITECTURES.names()]
+    shown = sum(all(row.state in ("shown", "cannot") for row in own) for own in rows)
+    table_of = "[the table of families](docs/families.md)"
+    return f"Of {shown} types {table_of} says what the tests have shown, and why not where something cannot be had."
 
 
 def tasks() -> str:
@@ -109,6 +144,9 @@ def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "model types": model_types,
+    "checks": checks,
+    "families": families,
+    "counted families": count_of_families,
     "tasks": tasks,
     "rewards": rewards,
     "policies": components(POLICIES, Policy),

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MABPRUNE_PROGRESS", "off")  # what a command says must not depend on how long it takes
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from hf_mabprune import progress
 from hf_mabprune.plugins import load_plugin
 from tests.problems import write_splits
+from tests.shows import Shows
 from tests.watched import Watched
 
 # Property tests try the same examples every time, so that the suite passes or fails for what was changed;
@@ -32,8 +34,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds --plugin FILE: contract tests run over every registered name, so over what a plugin registers too."""
+    """Adds --plugin FILE, for contract tests run over every registered name, so over what a plugin registers too; and
+    --shows, for the table of families."""
     parser.addoption("--plugin", action="append", default=[], metavar="FILE", help="load components of your own first")
+    parser.addoption("--shows", action="store_true", help="run only what shows something of every model type")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,8 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
         load_plugin(plugin)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files with whole runs come first, for what is long must not begin last; a worker takes a file at a time."""
+    if config.getoption("shows"):
+        items[:] = [item for item in items if "shows" in getattr(item, "fixturenames", ())]
     whole = {item.path for item in items if item.get_closest_marker("whole")}
     items.sort(key=lambda item: item.path not in whole)
 
@@ -60,6 +66,12 @@ def quiet_and_small() -> None:
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw no figures, which take a third of a small run; for tests that look at something else."""
     monkeypatch.setattr("hf_mabprune.artifacts.plots.save_figures", lambda *_: [])
+
+
+@pytest.fixture
+def shows(record_property: Callable[[str, object], None]) -> Shows:
+    """Notes what a test shows of a model type, for the table of families."""
+    return Shows(record_property)
 
 
 @pytest.fixture

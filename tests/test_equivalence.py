@@ -21,6 +21,7 @@ from hf_mabprune.surgery.cut import Layout, cut
 from tests.architectures.variants import TYPES, VARIANTS
 from tests.problems import selection
 from tests.seeds import moved
+from tests.shows import Shows, kinds_cut
 from tests.tiny_models import every_type_and_head, head_of, keep_for, keep_of, outputs_of, site_of, tiny_model
 from tests.tiny_sizes import EXPERTS, HEADS, WIDTH
 
@@ -30,6 +31,11 @@ MANY = {  # so many that there is something left to cut the second time
     "mixtral": {"num_attention_heads": 8, "num_key_value_heads": 4, "num_local_experts": 8},
     "qwen3": {"num_attention_heads": 8, "num_key_value_heads": 4},
 }
+
+
+def on_request(*case: str) -> Any:
+    """A case for the table of families alone: of what stock classes do with stock checkpoints, some types suffice."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def missed(model: PreTrainedModel) -> PreTrainedModel:
@@ -69,9 +75,13 @@ def check_equivalence(
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 @pytest.mark.parametrize(("model_type", "head"), every_type_and_head())
-def test_masked_equals_pruned_equals_reloaded(model_type: str, head: str, layout: Layout, tmp_path: Path) -> None:
+def test_masked_equals_pruned_equals_reloaded(
+    model_type: str, head: str, layout: Layout, tmp_path: Path, shows: Shows
+) -> None:
     model = missed(tiny_model(model_type, head))
-    again = check_equivalence(model, selection(model, layout), layout, head, tmp_path)
+    keep = selection(model, layout)
+    shows("equivalence", model_type, kinds_cut(model, keep), layout, head=head)
+    again = check_equivalence(model, keep, layout, head, tmp_path)
     assert (type(again) is type(model)) == (layout == "uniform")
     assert isinstance(again, type(model))
 
@@ -89,16 +99,19 @@ def test_configs_that_leave_something_out_or_say_it_differently(
 TWICE = [("uniform",) * 2, ("uniform", "per_layer"), ("per_layer",) * 2]
 PAIRS = [(model_type, *layouts) for model_type in ("qwen3", *NEW) for layouts in TWICE]
 PAIRS += [(model_type, "per_layer", "per_layer") for model_type in TYPES if model_type not in ("qwen3", *NEW)]
+PAIRS += [on_request(each, "uniform", "uniform") for each in TYPES if each not in ("qwen3", *NEW)]
 
 
 @pytest.mark.parametrize(("model_type", "first", "second"), PAIRS)
 def test_a_second_pruning_goes_on_from_the_smaller_sizes(
-    model_type: str, first: Layout, second: Layout, tmp_path: Path
+    model_type: str, first: Layout, second: Layout, tmp_path: Path, shows: Shows
 ) -> None:
     head = head_of(model_type)
     model = missed(tiny_model(model_type, head, **MANY.get(model_type, {})))
     once = check_equivalence(model, selection(model, first), first, head, tmp_path / "first")
     keep = selection(once, second) if second == "uniform" else keep_for(once, second, seed=1)
+    if first == second:
+        shows("second pruning", model_type, kinds_cut(once, keep), second)
     twice = check_equivalence(once, keep, second, head, tmp_path / "second")
     assert (type(twice) is type(model)) == (second == "uniform")
     assert {site.name: site.units for site in architecture_of(twice).sites(twice)} == _sizes_after(once, keep)
@@ -129,14 +142,17 @@ def test_query_heads_on_one_key_value_head_go_one_by_one(model_type: str, layout
 
 SAVED = [(model_type, "uniform") for model_type in ("llama", *NEW)]
 SAVED += [(model_type, "per_layer") for model_type in TYPES]
+SAVED += [on_request(each, "uniform") for each in TYPES if each not in ("llama", *NEW)]
 
 
 @pytest.mark.parametrize(("model_type", "layout"), SAVED)
-def test_what_is_saved_again_loads_again(model_type: str, layout: Layout, tmp_path: Path) -> None:
+def test_what_is_saved_again_loads_again(model_type: str, layout: Layout, tmp_path: Path, shows: Shows) -> None:
     head = head_of(model_type)
     tiny_model(model_type, head).save_pretrained(tmp_path / "dense")
     model = getattr(transformers, head).from_pretrained(tmp_path / "dense").eval()
-    small = cut(model, selection(model, layout), layout)
+    keep = selection(model, layout)
+    shows("second save", model_type, kinds_cut(model, keep), layout)
+    small = cut(model, keep, layout)
     save_checkpoint(small, tmp_path / "first", None, torch.float32)
     first = load_pruned(tmp_path / "first")
     first.save_pretrained(tmp_path / "second", save_original_format=False)
@@ -259,15 +275,19 @@ def test_tied_embeddings_stay_tied(model_type: str, tmp_path: Path) -> None:
 
 
 GENERATED = [(model_type, "uniform") for model_type in ("llama", "gpt2", "t5", "mixtral")]
-GENERATED += [
-    (each, "per_layer") for each in TYPES if head_of(each) in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-]
+GENERATING = [each for each in TYPES if head_of(each) in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")]
+GENERATED += [(each, "per_layer") for each in GENERATING]
+GENERATED += [on_request(each, "uniform") for each in GENERATING if (each, "uniform") not in GENERATED]
 
 
 @pytest.mark.parametrize(("model_type", "layout"), GENERATED)
-def test_generation_with_cache_equals_the_model_in_memory(model_type: str, layout: Layout, tmp_path: Path) -> None:
+def test_generation_with_cache_equals_the_model_in_memory(
+    model_type: str, layout: Layout, tmp_path: Path, shows: Shows
+) -> None:
     model = missed(tiny_model(model_type, head_of(model_type)))
-    small = cut(model, selection(model, layout), layout)
+    keep = selection(model, layout)
+    shows("generation", model_type, kinds_cut(model, keep), layout)
+    small = cut(model, keep, layout)
     save_checkpoint(small, tmp_path, None, torch.float32)
     prompts = torch.randint(3, 64, (3, 5), generator=torch.Generator().manual_seed(moved(1)))
     attention = torch.ones_like(prompts)

@@ -16,6 +16,7 @@ from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.cli.commands import main
 from hf_mabprune.tasks.base import TASKS
 from tests.seeds import moved
+from tests.shows import Shows
 from tests.tasks.tiny_tasks import make_processor, pictures
 from tests.tiny_models import head_of, tiny_model
 
@@ -124,7 +125,9 @@ TASKED = {  # head -> processor, settings of the task
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", [each for each in ARCHITECTURES.names() if head_of(each) in TASKED])
-def test_the_command_prunes_every_type(model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prunes_every_type(
+    model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], shows: Shows
+) -> None:
     """With default settings but for a little data; the time it took is printed."""
     head = head_of(model_type)
     kind, options = TASKED[head]
@@ -146,7 +149,9 @@ def test_the_command_prunes_every_type(model_type: str, tmp_path: Path, capsys: 
     ])  # fmt: skip
     said = capsys.readouterr()
     assert code == 0, said.err
+    seconds = time.monotonic() - started
+    shows("command", model_type, ["neuron"], seconds=round(seconds))
     with capsys.disabled():
-        print(f"{model_type}: {time.monotonic() - started:.0f} s")  # noqa: T201
+        print(f"{model_type}: {seconds:.0f} s")  # noqa: T201
     again = getattr(transformers, head).from_pretrained(tmp_path / "out")
     assert again.num_parameters() < model.num_parameters()

@@ -23,6 +23,7 @@ from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.surgery.cut import cut
 from tests.problems import QUICK, arms_of, problem, pull_all, rounding, settings_for, whole
 from tests.seeds import moved
+from tests.shows import Shows
 from tests.tiny_models import NOTHING, head_of, inputs_for, keep_of, outputs_of, site_of, tiny_model, without_last
 from tests.tiny_sizes import VOCABULARY
 
@@ -57,10 +58,12 @@ def empty_sites(model: PreTrainedModel) -> list[str]:
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_masked_equals_pruned_equals_reloaded_and_saved_again(model_type: str, tmp_path: Path) -> None:
+def test_masked_equals_pruned_equals_reloaded_and_saved_again(model_type: str, tmp_path: Path, shows: Shows) -> None:
     model, head = tiny_model(model_type, head_of(model_type)), head_of(model_type)
     keep = without_blocks(model)
     gone = [name for name, units in keep.items() if not len(units)]
+    kinds = {site.kind for site in architecture_of(model).sites(model) if site.name in gone}
+    shows("whole blocks", model_type, kinds, "per_layer")
     with masked(model, masks=keep_masks(model, keep)):
         expected = outputs_of(model, head)
     small = cut(model, keep, "per_layer")

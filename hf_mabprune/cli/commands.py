@@ -9,11 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.architectures.shown import read_results
 from hf_mabprune.artifacts.publish import push_checkpoint
 from hf_mabprune.artifacts.remade import against_base
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
 from hf_mabprune.artifacts.verification import verify as verify_run
+from hf_mabprune.cli.families import all_families, families_json, one_family
 from hf_mabprune.cli.guard import Failure, guarded
 from hf_mabprune.cli.settings import (
     CUT,
@@ -148,6 +151,17 @@ def verify(arguments: Arguments) -> str:
     return Failure(text) if any(found.outcome == "FAILED" for found in checks) else text
 
 
+def families(arguments: Arguments) -> str:
+    """families [TYPE] [--json]: what can go of each model type, in which layout; what tests have shown, and why not"""
+    parser = _parser_with("families", "model_type", "model type; all when left out", required=False)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    known = parser.parse_args(list(arguments))
+    results = read_results()
+    if known.json:
+        return families_json([known.model_type] if known.model_type else ARCHITECTURES.names(), results)
+    return one_family(known.model_type, results) if known.model_type else all_families(results)
+
+
 COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "prune": prune,
     "plan": plan,
@@ -156,6 +170,7 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "push": push,
     "export": export,
     "verify": verify,
+    "families": families,
 }
 
 
@@ -166,12 +181,14 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; {self.prog} --help explains the command")
 
 
-def _parser_with(command: str, folder: str, text: str, usage: str = "") -> argparse.ArgumentParser:
-    """Makes the parser of a command that starts from a folder."""
+def _parser_with(
+    command: str, first: str, text: str, usage: str = "", required: bool = True
+) -> argparse.ArgumentParser:
+    """Makes the parser of a command that starts from a folder, or another first word."""
     description = (COMMANDS[command].__doc__ or "").partition(": ")[2]
     settings = f"Further settings are those of `mabprune prune --help`, e.g. {usage}. " if usage else ""
     parser = _Parser(f"mabprune {command}", description=description, epilog=settings + PLUGIN_HELP, allow_abbrev=False)
-    parser.add_argument(folder, help=text)
+    parser.add_argument(first, nargs=None if required else "?", help=text)
     return parser
 
 

@@ -1,13 +1,22 @@
 """What a stock config can say, found by building from it: sizes of each kind, biases, and what it says instead."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
 
+from hf_mabprune.architectures import ARCHITECTURES, Site
 from hf_mabprune.architectures.stock import bias_fields, built_shapes, sizes_of_field, stock_config
+from hf_mabprune.arms import KINDS
+from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.surgery.cut import cut
 from tests.architectures.variants import SEEING, TYPES, model_of, sites_of, variants
-from tests.tiny_models import keep_for, tiny_model
-from tests.tiny_sizes import EXPERTS, HEADS, WIDTH
+from tests.shows import Shows
+from tests.tiny_models import head_of, keep_for, outputs_of, tiny_model
+from tests.tiny_sizes import EXPERTS, HEADS, OF_TYPE, WIDTH
 
 ATTENTION = ("qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "olmo", "qwen3_5_text")
 BOTH = ("llama", "granite", "modernbert", "nemotron")
@@ -51,6 +60,56 @@ def test_neurons_and_experts_can_have_any_number(model_type: str) -> None:
         own = [site for site in sites_of(model) if site.kind == kind]
         own = [site for site in own if site.spec.units]
         assert not own or sizes_of_field(model, own) == set(range(1, full))
+
+
+def one_by_one(model_type: str) -> PreTrainedModel:
+    """A model whose heads have keys and values each, so that any number of them could go."""
+    changes: dict[str, object] = {}
+    for stack in ARCHITECTURES.get(model_type).stacks:
+        for spec in stack.sites:
+            if spec.groups and stack.config:
+                changes[stack.config] = OF_TYPE[model_type][stack.config] | {spec.groups: HEADS}
+            elif spec.groups:
+                changes[spec.groups] = HEADS
+    return model_of(model_type, **changes)
+
+
+def refused(model: PreTrainedModel, sites: list[Site], said: set[int]) -> str:
+    """Why a stock config does not say the largest number that it does not say."""
+    numbers = [number for number in range(1, sites[0].units) if number not in said]
+    names = {site.name for site in sites}
+    if not numbers:
+        return ""
+    with pytest.raises(ValueError) as error:
+        stock_config(
+            model,
+            [(site, np.arange(numbers[-1] if site.name in names else site.units)) for site in sites_of(model)],
+        )
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [(each, kind) for each in TYPES for kind in KINDS if kind in {site.kind for site in sites_of(model_of(each))}],
+)
+def test_what_a_stock_config_says_is_what_automodel_loads(
+    model_type: str, kind: str, tmp_path: Path, shows: Shows
+) -> None:
+    model = one_by_one(model_type)
+    own = [site for site in sites_of(model) if site.kind == kind]
+    fields = {site.field: [other for other in own if other.field == site.field] for site in own}
+    said = set.intersection(*(sizes_of_field(model, sites) for sites in fields.values()))
+    reason, hidden = refused(model, own, said), own[0].stack.config_of(model.config).hidden_size
+    figures = {"counts": sorted(said), "units": own[0].units, "hidden": hidden}
+    shows("sizes", model_type, [kind], "uniform", reason=reason, **figures)
+    if said:
+        number = max(count for count in said if kind != "neuron" or count % 8 == 0)
+        small = cut(model, {site.name: np.arange(number) for site in own}, "uniform")
+        save_checkpoint(small, tmp_path, None, torch.float32)
+        again = getattr(transformers, head_of(model_type)).from_pretrained(tmp_path).eval()
+        assert type(again) is type(model)
+        assert {site.units for site in sites_of(again) if site.kind == kind} == {number}
+        torch.testing.assert_close(outputs_of(again), outputs_of(small))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.surgery.cut import cut
 from tests.checkpoints.outside import loaded_outside
+from tests.problems import selection
+from tests.shows import Shows, kinds_cut
 from tests.tiny_models import head_of, inputs_for, keep_for, tiny_model, without_last
 
 TWICE = ("gpt2", "t5", "vit", "mixtral")
@@ -17,7 +19,7 @@ WHOLE = ("bert", "gemma3_text", "gpt2", "llama")  # that lose a whole FFN and, w
 
 
 @pytest.mark.whole
-def test_pruned_models_load_where_the_package_is_not(tmp_path: Path) -> None:
+def test_pruned_models_load_where_the_package_is_not(tmp_path: Path, shows: Shows) -> None:
     asked, expected = [], []
 
     def ask(model: PreTrainedModel, folder: str) -> None:
@@ -29,11 +31,31 @@ def test_pruned_models_load_where_the_package_is_not(tmp_path: Path) -> None:
     for model_type in ARCHITECTURES.names():
         model = dense = tiny_model(model_type, head_of(model_type))
         for number in range(1 + (model_type in TWICE)):
-            model = cut(model, keep_for(model, "per_layer", seed=number), "per_layer")
+            keep = keep_for(model, "per_layer", seed=number)
+            shows("without the package", model_type, kinds_cut(model, keep), "per_layer")
+            model = cut(model, keep, "per_layer")
             ask(model, f"{model_type}-{number}")
         if model_type in WHOLE:
             ask(cut(dense, without_last(dense), "per_layer"), f"{model_type}-whole")
     assert len(asked) == len(ARCHITECTURES.names()) + len(TWICE) + len(WHOLE)
     for (_, folder, _), mine, (package, theirs) in zip(asked, expected, loaded_outside(asked, tmp_path), strict=True):
         assert package == "transformers_modules", f"{folder.name}: {theirs}"
+        assert (torch.tensor(theirs) - mine).abs().max() < 1e-5, folder.name
+
+
+@pytest.mark.slow
+def test_models_of_equal_layers_load_where_the_package_is_not(tmp_path: Path, shows: Shows) -> None:
+    """As those of transformers that they are."""
+    asked, expected = [], []
+    for model_type in ARCHITECTURES.names():
+        model = tiny_model(model_type, head_of(model_type))
+        keep = selection(model, "uniform")
+        shows("without the package", model_type, kinds_cut(model, keep), "uniform")
+        small = cut(model, keep, "uniform")
+        asked.append((head_of(model_type), tmp_path / model_type, inputs_for(model, head_of(model_type))))
+        save_checkpoint(small, tmp_path / model_type, None, torch.float32)
+        with torch.no_grad():
+            expected.append(small(**asked[-1][2])[0].flatten())
+    for (_, folder, _), mine, (package, theirs) in zip(asked, expected, loaded_outside(asked, tmp_path), strict=True):
+        assert package == "transformers", f"{folder.name}: {theirs}"
         assert (torch.tensor(theirs) - mine).abs().max() < 1e-5, folder.name

@@ -10,6 +10,7 @@ from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from tests.problems import problem, rounding, shrink, some_context, whole
+from tests.shows import Shows
 from tests.tiny_models import head_of
 
 TYPES = ("bert", "llama", "gpt2", "vit")  # whose arms all can be made small: a router is not
@@ -52,12 +53,13 @@ def one_of_a_kind(model: PreTrainedModel) -> list[str]:
 
 @pytest.mark.parametrize("in_context", [False, True])
 @pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES.names() if head_of(name) != "AutoModel"])
-def test_derivatives_are_differences_of_what_gates_do(model_type: str, in_context: bool) -> None:
+def test_derivatives_are_differences_of_what_gates_do(model_type: str, in_context: bool, shows: Shows) -> None:
     """By a gate a little above and below one: a factor of units, or of the odds that a router gives an expert.
 
     An example on which the step sends a position to another expert, or takes a unit past zero, may differ.
     """
     model, task, batches, arms = problem(model_type)
+    shows("gradients", model_type, arms.kinds())
     model.double()
     kept = some_context(arms) if in_context else whole(arms)
     found, _ = estimate(model, arms, task, batches[0], "loss", kept)

@@ -12,6 +12,7 @@ from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.tasks.batch import Batch
 from tests.problems import arms_of, problem, pull_all, rounding, some_context, whole
+from tests.shows import Shows
 from tests.tiny_models import head_of
 from tests.tiny_sizes import UNLIKE
 
@@ -27,8 +28,9 @@ CASES += [(name, reward) for name in UNLIKE for reward in REWARDS.names() if rew
 
 
 @pytest.mark.parametrize(("model_type", "reward"), CASES)
-def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str) -> None:
+def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str, shows: Shows) -> None:
     model, task, batches, arms = problem(model_type)
+    shows("pulls", model_type, arms.kinds())
     kept = some_context(arms)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, rounding(model))):
         model.to(dtype)
