@@ -34,9 +34,8 @@ def main() -> int:
         page.write_text(filled(page.read_text()))
     missing = sorted({*ARCHITECTURES.names()} - found.types.keys())
     failed = sorted(name for name, own in found.types.items() if any(row.failed for row in own.rows.values()))
-    print(
-        f"{len(found.types)} types; not tested: {', '.join(missing) or 'none'}; failed: {', '.join(failed) or 'none'}"
-    )
+    print(f"{len(found.types)} types")
+    print(f"not tested: {', '.join(missing) or 'none'}; failed: {', '.join(failed) or 'none'}")
     return int(bool(missing or failed))
 
 

@@ -53,9 +53,8 @@ def one_family(model_type: str, results: Results) -> str:
 def families_json(model_types: Sequence[str], results: Results) -> str:
     """Gives the rows of some types as JSON."""
     rows = [asdict(row) for name in model_types for row in family_rows(name, results)]
-    return (
-        json.dumps({"shown_with": results.versions, "installed": _installed(results), "rows": rows}, indent=2) + "\n"
-    )
+    found = {"shown_with": results.versions, "installed": _installed(results), "rows": rows}
+    return f"{json.dumps(found, indent=2)}\n"
 
 
 def _layouts(rows: Sequence[FamilyRow], kind: str) -> str:
