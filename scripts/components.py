@@ -72,14 +72,15 @@ def checks() -> str:
 def families() -> str:
     """Lists what was shown of each model type, kind of units and layout, and why not where not."""
     results, rows = read_results(), []
+    timed = ["prune, s"] if results.timed() else []
     for name in ARCHITECTURES.names():
         own = results.types.get(name, ShownOfType())
-        first = [f"`{name}`", str(len(own.classes)), "" if own.seconds is None else str(own.seconds)]
+        once = [str(len(own.classes)), *(own.time() for _ in timed)]
         for row in family_rows(name, results):
             passed = ["✓" if check in row.checks else "" for check in CHECKS]
-            rows.append([first[0], row.kind, row.layout, *first[1:], *passed, row.numbers, why_not(row)])
-            first = [first[0], "", ""]
-    heading = ("type", "kind", "layout", "AutoModel classes", "prune", *CHECKS, "loads", "why not")
+            rows.append([f"`{name}`", row.kind, row.layout, *once, *passed, row.numbers, why_not(row)])
+            once = [""] * len(once)
+    heading = ("type", "kind", "layout", "AutoModel classes", *timed, *CHECKS, "loads", "why not")
     return table(heading, rows)
 
 

@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,8 @@ def add(row: Shown, note: dict[str, Any]) -> None:
         (row.checks if note["passed"] else row.failed).append(note["check"])
     elif note["passed"]:
         row.counts, row.units, row.hidden = note["counts"], note["units"], note["hidden"]
-        row.reason = note["reason"].partition(". Use")[0].partition(": use per_layer")[0]
+        row.reason = re.split(r"\.? Use layout|\. Use per_layer|: use per_layer", note["reason"])[0].rstrip(".")
+        row.reason = row.reason.replace("ValueError: ", "")
     else:
         row.failed.append("equivalence")
 

@@ -71,6 +71,10 @@ class ShownOfType(BaseModel):
     seconds: int | None = None
     rows: dict[str, Shown] = {}
 
+    def time(self) -> str:
+        """Says the seconds; nothing where there are none."""
+        return "" if self.seconds is None else str(self.seconds)
+
 
 class Results(BaseModel):
     """Holds what was shown of all types.
@@ -82,6 +86,10 @@ class Results(BaseModel):
 
     versions: dict[str, str] = {}
     types: dict[str, ShownOfType] = {}
+
+    def timed(self) -> bool:
+        """Tells whether the time of a run is known of some type."""
+        return any(own.seconds is not None for own in self.types.values())
 
 
 @dataclass(frozen=True)
@@ -123,9 +131,8 @@ def family_rows(model_type: str, results: Results) -> list[FamilyRow]:
         ValueError: If the type is not supported.
     """
     shown = results.types.get(model_type, ShownOfType()).rows
-    config = _usual_config(model_type)
     return [
-        _row(model_type, kind, layout, shown.get(f"{kind} {layout}", Shown()), *_reasons(specs, config))
+        _row(model_type, kind, layout, shown.get(f"{kind} {layout}", Shown()), *_reasons(model_type, specs))
         for kind, specs in _declared(model_type).items()
         for layout in LAYOUTS
     ]
@@ -168,11 +175,11 @@ def _usual_config(model_type: str) -> PreTrainedConfig | None:
         return None
 
 
-def _reasons(specs: list[tuple[Stack, SiteSpec]], config: PreTrainedConfig | None) -> tuple[str, str]:
+def _reasons(model_type: str, specs: list[tuple[Stack, SiteSpec]]) -> tuple[str, str]:
     """Says why units of a kind stay with the usual config, and why they do with others; empty where they can go."""
     if not all(spec.reason for _, spec in specs):
         return "", ""
-    why = specs[0][1].reason
+    config, why = _usual_config(model_type), specs[0][1].reason
     if config is None or any(spec.when(stack.config_of(config)) for stack, spec in specs):
         return "", f"with some configs not at all: {why}"
     return why, ""

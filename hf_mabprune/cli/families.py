@@ -18,13 +18,14 @@ WIDTH = 110
 
 def all_families(results: Results) -> str:
     """Lists all registered types, a line each: the layouts that kinds of units can go in."""
-    headings = ("type", *(f"{kind}s" for kind in KINDS), "uniform head counts", "prune, s")
+    headings = ["type", *(f"{kind}s" for kind in KINDS), "uniform head counts"]
+    headings += ["prune, s"] if results.timed() else []
     table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ARCHITECTURES.names():
         rows = family_rows(name, results)
         heads = next((row.numbers for row in rows if (row.kind, row.layout) == ("head", "uniform")), "")
-        seconds = results.types.get(name, ShownOfType()).seconds
-        table.add_row(name, *(_layouts(rows, kind) for kind in KINDS), heads, "" if seconds is None else str(seconds))
+        cells = name, *(_layouts(rows, kind) for kind in KINDS), heads, results.types.get(name, ShownOfType()).time()
+        table.add_row(*cells[: len(headings)])
     return f"{_drawn(table)}\n{_shown_with(results)}\n`mabprune families TYPE` says what was shown, and why not.\n"
 
 

@@ -28,7 +28,7 @@ def test_one_type_has_all_its_reasons(capsys: pytest.CaptureFixture[str]) -> Non
     text = said(capsys, "bert")
     assert text.startswith("bert: AutoModel, ")
     assert "neurons, uniform: shown, equivalence, " in text
-    assert "heads, uniform: cannot be had\n  a stock bert config cannot say 3 heads: it makes encoder.layer.0." in text
+    assert "heads, uniform: cannot be had\n  a stock bert config cannot say 2 heads: it makes encoder.layer.0." in text
     assert "q_norm and k_norm run over all heads together" in said(capsys, "olmo3")
     assert "experts, uniform: shown" in said(capsys, "mixtral")
 
