@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of, projection_of
 from hf_mabprune.architectures.sites import members
 from hf_mabprune.arms import Ints
 from hf_mabprune.checkpoints.load import load_pruned
@@ -23,14 +23,12 @@ from tests.problems import selection
 from tests.seeds import moved
 from tests.shows import Shows, kinds_cut
 from tests.tiny_models import every_type_and_head, head_of, keep_for, keep_of, outputs_of, site_of, tiny_model
-from tests.tiny_sizes import EXPERTS, HEADS, WIDTH
+from tests.tiny_sizes import EXPERTS, HEADS, OF_TYPE, WIDTH
 
 TOLERANCE = 1e-5
 NEW = ("gpt2", "t5", "vit", "mixtral")
-MANY = {  # so many that there is something left to cut the second time
-    "mixtral": {"num_attention_heads": 8, "num_key_value_heads": 4, "num_local_experts": 8},
-    "qwen3": {"num_attention_heads": 8, "num_key_value_heads": 4},
-}
+MANY = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
+EXPERTS_TOO = {"mixtral": {"num_local_experts": 8, "intermediate_size": 128}}
 
 
 def on_request(*case: str) -> Any:
@@ -45,6 +43,15 @@ def missed(model: PreTrainedModel) -> PreTrainedModel:
             projection = projection_of(model, site)
             projection.write(projection.weight * 3)
     return model
+
+
+def many(model_type: str) -> dict[str, Any]:
+    """Changes with which there are so many groups of heads that some are left to cut the second time."""
+    sites = [(stack.config, spec) for stack in ARCHITECTURES.get(model_type).stacks for spec in stack.sites]
+    if not any(spec.groups for _, spec in sites):
+        return {}
+    own, more = sites[0][0], MANY | EXPERTS_TOO.get(model_type, {})
+    return {own: OF_TYPE[model_type][own] | more} if own else more
 
 
 def size_of(model: PreTrainedModel) -> int:
@@ -107,7 +114,7 @@ def test_a_second_pruning_goes_on_from_the_smaller_sizes(
     model_type: str, first: Layout, second: Layout, tmp_path: Path, shows: Shows
 ) -> None:
     head = head_of(model_type)
-    model = missed(tiny_model(model_type, head, **MANY.get(model_type, {})))
+    model = missed(tiny_model(model_type, head, **many(model_type)))
     once = check_equivalence(model, selection(model, first), first, head, tmp_path / "first")
     keep = selection(once, second) if second == "uniform" else keep_for(once, second, seed=1)
     if first == second:

@@ -26,7 +26,9 @@ def all_families(results: Results) -> str:
         heads = next((row.numbers for row in rows if (row.kind, row.layout) == ("head", "uniform")), "")
         cells = name, *(_layouts(rows, kind) for kind in KINDS), heads, results.types.get(name, ShownOfType()).time()
         table.add_row(*cells[: len(headings)])
-    return f"{_drawn(table)}\n{_shown_with(results)}\n`mabprune families TYPE` says what was shown, and why not.\n"
+    layouts = "both: in per_layer and in uniform, which plain AutoModel loads"
+    way_on = "`mabprune families TYPE` says what was shown of one, and why not."
+    return "\n".join([_drawn(table), layouts, _shown_with(results), way_on, ""])
 
 
 def one_family(model_type: str, results: Results) -> str:
@@ -62,9 +64,9 @@ def _layouts(rows: Sequence[FamilyRow], kind: str) -> str:
     """Says in which layouts units of a kind can go; nothing where a type has none."""
     own = [row for row in rows if row.kind == kind]
     states = {row.state for row in own}
-    good = " and ".join(row.layout for row in own if row.state == "shown")
+    good = [row.layout for row in own if row.state == "shown"]
     bad = next((state for state in ("failed", "not tested") if state in states), "")
-    return good or bad or ("stay" if own else "")
+    return "both" if len(good) > 1 else "".join(good) or bad or ("stay" if own else "")
 
 
 def _shown_with(results: Results) -> str:

@@ -19,8 +19,9 @@ def test_all_types_have_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys)
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert lines.keys() >= {*ARCHITECTURES.names()}
-    assert lines["olmo2"].split()[-1] != "any" and "stay" in lines["olmo2"]
-    assert "per_layer and uniform" in lines["llama"] and "divisors of the hidden size" in lines["llama"]
+    assert lines["olmo2"].split() == ["olmo2", "both", "stay"]
+    assert lines["llama"].split() == ["llama", "both", "both", *["divisors", "of", "the", "hidden", "size"]]
+    assert lines["bert"].split() == ["bert", "both", "per_layer"]
     assert "shown with transformers" in text
 
 
