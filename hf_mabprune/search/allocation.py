@@ -7,8 +7,9 @@ measures its KL divergence on held-out examples. What is pulled, in stages:
 - For each order of removal within sites: equal widths, the order's own costs over all sites, and what lies between.
 - Where sites may be left with nothing: one whole site after the other, always the one that costs least with those
   before it gone, and for each number of them the rest evenly.
-- For the best order: how much each site bears, measured with that site alone cut, and trusted by degrees; more from
-  below, from above, from the middle or from both ends; and, where kinds share a budget, more from one of them.
+- For the best order, where kinds share a budget: more of one of them, or all that can of one before any other.
+- For the best of these: how much each site bears, measured with that site alone cut, and trusted by degrees; more from
+  below, from above, from the middle or from both ends.
 - Offspring of the best so far: random factors on the costs of some sites.
 
 Each stage is a successive halving (Karnin, Koren & Somekh 2013): all its allocations see a quarter of the examples,
@@ -105,8 +106,9 @@ class Allocation:
             best = yield from self._halved(plan, [best, *emptied])
         if made.several and len(self._seen) < end:
             base = best if best.emptied else equal
+            base = yield from self._halved(plan, [base, *made.by_kind(base)])
             bears = yield from self._sensitivities(plan, made, base)
-            best = yield from self._halved(plan, [best, *made.trusting(base, bears), *made.shaped(base)])
+            best = yield from self._halved(plan, [best, base, *made.trusting(base, bears), *made.shaped(base)])
             best = yield from self._offspring(plan, made, best, end)
         yield from self._settle(plan, equal, best)
         tokens = round(self.reference.cost.forward_tokens - tokens)

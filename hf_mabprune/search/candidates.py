@@ -4,6 +4,7 @@ A part is a site, or sites that keep one size. Where its floor is 0, it can go a
 Symbols: K arms; x share of a site that has gone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from hf_mabprune.selection.plan import Bools, Floats, Plan
 
+EQUAL = "equal widths"
 TRUST = (0.25, 0.5, 1.0)  # powers of what was measured of parts
 SLOPE = 0.7  # logarithm of the largest factor of a shape by depth
 RATIO = 30.0  # of a part's sensitivity to the mean, at most
@@ -59,7 +61,7 @@ class Candidates:
 
     def equal(self, number: int, order: Floats) -> Candidate:
         """Equal widths: each arm costs what share of its part is gone with it."""
-        return self._made("equal widths", number, self._shares(order))
+        return self._made(EQUAL, number, self._shares(order))
 
     def between(self, number: int, order: Floats) -> list[Candidate]:
         """From equal widths to the order's own costs, over all sites."""
@@ -102,17 +104,28 @@ class Candidates:
         found = {f"{power:g} of measured sensitivities": ratio**power for power in TRUST}
         return [self._changed(base, _on_top(base, name), factors) for name, factors in found.items()]
 
+    def by_kind(self, base: Candidate) -> list[Candidate]:
+        """An allocation, but for how much goes of which kind, where kinds share a budget: more of one, or all that
+        can before any other goes."""
+        kinds = list(dict.fromkeys(self.kind)) if len(self.plan.budgets) == 1 else []
+        if len(kinds) < 2:
+            return []
+        own = {kind: [part for part, other in enumerate(self.kind) if other == kind] for kind in kinds}
+        ways = {"more of kind {}": math.exp(-2 * SLOPE), "kind {} before others": FIRST}
+        return [
+            self._changed(base, _on_top(base, way.format(kind)), self._factors(parts, factor))
+            for kind, parts in own.items()
+            for way, factor in ways.items()
+        ]
+
     def shaped(self, base: Candidate) -> list[Candidate]:
-        """An allocation, but for depth; and for kind, where kinds share a budget."""
+        """An allocation, but for depth."""
         place = np.empty(len(self.parts))  # from -1, the first of its kind, to 1, the last
         for kind in set(self.kind):
             own = np.array([other == kind for other in self.kind])
             place[own] = np.linspace(-1, 1, own.sum())
         shapes = {"more from below": place, "more from above": -place}
         shapes |= {"more from the middle": 2 * np.abs(place) - 1, "more from both ends": 1 - 2 * np.abs(place)}
-        if len(set(self.kind)) > 1 and len(self.plan.budgets) == 1:
-            sign = np.array([1.0 if kind == self.kind[0] else -1.0 for kind in self.kind])
-            shapes |= {f"fewer of kind {self.kind[0]}": sign, f"more of kind {self.kind[0]}": -sign}
         return [self._changed(base, _on_top(base, name), np.exp(SLOPE * shape)) for name, shape in shapes.items()]
 
     def offspring(self, best: Candidate, rng: np.random.Generator, step: float) -> Candidate:
@@ -164,5 +177,5 @@ class Candidates:
 
 
 def _on_top(base: Candidate, name: str) -> str:
-    """Names a change of an allocation, with what goes as a whole there."""
-    return f"{base.name}, {name}" if base.emptied else name
+    """Names a change of an allocation; one of equal widths by itself."""
+    return name if base.name == EQUAL else f"{base.name}, {name}"

@@ -178,6 +178,20 @@ def test_a_site_goes_as_a_whole_where_that_costs_least_and_its_floor_lets_it() -
             assert twin.taken.startswith("1 as a whole") and len(gone) == len(heads[second]) + 5
 
 
+@pytest.mark.parametrize("dear", ["neuron", "head"])
+def test_a_kind_that_is_dear_stays_where_kinds_share_a_budget(dear: str) -> None:
+    twin, plan, _ = known(worth_of_sites=1.0)
+    twin.worth = np.where(plan.arms.kind == dear, 100.0, 1.0)
+    rows = np.flatnonzero(plan.arms.kind != dear)
+    cost = np.where(plan.arms.kind == dear, len(rows), 1.0)
+    budget = Budget("parameters", np.arange(len(plan.arms)), cost, float(cost.sum()), len(rows) / 2, by_cost=True)
+    one = replace(plan, budgets=(budget,))
+    for _ in twin.run(one, [-cost], whole(one)):
+        pass
+    kept, _ = one.choose(twin.scores, whole(one))
+    assert kept[plan.arms.kind == dear].all() and twin.after < twin.before
+
+
 def test_what_a_larger_size_has_removed_stays_removed() -> None:
     allocation, plan, scores = make("bert", trials=4)
     start = whole(plan)
