@@ -23,8 +23,8 @@ from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.data.given import Given, given_splits
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.evaluation.comparison import Comparison
+from hf_mabprune.evaluation.figures import SizeFigures
 from hf_mabprune.evaluation.first_lines import baseline, header
-from hf_mabprune.evaluation.report import SizeFigures
 from hf_mabprune.iterative import prune_in_stages
 from hf_mabprune.recovery.recover import recover
 from hf_mabprune.rehearsal import rehearse_checkpoint

@@ -28,7 +28,8 @@ from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes
 from hf_mabprune.checkpoints.load import kind_of_processor
 from hf_mabprune.config import PruneConfig, check, parse_yaml
 from hf_mabprune.errors import beginning, one_line
-from hf_mabprune.evaluation.report import ModelFigures, Report, SearchFigures
+from hf_mabprune.evaluation.figures import SearchFigures
+from hf_mabprune.evaluation.report import Report
 from hf_mabprune.tasks.base import TASKS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -183,22 +184,15 @@ def _verdict(report: Report) -> str:
     """Says what the comparison with the random draws shows, good or bad."""
     if not report.random:
         return "There is no comparison with random draws, so nothing here says that the search earned its cost."
-    sign, metric, draws = 1 if report.greater_is_better else -1, report.main_metric, len(report.random)
-    after = sign * report.after.metrics[metric]
-    better = sum(after > sign * draw.figures.metrics[metric] for draw in report.random)
+    draws, name = len(report.random), text(report.main_metric)
+    better, certain = report.better_than_draws()
     lower = sum(report.after.loss < draw.figures.loss for draw in report.random)
-    name = text(metric)
     found = f"Against random draws: better {name} than {better} of {draws}, lower loss than {lower} of {draws}."
     if min(better, lower) < draws:
         return f"{found} The search is not shown to beat chance here."
-    if not all(_beyond_chance(draw.figures, sign) for draw in report.random):
+    if certain < draws:
         return f"{found} The 95% interval of the difference from a draw holds 0, so that difference may be chance."
     return found
-
-
-def _beyond_chance(control: ModelFigures, sign: int) -> bool:
-    """Tells whether the whole interval of the paired difference says that a control is worse."""
-    return control.behind is not None and min(sign * bound for bound in control.behind[1:]) > 0
 
 
 def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tuple[str, str]]:

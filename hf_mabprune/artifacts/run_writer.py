@@ -14,7 +14,8 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.evaluation.report import Report, SizeFigures
+from hf_mabprune.evaluation.figures import SizeFigures
+from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.runtime.processes import on_main

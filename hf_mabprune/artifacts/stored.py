@@ -9,9 +9,9 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.offload import on_device
 from hf_mabprune.config import EvaluateConfig
 from hf_mabprune.data.splits import load_splits
+from hf_mabprune.evaluation.figures import ModelFigures
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import evaluate, forward_of
-from hf_mabprune.evaluation.report import ModelFigures
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.processes import main_first

@@ -1,5 +1,5 @@
 """The Markdown tables of the model cards: figures before, after and at random; sizes kept in each layer; several sizes
-of one search. The tables for a terminal are views of the report, in `evaluation.report`."""
+of one search. The tables for a terminal are views of the report, in `evaluation.terminal_table`."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,8 @@ from urllib.parse import quote
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.markdown import code, text
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.evaluation.report import ModelFigures, Report
+from hf_mabprune.evaluation.figures import ModelFigures
+from hf_mabprune.evaluation.report import Report
 from hf_mabprune.tasks.base import TASKS
 
 UNITS = {"neuron": "FFN neurons", "head": "attention heads", "expert": "experts"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hf_mabprune.compensation import CompensationFigures
-from hf_mabprune.evaluation.report import ModelFigures, RandomFigures
+from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures
 from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.search.result import SearchResult
 from hf_mabprune.selection.selected import Selection

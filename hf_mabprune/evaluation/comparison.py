@@ -17,6 +17,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.bounds import upper_mean
 from hf_mabprune.evaluation.cautions import of_the_result, of_the_run
 from hf_mabprune.evaluation.chance import below_chance
+from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures, SearchFigures
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import (
     Evaluation,
@@ -28,7 +29,7 @@ from hf_mabprune.evaluation.quality import (
     paired_difference,
     paired_divergence,
 )
-from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights

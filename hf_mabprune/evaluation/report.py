@@ -2,152 +2,32 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hf_mabprune.errors import outside, printable, without_credentials_in
-from hf_mabprune.search.result import ROUND
-from hf_mabprune.states import read_state
+from hf_mabprune.evaluation.figures import (
+    STRICT,
+    Count,
+    Layout,
+    Length,
+    ModelFigures,
+    Number,
+    Options,
+    RandomFigures,
+    SearchFigures,
+    SizeFigures,
+    Target,
+    Text,
+)
+from hf_mabprune.evaluation.terminal_table import terminal_table
 
 PACKAGES = ("hf_mabprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors")
-STRICT = ConfigDict(extra="forbid", strict=True)
-LONGEST = 100_000  # characters of a text, which no run comes near
-
-
-def _or_nan(value: Any) -> Any:
-    return math.nan if value is None else value
-
-
-def _in_order(interval: tuple[float, float]) -> tuple[float, float]:
-    if interval[0] > interval[1]:
-        raise ValueError(f"an interval must be in order, got {interval}")
-    return interval
-
-
-def _as_rounds(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    filled = [{name: _or_nan(value) for name, value in done.items()} for done in rounds]
-    return [read_state("a round", done, ROUND, {}) for done in filled]
-
-
-# What fields may hold where a report is read back. JSON has null in the place of a number that is not finite.
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Length = Annotated[int, Field(ge=0, le=10_000_000)]  # of an input that is made to count MACs
-Number = Annotated[float, BeforeValidator(_or_nan)]
-Positive = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(max_length=LONGEST)]
-Interval = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
-Layout = Literal["uniform", "per_layer"]
-Target = dict[Annotated[str, Field(pattern=r"^[a-z_]+$")], Share]  # it names folders
-Options = dict[Text, Any]
-Rounds = Annotated[list[dict[str, Any]], AfterValidator(_as_rounds)]
-
-
-@dataclass(frozen=True)
-class ModelFigures:
-    """One model, measured.
-
-    Attributes:
-        macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens; over one example
-            where that is 0.
-        loss: Mean loss on the test split: cross-entropy, the squared error of a regression, or `kl` again where a task
-            has none.
-        kl: Mean KL divergence of the outputs from the dense model's, in nats, on the test split; None where there
-            is no dense model to compare with.
-        metrics: name -> value on the test split.
-        intervals: name -> 95% bootstrap interval over test examples.
-        latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
-        checkpoint_bytes: Of the weights on disk; None where not written.
-        kl_bound: With 95% confidence, the mean of KL clipped at 1 nat is at most this on data like the test split.
-        changed: Part of an example's answers that are another class than the dense model's, mean over the test split;
-            of the test examples, where each has one answer.
-        changed_bound: With 95% confidence, that part is at most this on data like the test split.
-        behind: For the dense model and for a control, by how much the main metric of the pruned model is above its
-            own, with the 95% interval of the difference (paired bootstrap over the same test examples).
-        kl_above: For a control, by how much its KL is above that of the pruned model, in the same way.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    parameters: Count
-    ffn_parameters: Count
-    attention_parameters: Count
-    macs: Count
-    loss: Number
-    kl: float | None
-    metrics: dict[Text, Number]
-    intervals: dict[Text, Interval]
-    latency_ms: Positive | None = None
-    checkpoint_bytes: Count | None = None
-    kl_bound: float | None = None
-    changed: Share | None = None
-    changed_bound: Share | None = None
-    behind: tuple[Number, Number, Number] | None = None
-    kl_above: tuple[Number, Number, Number] | None = None
-
-
-@dataclass(frozen=True)
-class RandomFigures:
-    """One draw of the random control: the same target, layout and floors, arms drawn at random."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    seed: Count
-    figures: ModelFigures
-
-
-@dataclass(frozen=True)
-class SearchFigures:
-    """What the search did and cost.
-
-    Attributes:
-        policy: Bandit policy and its options; empty where a criterion chose alone.
-        rounds: What every round did (`search.result.Round`).
-        rule: Removal rule and its options; empty where a criterion chose alone.
-        criterion: Name and options of the criterion that chose alone; None where pulls were made.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    policy: Options
-    reward: Text
-    arms: Count
-    pulls: Count
-    forward_tokens: Count
-    backward_tokens: Count
-    seconds: Positive
-    processes: Count
-    stopped_because: Text
-    rounds: Rounds
-    broken_batches: list[Count] = field(default_factory=list)
-    rule: Options = field(default_factory=dict)
-    criterion: Text | Options | None = None
-
-
-@dataclass(frozen=True)
-class SizeFigures:
-    """One of several sizes cut from the same search, in short."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    name: Text
-    target: Target
-    layout: Layout
-    parameters: Count
-    macs: Count
-    metric: Number  # the main metric on the test split
-    interval: Interval
-    random: Number  # mean of the main metric over the random draws of that size
-    latency_ms: Positive | None
-    speedup: Positive | None  # latency of the dense model over this one's, measured in turns
 
 
 @dataclass(frozen=True)
@@ -288,25 +168,32 @@ class Report:
             said.append(f"at most {after.changed_bound:.1%} of answers changed ({after.changed:.1%} were)")
         return "with 95% confidence on data like the test split: " + ", ".join(said) if said else ""
 
+    def better_than_draws(self) -> tuple[int, int]:
+        """Counts the random draws whose main metric is worse, and of them those of which the 95% interval of the
+        difference says so."""
+        sign, name = 1 if self.greater_is_better else -1, self.main_metric
+        draws = [draw.figures for draw in self.random]
+        alone = [(self.after.metrics[name] - figures.metrics[name], math.nan, math.nan) for figures in draws]
+        found = [figures.behind or value for figures, value in zip(draws, alone, strict=True)]
+        return _above_zero([(sign * value, sign * low, sign * high) for value, low, high in found])
+
     def against_random(self) -> str:
         """How many of the random draws the pruned model beats, and how many beyond doubt; empty where none was
         compared in pairs."""
-        draws = [draw.figures for draw in self.random if draw.figures.behind and draw.figures.kl_above]
-        if not draws:
+        closer = [draw.figures.kl_above for draw in self.random if draw.figures.kl_above]
+        if not closer:
             return ""
-        sign = 1 if self.greater_is_better else -1
-        better = [sorted(sign * value for value in figures.behind or ()) for figures in draws]
-        closer = [sorted(figures.kl_above or ()) for figures in draws]
-        some = "1 random draw" if len(draws) == 1 else f"{len(draws)} random draws"
+        some = "1 random draw" if len(closer) == 1 else f"{len(closer)} random draws"
+        won = "{} ({} by more than the 95% interval)"
         return (
-            f"of {some}, on the same examples, {printable(self.main_metric)} is better than {_beaten(better)}, "
-            f"KL lower than {_beaten(closer)}"
+            f"of {some}, on the same examples, {printable(self.main_metric)} is better than "
+            f"{won.format(*self.better_than_draws())}, KL lower than {won.format(*_above_zero(closer))}"
         )
 
     def table(self) -> str:
         """before | after | random control, as text for a terminal."""
         rows = {"before": self.before, "after": self.after}
-        return _table(self.main_metric, rows | self.controls())
+        return terminal_table(self.main_metric, rows | self.controls())
 
     def controls(self) -> dict[str, ModelFigures]:
         """What else was made of the same size: criteria that chose alone, and random draws."""
@@ -314,48 +201,14 @@ class Report:
         return alone | {f"random {draw.seed}": draw.figures for draw in self.random}
 
 
-def _beaten(differences: list[list[float]]) -> str:
-    """Counts differences that are positive, and of them those whose interval is; each is (low, value, high)."""
-    won = sum(value > 0 for _, value, _ in differences)
-    certain = sum(low > 0 for low, *_ in differences)
-    return f"{won} ({certain} by more than the 95% interval)"
+def _above_zero(differences: Sequence[tuple[float, float, float]]) -> tuple[int, int]:
+    """Counts differences that are positive, and those whose interval is; each is its value and two bounds."""
+    return sum(value > 0 for value, *_ in differences), sum(min(bounds) > 0 for _, *bounds in differences)
 
 
 def figures_table(main_metric: str, figures: ModelFigures) -> str:
     """One model, as text for a terminal."""
-    return _table(main_metric, {"": figures})
-
-
-def _table(main_metric: str, rows: dict[str, ModelFigures]) -> str:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("on test")
-    headings = ("params", "MACs", f"{printable(main_metric)} (95%)", "loss", "KL", "ms", "MB", "behind (95%)")
-    compared = any(figures.behind for figures in rows.values())
-    shown = len(headings) if compared else len(headings) - 1
-    for heading in headings[:shown]:
-        table.add_column(heading, justify="right")
-    for name, figures in rows.items():
-        table.add_row(name, *_cells(main_metric, figures)[:shown])
-    console = Console(width=110, color_system=None, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
-
-
-def _cells(main_metric: str, figures: ModelFigures) -> list[str]:
-    low, high = figures.intervals[main_metric]
-    scale = 100 if main_metric != "perplexity" else 1
-    behind = [f"{scale * value:+.1f}" for value in figures.behind or ()]
-    return [
-        _short(figures.parameters),
-        _short(figures.macs),
-        f"{scale * figures.metrics[main_metric]:.1f} ({scale * low:.1f}-{scale * high:.1f})",
-        f"{figures.loss:.3f}",
-        "" if figures.kl is None else f"{figures.kl:.4f}",
-        "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
-        "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:.1f}",
-        f"{behind[0]} ({behind[1]} to {behind[2]})" if behind else "",
-    ]
+    return terminal_table(main_metric, {"": figures})
 
 
 def installed_versions() -> dict[str, str]:
@@ -392,10 +245,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError(f"a key occurs twice among {', '.join(name for name, _ in pairs):.60}")
     return found
-
-
-def _short(count: int) -> str:
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.1f}{suffix}"
-    return str(count)

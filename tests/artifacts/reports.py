@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from hf_mabprune.config import check
-from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report, SearchFigures
+from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures, SearchFigures
+from hf_mabprune.evaluation.report import Report
 
 HUB = {"path": "nyu-mll/glue", "name": "sst2", "revision": "abc123"}
 

@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 
 from hf_mabprune.artifacts.card import write_card
 from hf_mabprune.config import check
-from hf_mabprune.evaluation.report import ModelFigures, RandomFigures, Report
+from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures
+from hf_mabprune.evaluation.report import Report
 from tests.artifacts.reports import HUB, config, figures, kept_in, make_report
 
 LOCAL = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from hf_mabprune.evaluation.cautions import of_the_result
-from hf_mabprune.evaluation.report import ModelFigures, RandomFigures
+from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures
 from tests.artifacts.reports import figures
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_mabprune.evaluation.report import PACKAGES, ModelFigures, RandomFigures, Report, installed_versions
+from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures
+from hf_mabprune.evaluation.report import PACKAGES, Report, installed_versions
 from tests.artifacts.reports import kept_in, make_report
 
 

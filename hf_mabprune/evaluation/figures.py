@@ -1,0 +1,141 @@
+"""The figures of a report: one model measured, a draw, a search, a size; each field checked where a report is read."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from hf_mabprune.search.result import ROUND
+from hf_mabprune.states import read_state
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+LONGEST = 100_000  # characters of a text, which no run comes near
+
+
+def _or_nan(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _in_order(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"an interval must be in order, got {interval}")
+    return interval
+
+
+def _as_rounds(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    filled = [{name: _or_nan(value) for name, value in done.items()} for done in rounds]
+    return [read_state("a round", done, ROUND, {}) for done in filled]
+
+
+# What fields may hold where a report is read back. JSON has null in the place of a number that is not finite.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Length = Annotated[int, Field(ge=0, le=10_000_000)]  # of an input that is made to count MACs
+Number = Annotated[float, BeforeValidator(_or_nan)]
+Positive = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=LONGEST)]
+Interval = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
+Layout = Literal["uniform", "per_layer"]
+Target = dict[Annotated[str, Field(pattern=r"^[a-z_]+$")], Share]  # it names folders
+Options = dict[Text, Any]
+Rounds = Annotated[list[dict[str, Any]], AfterValidator(_as_rounds)]
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model, measured.
+
+    Attributes:
+        macs: Multiply-accumulates of one forward pass over one sequence of `sequence_length` tokens; over one example
+            where that is 0.
+        loss: Mean loss on the test split: cross-entropy, the squared error of a regression, or `kl` again where a task
+            has none.
+        kl: Mean KL divergence of the outputs from the dense model's, in nats, on the test split; None where there
+            is no dense model to compare with.
+        metrics: name -> value on the test split.
+        intervals: name -> 95% bootstrap interval over test examples.
+        latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
+        checkpoint_bytes: Of the weights on disk; None where not written.
+        kl_bound: With 95% confidence, the mean of KL clipped at 1 nat is at most this on data like the test split.
+        changed: Part of an example's answers that are another class than the dense model's, mean over the test split;
+            of the test examples, where each has one answer.
+        changed_bound: With 95% confidence, that part is at most this on data like the test split.
+        behind: For the dense model and for a control, by how much the main metric of the pruned model is above its
+            own, with the 95% interval of the difference (paired bootstrap over the same test examples).
+        kl_above: For a control, by how much its KL is above that of the pruned model, in the same way.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    parameters: Count
+    ffn_parameters: Count
+    attention_parameters: Count
+    macs: Count
+    loss: Number
+    kl: float | None
+    metrics: dict[Text, Number]
+    intervals: dict[Text, Interval]
+    latency_ms: Positive | None = None
+    checkpoint_bytes: Count | None = None
+    kl_bound: float | None = None
+    changed: Share | None = None
+    changed_bound: Share | None = None
+    behind: tuple[Number, Number, Number] | None = None
+    kl_above: tuple[Number, Number, Number] | None = None
+
+
+@dataclass(frozen=True)
+class RandomFigures:
+    """One draw of the random control: the same target, layout and floors, arms drawn at random."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    seed: Count
+    figures: ModelFigures
+
+
+@dataclass(frozen=True)
+class SearchFigures:
+    """What the search did and cost.
+
+    Attributes:
+        policy: Bandit policy and its options; empty where a criterion chose alone.
+        rounds: What every round did (`search.result.Round`).
+        rule: Removal rule and its options; empty where a criterion chose alone.
+        criterion: Name and options of the criterion that chose alone; None where pulls were made.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    policy: Options
+    reward: Text
+    arms: Count
+    pulls: Count
+    forward_tokens: Count
+    backward_tokens: Count
+    seconds: Positive
+    processes: Count
+    stopped_because: Text
+    rounds: Rounds
+    broken_batches: list[Count] = field(default_factory=list)
+    rule: Options = field(default_factory=dict)
+    criterion: Text | Options | None = None
+
+
+@dataclass(frozen=True)
+class SizeFigures:
+    """One of several sizes cut from the same search, in short."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: Text
+    target: Target
+    layout: Layout
+    parameters: Count
+    macs: Count
+    metric: Number  # the main metric on the test split
+    interval: Interval
+    random: Number  # mean of the main metric over the random draws of that size
+    latency_ms: Positive | None
+    speedup: Positive | None  # latency of the dense model over this one's, measured in turns
