@@ -13,7 +13,7 @@ CONTRACTS := $(addprefix tests/, architectures artifacts checkpoints cli compens
 OPEN := architectures tasks policies criteria compensation exports effects/rewards search/rules
 REFERENCE := $(addprefix hf_mabprune., pipeline recut export preview result session config.run config.search config.target \
 	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer artifacts.verification \
-	artifacts.remade artifacts.fit artifacts.checksums effects.masking checkpoints.load \
+	artifacts.remade artifacts.remaking artifacts.fit artifacts.checksums effects.masking checkpoints.load \
 	checkpoints.sharded checkpoints.modeling_pruned evaluation.report evaluation.quality evaluation.bounds \
 	effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
 	effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost search.run search.loop \

@@ -6,46 +6,32 @@ order of floating-point sums, so they are compared within a tolerance. What trai
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.artifacts import checksums
-from hf_mabprune.artifacts.fit import CONFIG, StoredTensor, read_tensor, read_tensors, stored_tensors
+from hf_mabprune.artifacts.fit import CONFIG, stored_tensors
+from hf_mabprune.artifacts.remaking import Made, remake, stored_dtype
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import HALF_TOLERANCE, TOLERANCE
-from hf_mabprune.artifacts.verification import (
-    FLOATS,
-    Check,
-    Further,
-    NotChecked,
-    Parts,
-    checked,
-    some,
-)
+from hf_mabprune.artifacts.verification import Check, Further, NotChecked, Parts, checked, some
 from hf_mabprune.checkpoints.load import Processor, load_pruned
-from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.checkpoints.stored_files import read_json
-from hf_mabprune.compensation import make_compensation
-from hf_mabprune.compensation.input_side import made_by
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.errors import in_words
 from hf_mabprune.evaluation.report import installed_versions
-from hf_mabprune.progress import over
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.session import Session, load_model, make_session
-from hf_mabprune.surgery.biases import declare_biases, may_have_bias
-from hf_mabprune.surgery.cut import Layout, cut, kept_units
-from hf_mabprune.tasks.lookup import build_task
+from hf_mabprune.surgery.cut import Layout, cut
 
 ON_REFITS = 1e-3  # of a refitted number, over the root mean square of its tensor
 VERSIONS = ("transformers", "torch")
@@ -81,6 +67,7 @@ class _Remaking:
         processor: Tokenizer or image processor of the base.
         session: What refits are made with; None where the data are not the run's, or not there.
         why_not: Why there is no session.
+        made: The checkpoint made again; there once it is.
     """
 
     parts: Parts
@@ -89,6 +76,7 @@ class _Remaking:
     processor: Processor
     session: Session | None = None
     why_not: str = ""
+    made: Made = field(init=False)
 
     def checks(self) -> Iterator[Check]:
         """Makes the checkpoint again, and compares everything in it with what is stored."""
@@ -97,17 +85,16 @@ class _Remaking:
         yield data
         self.why_not = "" if data.outcome == "ok" else f"calibration data {data.outcome}"
         with tempfile.TemporaryDirectory() as folder:
-            made = _Made(Path(folder), {}, set())
-            made_again = checked("cut again", partial(self._remake, made))
+            made_again = checked("cut again", partial(self._remake, Path(folder)))
             yield made_again
             if made_again.outcome == "FAILED":
                 return
             root = self.parts.run.root
-            yield checked("tensors", partial(_same_names, root, made))
-            yield checked("sliced tensors", partial(self._same_slices, made))
-            yield checked("refitted tensors", partial(self._same_refits, made))
-            yield checked("config fields", partial(_same_config, root, made))
-            yield checked("other files", partial(self._same_files, made))
+            yield checked("tensors", partial(_same_names, root, self.made))
+            yield checked("sliced tensors", self._same_slices)
+            yield checked("refitted tensors", self._same_refits)
+            yield checked("config fields", partial(_same_config, root, self.made))
+            yield checked("other files", self._same_files)
         yield checked("logits", self._same_logits)
 
     @property
@@ -145,7 +132,7 @@ class _Remaking:
             splits = load_splits(self.settings.task)
         except Exception as error:  # of the data, the network or the disk
             raise NotChecked(f"the data are not there ({in_words(error)}); name them with --task.dataset") from error
-        dtype = _stored_dtype(stored_tensors(self.parts.run.root))
+        dtype = stored_dtype(stored_tensors(self.parts.run.root))
         accelerator = make_accelerator()
         session = make_session(self.settings, self.dense, self.processor, splits, accelerator, dtype)
         if sha256_of_batches(session.batches["calibration"]) != recorded:
@@ -155,49 +142,15 @@ class _Remaking:
         self.session = session
         return f"SHA-256 {recorded[:16]}..., as in the report"
 
-    def _remake(self, made: "_Made") -> str:
-        """Cuts and refits the base as the run did, and saves that."""
-        names, trained = self.parts.report.not_sliced(), self.parts.report.recovery is not None
-        tensors = stored_tensors(self.parts.run.root)
-        small = cut(self.dense, self._keep, self._layout)
-        plain, projections = {*small.state_dict()}, _projections(self.dense, small, self._keep)
-        biases = {name: site for name, (site, weight) in projections.items() if name not in plain}
-        given = {
-            name: site
-            for name, site in biases.items()
-            if (name in tensors if trained else {name, projections[name][1]} <= {*(names or [])})
-        }
-        for site in given.values():
-            projection = projection_of(small, site)
-            projection.write_bias(torch.zeros(len(projection.weight)))
-        declare_biases(small, list(given.values()))
-        zeros = {*small.state_dict()} - plain - {*given}  # that a stock config says with the biases that were given
-        makers = _makers(self.dense, small, self._keep) if self._both_sides() else set()
-        if strange := sorted({*(names or [])} - zeros - ({*projections} - {*biases}) - {*given} - makers):
-            raise ValueError(f"the report says that {some(strange)} was refitted, which no refit changes")
-        refits = {*(names or [])} - zeros
-        if self.session and refits:
-            refitted = cut(self.dense, self._keep, self._layout)
-            self.session.refit(refitted, self._keep)
-            _copy(refitted, small, refits)
-        dtype = _stored_dtype(tensors)
-        round_weights(small, dtype)
-        task = build_task(self.settings.task, self.processor, self.dense.config, type(self.dense).__name__)
-        save_checkpoint(small, made.folder, self.processor, dtype, task.side_files())
-        made.tensors = stored_tensors(made.folder)
-        made.not_sliced = {*made.tensors} if trained else _stored_names(small, refits, made, dtype)
-        return (
-            f"{len(made.tensors):,} tensors, {len(made.not_sliced):,} of them {'trained' if trained else 'refitted'}"
-        )
+    def _remake(self, folder: Path) -> str:
+        """Makes the checkpoint again."""
+        made = remake(self.parts, self.settings, self.dense, self.processor, self.session, folder)
+        self.made, how = made, "refitted" if self.parts.report.recovery is None else "trained"
+        return f"{len(made.tensors):,} tensors, {len(made.not_sliced):,} of them {how}"
 
-    def _both_sides(self) -> bool:
-        """Tells whether refits change what makes the columns of a site, too."""
-        method = make_compensation(self.settings.compensation) if self.settings.compensation else None
-        return method is not None and method.bottom_up and method.both_sides
-
-    def _same_slices(self, made: "_Made") -> str:
+    def _same_slices(self) -> str:
         """Compares what neither a refit nor training changed, byte by byte."""
-        count, wrong = 0, []
+        made, count, wrong = self.made, 0, []
         for name, stored, again in made.pairs(self.parts.run.root):
             if name not in made.not_sliced:
                 count += 1
@@ -209,15 +162,15 @@ class _Remaking:
             raise NotChecked("recovery trained all weights")
         return f"{count:,} tensors are slices of the base's, byte for byte"
 
-    def _same_refits(self, made: "_Made") -> str:
+    def _same_refits(self) -> str:
         """Compares refitted tensors, number by number, within the tolerance."""
+        made, worst, wrong = self.made, 0.0, []
         if not made.not_sliced:
             return "there are none"
         if self.parts.report.recovery is not None:
             raise NotChecked(f"recovery trained {len(made.not_sliced):,} tensors, which cannot be made again")
         if not self.session:
             raise NotChecked(f"{len(made.not_sliced):,} tensors, {sorted(made.not_sliced)[0]}, ...: {self.why_not}")
-        worst, wrong = 0.0, []
         for name, stored, again in made.pairs(self.parts.run.root):
             if name in made.not_sliced:
                 distance = relative_distance(stored, again)
@@ -232,14 +185,14 @@ class _Remaking:
             f"the tensor (up to {ON_REFITS:g} is taken for rounding)"
         )
 
-    def _same_files(self, made: "_Made") -> str:
+    def _same_files(self) -> str:
         """Compares all other files, byte by byte, and looks for files that no run writes."""
         root, run = self.parts.run.root, RunFolder("")
-        weights = {stored.file.name for stored in [*made.tensors.values(), *stored_tensors(root).values()]}
+        weights = {stored.file.name for stored in [*self.made.tensors.values(), *stored_tensors(root).values()]}
         passed = {CONFIG, str(run.card), *weights, *(f"{name}.index.json" for name in weights)}
         own = {path.as_posix() for path in (run.details, run.figures)}
         found = {name: path for name, path in checksums.visible_files(root) if name.split("/")[0] not in own}
-        expected = dict(checksums.visible_files(made.folder))
+        expected = dict(checksums.visible_files(self.made.folder))
         wrong = [f"{name} is not of this run" for name in sorted(found.keys() - expected.keys() - passed)]
         wrong += [f"{name} is missing" for name in sorted(expected.keys() - found.keys() - passed)]
         same = sorted((found.keys() & expected.keys()) - passed)
@@ -267,28 +220,6 @@ class _Remaking:
         return f"the masked base and the cut one differ by {difference:.2g}; the stored model, by {away:.2g}"
 
 
-@dataclass
-class _Made:
-    """The checkpoint that was made again.
-
-    Attributes:
-        folder: Where it lies.
-        tensors: Its tensors.
-        not_sliced: Names of those that are no plain slices.
-    """
-
-    folder: Path
-    tensors: dict[str, StoredTensor]
-    not_sliced: set[str]
-
-    def pairs(self, root: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Goes through the tensors that both checkpoints have in the same shape: name, stored, made again."""
-        theirs = stored_tensors(root)
-        for name, tensor in over(sorted(self.tensors.items()), "comparison", "tensors"):
-            if name in theirs and (theirs[name].shape, theirs[name].dtype) == (tensor.shape, tensor.dtype):
-                yield name, read_tensor(name, theirs[name]), read_tensor(name, tensor)
-
-
 def relative_distance(stored: torch.Tensor, again: torch.Tensor) -> float:
     """Gives the largest difference of two numbers over the root mean square of a tensor, without what the rounding to
     half precision may explain; nan where a number is none."""
@@ -297,80 +228,7 @@ def relative_distance(stored: torch.Tensor, again: torch.Tensor) -> float:
     return float(beyond.max() / exact.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny))
 
 
-def _projections(dense: PreTrainedModel, small: PreTrainedModel, keep: KeepIndices) -> dict[str, tuple[Site, str]]:
-    """Finds all that a refit may change: weights and biases of the output projections of sites that were cut.
-
-    Returns:
-        Name in the state dict of the cut model, or that a bias would have there -> its site in that model, and the
-        name of the weights.
-    """
-    prefix = "" if small.base_model is small else f"{small.base_model_prefix}."
-    there = {site.name: site for site in architecture_of(small).sites(small, empty=True)}
-    places: dict[int, list[str]] = {}
-    for name, tensor in small.state_dict().items():
-        places.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
-    found: dict[str, tuple[Site, str]] = {}
-    for site, units in kept_units(dense, keep):
-        if len(units) == site.units or site.name not in there:
-            continue
-        own = there[site.name]
-        projection = projection_of(small, own)
-        for part in (part for part in projection.parts if part.numel()):
-            for name in places[part.untyped_storage().data_ptr()]:
-                found[name] = own, name
-        if projection.module is not None and may_have_bias(small, own):
-            name = f"{prefix}{own.name}.bias"
-            found[name] = own, f"{prefix}{own.name}.weight" if own.units else name
-    return found
-
-
-def _makers(dense: PreTrainedModel, small: PreTrainedModel, keep: KeepIndices) -> set[str]:
-    """Names the weights and biases that make the columns of sites that were cut, in the cut model's state dict."""
-    prefix = "" if small.base_model is small else f"{small.base_model_prefix}."
-    paths = [
-        path
-        for site, units in kept_units(dense, keep)
-        if len(units) < site.units
-        for path in made_by(dense, site, units)
-    ]
-    return {f"{prefix}{path}.{name}" for path in paths for name in ("weight", "bias")}
-
-
-@torch.no_grad()
-def _copy(source: PreTrainedModel, model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Gives a model some of the weights of another one, by name."""
-    theirs, ours = source.state_dict(), model.state_dict()
-    for name in names:
-        if name in theirs:
-            ours[name].copy_(theirs[name])
-
-
-@torch.no_grad()
-def _stored_names(small: PreTrainedModel, names: set[str], made: _Made, dtype: torch.dtype) -> set[str]:
-    """Says what weights are called in the files, where a family's files have other names than its modules.
-
-    Args:
-        small: The model; the weights in question are overwritten.
-        names: Names in its state dict.
-        made: The checkpoint of that model.
-        dtype: Precision of the files.
-    """
-    if names <= made.tensors.keys():
-        return names
-    weights = small.state_dict()
-    for name in names:
-        weights[name].fill_(float("nan"))
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(small, Path(folder), None, dtype)
-        return {name for name, tensor in read_tensors(Path(folder)) if tensor.isnan().any()}
-
-
-def _stored_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
-    """Finds the precision of a checkpoint's files."""
-    return next((FLOATS[tensor.dtype] for tensor in tensors.values() if tensor.dtype in FLOATS), torch.float32)
-
-
-def _same_names(root: Path, made: _Made) -> str:
+def _same_names(root: Path, made: Made) -> str:
     """Compares names, shapes and types of all tensors."""
     stored = stored_tensors(root)
     if strange := sorted(stored.keys() ^ made.tensors.keys()):
@@ -385,7 +243,7 @@ def _same_names(root: Path, made: _Made) -> str:
     return f"{len(stored):,} names, shapes and types are those of the base, cut again"
 
 
-def _same_config(root: Path, made: _Made) -> str:
+def _same_config(root: Path, made: Made) -> str:
     """Compares every field of config.json."""
     stored, again = read_json(root / CONFIG), read_json(made.folder / CONFIG)
     fields = sorted((stored.keys() | again.keys()) - FREE_FIELDS)
