@@ -2,8 +2,9 @@
 
 from hf_mabprune.compensation.base import COMPENSATIONS, Compensation, make_compensation
 from hf_mabprune.compensation.dense_reference import DenseReference
-from hf_mabprune.compensation.refit import CompensationFigures, SiteFigures, compensate, refit_all
+from hf_mabprune.compensation.refit import CompensationFigures, compensate, refit_all
 from hf_mabprune.compensation.refit_cache import RefitCache
+from hf_mabprune.compensation.site_refit import SiteFigures
 
 __all__ = [
     "COMPENSATIONS",

@@ -98,7 +98,7 @@ def test_experts_that_no_position_goes_to_are_left_as_they_are() -> None:
 
 
 def test_a_refit_of_too_many_columns_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_mabprune.compensation.refit.MOST_COLUMNS", 100)
+    monkeypatch.setattr("hf_mabprune.compensation.site_refit.MOST_COLUMNS", 100)
     model, task, batches, _ = problem("mixtral")
     keep = {"layers.1.mlp.gate": np.array([0, 1, 3])}
     figures = compensate(method(), DenseReference.on(model, task, batches), cut(model, keep, "per_layer"), keep)
