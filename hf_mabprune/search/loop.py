@@ -18,6 +18,7 @@ from hf_mabprune.config import SearchConfig
 from hf_mabprune.effects.pulls import Pulls
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.policies import Policy
+from hf_mabprune.search.consistency import Consistency
 from hf_mabprune.search.result import ROUND, Bools, Floats, Ints, Round, SearchResult
 from hf_mabprune.search.rules import Rule
 from hf_mabprune.search.rules.single import Single
@@ -184,7 +185,8 @@ class Search:
             ValueError: If it is none: in its entries, or because no search with these settings comes to it.
         """
         read = read_state("a search", state, self.STATE, {"K": len(self.plan.arms)})
-        for wrong in self._contradictions(read):
+        bounds = self.budgets, len(self.pulls.batches), self.allowed_broken, self.pulls.arms_a_forward
+        for wrong in Consistency(self.plan, *bounds).contradictions(read):
             raise ValueError(f"a state of a search contradicts itself: {wrong}")
         self.policy.load_state_dict(read["policy"])
         result = self.result
@@ -198,57 +200,6 @@ class Search:
         self.pulls.cost, self.pulls.arms_a_forward = read["cost"], read["arms_a_forward"]
         if not self.ended:
             self.policy.check_pulls(result.kept, self.seen, result.pulls)
-
-    def _contradictions(self, state: dict[str, Any]) -> Iterator[str]:
-        """Says what in a state cannot be, in a few words each, though every entry is as `STATE` describes it.
-
-        A check counts on those before it.
-        """
-        order, rounds, pulls, seen = (state[name] for name in ("order", "rounds", "pulls", "seen"))
-        number, ended = len(rounds) + 1, len(rounds) == self.rounds
-        if (seen > pulls).any():
-            yield "more pulls in a round than in all"
-        if not self._in_turn(rounds, len(order), int((pulls - seen).sum())):
-            yield "its rounds are not those of such a search"
-        if not self._removable(order):
-            yield "arms are gone that cannot go"
-        if seen[order].any() or seen.sum() > (0 if ended else self.budgets[number - 1]):
-            yield "pulls of arms that are gone, or more than there are in a round"
-        begun = bool(seen.any()) or state["settling"]
-        if state["paid_rounds"] not in ([number - 1] if ended else [number] if begun else [number - 1, number]):
-            yield "paid_rounds is of another round"
-        if ended and state["settling"]:
-            yield "it is over and goes on"
-        if not _are_different(state["broken"], len(self.pulls.batches)) or len(state["broken"]) > self.allowed_broken:
-            yield "batches are broken that there are not, twice, or more than may be"
-        if state["arms_a_forward"] > max(self.pulls.arms_a_forward, len(pulls)):
-            yield "more arms a forward pass than there are"
-
-    def _in_turn(self, rounds: Sequence[Round], removed: int, pulls: int) -> bool:
-        """Whether rounds are the first ones of this search, and end with so many arms removed and pulls made."""
-        so_far = [(0, 0), *((done.removed, done.pulls) for done in rounds)]
-        return (
-            len(rounds) <= self.rounds
-            and so_far[-1] == (removed, pulls)
-            and all(
-                done.number == number and done.removed_fraction == number / self.rounds
-                for number, done in enumerate(rounds, start=1)
-            )
-            and all(before[0] <= after[0] for before, after in pairwise(so_far))
-            and all(
-                0 <= after[1] - before[1] <= budget
-                for (before, after), budget in zip(pairwise(so_far), self.budgets, strict=False)
-            )
-        )
-
-    def _removable(self, order: Ints) -> bool:
-        """Whether arms are different ones that the plan may remove, and leave the floor of their sites."""
-        plan, kept = self.plan, np.ones(len(self.plan.arms), dtype=bool)
-        candidates = np.concatenate([budget.candidates for budget in plan.budgets])
-        if not (_are_different(order.tolist(), len(kept)) and np.isin(order, candidates).all()):
-            return False
-        kept[order] = False
-        return all(kept[rows].all() or kept[rows].sum() >= plan.floors[site] for site, rows in plan.arms.groups())
 
     def _rewards(self) -> Floats:
         """[K], by pulls; an arm that was not pulled goes by its estimate where there is one."""
@@ -345,11 +296,6 @@ def round_budgets(total: int, rounds: int, plan: Plan, estimated: bool = False) 
     first = total if rounds == 1 else max(int(total * left[0] / left.sum()), 0 if estimated else min(arms, total))
     rest = left[1:] / max(left[1:].sum(), 1.0)
     return [first, *(int(share) for share in (total - first) * rest)]
-
-
-def _are_different(numbers: Sequence[int], limit: int) -> bool:
-    """Whether no number occurs twice, and all are in [0, limit)."""
-    return len(set(numbers)) == len(numbers) and all(0 <= number < limit for number in numbers)
 
 
 def _removed_rounds(order: Ints, rounds: Sequence[Round], arms: int) -> Ints:
