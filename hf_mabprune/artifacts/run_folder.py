@@ -17,7 +17,7 @@ import pandas as pd
 
 from hf_mabprune.artifacts import checksums
 from hf_mabprune.evaluation.report import Report
-from hf_mabprune.runtime.resume import RunPaths
+from hf_mabprune.runtime.run_paths import RunPaths
 
 SEARCH_STATE = "search_state.safetensors"
 ARMS_COLUMNS = {"site", "kind", "layer", "start", "stop", "pulls", "mean", "removed_round", "order"}

@@ -10,7 +10,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +22,6 @@ from hf_mabprune.config import PruneConfig, read_yaml
 from hf_mabprune.errors import in_words, outside
 from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.files import (
-    MARK,
-    PARTIAL,
     claim,
     clear_leftovers,
     damage,
@@ -35,6 +32,7 @@ from hf_mabprune.runtime.files import (
 )
 from hf_mabprune.runtime.places import Protected, check_output_dir, protected_by
 from hf_mabprune.runtime.processes import agree, on_main
+from hf_mabprune.runtime.run_paths import RunPaths
 from hf_mabprune.runtime.saved import REMEDY, fingerprint, pack, read_searches
 
 SAVE_EVERY = 60.0  # seconds between saves within a round
@@ -52,41 +50,6 @@ class Resumable(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state, as if there had been no interruption."""
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where a run that goes on has its files. `artifacts.run_folder.RunFolder` spells them.
-
-    Attributes:
-        output: Folder that the run leaves behind.
-        written: Settings in that folder, there once the run has finished.
-        logs: Folder of trackers that write files, where the settings name no other.
-        state: Folder of the next four, there while the run goes on.
-        lock: File that only one run can hold.
-        config: Settings of the run.
-        search: The search as it was saved last.
-        unpublished: File that is there while the output is in place, and not yet where it shall be published.
-    """
-
-    output: Path
-    written: Path
-    logs: Path
-    state: Path
-    lock: Path
-    config: Path
-    search: Path
-    unpublished: Path
-
-    def names(self) -> list[str]:
-        """Lists the names of everything that can be in the folder of the state."""
-        saved = [path.name for path in (self.search, self.config)]
-        return [*saved, *(f"{name}{PARTIAL}" for name in saved), self.unpublished.name, self.lock.name, MARK]
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether something is left to go on with."""
-        return self.search.exists() or self.unpublished.exists()
 
 
 class RunState:
