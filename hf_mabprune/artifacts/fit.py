@@ -19,7 +19,7 @@ from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.checkpoints.load import load_config
 from hf_mabprune.checkpoints.modeling_file import MODELING_FILE, is_own_modeling_file
 from hf_mabprune.checkpoints.stored_files import read_json
-from hf_mabprune.checkpoints.weight_files import no_larger_than, stored_weights
+from hf_mabprune.checkpoints.weight_files import no_larger_than, safetensors_headers, stored_weights
 from hf_mabprune.errors import OutsideError, outside
 from hf_mabprune.progress import over
 
@@ -66,11 +66,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _headers(file: Path) -> dict[str, StoredTensor]:
     """Reads the header of one file, which says how long the file is."""
-    with outside(f"{file} is not whole", "fetch or save it again"), safe_open(file, "pt") as opened:
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        return {
-            name: StoredTensor(file, str(each.get_dtype()), tuple(each.get_shape())) for name, each in slices.items()
-        }
+    with outside(f"{file} is not whole", "fetch or save it again"):
+        headers = safetensors_headers(file)
+    return {name: StoredTensor(file, dtype, tuple(shape)) for name, (dtype, shape) in headers.items()}
 
 
 def read_tensor(name: str, stored: StoredTensor) -> torch.Tensor:

@@ -100,14 +100,15 @@ def _headers(files: Sequence[Path], packed: bool) -> StoredWeights:
     stored = StoredWeights(list(files), packed=packed)
     for file in files:
         with outside(f"{file} cannot be loaded", REMEDY):
-            found = _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
+            found = safetensors_headers(file) if file.suffix == ".safetensors" else _pickled(file)
             if sum(prod(shape) for _, shape in found.values()) > 2 * file.stat().st_size:  # two numbers a byte
                 raise ValueError("its tensors are larger than the file")
         stored.tensors |= found
     return stored
 
 
-def _safetensors(file: Path) -> dict[str, tuple[str, list[int]]]:
+def safetensors_headers(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Reads names, types and shapes of the tensors of a file, without its numbers."""
     with safe_open(file, "pt") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         return {name: (str(each.get_dtype()), list(each.get_shape())) for name, each in slices.items()}
