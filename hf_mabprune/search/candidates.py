@@ -83,8 +83,12 @@ class Candidates:
         return there and all(self.plan.gone(budget, kept) <= budget.amount for budget in self.plan.budgets)
 
     def size(self, part: int) -> float:
-        """Counts what goes with a part, in what the plan divides costs by."""
-        return float(self.plan.cost()[self.parts[part]].sum())
+        """Counts what goes with a part, keys and values that go with its last arm among it, in what the plan divides
+        costs by."""
+        budget = self.plan.budgets[0]
+        if not budget.by_cost:
+            return float(self.start[self.parts[part]].sum())
+        return self.plan.gone(budget, self.without([part])) - self.plan.gone(budget, self.start)
 
     def emptying(self, number: int, order: Floats, emptied: Sequence[int]) -> list[Candidate]:
         """Some parts go as a whole; the rest goes evenly, from all other parts and from those alone that cannot go."""
