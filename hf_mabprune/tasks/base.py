@@ -155,8 +155,11 @@ class Task(ABC):
             split: Name of its split, for messages.
 
         Raises:
-            ValueError: If a column that was asked for is missing, or none of the usual names is there.
+            ValueError: If the split is empty, a column that was asked for is missing, or none of the usual names is
+                there.
         """
+        if not len(dataset):
+            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
         present = columns_in_words(dataset)
         for role, column in self.columns.items():
             if column not in dataset.column_names:

@@ -67,8 +67,6 @@ class ImageClassification(Task):
 
         Only headers are looked at; `encode` decodes the images that are used.
         """
-        if not len(dataset):
-            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
         columns = self.find_columns(dataset, split)
         _check_images(dataset, columns["image"], split)
         class_numbers(dataset, columns["label"], split, self.model_config)

@@ -55,8 +55,6 @@ class TokenTask(Task):
         Raises:
             ValueError: Naming split and column.
         """
-        if not len(dataset):
-            raise ValueError(f"split '{split}' must not be empty, got 0 rows; choose another slice")
         columns = self.find_columns(dataset, split)
         for role in ("text", "text_pair"):
             if role in columns:
