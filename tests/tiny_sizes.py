@@ -86,6 +86,9 @@ OF_TYPE: dict[str, dict[str, Any]] = {  # where they differ from `GROUPED`
     | {"layer_types": ["sliding_attention", "full_attention"]},
     "deepseek_v2": LATENT | {"topk_method": "greedy"},
     "deepseek_v3": LATENT,
+    "ernie4_5_moe": GROUPED
+    | {"head_dim": 8, "moe_num_experts": EXPERTS, "moe_k": 2, "moe_intermediate_size": WIDTH}
+    | {"moe_num_shared_experts": 1, "moe_layer_start_index": 1},
     **dict.fromkeys(("glm4_moe", "dots1"), MIXED | BESIDE | {"head_dim": 8}),
     "t5": T5,
     "mt5": T5 | {"feed_forward_proj": "gated-gelu"},

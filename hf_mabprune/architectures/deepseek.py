@@ -1,7 +1,7 @@
 """DeepSeek and its like: routed experts beside shared ones, behind first layers with an FFN."""
 
 from hf_mabprune.architectures.base import ARCHITECTURES, Architecture
-from hf_mabprune.architectures.experts import routed_experts, shared_expert
+from hf_mabprune.architectures.experts import routed_experts, shared_experts
 from hf_mabprune.architectures.sites import UNITS, SiteSpec, Stack, gated_ffn, grouped_heads, rows
 
 LATENT = SiteSpec(
@@ -15,7 +15,6 @@ LATENT = SiteSpec(
     attributes={"self_attn": {"num_heads": UNITS}},
     empties={"self_attn": 2},
 )
-SHARED = "mlp.shared_experts"
 FFNS = (
     gated_ffn(),
     *routed_experts(
@@ -25,8 +24,7 @@ FFNS = (
         when=lambda config: (config.n_group or 1) == 1,
         reason="they are routed in groups, which keep one size (n_group)",
     ),
-    shared_expert(SHARED, "moe_intermediate_size", when=lambda config: config.n_shared_experts == 1),
-    shared_expert(SHARED, "", when=lambda config: config.n_shared_experts > 1),
+    *shared_experts("mlp.shared_experts", "moe_intermediate_size", "n_shared_experts"),
 )
 
 
@@ -34,7 +32,7 @@ FFNS = (
 class DeepSeek(Architecture):
     """Declares deepseek_v2 and deepseek_v3: heads share one latent key and value, which stays.
 
-    With one shared expert it is as wide as the routed ones in a stock model; with several, stock configs say no widths.
+    One shared expert is as wide as a routed one in a stock model; of several, stock configs say no widths.
     """
 
     head_size_field = "v_head_dim"
@@ -46,3 +44,20 @@ class GlmMoe(Architecture):
     """Declares glm4_moe and dots1: attention as Llama's, experts as DeepSeek's."""
 
     stacks = (Stack("layers", (grouped_heads("self_attn"), *FFNS)),)
+
+
+@ARCHITECTURES.register("ernie4_5_moe")
+class ErnieMoe(Architecture):
+    """Declares ernie4_5_moe, whose router adds a bias to what it chooses by."""
+
+    stacks = (
+        Stack(
+            "layers",
+            (
+                grouped_heads("self_attn"),
+                gated_ffn(),
+                *routed_experts("moe_num_experts", "moe_intermediate_size", shared="shared_experts"),
+                *shared_experts("mlp.shared_experts", "moe_intermediate_size", "moe_num_shared_experts"),
+            ),
+        ),
+    )

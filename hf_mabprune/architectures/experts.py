@@ -1,4 +1,4 @@
-"""Sites of a mixture of experts as families declare them: routed experts, their neurons, and experts that all share."""
+"""Sites of a mixture of experts as families declare them: routed experts, their neurons, and shared experts."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ def routed_experts(
     units: str,
     router: str = "mlp.gate",
     shared: str = "",
-    stream: str = "post_attention_layernorm",
+    stream: str | None = None,
     interleaved: bool = False,
     width: str = "intermediate_dim",
     **whole: Any,
@@ -22,7 +22,7 @@ def routed_experts(
         units: Config field that counts the neurons of each.
         router: Module that sends positions to experts, which lie beside it.
         shared: Module beside it that all positions go through.
-        stream: As that of `SiteSpec`.
+        stream: As that of `SiteSpec`; where it is left out, that of Llama, or none beside a shared module.
         interleaved: Whether gate and up of a neuron are neighbours.
         width: Attribute of the experts that holds their number of neurons.
         whole: Other attributes of `SiteSpec`, for whole experts.
@@ -44,11 +44,14 @@ def routed_experts(
     return neurons, SiteSpec(
         "expert",
         router,
-        rows(router, f"{router}.e_score_correction_bias", *(f"{experts}.{name}" for name in inside)),
+        (
+            *rows(router, f"{router}.e_score_correction_bias", *(f"{experts}.{name}" for name in inside)),
+            Rows(f"{router}.moe_statics.e_score_correction_bias", dim=1),
+        ),
         units=count,
         experts=experts,
         block=experts if shared else block,
-        stream=stream,
+        stream=("" if shared else "post_attention_layernorm") if stream is None else stream,
         before=before,
         attributes={experts: {"num_experts": UNITS}, router: {"num_experts": UNITS}},
         **whole,
@@ -72,4 +75,18 @@ def shared_expert(path: str, units: str, **more: Any) -> SiteSpec:
         attributes={path: {"intermediate_size": UNITS}},
         empties={path: 1},
         **more,
+    )
+
+
+def shared_experts(path: str, units: str, count: str) -> tuple[SiteSpec, SiteSpec]:
+    """Declares shared experts that are one FFN, as wide as so many routed ones: stock configs say the width of one.
+
+    Args:
+        path: Its module, relative to the layer.
+        units: Config field that counts the neurons of one expert.
+        count: Config field that counts the shared experts.
+    """
+    return (
+        shared_expert(path, units, when=lambda config: getattr(config, count) == 1),
+        shared_expert(path, "", when=lambda config: getattr(config, count) != 1),
     )

@@ -9,7 +9,9 @@ from hf_mabprune.architectures.sites import Rows, Stack, gated_ffn, grouped_head
 class Mixtral(Architecture):
     """Declares mixtral. A token goes to a few experts, whose products are summed with the weights of the router."""
 
-    stacks = (Stack("layers", (grouped_heads("self_attn"), *routed_experts("num_local_experts", "intermediate_size"))),)
+    stacks = (
+        Stack("layers", (grouped_heads("self_attn"), *routed_experts("num_local_experts", "intermediate_size"))),
+    )
 
 
 @ARCHITECTURES.register("phimoe")
@@ -83,7 +85,9 @@ class Qwen2Moe(Architecture):
             (
                 grouped_heads("self_attn"),
                 gated_ffn(),
-                *routed_experts("num_experts", "moe_intermediate_size", shared="shared_expert"),
+                *routed_experts(
+                    "num_experts", "moe_intermediate_size", shared="shared_expert", stream="post_attention_layernorm"
+                ),
                 shared_expert("mlp.shared_expert", "shared_expert_intermediate_size", stream=""),
             ),
         ),

@@ -25,7 +25,7 @@ def _always(config: PreTrainedConfig) -> bool:
 
 @dataclass(frozen=True)
 class Rows:
-    """Says which rows of a module, or of a bare parameter, go with the units of a site, as many for one as for another.
+    """Says which rows of a module, or of a bare parameter, go with the units of a site, as many with each.
 
     Attributes:
         path: Module or parameter, relative to the layer; to the module of experts for neurons of an expert.

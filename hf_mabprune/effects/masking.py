@@ -142,8 +142,8 @@ def _route(forward: Any, mask: torch.Tensor, hidden: torch.Tensor) -> Any:
     """Runs a router with the logits of experts moved by the logarithm of their mask, -inf for those that are gone.
 
     A softmax over logits of which some are -inf is that over the others, so the router does what it would do with the
-    rows of its weights cut out. Routers that choose by something else than what they weigh by, a sigmoid and a bias for
-    each expert, do not choose those either.
+    rows of its weights cut out. Routers that choose by something else than what they weigh by (a sigmoid and a bias
+    for each expert) do not choose those either.
 
     Args:
         forward: The router's own.
