@@ -13,7 +13,6 @@ LATENT = SiteSpec(
     block="self_attn",
     stream="input_layernorm",
     attributes={"self_attn": {"num_heads": UNITS}},
-    empties={"self_attn": 2},
 )
 FFNS = (
     gated_ffn(),

@@ -47,7 +47,7 @@ def test_sites_come_in_the_order_in_which_they_run(model_type: str, changes: dic
         decoder = range(len(sites_by_layer(model)) - LAYERS)
         assert [layer.number for layer in architecture_of(model).layers(model)] == [0, 1, *decoder]
     layers = sites_by_layer(model)
-    routed = experts_by_layer(model) or [0] * len(layers)
+    routed = [*experts_by_layer(model), *[0] * len(layers)]
     grouped = (getattr(model.config, "n_group", None) or 1) > 1
     for depth, ((heads, ffns), experts) in enumerate(zip(layers, routed, strict=False)):
         assert found.pop(("head", depth), 0) == heads
