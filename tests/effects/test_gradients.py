@@ -56,7 +56,8 @@ def one_of_a_kind(model: PreTrainedModel) -> list[str]:
 def test_derivatives_are_differences_of_what_gates_do(model_type: str, in_context: bool, shows: Shows) -> None:
     """By a gate a little above and below one: a factor of units, or of the odds that a router gives an expert.
 
-    The router of phimoe gives an expert all of a choice, whatever its odds. An example on which the step sends a position to another expert, or takes a unit past zero, may differ.
+    The router of phimoe gives an expert all of a choice, whatever its odds. An example on which the step sends a
+    position to another expert, or takes a unit past zero, may differ.
     """
     model, task, batches, arms = problem(model_type)
     shows("gradients", model_type, arms.kinds())
