@@ -135,7 +135,8 @@ def _look(
     A site without columns is not run: then the pass ends at the last of the modules before it.
     """
     base, taken = model.base_model, dict[tuple[str, str], torch.Tensor]()
-    columns, added, empty = torch.empty(0), 0.0, not any(part.columns for part in site.parts)
+    columns, empty = torch.empty(0), not any(part.columns for part in site.parts)
+    added: torch.Tensor | float = 0.0
 
     def take(path: str, _: nn.Module, given: tuple[torch.Tensor, ...], named: dict[str, Any]) -> None:
         taken["in", path] = given[0] if given else named["hidden_states"]
