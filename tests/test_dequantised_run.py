@@ -16,8 +16,10 @@ from hf_mabprune.cli import main
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.session import load_model
-from tests.packed import pack_fp8, say_quantised
+from tests.packed import pack_fp8, pack_mxfp4, say_quantised
 from tests.problems import settings_for
+from tests.seeds import moved
+from tests.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 PRUNE = {"target": {"neurons": 0.5}, "arms": ["neuron"], "layout": "uniform"}
@@ -63,6 +65,20 @@ def test_what_it_writes_is_an_ordinary_checkpoint(tmp_path: Path, files: dict[st
     second = {**run.model_dump(), "model": {"name": str(out)}, "output": {"dir": str(tmp_path / "second")}}
     smaller = prune_from_config(check(second)).model
     assert smaller.config.intermediate_size < again.config.intermediate_size
+
+
+def test_experts_of_gpt_oss_go_from_what_is_unpacked(tmp_path: Path, files: dict[str, str]) -> None:
+    prune = {"target": {"experts": 0.5}, "arms": ["expert"], "layout": "uniform"}
+    run = settings_for(tmp_path, files, "gpt_oss", prune=prune, search={**CRITERION, "criterion": "reap"})
+    model = {**run.model.model_dump(), "dequantize": True}
+    small = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 8}
+    tiny_model("gpt_oss", "AutoModelForCausalLM", **small).save_pretrained(run.model.name)
+    pack_mxfp4(Path(run.model.name), torch.Generator().manual_seed(moved(0)))
+    result = prune_from_config(check({**run.model_dump(), "model": model}))
+    again = AutoModelForCausalLM.from_pretrained(run.output.dir)
+    assert again.config.num_local_experts == again.model.layers[0].mlp.router.num_experts == 2
+    assert result.report.reload["max_logit_difference"] < 1e-4
+    assert again.num_parameters() == result.report.after.parameters
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ def test_masked_equals_pruned_equals_reloaded_and_saved_again(model_type: str, t
     model, head = tiny_model(model_type, head_of(model_type)), head_of(model_type)
     keep = without_blocks(model)
     gone = [name for name, units in keep.items() if not len(units)]
+    if not gone:
+        pytest.skip("experts stay, and the first attention of a kind")
     kinds = {site.kind for site in architecture_of(model).sites(model) if site.name in gone}
     shows("whole blocks", model_type, kinds, "per_layer")
     with masked(model, masks=keep_masks(model, keep)):

@@ -30,6 +30,9 @@ def tiny_model(model_type: str, auto_class: str, **changes: object) -> PreTraine
         for parameter in model.parameters():
             if parameter.requires_grad:  # tables that are made anew when a model is read are not
                 parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, tensor in model.state_dict().items():
+            if name.endswith("e_score_correction_bias"):  # which routers choose by
+                tensor.add_(0.1 * torch.rand_like(tensor))
     return model.eval()
 
 

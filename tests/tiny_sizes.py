@@ -40,6 +40,11 @@ SEEING = {
 }
 QWEN_VISION = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+MIXED = GROUPED | {"num_experts_per_tok": 2}
+BESIDE = {"moe_intermediate_size": WIDTH, "first_k_dense_replace": 1, "n_routed_experts": EXPERTS}
+BESIDE |= {"n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+LATENT = SIZES | BESIDE | {"num_experts_per_tok": 2, "num_key_value_heads": HEADS, "q_lora_rank": 16}
+LATENT |= {"kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 12}
 OF_TYPE: dict[str, dict[str, Any]] = {  # where they differ from `GROUPED`
     **dict.fromkeys(PLAIN, SIZES),
     **dict.fromkeys(("gemma", "seed_oss", "glm", "glm4", "ernie4_5", "ministral3"), STATED),
@@ -70,7 +75,21 @@ OF_TYPE: dict[str, dict[str, Any]] = {  # where they differ from `GROUPED`
     | {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8, "linear_value_head_dim": 8}
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4},
     "gpt2": TOKENS | {"n_embd": 32, "n_layer": LAYERS, "n_head": HEADS, "n_inner": WIDTH, "n_positions": 64},
-    "mixtral": GROUPED | {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    **dict.fromkeys(("mixtral", "phimoe", "granitemoe"), MIXED | {"num_local_experts": EXPERTS}),
+    "olmoe": MIXED | {"num_experts": EXPERTS},
+    "qwen2_moe": MIXED
+    | {"num_experts": EXPERTS, "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": WIDTH},
+    "qwen3_moe": MIXED
+    | {"head_dim": 8, "num_experts": EXPERTS, "moe_intermediate_size": WIDTH, "norm_topk_prob": True},
+    "gpt_oss": MIXED
+    | {"head_dim": 8, "num_local_experts": EXPERTS, "sliding_window": 4}
+    | {"layer_types": ["sliding_attention", "full_attention"]},
+    "deepseek_v2": LATENT | {"topk_method": "greedy"},
+    "deepseek_v3": LATENT,
+    "ernie4_5_moe": GROUPED
+    | {"head_dim": 8, "moe_num_experts": EXPERTS, "moe_k": 2, "moe_intermediate_size": WIDTH}
+    | {"moe_num_shared_experts": 1, "moe_layer_start_index": 1},
+    **dict.fromkeys(("glm4_moe", "dots1"), MIXED | BESIDE | {"head_dim": 8}),
     "t5": T5,
     "mt5": T5 | {"feed_forward_proj": "gated-gelu"},
     **dict.fromkeys(("bart", "mbart", "pegasus", "marian", "m2m_100"), TWO_STACKS | {"max_position_embeddings": 64}),

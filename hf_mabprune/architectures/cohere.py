@@ -20,7 +20,7 @@ class Cohere(Architecture):
                 grouped_heads(
                     "self_attn",
                     stream="",
-                    rows=(*HEADS.rows, Rows("self_attn.q_norm", size=1), Rows("self_attn.k_norm", (GROUPS,), size=1)),
+                    rows=(*HEADS.rows, Rows("self_attn.q_norm"), Rows("self_attn.k_norm", (GROUPS,))),
                 ),
                 gated_ffn(stream="input_layernorm"),
             ),

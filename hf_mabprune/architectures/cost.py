@@ -138,6 +138,8 @@ def unit_cost(model: PreTrainedModel, site: Site, work: Work) -> tuple[float, fl
         if cut.source is not None:
             continue  # a copy that the model does not have yet
         parameter = part_at(base, cut.path)
+        if not isinstance(parameter, nn.Parameter):
+            continue  # a buffer
         gone = len(cut.index) - len(rest.index)
         share = gone / parameter.shape[cut.dim] / site.group  # of the parameter, a unit
         parameters += share * parameter.numel() / (1 if cut.expert is None else len(parameter))
@@ -167,6 +169,8 @@ def parameters_after(
     kinds = {cut.path: site.kind for site, units in kept for cut in cuts(base, site, units)}
     for path, shape in cut_shapes(base, list(kept)).items():
         old = part_at(base, path)
+        if not (old is None or isinstance(old, nn.Parameter)):
+            continue  # a buffer
         change = math.prod(shape) - (0 if old is None else old.numel())
         left["parameters"] += change
         left["attention_parameters" if kinds[path] == "head" else "ffn_parameters"] += change

@@ -106,7 +106,7 @@ class Cut:
     """Says which entries of one parameter stay.
 
     Attributes:
-        path: Of the parameter.
+        path: Of the parameter, or of a buffer.
         dim: Dimension that is cut.
         index: [n], entries that stay.
         expert: Place along dimension 0 that alone is cut; None: all.
@@ -139,35 +139,40 @@ def cuts(base_model: nn.Module, site: Site, units: Ints) -> Iterator[Cut]:
         else:
             yield Cut(f"{site.name}.weight", 0 if isinstance(output, Conv1D) else 1, columns)
     for each in site.spec.rows:
-        index = _row_index(each, site, units)
-        if site.expert is not None:
-            yield from _cuts_of_expert(base_model, site, each, index)
-        else:
-            yield from _cuts_of_rows(base_model, site, each, index)
+        index = _row_index(each, site, units, _rows_a_unit(base_model, site, each))
+        yield from _cuts_of_rows(base_model, site, each, index)
 
 
 def rows_of(base_model: nn.Module, site: Site) -> Iterator[Cut]:
     """Lists the weights that make the columns of a site, block by block: all that is cut but its projection."""
     total = site.sizes(site.units)
-    found = _cuts_of_rows if site.expert is None else _cuts_of_expert
     for each in site.spec.rows:
-        size = site.unit_size if each.size is None else each.size
+        size = _rows_a_unit(base_model, site, each)
         apart = [] if _alternate(each, site) else [total[part] * size for part in each.parts[:-1]]
         ends = np.cumsum(apart, dtype=np.int64)
-        blocks = np.split(_row_index(each, site, np.arange(site.units)), ends)
+        blocks = np.split(_row_index(each, site, np.arange(site.units), size), ends)
         for part, block in zip(each.parts, blocks, strict=False):
             if part == UNITS or not site.shared:
-                yield from (cut for cut in found(base_model, site, each, block) if not cut.path.endswith("bias"))
+                made = _cuts_of_rows(base_model, site, each, block)
+                yield from (cut for cut in made if not cut.path.endswith("bias"))
 
 
-def _cuts_of_expert(base_model: nn.Module, site: Site, which: Rows, index: Ints) -> Iterator[Cut]:
-    experts = part_at(base_model, site.inside.removesuffix("."))
-    yield Cut(site.inside + which.path, 2 if experts.is_transposed else 1, index, site.expert)
-    if part_at(base_model, f"{site.inside}{which.path}_bias") is not None:
-        yield Cut(f"{site.inside}{which.path}_bias", 1, index, site.expert)
+def _rows_a_unit(base_model: nn.Module, site: Site, which: Rows) -> int:
+    """Counts the rows that a unit (or group) has in a block: 1 of a router, Dh, or what queries and keys are wide."""
+    first = next(_cuts_of_rows(base_model, site, which, np.empty(0, dtype=np.int64)), None)
+    if first is None or not site.units:
+        return 0
+    length, total = part_at(base_model, first.source or first.path).shape[first.dim], site.sizes(site.units)
+    return int(length // sum(total[part] for part in which.parts))
 
 
 def _cuts_of_rows(base_model: nn.Module, site: Site, which: Rows, index: Ints) -> Iterator[Cut]:
+    if site.expert is not None:
+        experts = part_at(base_model, site.inside.removesuffix("."))
+        yield Cut(site.inside + which.path, 2 if experts.is_transposed else 1, index, site.expert)
+        if part_at(base_model, f"{site.inside}{which.path}_bias") is not None:
+            yield Cut(f"{site.inside}{which.path}_bias", 1, index, site.expert)
+        return
     path = source = site.prefix + which.path
     part = part_at(base_model, path)
     if part is None and which.path in site.spec.copies:
@@ -175,8 +180,8 @@ def _cuts_of_rows(base_model: nn.Module, site: Site, which: Rows, index: Ints) -
         part = part_at(base_model, source)
     if part is None:
         return  # a projection that this config leaves out
-    if isinstance(part, nn.Parameter):
-        yield Cut(path, which.dim or 0, index)
+    if isinstance(part, torch.Tensor):
+        yield Cut(path, which.dim, index)
         return
     for name, _ in part.named_parameters(recurse=False):
         outputs = 1 if name == "weight" and isinstance(part, Conv1D | nn.Embedding) else 0
@@ -194,9 +199,8 @@ def spread(units: Ints, size: int, step: int | None = None) -> Ints:
     return (units[:, None] * (size if step is None else step) + np.arange(size)).ravel()
 
 
-def _row_index(which: Rows, site: Site, units: Ints) -> Ints:
-    """Lists the rows that stay, of blocks of units and of groups, one after the other or interleaved."""
-    size = site.unit_size if which.size is None else which.size
+def _row_index(which: Rows, site: Site, units: Ints, size: int) -> Ints:
+    """Lists the rows that stay, of blocks of units and of groups, `size` each, one after the other or interleaved."""
     groups = site.groups_of(units)
     if _alternate(which, site) and set(which.parts) == {UNITS}:
         return spread(units, size * len(which.parts))
@@ -216,8 +220,8 @@ def cut_parameters(
     base_model: nn.Module,
     kept: list[tuple[Site, Ints]],
     keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
-) -> dict[str, nn.Parameter]:
-    """Cuts the parameters of some sites, which hold all that share a parameter among them.
+) -> dict[str, torch.Tensor]:
+    """Cuts the parameters and buffers of some sites, which hold all that share a parameter among them.
 
     Args:
         base_model: Model; it is not changed.
@@ -225,20 +229,21 @@ def cut_parameters(
         keep: Function that moves a tensor that was cut to where it is to lie.
 
     Returns:
-        Path -> smaller parameter.
+        Path -> smaller parameter, or buffer.
     """
     by_path: dict[str, list[Cut]] = {}
     for site, units in kept:
         for each in cuts(base_model, site, units):
             by_path.setdefault(each.path, []).append(each)
-    cut: dict[str, nn.Parameter] = {}
+    cut: dict[str, torch.Tensor] = {}
     for path, found in by_path.items():
-        parameter = part_at(base_model, found[0].source or path)
-        cut[path] = nn.Parameter(keep(_cut(parameter, found)), parameter.requires_grad)
+        whole = part_at(base_model, found[0].source or path)
+        smaller = keep(_cut(whole, found))
+        cut[path] = nn.Parameter(smaller, whole.requires_grad) if isinstance(whole, nn.Parameter) else smaller
     return cut
 
 
-def _cut(parameter: nn.Parameter, found: list[Cut]) -> torch.Tensor:
+def _cut(parameter: torch.Tensor, found: list[Cut]) -> torch.Tensor:
     """Cuts single experts first, then whole dimensions."""
     tensor = parameter.detach()
     ours: dict[int, list[Cut]] = {}

@@ -5,7 +5,7 @@ expert's; or the experts behind one router. Masking a column equals removing it 
 Symbols: F FFN neurons; H query heads; G key-value heads; Dh head size; E experts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,23 +25,21 @@ def _always(config: PreTrainedConfig) -> bool:
 
 @dataclass(frozen=True)
 class Rows:
-    """Says which rows of a module, or of a bare parameter, go with the units of a site.
+    """Says which rows of a module, or of a bare parameter, go with the units of a site, as many with each.
 
     Attributes:
         path: Module or parameter, relative to the layer; to the module of experts for neurons of an expert.
         parts: What its rows hold, block after block: of all units, or of all groups.
         interleaved: Whether the blocks alternate group by group (unit by unit, where all are of units), and do not
             follow one another.
-        size: Rows that a unit (or group) has in a block; None: as many as it has columns.
-        dim: Dimension of a bare parameter; None: the outputs of the module.
+        dim: Dimension of a bare parameter, the first where it is left out; of a module it is that of its outputs.
         elsewhere: Whether its inputs are not those of the others: a decoder's of an encoder.
     """
 
     path: str
     parts: tuple[str, ...] = (UNITS,)
     interleaved: bool = False
-    size: int | None = None
-    dim: int | None = None
+    dim: int = 0
     elsewhere: bool = False
 
 
@@ -295,11 +293,15 @@ def columns_behind(router: Site, own: Sequence[Site], keep: KeepIndices) -> Ints
 
 
 def part_at(base_model: nn.Module, path: str) -> Any:
-    """Finds the module or the parameter at a path; None where there is none."""
+    """Finds the module, the parameter or the buffer at a path; None where there is none."""
     part: Any = base_model
     for name in path.split("."):
-        children = {**getattr(part, "_parameters", {}), **getattr(part, "_modules", {})}
-        part = children.get(name)
+        part = next((held[name] for held in _children(part) if held.get(name) is not None), None)
         if part is None:
             return None
     return part
+
+
+def _children(part: Any) -> Iterator[Mapping[str, Any]]:
+    """Gives what a module holds by name; a tensor holds nothing."""
+    return (vars(part).get(kind, {}) for kind in ("_modules", "_parameters", "_buffers"))

@@ -19,7 +19,7 @@ def _heads(place: int, name: str) -> SiteSpec:
         (
             Rows(f"{path}.q"),
             *(Rows(f"{path}.{each}", elsewhere=not first) for each in "kv"),
-            *((Rows(bias, size=1),) if first else ()),
+            *((Rows(bias),) if first else ()),
         ),
         units="num_heads",
         block=path,

@@ -6,7 +6,7 @@ The plan is `mabprune` in the checkpoint's config.json. Paths are relative to th
 may be missing:
 
     format      3
-    parameters  {parameter: shape}                   a bias that the stock constructor leaves out, too
+    parameters  {parameter: shape}                   a bias that the stock constructor leaves out, too; a buffer
     attributes  {module: {attribute: size}}          beside those that a Linear, a Conv1D or an Embedding has of itself
     settings    {module: {config field: size}}       fields that its forward reads from its config
     arguments   {module: {argument: kept indices}}   of dimension 1 of what its forward is given; null: it gets None
@@ -36,6 +36,7 @@ CLASS_PREFIX = "Mabprune"
 TYPE_PREFIX = "mabprune_"
 
 EXPERTS = {"num_experts", "num_local_experts"}
+BUFFERS = {"e_score_correction_bias"}  # that are cut like parameters
 FLAGS = {"has_relative_attention_bias"}  # true, where there is a relative_attention_bias
 NAMES = {  # all that a plan can write to, by its keys
     "attributes": {"num_attention_heads", "num_key_value_heads", "num_heads", "n_heads", "all_head_size", "inner_dim"}
@@ -235,9 +236,10 @@ def _give_shapes(module: Any, path: str, shapes: dict[str, list[int]], limit: in
 
 def _give_shape(module: Any, path: str, name: str, shape: list[int], limit: int) -> None:
     """Gives one parameter its shape, on its device and in its precision."""
-    if name not in module._parameters:
+    held = module._buffers if name in BUFFERS and name in module._buffers else module._parameters
+    if name not in held:
         _refuse("parameters", f"{type(module).__name__} has no such parameter", f"{path}.{name}")
-    old = module._parameters[name]
+    old = held[name]
     if old is None and not (name == "bias" and isinstance(module, PROJECTIONS)):
         _refuse("parameters", "only the bias of a Linear or Conv1D can be new", f"{path}.{name}")
     was = shape if old is None else list(old.shape)
@@ -250,7 +252,7 @@ def _give_shape(module: Any, path: str, name: str, shape: list[int], limit: int)
         setattr(module, name, nn.Parameter(like.new_zeros(shape), like.requires_grad))
     elif shape != was:
         first = old.detach()[tuple(slice(size) for size in shape)].clone()
-        setattr(module, name, nn.Parameter(first, like.requires_grad))
+        setattr(module, name, first if held is module._buffers else nn.Parameter(first, like.requires_grad))
 
 
 def _give_arguments(module: Any, path: str, kept: dict[str, list[int] | None], heads: int | None) -> None:

@@ -17,7 +17,7 @@ from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.sites import columns_behind, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Regression
-from hf_mabprune.compensation.side_by_side import input_of
+from hf_mabprune.compensation.side_by_side import Looked, input_of
 from hf_mabprune.effects.activations import Moments, bytes_of, moments
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.finished_layers import FinishedLayers
@@ -174,9 +174,10 @@ class DenseReference:
         self, site: Site, keep: KeepIndices, batches: Sequence[Batch]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What the experts that stay behind a router are sent by the dense model once the others are gone, x [N, S],
-        all of theirs side by side, and what all of them gave before, y [N, D]; batch by batch."""
+        all of theirs side by side, and what all of them gave before, less biases that are left, y [N, D]; batch by
+        batch."""
         everything = architecture_of(self.model).sites(self.model)
-        own = members(site, everything)
+        own, looked = members(site, everything), Looked.at(site, everything)
         stay = {part.name: keep.get(part.name, np.arange(part.units)) for part in own}
         masks = keep_masks(self.model, {**stay, site.name: keep[site.name]})
         columns = torch.as_tensor(columns_behind(site, own, keep))
@@ -184,10 +185,10 @@ class DenseReference:
         layers = len(architecture_of(self.model).layers(self.model))
         self.cost += Cost(forward_tokens=2 * _tokens(batches) * (site.depth + 1) / layers)
         for batch in over(batches, "inputs and outputs"):
-            hidden = input_of(self.model, self.task, batch, own)
+            hidden, added = input_of(self.model, self.task, batch, looked)
             with masked(self.model, masks=masks):
-                x = input_of(self.model, self.task, batch, own)
-            yield x[:, columns], nn.functional.linear(hidden, weight)
+                x, left = input_of(self.model, self.task, batch, looked)
+            yield x[:, columns], nn.functional.linear(hidden, weight) + (added - left)
 
     def divergence(
         self, small: PreTrainedModel, limit: float = float("inf"), finished: FinishedLayers | None = None

@@ -5,8 +5,9 @@ Symbols: N positions seen; C columns of a projection of the dense model, S that 
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from hf_mabprune.architectures.sites import members
 from hf_mabprune.effects.activations import watch_inputs
 from hf_mabprune.effects.finished_layers import FinishedLayers, Seen
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.effects.routes import routes
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -51,14 +53,15 @@ class SideBySide:
         With h the dense model's inputs, and s0 and s what its output is added to in the dense model and in the pruned
         one, y = W h + b + s0 - s: so x is fitted to what is missing, errors of the layers below included. Where a norm
         without a mean (RMSNorm) stands between projection and sum, which multiplies by g, y = W h + b + (s0 - s) / g.
-        Where nothing is known of s, y = W h + b. Where nothing of the site is left, x has no columns.
+        Where nothing is known of s, y = W h + b. Where nothing of the site is left, x has no columns. Behind a router
+        b is what the biases of the dense model's experts add, less what those of the pruned one do.
         """
         weight, bias = (values.float() for values in projection_of(self.dense, site).float64())
         # What is inside a module that may be empty is not run there.
         around = [path for path in site.spec.empties if f"{site.spec.stream}.".startswith(f"{path}.")]
         stream = [site.prefix + path for path in [*around, site.spec.stream][:1] if path and site.expert is None]
-        for (hidden, streams), (x, others) in self._seen(site, stream, ()):
-            y = nn.functional.linear(hidden, weight, bias)
+        for (hidden, streams, added), (x, others, left) in self._seen(site, stream, ()):
+            y = nn.functional.linear(hidden, weight, bias) + (added - left)
             for before, now in zip(streams, others, strict=True):
                 y = y + (before - now) / self._gain(site, y)
             yield x if x.numel() else y[:, :0], y
@@ -71,7 +74,7 @@ class SideBySide:
             rows: Outputs that stay, of each of the dense modules.
         """
         self.moved = False
-        for (_, (states, *outputs)), (_, (x,)) in self._seen(site, paths[:1], paths):
+        for (_, (states, *outputs), _), (_, (x,), _) in self._seen(site, paths[:1], paths):
             self.moved = self.moved or not torch.equal(states, x)
             yield x, torch.cat([output[:, which] for output, which in zip(outputs, rows, strict=True)], 1)
 
@@ -79,7 +82,7 @@ class SideBySide:
         """Runs a layer of both models on every batch: inputs of the site and of modules, and outputs of dense ones."""
         self._raise_to(site.depth)
         dense, small = self._finished
-        own, left = (members(next(s for s in sites if s.name == site.name), sites) for sites in self._sites)
+        own, left = (Looked.at(next(s for s in sites if s.name == site.name), sites) for sites in self._sites)
         for number, batch in enumerate(over(self.batches, "inputs and outputs")):
             with dense.skipped(number):
                 before = _look(self.dense, self.task, batch, own, inputs, outputs)
@@ -100,20 +103,40 @@ class SideBySide:
         return gain.where(gain.isfinite() & (gain != 0), torch.inf)
 
 
+@dataclass(frozen=True)
+class Looked:
+    """A site that is looked at.
+
+    Attributes:
+        parts: Its members.
+        routers: Its router, where it has one.
+    """
+
+    parts: Sequence[Site]
+    routers: Sequence[Site]
+
+    @classmethod
+    def at(cls, site: Site, sites: Sequence[Site]) -> Self:
+        """Finds what belongs to a site among all of a model."""
+        return cls(members(site, sites), [site] if site.kind == "expert" else [])
+
+
 def _look(
     model: PreTrainedModel,
     task: Task,
     batch: Batch,
-    parts: Sequence[Site],
+    site: Looked,
     inputs: Sequence[str],
     outputs: Sequence[str],
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Gives the inputs of a site [N, columns], those of some modules before it, and outputs of others; float32.
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | float]:
+    """Gives the inputs of a site [N, columns], those of some modules before it with outputs of others, and what biases
+    behind a router add; float32.
 
     A site without columns is not run: then the pass ends at the last of the modules before it.
     """
     base, taken = model.base_model, dict[tuple[str, str], torch.Tensor]()
-    columns, empty = torch.empty(0), not any(part.columns for part in parts)
+    columns, empty = torch.empty(0), not any(part.columns for part in site.parts)
+    added: torch.Tensor | float = 0.0
 
     def take(path: str, _: nn.Module, given: tuple[torch.Tensor, ...], named: dict[str, Any]) -> None:
         taken["in", path] = given[0] if given else named["hidden_states"]
@@ -130,7 +153,7 @@ def _look(
             )
             hooks.callback(hook.remove)
         if not empty:
-            columns = input_of(model, task, batch, parts)
+            columns, added = input_of(model, task, batch, site)
         elif inputs:
             with suppress(Seen):
                 task.readout(model, batch.to(model.device))
@@ -138,23 +161,29 @@ def _look(
     on_device = batch.to(model.device)
     apart = on_device.examples * on_device.sequences, -1  # of what is flat: a table, or examples and positions as one
     found = [states.unflatten(0, apart) if states.ndim == 2 else states for states in found]
-    return columns, [states[on_device.counted(parts[0].stack.flag, states)].float() for states in found]
+    flag = site.parts[0].stack.flag
+    return columns, [states[on_device.counted(flag, states)].float() for states in found], added
 
 
-def input_of(model: PreTrainedModel, task: Task, batch: Batch, parts: Sequence[Site]) -> torch.Tensor:
-    """[N, columns] float32, what flows into a site's projection (into those of all experts, side by side, behind a
-    router), padding left out.
+def input_of(
+    model: PreTrainedModel, task: Task, batch: Batch, site: Looked
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Gives what flows into a site's projection, padding left out.
 
-    Args:
-        parts: Members of the site.
+    Returns:
+        [N, columns] float32; behind a router those of all experts, side by side. And [N, D], what their biases add to
+        what the projections make of it; 0 where there are none.
     """
     found: list[torch.Tensor] = []
+    added: list[torch.Tensor | float] = []
 
     def see(_: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
         found.append(hidden[counted].float())
-        if len(found) == len(parts):
+        if len(found) == len(site.parts):
+            biases = [route.from_biases() for route in said.values()]
+            added.extend(each[counted.flatten()] if torch.is_tensor(each) else each for each in biases)
             raise Seen
 
-    with suppress(Seen):
-        watch_inputs(model, task, [batch], parts, see)
-    return torch.cat(found, 1)
+    with routes(model, site.routers) as said, suppress(Seen):
+        watch_inputs(model, task, [batch], site.parts, see)
+    return torch.cat(found, 1), added[0] if added else 0.0

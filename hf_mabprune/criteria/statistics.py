@@ -23,6 +23,7 @@ from hf_mabprune.effects.activations import Moments, moments, watch_inputs
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.effects.reserve import Reserve
+from hf_mabprune.effects.routes import routes
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -160,18 +161,23 @@ class CalibrationStatistics:
     @cached_property
     def routed(self) -> dict[str, Routed]:
         """What is sent to each expert that is an arm, by the name of its own site; one forward pass a batch."""
-        parts = [part for site, _ in self.sites if site.kind == "expert" for part in members(site, self.all_sites)]
+        routers = {site.inside + str(site.spec.experts): site for site, _ in self.sites if site.kind == "expert"}
+        parts = [part for site in routers.values() for part in members(site, self.all_sites)]
         weights = {part.name: projection_of(self.model, part).weight.detach() for part in parts}
         found = {part.name: Routed() for part in parts}
 
         def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
-            sent = hidden[counted & hidden.any(-1)]  # elsewhere an expert has zeros, see `effects.taps`
-            own = found[site.name]
+            own, number, route = found[site.name], site.expert or 0, said[routers[str(site.tie)].name]
+            sent = counted & (route.chosen == number).any(-1).view_as(counted)
+            made = hidden[sent] @ weights[site.name].T  # g W h, see `effects.taps`
+            if route.biases is not None:
+                made = made + route.weight_of(number).view_as(counted)[sent].unsqueeze(-1) * route.biases[number]
             own.all_positions += int(counted.sum())
-            own.positions += len(sent)
-            own.norms += float(torch.linalg.vector_norm((sent @ weights[site.name].T).double(), dim=-1).sum())
+            own.positions += int(sent.sum())
+            own.norms += float(torch.linalg.vector_norm(made.double(), dim=-1).sum())
 
-        watch_inputs(self.model, self.task, self.batches, parts, see)
+        with routes(self.model, list(routers.values())) as said:
+            watch_inputs(self.model, self.task, self.batches, parts, see)
         return found
 
     @cached_property

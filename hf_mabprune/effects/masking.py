@@ -142,7 +142,8 @@ def _route(forward: Any, mask: torch.Tensor, hidden: torch.Tensor) -> Any:
     """Runs a router with the logits of experts moved by the logarithm of their mask, -inf for those that are gone.
 
     A softmax over logits of which some are -inf is that over the others, so the router does what it would do with the
-    rows of its weights cut out.
+    rows of its weights cut out. Routers that choose by something else than what they weigh by (a sigmoid and a bias
+    for each expert) do not choose those either.
 
     Args:
         forward: The router's own.
@@ -157,12 +158,14 @@ def _route(forward: Any, mask: torch.Tensor, hidden: torch.Tensor) -> Any:
 
 
 class _Shifted(TorchFunctionMode):
-    """Adds something to the result of every linear map that runs meanwhile."""
+    """Adds something to the result of every linear map that runs meanwhile; where it is -inf, nothing is chosen."""
 
     def __init__(self, shift: torch.Tensor) -> None:
         super().__init__()
         self.shift = shift
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.topk and args[0].shape[1:] == self.shift.shape[-1:]:
+            args = (args[0].masked_fill(self.shift == -torch.inf, -torch.inf), *args[1:])
         result = func(*args, **(kwargs or {}))
         return result + self.shift if func is linear else result

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, modeling_utils
 
@@ -72,7 +73,7 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
     return small
 
 
-def cut_layers(dense: PreTrainedModel, keep: KeepIndices) -> Iterator[dict[str, nn.Parameter]]:
+def cut_layers(dense: PreTrainedModel, keep: KeepIndices) -> Iterator[dict[str, torch.Tensor]]:
     """Cuts the parameters of one layer after the other, each layer when it is asked for.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
@@ -32,7 +32,7 @@ def pieces(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> Iterato
     return _pieces(dense, cut_layers(dense, keep))
 
 
-def _pieces(dense: PreTrainedModel, layers: Iterator[dict[str, nn.Parameter]]) -> Iterator[Piece]:
+def _pieces(dense: PreTrainedModel, layers: Iterator[dict[str, Tensor]]) -> Iterator[Piece]:
     # No piece is ever given a name here: a generator keeps what its names hold while it waits.
     base = "" if dense.base_model is dense else f"{dense.base_model_prefix}."
     paths = [layer.path for layer in architecture_of(dense).layers(dense)]
@@ -48,7 +48,7 @@ def _pieces(dense: PreTrainedModel, layers: Iterator[dict[str, nn.Parameter]]) -
         yield _layer(layer.state_dict(prefix=f"{base}{path}."), base, next(layers), names)
 
 
-def _layer(piece: Piece, base: str, smaller: dict[str, nn.Parameter], unsaved: set[str]) -> Piece:
+def _layer(piece: Piece, base: str, smaller: dict[str, Tensor], unsaved: set[str]) -> Piece:
     """Puts the cut parameters of one layer in the place of the dense ones."""
     piece.update({f"{base}{path}": parameter.detach() for path, parameter in smaller.items()})
     return {name: tensor for name, tensor in piece.items() if name not in unsaved}

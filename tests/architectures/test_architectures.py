@@ -12,14 +12,24 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.architectures.projections import cuts, rows_of
-from hf_mabprune.architectures.sites import GROUPS, UNITS, Rows, Site, SiteSpec, Stack, members, part_at
+from hf_mabprune.architectures.sites import GROUPS, UNITS, Site, members, part_at
 from hf_mabprune.effects.masking import masked
+from hf_mabprune.effects.routes import routes
 from hf_mabprune.effects.taps import tapped
 from hf_mabprune.surgery.cut import cut
-from tests.architectures.variants import TYPES, model_of, one_example, sites_by_layer, sites_of, variants
+from tests.architectures.variants import (
+    TYPES,
+    experts_by_layer,
+    model_of,
+    one_example,
+    shared_experts,
+    sites_by_layer,
+    sites_of,
+    variants,
+)
 from tests.seeds import moved
 from tests.tiny_models import inputs_for, keep_for, tiny_model
-from tests.tiny_sizes import EXPERTS, LAYERS, WIDTH
+from tests.tiny_sizes import LAYERS, WIDTH
 
 KEYS_AND_VALUES = ("self_attn.k_proj", "self_attn.v_proj")
 
@@ -36,11 +46,13 @@ def test_sites_come_in_the_order_in_which_they_run(model_type: str, changes: dic
     if model.config.is_encoder_decoder:
         decoder = range(len(sites_by_layer(model)) - LAYERS)
         assert [layer.number for layer in architecture_of(model).layers(model)] == [0, 1, *decoder]
-    experts = changes.get("num_local_experts", EXPERTS) if model_type == "mixtral" else 0
-    for depth, (heads, ffns) in enumerate(sites_by_layer(model)):
+    layers = sites_by_layer(model)
+    routed = [*experts_by_layer(model), *[0] * len(layers)]
+    grouped = (getattr(model.config, "n_group", None) or 1) > 1
+    for depth, ((heads, ffns), experts) in enumerate(zip(layers, routed, strict=False)):
         assert found.pop(("head", depth), 0) == heads
-        assert found.pop(("neuron", depth)) == max(experts, ffns)
-        assert found.pop(("expert", depth), 0) == (experts > 0)
+        assert found.pop(("neuron", depth)) == experts + ffns
+        assert found.pop(("expert", depth), 0) == (experts > 0 and not grouped)
     assert not found
     depths = [site.depth for site in sites_of(model)]
     assert depths == sorted(depths)
@@ -59,7 +71,7 @@ def test_a_site_has_the_path_of_its_projection_for_a_name_of_its_own(model_type:
             assert site.expert == int(number) < len(model.base_model.get_submodule(experts).down_proj)
             assert site.tie == experts
     ties = Counter(site.tie for site in sites if site.tie)
-    assert set(ties.values()) <= {changes.get("num_local_experts", EXPERTS)}
+    assert set(ties.values()) <= set(experts_by_layer(model))
 
 
 @variants
@@ -67,16 +79,20 @@ def test_sites_have_the_sizes_of_their_modules(model_type: str, changes: dict[st
     model = model_of(model_type, **changes)
     base = model.base_model
     width = 4 * 32 if changes.get("n_inner", 0) is None else 64 if (model_type, changes) == ("dinov2", {}) else WIDTH
-    experts = getattr(model.config, "num_local_experts", None)
+    experts = max(experts_by_layer(model), default=0)
     said = not {"n_inner", "block_auto_adjust_ff_dim"} & changes.keys()  # else the number follows from what is said
     for site in sites_of(model):
         config = site.stack.config_of(model.config)
-        assert site.units == {"neuron": width, "head": config.num_attention_heads, "expert": experts}[site.kind]
+        own = (
+            changes.get("moe_intermediate_size", width) if site.expert is not None or site.kind == "expert" else width
+        )
+        own *= shared_experts(model) if site.name.endswith("shared_experts.down_proj") else 1
+        assert site.units == {"neuron": own, "head": config.num_attention_heads, "expert": experts}[site.kind]
         assert not site.spec.units or not said or site.units == getattr(config, site.spec.units)
         assert site.units % site.group == 0
         weight = projection_of(model, site).weight
         if site.kind == "expert":
-            assert weight.shape == (config.hidden_size, experts * width)
+            assert weight.shape == (config.hidden_size, experts * own)
         else:
             assert weight.shape == (config.hidden_size, site.columns)
         for path, names in site.spec.attributes.items():
@@ -105,15 +121,15 @@ def test_cuts_are_all_that_goes_with_units(model_type: str, changes: dict[str, A
             going = 0 if stays else site.group
             assert (len(rest.index) - stay) * site.units == size * (site.units - going), rest.path
             assert np.isin(rest.index, all_of_it.index).all() and (np.diff(rest.index) > 0).all()
-        for rows in site.spec.rows:  # as many as units or groups have
-            size = site.unit_size if rows.size is None else rows.size
-            count = {UNITS: site.units * size, GROUPS: site.units // site.group * size}
+        for rows in site.spec.rows:  # as many for one unit as for another
+            count = {UNITS: site.units, GROUPS: site.units // site.group}
             parts = [part for part in rows.parts if part == UNITS or not site.shared]
             path = site.inside + rows.path
             blocks = [each for each in rows_of(base, site) if each.path.removesuffix(".weight") == path]
-            lengths = [count[part] for part in parts]
-            lengths = [sum(lengths)] if rows.interleaved else lengths
-            assert [len(block.index) for block in blocks] in ([], lengths)
+            counts = [count[part] for part in parts]
+            counts = [sum(counts)] if rows.interleaved else counts
+            sizes = {len(block.index) / units for block, units in zip(blocks, counts, strict=bool(blocks))}
+            assert len(sizes) <= 1 and all(size == int(size) for size in sizes)
             made = np.concatenate([block.index for block in blocks]) if blocks else np.empty(0, dtype=int)
             assert made.tolist() == list(range(len(made)))
 
@@ -135,7 +151,11 @@ def test_a_block_gives_what_the_projection_makes_of_its_inputs(model_type: str, 
 
     for block in {site.block for site in sites}:
         model.base_model.get_submodule(block).register_forward_hook(keep(block))
-    with tapped(model, {site.name: see(site.name) for site in sites if site.kind != "expert"}):
+    routers = [site for site in sites if site.kind == "expert"]
+    with (
+        tapped(model, {site.name: see(site.name) for site in sites if site.kind != "expert"}),
+        routes(model, routers) as said,
+    ):
         run(model)
     blocks: dict[str, list[Site]] = {}
     for site in sites:
@@ -148,33 +168,10 @@ def test_a_block_gives_what_the_projection_makes_of_its_inputs(model_type: str, 
             weight, bias = projection_of(model, site).float64()
             assert seen[site.name].shape[0] == 2 and seen[site.name].shape[2] == site.columns
             made = made + seen[site.name].double() @ weight.T + bias
+        for router in routers if own[0].expert is not None else ():
+            if members(router, sites) == own:
+                made = made.flatten(0, 1) + said[router.name].from_biases()
         assert (made.reshape(given[block].shape) - given[block]).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("rows", "kept", "index"),
-    [  # 4 heads of 2, two of which share keys and values
-        (Rows("qkv", (UNITS, GROUPS, GROUPS)), [2, 3], [4, 5, 6, 7, 10, 11, 14, 15]),
-        (Rows("qkv", (UNITS, GROUPS, GROUPS), interleaved=True), [2, 3], [8, 9, 10, 11, 12, 13, 14, 15]),
-        (Rows("qkv", (UNITS, UNITS)), [0, 1], [0, 1, 2, 3, 8, 9, 10, 11]),
-        (Rows("qkv", (GROUPS,)), [0, 1], [0, 1]),
-        (Rows("qkv", size=1), [2, 3], [2, 3]),
-    ],
-)
-def test_rows_of_fused_matrices(rows: Rows, kept: list[int], index: list[int]) -> None:
-    size = 8 if rows.size is None else 4
-    outputs = sum(size // (1 if part == UNITS else 2) for part in rows.parts)
-    base = nn.ModuleDict({"layer": nn.ModuleDict({"qkv": nn.Linear(8, outputs), "o": nn.Linear(8, 8)})})
-    spec = SiteSpec("head", "o", (rows,), units="heads", groups="groups")
-    site = Site("layer.o", "head", Stack("layer", (spec,)), 0, 0, "layer.", spec, units=4, unit_size=2, group=2)
-    output, weight, bias = cuts(base, site, np.array(kept))
-    assert (output.path, output.dim) == ("layer.o.weight", 1)
-    assert output.index.tolist() == [column for unit in kept for column in (2 * unit, 2 * unit + 1)]
-    assert (weight.path, bias.path) == ("layer.qkv.weight", "layer.qkv.bias")
-    assert weight.index.tolist() == bias.index.tolist() == index
-    made = [each.index.tolist() for each in rows_of(base, site)]
-    assert sorted(entry for block in made for entry in block) == list(range(outputs))
-    assert len(made) == (1 if rows.interleaved else len(rows.parts))
 
 
 def test_the_experts_behind_a_router_are_its_members() -> None:
@@ -226,16 +223,16 @@ def test_what_runs_before_a_site_does_not_see_its_mask(model_type: str, changes:
         for path in (f"{layer.path}.{each}" for each in site.spec.before):
             if part_at(model.base_model, path) is not None:
                 model.base_model.get_submodule(path).register_forward_hook(keep(path))
-    own, others = {site.name for site in sites_of(model) if site.depth == 0 and site.kind == "neuron"}, site.units
+    own, others = {other.name for other in sites_of(model) if other.depth == 0 and other.spec is site.spec}, site.units
     mask = torch.ones(others)
     mask[: others - 8] = 0
     run(model)
     with masked(model, masks={name: mask for name in own}):
         run(model)
-    assert len(seen) == 2
-    (first, first_masked), (second, second_masked) = seen.values()
-    assert torch.equal(first, first_masked)
-    assert not torch.equal(second, second_masked), "the next layer's attention does change"
+    first, _ = (f"{layer.path}." for layer in architecture_of(model).layers(model)[:2])
+    assert {path.startswith(first) for path in seen} == {True, False}
+    for path, (plain, with_mask) in seen.items():
+        assert torch.equal(plain, with_mask) == path.startswith(first), "the next layer's attention does change"
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -288,6 +285,7 @@ def test_other_types_are_refused_with_the_supported_ones(model_type: str) -> Non
     [
         ("olmo2", {}, "q_norm and k_norm run over all heads together"),
         ("olmo3", {}, "q_norm and k_norm run over all heads together"),
+        ("olmoe", {}, "q_norm and k_norm run over all heads together"),
         ("stablelm", {"qk_layernorm": True}, "each head has a norm that is a module of its own (qk_layernorm)"),
     ],
 )

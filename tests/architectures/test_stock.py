@@ -17,8 +17,24 @@ from tests.shows import Shows
 from tests.tiny_models import head_of, keep_for, outputs_of, tiny_model
 from tests.tiny_sizes import EXPERTS, HEADS, OF_TYPE, UNLIKE, WIDTH
 
-ATTENTION = ("qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "olmo", "qwen3_5_text")
-BOTH = ("llama", "granite", "modernbert", "nemotron")
+ATTENTION = (
+    "qwen3_moe",
+    "olmoe",
+    "granitemoe",
+    "phimoe",
+    "dots1",
+    "deepseek_v3",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "cohere",
+    "cohere2",
+    "olmo",
+    "qwen3_5_text",
+)
+BEHIND_FIRST = ("deepseek_v2", "deepseek_v3", "glm4_moe", "dots1", "ernie4_5_moe")  # layers with an FFN
+BOTH = ("deepseek_v2", "llama", "granite", "modernbert", "nemotron")
 EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 4}
 
 
@@ -46,7 +62,9 @@ def test_a_stock_config_says_fewer_neurons_and_leaves_the_models_own_alone(model
     changed = {name for name, value in small.to_dict().items() if before.get(name) != value}
     others = {"gpt2": {"n_inner"}, "distilbert": {"hidden_dim"}, "opt": {"ffn_dim"}, "lfm2": {"intermediate_size"}}
     others |= {key: {"d_ff"} for key in ("t5", "mt5")} | {key: {"vision_config"} for key in ("clip", "siglip")}
-    others |= {key: {"text_config"} for key in SEEING}
+    others |= {key: {"text_config"} for key in SEEING} | {"qwen3_moe": {"moe_intermediate_size"}}
+    others["qwen2_moe"] = {"moe_intermediate_size", "shared_expert_intermediate_size"}
+    others |= {key: {"intermediate_size", "moe_intermediate_size"} for key in BEHIND_FIRST}
     two = {"encoder_ffn_dim", "decoder_ffn_dim"} if model.config.is_encoder_decoder else {"intermediate_size"}
     assert changed == others.get(model_type, two)
     assert model.config.to_dict() == before
@@ -165,12 +183,14 @@ def test_fields_that_give_output_projections_a_bias(model_type: str) -> None:
     fields = {
         **{key: {"head": "attention_bias"} for key in ATTENTION},
         **{key: {"head": "attention_bias", "neuron": "mlp_bias"} for key in BOTH},
-        "ernie4_5": {"head": "use_bias", "neuron": "use_bias"},
+        **{key: {"head": "use_bias", "neuron": "use_bias"} for key in ("ernie4_5", "ernie4_5_moe")},
         "seed_oss": {"head": "attention_out_bias", "neuron": "mlp_bias"},
         "smollm3": {"head": "attention_bias", "neuron": "mlp_bias"},
     }
     expected = {
-        site.name: fields[model_type][site.kind] for site in sites_of(model) if site.kind in fields.get(model_type, {})
+        site.name: fields[model_type][site.kind]
+        for site in sites_of(model)
+        if site.kind in fields.get(model_type, {}) and site.expert is None
     }
     assert bias_fields(model) == expected
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())

@@ -25,6 +25,18 @@ VARIANTS = [(model_type, {}) for model_type in TYPES] + [
     ("qwen3", {"head_dim": 8}),
     ("gemma3_text", {"attention_bias": True, "head_dim": 12}),
     ("mixtral", {"head_dim": 12, "num_key_value_heads": 4, "num_local_experts": 3}),
+    ("granitemoe", {"residual_multiplier": 0.3, "attention_multiplier": 0.1, "attention_bias": True}),
+    ("olmoe", {"clip_qkv": 0.2, "norm_topk_prob": True, "num_experts": 3}),
+    ("qwen2_moe", {"decoder_sparse_step": 2, "norm_topk_prob": True, "moe_intermediate_size": 24}),
+    ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "qkv_bias": False}),
+    ("qwen3_moe", {"mlp_only_layers": [0], "norm_topk_prob": False, "attention_bias": True}),
+    ("gpt_oss", {"attention_bias": False, "num_key_value_heads": 4, "num_local_experts": 3}),
+    ("gpt_oss", {"num_key_value_heads": 1}),
+    ("deepseek_v2", {"n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy", "q_lora_rank": None}),
+    ("deepseek_v3", {"q_lora_rank": None, "n_shared_experts": 2, "norm_topk_prob": False, "attention_bias": True}),
+    ("deepseek_v3", {"n_group": 2, "topk_group": 2, "first_k_dense_replace": 0, "rope_interleave": False}),
+    ("glm4_moe", {"use_qk_norm": True, "attention_bias": True, "n_routed_experts": 3}),
+    ("ernie4_5_moe", {"moe_num_shared_experts": 0, "use_bias": True, "moe_layer_start_index": 0}),
     ("t5", {"feed_forward_proj": "gated-gelu", "d_kv": 12, "num_decoder_layers": 1}),
     ("vit", {"qkv_bias": False}),
     ("gpt2", {"n_inner": None}),
@@ -75,8 +87,26 @@ def one_example(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: tensor[:1] for name, tensor in inputs_for(model).items()}
 
 
+def experts_by_layer(model: PreTrainedModel) -> list[int]:
+    """Experts that each layer has behind a router: none, where an FFN is in their place."""
+    config = model.config
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    count = next((getattr(config, name) for name in names if hasattr(config, name)), 0)
+    first = getattr(config, "first_k_dense_replace", getattr(config, "moe_layer_start_index", 0))
+    step, whole = getattr(config, "decoder_sparse_step", 1), getattr(config, "mlp_only_layers", None) or []
+    layers = range(getattr(config, "num_hidden_layers", 0))
+    return [count if each >= first and (each + 1) % step == 0 and each not in whole else 0 for each in layers]
+
+
+def shared_experts(model: PreTrainedModel) -> int:
+    """Shared experts beside those behind a router."""
+    names = ("n_shared_experts", "moe_num_shared_experts")
+    given = [getattr(model.config, name) for name in names if hasattr(model.config, name)]
+    return int(given[0]) if given else int(hasattr(model.config, "shared_expert_intermediate_size"))
+
+
 def sites_by_layer(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """Sites of heads, and of FFNs, that each layer has, in the order in which layers run."""
+    """Sites of heads, and of FFNs that all positions go through, of each layer, in the order in which layers run."""
     config, kind = model.config, str(model.config.model_type)
     own = config.get_text_config() if kind in SEEING else getattr(config, "vision_config", config)
     if config.is_encoder_decoder:
@@ -85,6 +115,9 @@ def sites_by_layer(model: PreTrainedModel) -> list[tuple[int, int]]:
     if kind == "albert":
         return [(1, 1)] * (config.num_hidden_groups * config.inner_group_num)
     types = getattr(own, "layer_types", None) or ["full_attention"] * own.num_hidden_layers
-    whole = kind in ("olmo2", "olmo3") or (getattr(config, "qk_layernorm", False) and kind == "stablelm")
+    whole = kind in ("olmo2", "olmo3", "olmoe") or (getattr(config, "qk_layernorm", False) and kind == "stablelm")
     heads = [0 if whole or each in ("conv", "linear_attention") else 1 for each in types]
+    if any(experts := experts_by_layer(model)):
+        shared = min(1, shared_experts(model))
+        return [(number, shared if count else 1) for number, count in zip(heads, experts, strict=True)]
     return [(number, 1) for number in heads] + [(0, 1)] * (kind in ("siglip", "siglip_vision_model"))

@@ -82,6 +82,28 @@ def test_experts_that_stay_are_refitted_together(widths: int, bottom_up: bool) -
     assert distances[0] < distances[1]
 
 
+@pytest.mark.parametrize("bottom_up", [False, True])
+def test_a_refit_of_experts_makes_up_for_biases_that_go(bottom_up: bool) -> None:
+    """Biases of experts that go, so large that they are nearly all of what is missed."""
+    model, task, batches, _ = problem("gpt_oss")
+    with torch.no_grad():
+        for layer in model.base_model.layers:
+            layer.mlp.experts.down_proj_bias.mul_(10)
+    keep = {"layers.1.mlp.router": np.array([0, 2, 3])}
+    reference = DenseReference(model, task, batches, batches, keys_of(batches))
+    small, plain = (cut(model, keep, "per_layer") for _ in range(2))
+    figures = compensate(method(bottom_up), reference, small, keep)
+
+    with torch.no_grad():
+        distances = [
+            sum(float((task.readout(model, batch).outputs - task.readout(other, batch).outputs).square().sum())
+            for batch in batches)
+            for other in (small, plain)
+        ]  # fmt: skip
+    assert figures.sites[0].refitted and figures.sites[0].error_after < figures.sites[0].error_before
+    assert distances[0] < distances[1]
+
+
 def test_experts_that_no_position_goes_to_are_left_as_they_are() -> None:
     model, task, batches = unasked()
     keep = {f"{EXPERTS}.{expert}": np.arange(24) for expert in range(32)}

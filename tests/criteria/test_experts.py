@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from tests.problems import arms_of, settings_for, unasked
 NAMES = ["router_frequency", "reap"]
 
 
-@pytest.fixture
-def statistics() -> CalibrationStatistics:
-    known = fresh("mixtral", 16)
+TYPES = ("mixtral", "gpt_oss", "qwen2_moe", "deepseek_v3", "ernie4_5_moe", "phimoe")
+
+
+@pytest.fixture(params=TYPES)
+def statistics(request: pytest.FixtureRequest) -> CalibrationStatistics:
+    known = fresh(request.param, 16)
     arms = arms_of(known.model, 16, known.batches, ["expert"])
     return CalibrationStatistics(known.model, arms, known.task, known.batches)
 
@@ -26,23 +30,34 @@ def take(given: list[torch.Tensor], _: torch.nn.Module, states: tuple[torch.Tens
     given.append(states[0])
 
 
+def of_expert(experts: Any, number: int, state: torch.Tensor) -> torch.Tensor:
+    """[D], what one expert gives of the state of one position; with biases, as gpt_oss has it."""
+    up, down = experts.gate_up_proj[number], experts.down_proj[number]
+    if not hasattr(experts, "down_proj_bias"):
+        return down @ (experts.act_fn(up.chunk(2)[0] @ state) * (up.chunk(2)[1] @ state))
+    gate, linear = (state @ up + experts.gate_up_proj_bias[number]).unflatten(0, (-1, 2)).T
+    gate, linear = gate.clamp(max=experts.limit), linear.clamp(-experts.limit, experts.limit)
+    return ((linear + 1) * gate * torch.sigmoid(gate * experts.alpha)) @ down + experts.down_proj_bias[number]
+
+
 def by_hand(statistics: CalibrationStatistics) -> dict[str, np.ndarray]:
     """Runs each layer's experts on what its router is given, one expert and one position after the other."""
-    sent, norms, positions = np.zeros((2, 4)), np.zeros((2, 4)), 0
     model = statistics.model.base_model
+    layers = [layer for layer in model.layers if hasattr(layer.mlp, "experts")]
+    sent, norms, positions = np.zeros((len(layers), 4)), np.zeros((len(layers), 4)), 0
     for batch in statistics.batches:
         counted = batch["attention_mask"].bool().flatten()
         given: list[torch.Tensor] = []
-        hooks = [layer.mlp.register_forward_pre_hook(partial(take, given)) for layer in model.layers]
+        hooks = [layer.mlp.register_forward_pre_hook(partial(take, given)) for layer in layers]
         with torch.no_grad():
             model(**{name: batch[name] for name in ("input_ids", "attention_mask")})
-            for number, layer in enumerate(model.layers):
+            for number, layer in enumerate(layers):
                 states = given[number].flatten(0, 1)
-                _, weights, chosen = layer.mlp.gate(states)
+                router = layer.mlp.router if hasattr(layer.mlp, "router") else layer.mlp.gate
+                _, weights, chosen = router(states)
                 for place in counted.nonzero().flatten().tolist():
                     for expert, weight in zip(chosen[place].tolist(), weights[place].tolist(), strict=True):
-                        gate, up = (layer.mlp.experts.gate_up_proj[expert] @ states[place]).chunk(2)
-                        output = layer.mlp.experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up)
+                        output = of_expert(layer.mlp.experts, expert, states[place])
                         sent[number, expert] += 1
                         norms[number, expert] += weight * float(output.norm())
         for hook in hooks:
@@ -66,8 +81,9 @@ def test_one_pass_is_enough_and_the_lowest_go(statistics: CalibrationStatistics,
     kept, _ = criterion.choose(statistics, plan_of(statistics, {"experts": 0.25}, "uniform"))
 
     assert len(calls) == len(statistics.batches)
-    for layer in (scores[:4], kept[:4]), (scores[4:], kept[4:]):
-        assert np.flatnonzero(~layer[1]).tolist() == [int(layer[0].argmin())]
+    for start in range(0, len(scores), 4):
+        of_layer = slice(start, start + 4)
+        assert np.flatnonzero(~kept[of_layer]).tolist() == [int(scores[of_layer].argmin())]
 
 
 @pytest.mark.parametrize("name", NAMES)

