@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-KINDS = ("neuron", "head", "expert")
+LAYER = "layer"
+WITHIN = ("neuron", "head", "expert")  # kinds of units inside a layer
+KINDS = (*WITHIN, LAYER)
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-# Name of a site -> its units that stay, sorted: FFN neurons, query heads or experts. Sites not named stay whole.
+# Name of a site -> its units that stay, sorted: FFN neurons, query heads or experts; of a layer, which is its own unit,
+# 0 or none. Sites not named stay whole.
 KeepIndices = Mapping[str, Ints]
 
 
@@ -22,11 +25,11 @@ class ArmTable:
     """Holds all arms of a model, as parallel arrays of length K, sorted by kind, then in the order in which they run.
 
     An arm covers the units `start <= u < stop` of its site: FFN neurons for a neuron arm, query heads for a head arm
-    (a key-value group, where query heads share keys and values), one expert for an expert arm.
+    (a key-value group, where query heads share keys and values), one expert for an expert arm, the layer for a layer arm.
 
     Attributes:
-        site: [K], name of the site: the path of its projection in the base model.
-        kind: [K], "neuron", "head" or "expert".
+        site: [K], name of the site: the path of its projection, or of the layer, in the base model.
+        kind: [K], "neuron", "head", "expert" or "layer".
         layer: [K], number of the layer in its stack.
         index: [K], number of the arm within its site.
         start, stop: [K], first unit covered, and the one after the last.
@@ -48,7 +51,7 @@ class ArmTable:
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """Counts the neurons, query heads or experts that each arm covers, [K]."""
+        """Counts the neurons, query heads, experts or layers that each arm covers, [K]."""
         return self.stop - self.start
 
     def groups(self) -> list[tuple[str, Ints]]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.architectures.cost import arm_table
 from hf_mabprune.architectures.stock import sizes_of_field
-from hf_mabprune.arms import KINDS, ArmTable, Ints
+from hf_mabprune.arms import WITHIN, ArmTable, Ints
 from hf_mabprune.cli.settings import REGISTRIES
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.effects.pulls import Pulls
@@ -100,7 +100,7 @@ def unasked() -> tuple[PreTrainedModel, Task, list[Batch]]:
     return model, task_of(model, make_tokenizer("plain")), batches
 
 
-def arms_of(model: PreTrainedModel, block: int, batches: Sequence[Batch], kinds: Sequence[str] = KINDS) -> ArmTable:
+def arms_of(model: PreTrainedModel, block: int, batches: Sequence[Batch], kinds: Sequence[str] = WITHIN) -> ArmTable:
     """All arms of a model, neurons in blocks, with costs over one example of such batches."""
     return arm_table(model, list(kinds), block, typical_example(batches))
 

@@ -13,6 +13,7 @@ def _stack(side: str, attentions: tuple[str, ...], flag: str, norms_first: bool)
             f"{side}_attention_heads",
             stream=f"{name}_layer_norm" if norms_first else f"{name}.q_proj",
             before=attentions[:place],
+            empties={name: 2},
             **_read(name) if name == "encoder_attn" else {},
         )
         for place, name in enumerate(attentions)
@@ -25,8 +26,9 @@ def _stack(side: str, attentions: tuple[str, ...], flag: str, norms_first: bool)
         stream="final_layer_norm" if norms_first else "fc1",
         feeds=("fc1",),
         before=attentions,
+        empties={"fc1": 1, "fc2": 1},
     )
-    return Stack(f"{side}.layers", (*sites, ffn), flag=flag)
+    return Stack(f"{side}.layers", (*sites, ffn), flag=flag, count=f"{side}_layers")
 
 
 def _read(name: str) -> dict[str, object]:

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures.projections import projection_of
-from hf_mabprune.architectures.sites import Site, SiteSpec, Stack, part_at
+from hf_mabprune.architectures.sites import WHOLE_LAYER, Site, SiteSpec, Stack, part_at
+from hf_mabprune.arms import LAYER
 from hf_mabprune.registry import Registry
 
 UNSUPPORTED = (
@@ -88,9 +89,37 @@ class Architecture(ABC):
         found = (site for layer in self.layers(model) for site in self._sites_of(model, layer))
         return [site for site in found if site.units or empty]
 
+    def whole_layers(self, model: PreTrainedModel) -> list[Site]:
+        """Lists the layers that can go as a whole, each a site of its own.
+
+        Those stay that run several times, or are read by something besides the next one; and the first of each kind
+        of a stack, full attention or sliding window, which caches and position biases are asked of.
+        """
+        sites, seen = [], set()
+        for layer in self.layers(model):
+            types = getattr(layer.stack.config_of(model.config), "layer_types", None)
+            kind = layer.path.rpartition(".")[0], types[layer.number] if types else None
+            if kind in seen and not self._layers_stay(layer.stack):
+                place = layer.stack, layer.number, layer.depth, f"{layer.path}."
+                sites.append(Site(layer.path, LAYER, *place, WHOLE_LAYER, units=1))
+            seen.add(kind)
+        return sites
+
+    def _layers_stay(self, stack: Stack) -> str:
+        """Says why no layer of a stack can go as a whole; empty where some can."""
+        if stack.shared:
+            return "one layer runs over and over"
+        return (
+            "what a layer gives is read by something besides the next one"
+            if stack.read_aside or not stack.count
+            else ""
+        )
+
     def least_units(self, model: PreTrainedModel, site: Site) -> int:
-        """Counts the units that a site cannot do without: none where its block can go whole, else one group, or the
-        experts that a position is sent to."""
+        """Counts the units that a site cannot do without: none where its block or layer can go whole, else one group,
+        or the experts that a position is sent to."""
+        if site.kind == LAYER:
+            return 0
         if site.kind == "expert":
             return int(part_at(model.base_model, site.name).top_k)
         return 0 if site.spec.empties and not self._is_asked_for_length(model, site) else site.group
@@ -103,7 +132,8 @@ class Architecture(ABC):
         config = site.stack.config_of(model.config)
         attention = model.base_model.get_submodule(site.prefix + next(iter(site.spec.empties)))
         arguments = inspect.signature(type(attention).forward).parameters
-        if "past_key_values" not in arguments or not getattr(config, "is_decoder", True):
+        decodes = getattr(attention, "is_decoder", getattr(config, "is_decoder", True))
+        if "past_key_values" not in arguments or not decodes:
             return False
         types = getattr(config, "layer_types", None) or [None] * (site.layer + 1)
         return types[site.layer] not in types[: site.layer]
@@ -118,6 +148,7 @@ class Architecture(ABC):
         for layer in self.layers(model):
             config = layer.stack.config_of(model.config)
             reasons |= {spec.kind: spec.reason for spec in layer.stack.sites if not spec.when(config)}
+            reasons[LAYER] = self._layers_stay(layer.stack)
         return {kind: reason for kind, reason in reasons.items() if reason}
 
     def _sites_of(self, model: PreTrainedModel, layer: Layer) -> Iterator[Site]:

@@ -47,6 +47,7 @@ class Esm(Architecture):
         Stack(
             "encoder.layer",
             (replace(HEADS, stream="attention.LayerNorm"), replace(FFN, stream="LayerNorm")),
+            count="",  # its contact head reads the attentions of all
         ),
     )
 

@@ -11,8 +11,9 @@ FFN = SiteSpec(
     block="mlp",
     stream="layer_norm2",
     before=("self_attn",),
+    empties={"mlp": 1},
 )
-SITES = (plain_heads("self_attn", "out_proj", stream="layer_norm1"), FFN)
+SITES = (plain_heads("self_attn", "out_proj", stream="layer_norm1", empties={"self_attn": 2}), FFN)
 POOL = SiteSpec("neuron", "mlp.fc2", rows("mlp.fc1"), units="intermediate_size", block="mlp", stream="layernorm")
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures.base import architecture_of
 from hf_mabprune.architectures.projections import cut_shapes, cuts
 from hf_mabprune.architectures.sites import Site, part_at
-from hf_mabprune.arms import KINDS, ArmTable, Ints
+from hf_mabprune.arms import KINDS, LAYER, ArmTable, Ints
 
 PAIRS = ("bmm", "baddbmm")  # operations that multiply activations with activations
 
@@ -97,14 +97,16 @@ def arm_table(
         example: Inputs of one example, which MACs are counted for.
 
     Returns:
-        Table of K arms, neurons before heads before experts, layer by layer.
+        Table of K arms, neurons before heads before experts before layers, layer by layer.
 
     Raises:
         ValueError: If the model has no arms of these kinds.
     """
     work = measure_work(model, example)
     rows = []
-    for site in sorted(architecture_of(model).sites(model), key=lambda site: KINDS.index(site.kind)):
+    architecture = architecture_of(model)
+    sites = [*architecture.sites(model), *architecture.whole_layers(model)]
+    for site in sorted(sites, key=lambda site: KINDS.index(site.kind)):
         if site.kind not in kinds:
             continue
         step = block_size if site.kind == "neuron" else site.group
@@ -114,7 +116,7 @@ def arm_table(
             costs = round(parameters * (stop - start)), round(macs * (stop - start))
             rows.append((site.name, site.kind, site.layer, index, start, stop, *costs))
     if not rows:
-        reasons = architecture_of(model).kept_whole(model)
+        reasons = architecture.kept_whole(model)
         why = "".join(f": {reasons[kind]}" for kind in kinds if kind in reasons)
         raise ValueError(f"the model has no {' or '.join(f'{kind}s' for kind in kinds)} that can be cut{why}")
     name, kind, *numbers = zip(*rows, strict=True)
@@ -125,7 +127,8 @@ def unit_cost(model: PreTrainedModel, site: Site, work: Work) -> tuple[float, fl
     """Counts the parameters and MACs that go with one unit: its share of what goes with its group.
 
     Key and value rows count G / H each, and none where all heads have one key-value head in common, which stays.
-    Tokens of an expert that goes are sent to others: all that its removal saves is the product of the router.
+    Tokens of an expert that goes are sent to others: all that its removal saves is the product of the router. With a
+    layer goes all that is in it.
 
     Args:
         model: Model as it is now.
@@ -133,6 +136,9 @@ def unit_cost(model: PreTrainedModel, site: Site, work: Work) -> tuple[float, fl
         work: Of the model, from `measure_work`.
     """
     base, parameters, macs = model.base_model, 0.0, 0.0
+    if site.kind == LAYER:
+        weights = base.get_submodule(site.name).parameters()
+        return sum(weight.numel() for weight in weights), work.weights.get(site.name, 0) + work.pairs.get(site.name, 0)
     whole, fewer = (cuts(base, site, np.arange(units)) for units in (site.units, site.units - site.group))
     for cut, rest in zip(whole, fewer, strict=True):
         if cut.source is not None:

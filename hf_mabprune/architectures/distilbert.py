@@ -22,6 +22,7 @@ class DistilBert(Architecture):
                     block="attention",
                     stream="attention.q_lin",
                     attributes={"attention": {"n_heads": UNITS, "dim": COLUMNS}},
+                    empties={"attention": 2},
                 ),
                 SiteSpec(
                     "neuron",
@@ -31,6 +32,7 @@ class DistilBert(Architecture):
                     block="ffn",
                     stream="ffn.lin1",
                     before=("attention",),
+                    empties={"ffn": 1},
                 ),
             ),
         ),

@@ -12,7 +12,7 @@ def _sites(first: bool) -> tuple[SiteSpec, SiteSpec]:
 
     streams = ("self_attn_layer_norm", "final_layer_norm") if first else ("self_attn.q_proj", "fc1")
     return (
-        plain_heads("self_attn", "out_proj", stream=streams[0], when=when),
+        plain_heads("self_attn", "out_proj", stream=streams[0], empties={"self_attn": 2}, when=when),
         SiteSpec(
             "neuron",
             "fc2",
@@ -21,6 +21,7 @@ def _sites(first: bool) -> tuple[SiteSpec, SiteSpec]:
             stream=streams[1],
             feeds=("fc1",),
             before=("self_attn",),
+            empties={"fc1": 1, "fc2": 1},
             when=when,
         ),
     )

@@ -1,7 +1,7 @@
 """Sites: the places of a model where units can be cut out, as a family declares them and as a model has them.
 
 A site is the input of one output projection: F columns of an FFN's, H * Dh columns of an attention's, F of one
-expert's; or the experts behind one router. Masking a column equals removing it together with the rows that produce it.
+expert's; or the experts behind one router. A whole layer is a site of one unit, itself. Masking a column equals removing it together with the rows that produce it.
 Symbols: F FFN neurons; H query heads; G key-value heads; Dh head size; E experts.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedConfig
 
-from hf_mabprune.arms import Ints, KeepIndices
+from hf_mabprune.arms import LAYER, Ints, KeepIndices
 
 UNITS, GROUPS, COLUMNS, PER_GROUP = "units", "groups", "columns", "per_group"
 Sizes = Mapping[str, str | bool]  # name -> which size it holds (one of the above), or a constant
@@ -182,6 +182,7 @@ class Stack:
         flag: Model input that is 1 at the positions that count; empty where all do.
         shared: Whether layers run several times in a pass.
         read_aside: Whether what a layer gives is read by something else than the next layer, too.
+        count: Config field that counts the layers; empty where something reads all of them, however many there are.
     """
 
     layers: str
@@ -190,10 +191,14 @@ class Stack:
     flag: str = "attention_mask"
     shared: bool = False
     read_aside: bool = False
+    count: str = "num_hidden_layers"
 
     def config_of(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Picks the config that describes the stack; that of the model, where a stack is a model of its own."""
         return getattr(config, self.config) if self.config and hasattr(config, self.config) else config
+
+
+WHOLE_LAYER = SiteSpec(LAYER, "", (), units="")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,9 +206,9 @@ class Site:
     """Says where one site of one model is, and what sizes it has now; paths are relative to the base model.
 
     Attributes:
-        name: Path of the output projection (of a router, or of an expert: `...experts.3`); the one key of a site
-            everywhere.
-        kind: `neuron`, `head` or `expert`.
+        name: Path of the output projection (of a router, of an expert: `...experts.3`, or of a layer); the one key of a
+            site everywhere.
+        kind: `neuron`, `head`, `expert` or `layer`.
         stack: Declaration that the site comes from.
         layer: Number of the layer in its stack.
         depth: Number of the layer, counted through all stacks in the order in which they run.
@@ -267,12 +272,15 @@ class Site:
 
 
 def members(site: Site, sites: Sequence[Site]) -> list[Site]:
-    """Lists the sites whose projections are that of a site: itself, or those of the experts behind a router.
+    """Lists the sites whose projections are that of a site: itself, those of the experts behind a router, or all in a
+    layer.
 
     Args:
         site: Any site of a model.
         sites: All sites of the model.
     """
+    if site.kind == LAYER:
+        return [other for other in sites if other.prefix == site.prefix and other.kind not in (LAYER, "expert")]
     if site.kind != "expert":
         return [site]
     return [other for other in sites if other.tie == f"{site.prefix}{site.spec.experts}"]

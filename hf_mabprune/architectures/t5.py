@@ -44,7 +44,8 @@ def _stack(side: str, attentions: tuple[SiteSpec, ...], flag: str) -> Stack:
         before=tuple(f"layer.{place}" for place in range(len(attentions))),
         empties={last: 1},
     )
-    return Stack(f"{side}.block", (*attentions, ffn), flag=flag)
+    count = "num_layers" if side == "encoder" else "num_decoder_layers"
+    return Stack(f"{side}.block", (*attentions, ffn), flag=flag, count=count)
 
 
 @ARCHITECTURES.register("t5", "mt5")

@@ -130,6 +130,14 @@ class PruneConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _layers_go_at_once(self) -> "PruneConfig":
+        if self.stages > 1 and "layer" in self.prune.kinds():
+            raise ValueError(
+                f"recovery.stages must be 1 where layers go, got {self.stages}: prune the result again instead"
+            )
+        return self
+
     @property
     def stages(self) -> int:
         """Number of stages in which the target is reached."""
@@ -142,7 +150,8 @@ class PruneConfig(Strict):
             ValueError: For a rule that contradicts the other settings.
         """
         given = self.compensation
-        return self.search.resolved_rule(given.get("name") if isinstance(given, dict) else given)
+        name = given.get("name") if isinstance(given, dict) else given
+        return self.search.resolved_rule(name, self.prune.kinds())
 
     @property
     def block_size(self) -> int:
@@ -155,10 +164,12 @@ class PruneConfig(Strict):
     def resolved(self) -> "PruneConfig":
         """Gives the same settings with everything decided that was left to follow from the rest."""
         rule = self.search.rule if self.search.criterion is not None else self.resolved_rule()
+        layers = "layer" in self.prune.kinds()  # of what stays nothing has lost an input: there is nothing to refit
         return self.model_copy(
             update={
                 "prune": self.prune.model_copy(update={"block_size": self.block_size}),
                 "search": self.search.model_copy(update={"rule": rule}),
+                "compensation": None if layers else self.compensation,
             }
         )
 

@@ -1,5 +1,6 @@
 """How a search finds the arms that are safe to remove."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -32,7 +33,7 @@ class SearchConfig(Strict):
         None,
         description="removal rule, a name or {name: ..., option: ...}, e.g. {name: refit, moves: 8}; null: "
         "refit where compensation is least_squares, the reward kl and rounds are 1 or left out, else interactions "
-        "where the reward is kl, else single",
+        "where the reward is kl, else single; of layers, single",
     )
     reward: str = Field("kl", description="what makes an arm safe to remove, e.g. kl or loss")
     rounds: int | None = Field(
@@ -86,11 +87,12 @@ class SearchConfig(Strict):
             raise ValueError(f"a criterion chooses without pulls, so it takes no {other}: leave one of them out")
         return self
 
-    def resolved_rule(self, compensation: str | None) -> dict[str, Any]:
+    def resolved_rule(self, compensation: str | None, kinds: Collection[str] = ()) -> dict[str, Any]:
         """Gives name and options of the removal rule, the name decided where it was left out.
 
         Args:
             compensation: Name of the method that refits what stays; None for none.
+            kinds: Kinds of arms.
 
         Raises:
             ValueError: For a rule that contradicts the other settings, or a search that measures nothing.
@@ -99,7 +101,10 @@ class SearchConfig(Strict):
         one_round = (self.rounds or 1) == 1
         may_refit = compensation == "least_squares" and self.reward == "kl" and one_round
         usual = "refit" if may_refit else "interactions" if self.reward == "kl" else "single"
+        usual = "single" if "layer" in kinds else usual
         name = given.pop("name", None) or usual
+        if name in OF_KL and "layer" in kinds:
+            raise ValueError(f"search.rule {name} is for what is inside of layers: set search.rule: single for layers")
         if name in OF_KL and self.reward != "kl":
             raise ValueError(f"search.rule {name} is for the reward kl, got reward {self.reward}")
         if name == "refit" and not one_round:

@@ -11,7 +11,8 @@ Fractions = Fraction | Annotated[list[Fraction], Field(min_length=1)]
 
 
 class TargetConfig(Strict):
-    """How much goes. Either neurons, heads and / or experts, or parameters, or MACs; all are fractions removed.
+    """How much goes. Either neurons, heads and / or experts, or layers, or parameters, or MACs; all are fractions
+    removed.
 
     A list gives several sizes from one search; two lists are taken in pairs.
     """
@@ -19,6 +20,7 @@ class TargetConfig(Strict):
     neurons: Fractions | None = Field(None, description="fraction of FFN neurons removed; a list gives several sizes")
     heads: Fractions | None = Field(None, description="fraction of attention heads (key-value groups) removed")
     experts: Fractions | None = Field(None, description="fraction of the experts of a mixture removed")
+    layers: Fractions | None = Field(None, description="fraction of whole layers removed")
     parameters: Fractions | None = Field(None, description="fraction of all parameters of the model removed")
     layer_parameters: Fractions | None = Field(
         None, description="fraction of the parameters of FFNs and attentions removed: without embeddings and head"
@@ -31,7 +33,7 @@ class TargetConfig(Strict):
         costs = [self.parameters, self.layer_parameters, self.macs]
         if counts + sum(amount is not None for amount in costs) != 1:
             raise ValueError(
-                "target must be one of: neurons, heads and / or experts, parameters, layer_parameters, macs"
+                "target must be one of: neurons, heads and / or experts, layers, parameters, layer_parameters, macs"
             )
         lengths = {len(fractions) for fractions in self._lists().values()}
         if len(lengths) > 1:
@@ -43,7 +45,7 @@ class TargetConfig(Strict):
 
     def counted(self) -> dict[str, Fractions | None]:
         """Maps each kind of arms to the fraction of them that goes; None where they are not counted."""
-        return {"neuron": self.neurons, "head": self.heads, "expert": self.experts}
+        return {"neuron": self.neurons, "head": self.heads, "expert": self.experts, "layer": self.layers}
 
     def _lists(self) -> dict[str, list[float]]:
         return {name: value for name, value in self if isinstance(value, list)}
@@ -66,8 +68,10 @@ class TargetConfig(Strict):
 class PruningConfig(Strict):
     """What may be removed, and how much."""
 
-    arms: list[Literal["neuron", "head", "expert"]] = Field(
-        ["neuron", "head"], min_length=1, description="kinds of arms; expert: whole experts of a mixture"
+    arms: list[Literal["neuron", "head", "expert", "layer"]] = Field(
+        ["neuron", "head"],
+        min_length=1,
+        description="kinds of arms; expert: whole experts of a mixture; layer: whole layers, which go alone",
     )
     block_size: int | None = Field(
         None,
@@ -103,11 +107,13 @@ class PruningConfig(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _experts_are_arms(cls, given: Any) -> Any:
-        """Takes experts for arms where the target counts them and nobody says what arms there are."""
+    def _counted_are_arms(cls, given: Any) -> Any:
+        """Takes experts or layers for arms where the target counts them and nobody says what arms there are."""
         target = given.get("target") if isinstance(given, dict) and "arms" not in given else None
         if isinstance(target, dict) and target.get("experts") is not None:
             return {**given, "arms": ["neuron", "head", "expert"]}
+        if isinstance(target, dict) and target.get("layers") is not None:
+            return {**given, "arms": ["layer"]}
         return given
 
     @model_validator(mode="after")
@@ -115,6 +121,11 @@ class PruningConfig(Strict):
         for kind, amount in self.target.counted().items():
             if amount is not None and kind not in self.arms:
                 raise ValueError(f"target.{kind}s is set, but arms does not contain {kind}")
+        if "layer" in self.kinds() and len(self.kinds()) > 1:
+            raise ValueError(
+                "layers hold all other arms, so they go alone: set arms: [layer], e.g. with target: {layers: 0.25}, "
+                "and prune the result again"
+            )
         if {"neuron", "expert"} <= set(self.kinds()) and not any(self.target.counted().values()):
             raise ValueError(
                 "arms: experts hold neurons, whose cost would count twice: leave one of them out, or set "

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_mabprune.arms import KINDS
+from hf_mabprune.arms import WITHIN
 from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats, Ints
 from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.kfac import backward_passes
@@ -40,7 +40,7 @@ class Criterion(ABC):
 
     passes: ClassVar[tuple[int, int | None]]
     per_cost: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = KINDS
+    kinds: ClassVar[tuple[str, ...]] = WITHIN
 
     @classmethod
     def ranks(cls, kinds: Collection[str]) -> bool:

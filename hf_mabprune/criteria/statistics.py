@@ -19,7 +19,7 @@ from hf_mabprune.architectures.projections import rows_of
 from hf_mabprune.architectures.sites import members, part_at
 from hf_mabprune.arms import ArmTable
 from hf_mabprune.effects import activations, kfac
-from hf_mabprune.effects.activations import Moments, moments, watch_inputs
+from hf_mabprune.effects.activations import Moments, mean_cosines, moments, watch_inputs
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.effects.reserve import Reserve
@@ -111,8 +111,9 @@ class CalibrationStatistics:
 
     @cached_property
     def all_sites(self) -> list[Site]:
-        """Every site of the model."""
-        return architecture_of(self.model).sites(self.model)
+        """Every site of the model; a layer that can go is one."""
+        architecture = architecture_of(self.model)
+        return [*architecture.sites(self.model), *architecture.whole_layers(self.model)]
 
     @cached_property
     def seen(self) -> list[Site]:
@@ -179,6 +180,12 @@ class CalibrationStatistics:
         with routes(self.model, list(routers.values())) as said:
             watch_inputs(self.model, self.task, self.batches, parts, see)
         return found
+
+    @cached_property
+    def cosines(self) -> dict[str, float]:
+        """E[x . y / (|x| |y|)] of each layer that is an arm, by its name, x what it is given and y what it gives; one
+        forward pass a batch."""
+        return mean_cosines(self.model, self.task, self.batches, [site for site, _ in self.sites])
 
     @cached_property
     def example_gradients(self) -> Floats:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hf_mabprune.arms import KINDS
 from hf_mabprune.criteria.base import CRITERIA, Criterion
 from hf_mabprune.criteria.statistics import CalibrationStatistics, Floats
 
@@ -22,6 +23,7 @@ class Taylor(Criterion):
     """
 
     passes: ClassVar[tuple[int, int]] = (1, 1)
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         return np.abs(statistics.gradients.mean(1))

@@ -4,11 +4,13 @@ Symbols: B examples, T tokens; C columns of a projection, F neurons or H * Dh; N
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
@@ -115,6 +117,33 @@ def in_statistics(values: torch.Tensor) -> torch.Tensor:
 def bytes_of(model: PreTrainedModel, site: Site) -> int:
     """Counts the bytes of a site's second moments."""
     return in_statistics(torch.empty(0, dtype=model.dtype)).itemsize * site.columns**2
+
+
+@torch.inference_mode()
+def mean_cosines(
+    model: PreTrainedModel, task: Task, batches: Sequence[Batch], layers: Sequence[Site]
+) -> dict[str, float]:
+    """Takes the mean cosine of what layers are given and what they give, by their names; one forward pass a batch.
+
+    Args:
+        layers: Where to look, each a site of its own. Positions of padding are left out.
+    """
+    sums = {site.name: torch.zeros(2, dtype=torch.float64) for site in layers}
+
+    def see(site: Site, batch: Batch, module: Any, given: Any, named: Any, made: Any) -> None:
+        states, first = given[0] if given else named["hidden_states"], made[0] if isinstance(made, tuple) else made
+        counted = batch.counted(site.stack.flag, states)
+        cosine = cosine_similarity(states[counted].double(), first[counted].double(), dim=-1)
+        sums[site.name] += torch.stack([cosine.sum(), torch.ones_like(cosine).sum()]).cpu()
+
+    for _, inputs, go in runs(model, task, batches, "inputs and outputs of layers"):
+        with ExitStack() as stack:
+            for site in layers:
+                module = model.base_model.get_submodule(site.name)
+                hook = module.register_forward_hook(partial(see, site, inputs), with_kwargs=True)
+                stack.callback(hook.remove)
+            go()
+    return {name: float(total / count) for name, (total, count) in sums.items()}
 
 
 @torch.inference_mode()

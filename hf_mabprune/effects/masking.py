@@ -1,7 +1,8 @@
 """Masks for any supported family, applied by hooks that are always taken off again.
 
 Transformers 5 removed `head_mask` from its models; this brings its semantics back, for every kind of site. A head,
-neuron or expert that is masked contributes exactly what it would contribute if it were cut out: nothing.
+neuron or expert that is masked contributes exactly what it would contribute if it were cut out: nothing. A layer that
+is masked hands on what it was given.
 Symbols: B batch, T tokens, L layers, H query heads, F FFN neurons, E experts, Dh head size.
 """
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.architectures.patching import replaced
-from hf_mabprune.arms import KeepIndices
+from hf_mabprune.arms import LAYER, KeepIndices
 from hf_mabprune.effects.taps import tapped
 
 Masks = Mapping[str, torch.Tensor]  # name of a site -> [units], or [B, units]: 1 keeps, 0 removes
@@ -58,7 +59,7 @@ def masked(
     masks: Masks | None = None,
     stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Iterator[PreTrainedModel]:
-    """Masks heads, FFN neurons and experts of a model while the context is open.
+    """Masks heads, FFN neurons, experts and layers of a model while the context is open.
 
     Args:
         model: A supported model; its weights are not touched.
@@ -67,34 +68,35 @@ def masked(
             flow to it. For models of one stack with one attention a layer; others are masked by site.
         neuron_mask: {layer: [F]} or {layer: [B, F]}. For multiple choice B counts choices, not examples.
         masks: The same by name of the site: [units] or [B, units]. An expert that is masked is one that the router
-            does not know; a factor between 0 and 1 multiplies its odds.
+            does not know; a factor between 0 and 1 multiplies its odds. A layer has one unit.
         stand_ins: What comes where an arm is masked, by name of the site; without it, zeros.
 
     Raises:
         ValueError: If the architecture is not supported or a mask does not fit it.
     """
-    sites = architecture_of(model).sites(model)
+    architecture = architecture_of(model)
+    sites = architecture.sites(model)
     by_name = {**(masks or {}), **_by_layer(sites, "head", head_mask), **_by_layer(sites, "neuron", neuron_mask)}
-    taps, routers = {}, {}
-    for site in sites:
+    taps, others = {}, {}
+    for site in (*sites, *architecture.whole_layers(model)):
         mask = by_name.get(site.name)
         if mask is None:
             continue
         if mask.shape[-1] != site.units:
             raise ValueError(f"{site.name} has {site.units} {site.kind}s, the mask has {mask.shape[-1]}")
-        if site.kind == "expert":
-            router = model.base_model.get_submodule(site.name)
-            routers[router] = partial(_route, router.forward, mask)
+        if site.kind in ("expert", LAYER):
+            module = model.base_model.get_submodule(site.name)
+            others[module] = partial(_route if site.kind == "expert" else _pass_by, module.forward, mask)
         else:
             taps[site.name] = partial(_mask, _columns(mask, site), (stand_ins or {}).get(site.name))
-    with tapped(model, taps), replaced(routers) if routers else ExitStack():
+    with tapped(model, taps), replaced(others) if others else ExitStack():
         yield model
 
 
 def keep_masks(model: PreTrainedModel, keep: KeepIndices) -> dict[str, torch.Tensor]:
     """Makes the masks that remove what `keep` does not keep, on the model's device in its dtype."""
-    masks = {}
-    for site in architecture_of(model).sites(model):
+    masks, architecture = {}, architecture_of(model)
+    for site in (*architecture.sites(model), *architecture.whole_layers(model)):
         if site.name in keep:
             mask = torch.zeros(site.units, device=model.device, dtype=model.dtype)
             mask[torch.as_tensor(keep[site.name], device=model.device)] = 1
@@ -136,6 +138,21 @@ def _mask(columns: torch.Tensor, stand_in: StandIn | None, hidden: torch.Tensor)
     """A tap that masks the input of a projection by a factor, [C] or [B, 1, C]."""
     # h less what is missed is the prediction; a factor between 0 and 1 goes a part of the way there.
     return hidden * columns if stand_in is None else hidden - stand_in.missed(hidden) * (1 - columns)
+
+
+def _pass_by(forward: Any, mask: torch.Tensor, *given: Any, **named: Any) -> Any:
+    """Runs a layer, and gives what it was given in the place of what it makes of that where the mask is 0.
+
+    Args:
+        forward: The layer's own.
+        mask: [1] or [B, 1].
+        given, named: What the layer is given; hidden states [B, T, D] come first.
+    """
+    states = given[0] if given else named["hidden_states"]
+    made = forward(*given, **named)
+    first = made[0] if isinstance(made, tuple) else made
+    mixed = torch.lerp(states, first, mask.unsqueeze(-1) if mask.dim() > 1 else mask)
+    return (mixed, *made[1:]) if isinstance(made, tuple) else mixed
 
 
 def _route(forward: Any, mask: torch.Tensor, hidden: torch.Tensor) -> Any:

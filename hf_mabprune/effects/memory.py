@@ -55,13 +55,14 @@ class Sizes:
         lengths = [batch.tokens * positions for batch in batches]
         architecture = architecture_of(model)
         everything = architecture.sites(model)
-        sites = [site for site in everything if site.kind in arms.kinds()]
+        sites = [site for site in (*everything, *architecture.whole_layers(model)) if site.kind in arms.kinds()]
+        parts = {part.name: part for site in sites for part in members(site, everything)}.values()
         return cls(
             item=model.dtype.itemsize,
             weights=bytes_at_hand(model),
             layers=len(architecture.layers(model)),
-            hidden=max(len(projection_of(model, site).parts[0]) for site in sites),
-            columns=tuple({part.name: part.columns for site in sites for part in members(site, everything)}.values()),
+            hidden=max(len(projection_of(model, part).parts[0]) for part in parts),
+            columns=tuple(part.columns for part in parts),
             batch_tokens=max(lengths),
             tokens=sum(lengths),
             forward_tokens=TOKENS_A_FORWARD.get(model.device.type, TOKENS_A_FORWARD["cpu"]),

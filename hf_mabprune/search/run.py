@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.arms import LAYER
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics, Criterion
 from hf_mabprune.effects.pulls import Pulls
@@ -70,8 +71,8 @@ def make_search(session: Session, plans: Sequence[Plan]) -> Search:
     rule = make_rule(settings)
     rule.prepare(session)
     # What a mask changes in one run of a layer it has changed in those before: nothing is left to be replayed.
-    shared = architecture_of(session.dense).shares_layers(session.dense)
-    engine: Callable[..., Pulls] = ReferencePulls if shared else partial(ReplayPulls, products=half_of(settings))
+    plainly = architecture_of(session.dense).shares_layers(session.dense) or LAYER in session.arms.kinds()
+    engine: Callable[..., Pulls] = ReferencePulls if plainly else partial(ReplayPulls, products=half_of(settings))
     pulls = engine(
         session.dense,
         session.arms,

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.architectures.cost import count_parameters, parameters_after
 from hf_mabprune.architectures.stock import sizes_of_field, stock_config
-from hf_mabprune.arms import ArmTable
+from hf_mabprune.arms import LAYER, ArmTable
 from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import Limits, make_plan, reach
@@ -52,6 +52,11 @@ def make_plans(model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int]
 
     if config.layout == "uniform":
         return Plans(plan("uniform"), None, "asked for")
+    if LAYER in arms.kinds() and config.layout == "auto":
+        try:
+            return Plans(plan("uniform"), None, "auto: whole layers go, and a stock config says how many stay")
+        except ValueError as reason:
+            return Plans(plan("per_layer"), None, f"auto: uniform is not possible: {reason}")
     per_layer = plan("per_layer")
     if config.layout == "per_layer":
         return Plans(per_layer, None, "asked for")
@@ -85,13 +90,17 @@ def _limits(
         ValueError: If the family's stock config cannot say fewer of some kind, for `uniform`.
     """
     architecture = architecture_of(model)
-    sites = {site.name: site for site in architecture.sites(model)}
-    wanted = {"neuron": config.min_neurons, "head": config.min_heads, "expert": 1}
+    sites = {site.name: site for site in (*architecture.sites(model), *architecture.whole_layers(model))}
+    if layout == "uniform" and LAYER in arms.kinds():
+        stock_config(model, [(site, np.arange(site.units)) for site in architecture.sites(model)])
+    wanted = {"neuron": config.min_neurons, "head": config.min_heads, "expert": 1, LAYER: 0}
     least = {name: architecture.least_units(model, sites[name]) for name, _ in arms.groups()}
-    for kind in (kind for kind in arms.kinds() if not wanted[kind]):
+    for kind in (kind for kind in arms.kinds() if not wanted[kind] and kind != LAYER):
         _check_can_go(model, kind, config.layout, [units for name, units in least.items() if sites[name].kind == kind])
     floors = {
-        name: max(wanted[sites[name].kind] * sites[name].group, units, layout == "uniform")
+        name: max(
+            wanted[sites[name].kind] * sites[name].group, units, layout == "uniform" and sites[name].kind != LAYER
+        )
         for name, units in least.items()
     }
     widths = [sites[name].units for name, _ in arms.groups() if sites[name].kind == "neuron"]
@@ -105,7 +114,9 @@ def _limits(
             fields.setdefault(tie, []).append(sites[name])
     sizes = {tie: _sizes(model, own, multiple, layout, config.target) for tie, own in fields.items()}
     last = {
-        name: cost for name, floor in floors.items() if not floor and (cost := _last(model, sites[name], arms)) > 0
+        name: cost
+        for name, floor in floors.items()
+        if not floor and sites[name].kind != LAYER and (cost := _last(model, sites[name], arms)) > 0
     }
     return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes, last)
 
@@ -140,6 +151,8 @@ def _check_can_go(model: PreTrainedModel, kind: str, layout: str, least: Sequenc
 
 def _tie(site: Site, layout: str) -> str | None:
     """Names what a site keeps one size for: a field of a stock config, or else the experts of its layer."""
+    if site.kind == LAYER:
+        return None
     return f"{site.kind}s of {site.field}" if layout == "uniform" else site.tie
 
 

@@ -32,11 +32,29 @@ def per_layer_config(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]]) 
     settings["mabprune"] = merged(getattr(dense.config, "mabprune", None), make_plan(dense, touched(kept)))
     if fields := _fields_by_layer(dense, kept):
         settings["per_layer_config"] = fields
-    new = modeling_pruned.config_class(stock)(**settings)
+    new = _made(modeling_pruned.config_class(stock), settings, dense.config)
     new.auto_map = modeling_pruned.auto_map(modeling_pruned.stock_config_class(stock))
-    new._attn_implementation = dense.config._attn_implementation
-    new._experts_implementation = dense.config._experts_implementation
-    new.name_or_path = dense.config.name_or_path
+    return new
+
+
+def rebuilt(config: PreTrainedConfig, settings: dict[str, Any]) -> PreTrainedConfig:
+    """Makes a config of the class of another one, from other settings; how its model runs stays the same.
+
+    Args:
+        config: Config, stock or per-layer.
+        settings: All that it says, changed.
+    """
+    for own in ("model_type", "transformers_version"):
+        settings.pop(own, None)
+    return _made(type(config), settings, config)
+
+
+def _made(kind: type[PreTrainedConfig], settings: dict[str, Any], like: PreTrainedConfig) -> PreTrainedConfig:
+    """Makes a config from settings, for a model that runs as that of another config does."""
+    new = kind(**settings)
+    new._attn_implementation = like._attn_implementation
+    new._experts_implementation = like._experts_implementation
+    new.name_or_path = like.name_or_path
     return new
 
 

@@ -21,6 +21,7 @@ from hf_mabprune.checkpoints import modeling_pruned
 from hf_mabprune.checkpoints.dequantise import packs_when_saved
 from hf_mabprune.checkpoints.offload import all_away, offload_of
 from hf_mabprune.surgery.configs import make_plan, per_layer_config, touched
+from hf_mabprune.surgery.layers import Stay, check_built, layers_gone, shorter_config, without_layers
 
 Layout = Literal["uniform", "per_layer"]
 
@@ -44,6 +45,9 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
         ValueError: If a key-value group would be cut in part, a site is unknown or would be left with less than it can
             do without, experts of a layer would differ in width, or the layout cannot express the sizes.
     """
+    gone, rest = layers_gone(dense, keep)
+    if gone:
+        return _cut_whole_layers(dense, gone, rest, layout, passing or offload_of(dense) is not None)
     kept, base = kept_units(dense, keep), dense.base_model
     changed = touched(kept)
     smaller = cut_parameters(base, changed, all_away(dense))
@@ -64,6 +68,21 @@ def cut(dense: PreTrainedModel, keep: KeepIndices, layout: Layout, passing: bool
     for path in (path for path, old in stay.items() if old is None):
         module, _, name = path.rpartition(".")
         setattr(small.base_model.get_submodule(module), name, smaller[path])
+    return _finished(small, dense, layout)
+
+
+def _cut_whole_layers(
+    dense: PreTrainedModel, gone: list[str], rest: KeepIndices, layout: Layout, passing: bool
+) -> PreTrainedModel:
+    """Copies a model without some layers, checked against what its config makes."""
+    stay = Stay(dense, gone)
+    small = without_layers(dense, stay, _shorter_config(dense, stay, rest, layout), passing)
+    check_built(_finished(small, dense, layout), stay)
+    return small
+
+
+def _finished(small: PreTrainedModel, dense: PreTrainedModel, layout: Layout) -> PreTrainedModel:
+    """Gives a copy of the dense model, whose config is that of the smaller one, the class that goes with a layout."""
     small.__class__ = smaller_class(dense, layout)
     # The names of the files that it was read from are ones that only stock classes read.
     if layout == "per_layer" or packs_when_saved(small):
@@ -96,7 +115,18 @@ def cut_layers(dense: PreTrainedModel, keep: KeepIndices) -> Iterator[dict[str, 
 
 def smaller_config(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> PreTrainedConfig:
     """Gives the config of the smaller model without building it; arguments and errors as those of `cut`."""
+    gone, rest = layers_gone(dense, keep)
+    if gone:
+        return _shorter_config(dense, Stay(dense, gone), rest, layout)
     return _config(dense, kept_units(dense, keep), layout)
+
+
+def _shorter_config(dense: PreTrainedModel, stay: Stay, rest: KeepIndices, layout: Layout) -> PreTrainedConfig:
+    """Gives the config of a model without some layers; raises ValueError where something else goes besides."""
+    kept = kept_units(dense, rest)
+    if touched(kept):
+        raise ValueError(f"{stay.gone[0].path} goes as a whole, and units of others: cut one after the other")
+    return shorter_config(_config(dense, kept, layout), stay)
 
 
 def _config(dense: PreTrainedModel, kept: Sequence[tuple[Site, Ints]], layout: Layout) -> PreTrainedConfig:
@@ -113,8 +143,8 @@ def smaller_class(dense: PreTrainedModel, layout: Layout) -> type[PreTrainedMode
 
 
 def kept_units(dense: PreTrainedModel, keep: KeepIndices) -> list[tuple[Site, Ints]]:
-    """Lists the units that stay at every site of a model, checked; errors as those of `cut`."""
-    sites = architecture_of(dense).sites(dense, empty=True)
+    """Lists the units that stay at every site inside of layers, checked; errors as those of `cut`."""
+    sites, (_, keep) = architecture_of(dense).sites(dense, empty=True), layers_gone(dense, keep)
     if strangers := sorted(keep.keys() - {site.name for site in sites}):
         raise ValueError(f"the model has no site {strangers[0]}; it has {sites[0].name}, ...")
     kept = [(site, _kept_at(dense, site, keep)) for site in sites]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mabprune.arms import KINDS
+from hf_mabprune.arms import WITHIN
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics, Criterion
 from hf_mabprune.registry import check_options
 from hf_mabprune.selection.selected import Selection
@@ -14,7 +14,7 @@ from research.benchmarks.meter import Meter
 from tests.criteria.by_hand import case, fresh, plan_of
 from tests.problems import arms_of, unasked
 
-NAMES = [name for name in CRITERIA.names() if CRITERIA.get(name).ranks(KINDS)]
+NAMES = [name for name in CRITERIA.names() if CRITERIA.get(name).ranks(WITHIN)]
 BY_SCORE = [name for name in NAMES if CRITERIA.get(name).choose is Criterion.choose]
 TYPES = ("bert", "llama")
 TARGETS = [{"neurons": 0.6, "heads": 0.5}, {"heads": 0.5}, {"parameters": 0.4}, {"macs": 0.5}]

@@ -95,7 +95,8 @@ class Pulls(ABC):
         self.kept = np.ones(len(arms), dtype=bool)
         architecture = architecture_of(model)
         self.layers = architecture.layers(model)
-        self.sites = {site.name: site for site in architecture.sites(model)}
+        sites = [*architecture.sites(model), *architecture.whole_layers(model)]
+        self.sites = {site.name: site for site in sites}
         order = {name: number for number, name in enumerate(self.sites)}
         self._turn = np.array([order[name] for name in arms.site])  # [K], of the site of each arm in a forward pass
         self._depth = np.array([self.sites[name].depth for name in arms.site])  # [K], layers before each arm

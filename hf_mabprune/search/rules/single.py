@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from hf_mabprune.arms import LAYER
 from hf_mabprune.search.rules.base import RULES, Removal, Rule
 from hf_mabprune.selection.plan import Bools, Floats, Plan
+from hf_mabprune.session import Session
+
+PULLS_A_LAYER = 16.0
 
 
 @RULES.register("single")
@@ -13,6 +17,10 @@ class Single(Rule):
 
     Later rounds see the context of what has gone, so more rounds make up for that.
     """
+
+    def default_pulls(self, session: Session) -> float:
+        """See `Rule.default_pulls`: layers are few, and each of them says much."""
+        return PULLS_A_LAYER if LAYER in session.arms.kinds() else super().default_pulls(session)
 
     def choose(self, plan: Plan, rewards: Floats, kept: Bools, start: float, progress: float) -> Removal:
         """See `Rule.choose`."""
