@@ -15,8 +15,8 @@ WITHIN = ("neuron", "head", "expert")  # kinds of units inside a layer
 KINDS = (*WITHIN, LAYER)
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-# Name of a site -> its units that stay, sorted: FFN neurons, query heads or experts; of a layer, which is its own unit,
-# 0 or none. Sites not named stay whole.
+# Name of a site -> its units that stay, sorted: FFN neurons, query heads or experts; of a layer, itself.
+# Sites not named stay whole.
 KeepIndices = Mapping[str, Ints]
 
 
@@ -25,7 +25,7 @@ class ArmTable:
     """Holds all arms of a model, as parallel arrays of length K, sorted by kind, then in the order in which they run.
 
     An arm covers the units `start <= u < stop` of its site: FFN neurons for a neuron arm, query heads for a head arm
-    (a key-value group, where query heads share keys and values), one expert for an expert arm, the layer for a layer arm.
+    (a key-value group, where query heads share keys and values), one expert for an expert arm, a layer for its own.
 
     Attributes:
         site: [K], name of the site: the path of its projection, or of the layer, in the base model.

@@ -18,7 +18,7 @@ from hf_mabprune.selection import layouts
 from hf_mabprune.session import Session, open_session
 from hf_mabprune.tasks.batch import Batch
 
-UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts"}
+UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts", "layer": "layers"}
 
 
 @dataclass(frozen=True)

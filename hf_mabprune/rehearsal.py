@@ -119,7 +119,8 @@ def _reload(session: Session, model: PreTrainedModel, plan: Plan, inputs: dict[s
 
 def _of(model: PreTrainedModel, keep: KeepIndices) -> KeepIndices:
     """Picks the sites that a model has."""
-    names = {site.name for site in architecture_of(model).sites(model)}
+    architecture = architecture_of(model)
+    names = {site.name for site in (*architecture.sites(model), *architecture.whole_layers(model))}
     return {name: units for name, units in keep.items() if name in names}
 
 

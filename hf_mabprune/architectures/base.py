@@ -109,11 +109,8 @@ class Architecture(ABC):
         """Says why no layer of a stack can go as a whole; empty where some can."""
         if stack.shared:
             return "one layer runs over and over"
-        return (
-            "what a layer gives is read by something besides the next one"
-            if stack.read_aside or not stack.count
-            else ""
-        )
+        aside = stack.read_aside or not stack.count
+        return "what a layer gives is read by something besides the next one" if aside else ""
 
     def least_units(self, model: PreTrainedModel, site: Site) -> int:
         """Counts the units that a site cannot do without: none where its block or layer can go whole, else one group,

@@ -1,7 +1,8 @@
 """Sites: the places of a model where units can be cut out, as a family declares them and as a model has them.
 
 A site is the input of one output projection: F columns of an FFN's, H * Dh columns of an attention's, F of one
-expert's; or the experts behind one router. A whole layer is a site of one unit, itself. Masking a column equals removing it together with the rows that produce it.
+expert's; or the experts behind one router; or a whole layer, which is its own and only unit. Masking a column equals
+removing it together with the rows that produce it.
 Symbols: F FFN neurons; H query heads; G key-value heads; Dh head size; E experts.
 """
 
@@ -206,7 +207,7 @@ class Site:
     """Says where one site of one model is, and what sizes it has now; paths are relative to the base model.
 
     Attributes:
-        name: Path of the output projection (of a router, of an expert: `...experts.3`, or of a layer); the one key of a
+        name: Path of the output projection (of a router, of an expert: `...experts.3`, of a layer); the one key of a
             site everywhere.
         kind: `neuron`, `head`, `expert` or `layer`.
         stack: Declaration that the site comes from.

@@ -29,8 +29,8 @@ DPI = 150
 QUIET = np.errstate(invalid="ignore", over="ignore")  # what is not finite is left out of a drawing, without a word
 LABELLED_LAYERS = 40
 LONGEST_LABEL = 40
-UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts"}
-ARMS = {"neuron": "FFN neuron arms", "head": "Attention head arms", "expert": "Expert arms"}
+UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts", "layer": "layers"}
+ARMS = {"neuron": "FFN neuron arms", "head": "Attention head arms", "expert": "Expert arms", "layer": "Layer arms"}
 EFFECTS = {
     "kl": "rise in KL divergence (nats)",
     "loss": "rise in loss (nats)",

@@ -12,7 +12,7 @@ from hf_mabprune.evaluation.figures import ModelFigures
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.tasks.base import TASKS
 
-UNITS = {"neuron": "FFN neurons", "head": "attention heads", "expert": "experts"}
+UNITS = {"neuron": "FFN neurons", "head": "attention heads", "expert": "experts", "layer": "layers"}
 LONG_TABLE = 16  # layers; longer tables are folded away
 LAYER = re.compile(r"(?P<stack>.+?)\.(?P<number>\d+)(\.|$)")  # how the name of a site begins
 Kept = Mapping[str, Mapping[str, tuple[int, int]]]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hf_mabprune.arms import LAYER
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures
 from hf_mabprune.recovery.recover import RecoveryFigures
@@ -53,7 +54,7 @@ def of_the_result(
             "nothing that the model says depends on the arms: the KL divergence is 0 after the search and in every "
             "random draw, so the search had nothing to go by; look for a head of zeros, or dead layers"
         )
-    return said + [line for kind, sites in kept.items() if (line := _thin(kind, sites))]
+    return said + [line for kind, sites in kept.items() if kind != LAYER and (line := _thin(kind, sites))]
 
 
 def _thin(kind: str, sites: Mapping[str, tuple[int, int]]) -> str:

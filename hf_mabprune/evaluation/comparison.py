@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.cost import count_macs, count_parameters, parameters_after
-from hf_mabprune.arms import ArmTable, Bools
+from hf_mabprune.arms import LAYER, ArmTable, Bools
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.effects.broken import cause
@@ -249,6 +249,8 @@ class Comparison:
         """Parameters and MACs of the model that only has the arms kept, [K]."""
         session = self.session
         arms, totals = session.arms, session.totals
+        if LAYER in arms.kinds():
+            return self._counts(cut(session.dense, arms.kept_units(kept), "per_layer", passing=True))
         changed = touched(kept_units(session.dense, arms.kept_units(kept)))
         counts = {name: totals[name] for name in ("parameters", "ffn_parameters", "attention_parameters")}
         left = parameters_after(session.dense, changed, counts)

@@ -14,6 +14,7 @@ from hf_mabprune.tasks.base import Task
 def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> str:
     """The model, its arms and where it runs, in one line."""
     names = {"neuron": ("neurons", "neuron blocks"), "head": ("heads", "key-value groups"), "expert": ("experts", "")}
+    names["layer"] = ("layers that may go", "")
     counts = [
         f"{len(rows):,} {names[kind][int(arms.units[rows].max()) > 1]}"
         for kind in KINDS

@@ -98,10 +98,9 @@ def _limits(
     for kind in (kind for kind in arms.kinds() if not wanted[kind] and kind != LAYER):
         _check_can_go(model, kind, config.layout, [units for name, units in least.items() if sites[name].kind == kind])
     floors = {
-        name: max(
-            wanted[sites[name].kind] * sites[name].group, units, layout == "uniform" and sites[name].kind != LAYER
-        )
-        for name, units in least.items()
+        name: max(wanted[site.kind] * site.group, least[name], layout == "uniform" and site.kind != LAYER)
+        for name, site in sites.items()
+        if name in least
     }
     widths = [sites[name].units for name, _ in arms.groups() if sites[name].kind == "neuron"]
     multiple = width_multiple(config, model.config)

@@ -105,7 +105,7 @@ def shorter_config(config: PreTrainedConfig, stay: Stay) -> PreTrainedConfig:
         count = of_stack.attribute_map.get(stack.count, stack.count)
         _shorten(own, numbers, count)
     if isinstance(config, PerLayerConfig):
-        settings["mabprune"] = _renamed(config.mabprune, stay)  # type: ignore[attr-defined]
+        settings["mabprune"] = _renamed(config.mabprune, stay)
         if by_layer := settings.get("per_layer_config"):
             fields = {int(number): values for number, values in by_layer.items()}
             numbers = stay.numbers(stay.gone[0].stack)
@@ -161,7 +161,7 @@ def without_layers(
         copies |= {id(matrix): nn.Parameter(matrix.detach(), matrix.requires_grad) for matrix in shared}
     small = copy.deepcopy(dense, copies)
     for path, layers in stay.lists.items():
-        modules = small.base_model.get_submodule(path)
+        modules: Any = small.base_model.get_submodule(path)
         owner, _, name = path.rpartition(".")
         kept = [modules[layer.number] for layer in layers]
         setattr(small.base_model.get_submodule(owner), name, nn.ModuleList(kept))
