@@ -29,6 +29,7 @@ from hf_mabprune.tasks.readout import Readout
 ARTIFACTS = 6.0  # seconds for figures, latencies, saving and reading back
 DATA = 2**27  # bytes of encoded data, figures and scratch memory of the libraries, roughly
 BATCHES_A_PULL = 3  # that pulls are made on, for each pull of an arm: the arms in doubt are pulled more often
+PLAIN = 2.0  # passes that a pull of a layer takes
 MEASURED = 3  # forward passes that the time is estimated from
 A_STEP = 4  # passes of a training step over an example: the dense model's, the pruned one's, and two backward
 LOOKS = 4  # batches that a round runs whole, in its context and for its last look
@@ -149,7 +150,8 @@ def _costs(session: Session, rule: Rule | None, pulls: int, trial: Trial, sizes:
     architecture = architecture_of(session.dense)
     layers = len(architecture.layers(session.dense))
     depth = {site.name: site.depth for site in architecture.sites(session.dense)}
-    share = float(np.mean([(layers - depth[name]) / layers for name in session.arms.site]))  # of a pass, a pull runs
+    shares = [(layers - depth[name]) / layers if name in depth else PLAIN for name in session.arms.site]
+    share = float(np.mean(shares))  # of a pass, a pull runs
     rounds = session.settings.search.rounds or rule.default_rounds
     extent = Extent(batches, _refit_batches(session)[1], trial.readout, trial.moments, pulls, sizes)
     passes = pulls * share + rounds * min(batches, LOOKS) * (pulls > 0) + rule.passes(extent)

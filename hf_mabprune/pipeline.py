@@ -40,6 +40,7 @@ from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.session import Session, make_session, open_session
 from hf_mabprune.surgery.cut import cut
+from hf_mabprune.surgery.empty_layers import without_empty_layers
 
 
 @undisturbed()
@@ -225,6 +226,7 @@ def make_size(finished: FinishedSearch, prune: PruningConfig) -> PruneResult:
         if settings.recovery and session.training is not None:
             data = session.task, session.training
             trained = recover(model, session.dense, *data, settings.recovery, session.accelerator, settings.seed)
+    model = without_empty_layers(model)
     round_weights(model, session.save_dtype)
     found = finished.found
     report = comparison.report(settings, selection, model, refitted, trained, found, finished.cost)

@@ -21,6 +21,7 @@ from hf_mabprune.progress import over
 from hf_mabprune.session import Session
 from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 from hf_mabprune.surgery.cut import cut, kept_units
+from hf_mabprune.surgery.empty_layers import without_empty_layers
 from hf_mabprune.tasks.lookup import build_task
 
 
@@ -76,9 +77,10 @@ def remake(
         refitted = cut(dense, keep, layout)
         session.refit(refitted, keep)
         _copy(refitted, small, refits)
-    round_weights(small, dtype)
+    finished = without_empty_layers(small)
+    round_weights(finished, dtype)
     task = build_task(settings.task, processor, dense.config, type(dense).__name__)
-    save_checkpoint(small, folder, processor, dtype, task.side_files())
+    save_checkpoint(finished, folder, processor, dtype, task.side_files())
     made = stored_tensors(folder)
     return Made(folder, made, {*made} if trained else _stored_names(small, refits, made, dtype))
 
@@ -182,7 +184,8 @@ def _copy(source: PreTrainedModel, model: PreTrainedModel, names: Iterable[str])
 
 @torch.no_grad()
 def _stored_names(small: PreTrainedModel, names: set[str], made: Collection[str], dtype: torch.dtype) -> set[str]:
-    """Says what weights are called in the files, where a family's files have other names than its modules.
+    """Says what weights are called in the files, where those have other names than modules, or layers without a unit
+    are gone.
 
     Args:
         small: The model; the weights in question are overwritten.
@@ -190,13 +193,13 @@ def _stored_names(small: PreTrainedModel, names: set[str], made: Collection[str]
         made: Names in the files of that model.
         dtype: Precision of the files.
     """
-    if names <= {*made}:
+    if names <= {*made} and without_empty_layers(small) is small:
         return names
     weights = small.state_dict()
     for name in names:
         weights[name].fill_(float("nan"))
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(small, Path(folder), None, dtype)
+        save_checkpoint(without_empty_layers(small), Path(folder), None, dtype)
         return {name for name, tensor in read_tensors(Path(folder)) if tensor.isnan().any()}
 
 

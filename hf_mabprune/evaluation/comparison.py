@@ -39,6 +39,7 @@ from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session
 from hf_mabprune.surgery.configs import touched
 from hf_mabprune.surgery.cut import cut, kept_units
+from hf_mabprune.surgery.empty_layers import without_empty_layers
 from hf_mabprune.tasks.lookup import task_for_model
 
 LOOKS = 16  # batches of the validation split, short ones and long ones, that show whether a model is worse than chance
@@ -217,6 +218,7 @@ class Comparison:
             keep = session.arms.kept_units(chosen.kept)
             small = cut(session.dense, keep, chosen.plan.layout, passing=True)
             session.refit(small, keep)
+            small = without_empty_layers(small, passing=True)
             evaluation, counts = self._tested(small), self._counts(small)
         behind = paired_difference(session.task.main_metric, tested, evaluation)
         above = paired_divergence(evaluation, tested)
