@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_mabprune.architectures import architecture_of
+from hf_mabprune.arms import LAYER
 from hf_mabprune.checkpoints.offload import bytes_at_hand
 from hf_mabprune.checks import check_settings
 from hf_mabprune.config import PruneConfig, PruningConfig
@@ -16,6 +17,7 @@ from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.run import criterion_name
 from hf_mabprune.selection import layouts
 from hf_mabprune.session import Session, open_session
+from hf_mabprune.surgery.empty_layers import can_go_empty
 from hf_mabprune.tasks.batch import Batch
 
 UNITS = {"neuron": "FFN neurons", "head": "query heads", "expert": "experts", "layer": "layers"}
@@ -86,6 +88,8 @@ def _describe_arms(session: Session) -> list[str]:
         f"{model.config.model_type} | {layers} layers | {session.totals['parameters']:,} parameters | "
         f"{session.totals['macs'] / 1e6:,.1f}M MACs for {_size(session.example)} | {session.accelerator.device}"
     ]
+    if LAYER not in arms.kinds() and not (session.settings.prune.min_heads or session.settings.prune.min_neurons):
+        lines.append(f"layers that go where both of their blocks do: {len(can_go_empty(model))} of {layers}")
     for kind, name in UNITS.items():
         rows = arms.of_kind(kind)
         if len(rows):

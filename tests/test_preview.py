@@ -60,3 +60,14 @@ def test_targets_are_within_reach_exactly_as_far_as_plan_says(place: Path, data:
             if name in ("parameters", "macs"):
                 with pytest.raises(ValueError, match="cannot be met"):
                     plan_run(settings(target={name: fraction + 0.02}, **asked))
+
+
+def test_plan_names_layers_that_may_go(place: Path, data: dict[str, str]) -> None:
+    settings = settings_for(place / "layers", data, "llama", output={"dir": str(place / "none")})
+    whole = settings.model_dump() | {"prune": {"target": {"layers": 0.5}}, "search": {}}
+    said = str(plan_run(PruneConfig.model_validate(whole).resolved()))
+    assert "arms: 1 of kind layer, up to 1 layers each" in said
+    assert "layout uniform: loads with plain AutoModel" in said and "removes 1 of 2 layers" in said
+    floors = {**settings.prune.model_dump(), "min_heads": 0, "min_neurons": 0}
+    said = str(plan_run(PruneConfig.model_validate(settings.model_dump() | {"prune": floors})))
+    assert "layers that go where both of their blocks do: 1 of 2" in said

@@ -24,7 +24,17 @@ from hf_mabprune.surgery.cut import cut
 from tests.problems import QUICK, arms_of, problem, pull_all, rounding, settings_for, whole
 from tests.seeds import moved
 from tests.shows import Shows
-from tests.tiny_models import NOTHING, head_of, inputs_for, keep_of, outputs_of, site_of, tiny_model, without_last
+from tests.tiny_models import (
+    NOTHING,
+    deep_model,
+    head_of,
+    inputs_for,
+    keep_of,
+    outputs_of,
+    site_of,
+    tiny_model,
+    without_last,
+)
 from tests.tiny_sizes import VOCABULARY
 
 TYPES = [
@@ -34,12 +44,6 @@ TYPES = [
 ]
 SOME = ("bert", "llama", "gemma3_text", "gpt2")
 SERIES = 2e-6  # of a divergence: which terms of its series are taken depends on what else is in the pass
-LAYERS = {"gpt2": "n_layer", "t5": "num_layers"}
-
-
-def deep(model_type: str, head: str = "") -> PreTrainedModel:
-    """A tiny model of three layers, a stack."""
-    return tiny_model(model_type, head or head_of(model_type), **{LAYERS.get(model_type, "num_hidden_layers"): 3})
 
 
 def without_blocks(model: PreTrainedModel, after: int = 0) -> dict[str, Ints]:
@@ -83,7 +87,8 @@ def test_masked_equals_pruned_equals_reloaded_and_saved_again(model_type: str, t
 @pytest.mark.parametrize("model_type", [*SOME, "t5"])
 def test_a_second_pruning_goes_on_from_there(model_type: str, tmp_path: Path) -> None:
     head = head_of(model_type)
-    once = cut(deep(model_type), without_blocks(deep(model_type), after=1), "per_layer")
+    model = deep_model(model_type, layers=3)
+    once = cut(model, without_blocks(model, after=1), "per_layer")
     keep = without_blocks(once)
     with masked(once, masks=keep_masks(once, keep)):
         expected = outputs_of(once, head)
@@ -102,7 +107,7 @@ def test_a_second_pruning_goes_on_from_there(model_type: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("model_type", SOME)
 def test_a_block_that_is_gone_adds_its_bias_and_costs_nothing(model_type: str) -> None:
-    model = deep(model_type, "AutoModel")
+    model = deep_model(model_type, "AutoModel", 3)
     sites = [site_of(model, kind, 2) for kind in ("head", "neuron")]
     small = cut(model, {site.name: NOTHING for site in sites}, "per_layer")
     added: dict[str, torch.Tensor] = {}
@@ -122,9 +127,9 @@ def test_a_block_that_is_gone_adds_its_bias_and_costs_nothing(model_type: str) -
     assert count_macs(small, example) == count_macs(tiny_model(model_type, "AutoModel"), example), "of two layers"
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "gpt2", "mixtral", "phi", "phi3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "gpt2", "mixtral", "opt", "phi", "phi3"])
 def test_with_a_cache_it_writes_what_it_writes_without(model_type: str, tmp_path: Path) -> None:
-    model = deep(model_type)
+    model = deep_model(model_type, layers=3)
     save_checkpoint(cut(model, without_blocks(model), "per_layer"), tmp_path, None, torch.float32)
     small = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(moved(0)))
@@ -139,7 +144,7 @@ def test_with_a_cache_it_writes_what_it_writes_without(model_type: str, tmp_path
 def test_the_first_attention_of_each_kind_stays_where_there_is_a_cache() -> None:
     may_go = {}
     for model_type in ("llama", "gemma3_text", "bert", "vit", "t5"):
-        model = deep(model_type)
+        model = deep_model(model_type, layers=3)
         heads = [site for site in architecture_of(model).sites(model) if site.kind == "head"]
         may_go[model_type] = [not architecture_of(model).least_units(model, site) for site in heads]
     assert may_go == {
@@ -211,7 +216,7 @@ def test_layers_may_lie_on_disk(model_type: str, layers: str, tmp_path: Path) ->
 
 
 def test_gradients_reach_the_bias_of_a_block_that_is_gone() -> None:
-    model = deep("bert")
+    model = deep_model("bert", layers=3)
     small = cut(model, without_blocks(model), "per_layer").train()
     small(**inputs_for(small)).logits.sum().backward()
     assert all(small.base_model.get_submodule(name).bias.grad.abs().max() > 0 for name in empty_sites(small)[:-1])
@@ -248,7 +253,10 @@ def test_a_run_lets_blocks_go_that_do_nothing(
     model.save_pretrained(tmp_path / "model")
     result = prune_from_config(settings)
 
-    assert empty_sites(result.model) == idle
+    if model_type == "bert":  # whose norms stand behind the sums
+        assert empty_sites(result.model) == idle
+    else:
+        assert result.model.config.num_hidden_layers == 1 and not empty_sites(result.model)
     assert result.report.reload["max_logit_difference"] < 1e-4
     assert {name: left for kind in result.report.kept.values() for name, (left, _) in kind.items()}.items() >= {
         name: 0 for name in idle

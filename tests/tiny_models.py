@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from hf_mabprune.checkpoints import modeling_pruned
 from tests.seeds import moved
 from tests.tiny_sizes import GROUPED, OF_TYPE, VOCABULARY
 
+COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "layers")
 NOTHING = np.empty(0, dtype=np.int64)  # keep indices of a block that goes whole
 
 
@@ -34,6 +36,22 @@ def tiny_model(model_type: str, auto_class: str, **changes: object) -> PreTraine
             if name.endswith("e_score_correction_bias"):  # which routers choose by
                 tensor.add_(0.1 * torch.rand_like(tensor))
     return model.eval()
+
+
+def deep_model(model_type: str, auto_class: str = "", layers: int = 4) -> PreTrainedModel:
+    """A tiny model of so many layers, a stack; where they are of two kinds, these take turns."""
+    sizes = OF_TYPE.get(model_type, GROUPED)
+    counts = {name: layers for name in sizes if name.removeprefix("encoder_").removeprefix("decoder_") in COUNTS}
+    changes: dict[str, object] = {**counts, **_turns(sizes, layers)}
+    for name, part in sizes.items():
+        if isinstance(part, dict) and "num_hidden_layers" in part:
+            changes[name] = {**part, "num_hidden_layers": layers, **_turns(part, layers)}
+    return tiny_model(model_type, auto_class or head_of(model_type), **changes)
+
+
+def _turns(sizes: dict[str, Any], layers: int) -> dict[str, object]:
+    types = sizes.get("layer_types", [])
+    return {"layer_types": [types[number % len(types)] for number in range(layers)]} if types else {}
 
 
 def heads_of(model_type: str) -> list[str]:

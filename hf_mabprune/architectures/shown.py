@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from hf_mabprune.architectures.base import ARCHITECTURES
 from hf_mabprune.architectures.sites import SiteSpec, Stack
-from hf_mabprune.arms import KINDS
+from hf_mabprune.arms import WITHIN
 
 FILE = "shown.json"
 LAYOUTS = ("per_layer", "uniform")
@@ -163,7 +163,7 @@ def _row(model_type: str, kind: str, layout: str, shown: Shown, whole: str, some
 def _declared(model_type: str) -> dict[str, list[tuple[Stack, SiteSpec]]]:
     """Lists what a type declares of each kind of units: kind -> specifications of sites, with their stacks."""
     specs = [(stack, spec) for stack in ARCHITECTURES.get(model_type).stacks for spec in stack.sites]
-    kinds = sorted({spec.kind for _, spec in specs}, key=KINDS.index)
+    kinds = sorted({spec.kind for _, spec in specs}, key=WITHIN.index)
     return {kind: [(stack, spec) for stack, spec in specs if spec.kind == kind] for kind in kinds}
 
 

@@ -43,7 +43,7 @@ REGISTRIES: dict[str, Registry[Any]] = {  # by what their names are, and where t
 }
 TARGET = "--prune.target."
 CUT = "-SIZE"  # ends the name of the folder that a cut of a run is written to, SIZE being the name of the size
-COUNTED = {"neurons", "heads", "experts", "layers"}
+COUNTED = {"neurons", "heads", "experts"}
 PLUGIN_HELP = (
     "--plugin FILE, as often as you like, first loads what registers components of\nyour own: a .py file, or the "
     "dotted name of a module."
@@ -56,7 +56,7 @@ def read_settings(arguments: Arguments) -> PruneConfig:
 
     Another `--search.policy.name` than the file's starts from that policy's defaults, for the file's options belong to
     its own policy; rules and criteria alike. A `--prune.target.x` takes the place of the file's target, unless both
-    are of neurons, heads, experts or layers.
+    are of neurons, heads or experts.
 
     Raises:
         ValueError: What is wrong, one line a fault.

@@ -148,7 +148,8 @@ def make_criterion(given: str | dict[str, Any], kinds: Collection[str] = ()) -> 
     if not criterion.ranks(kinds):
         ranked = " and ".join(criterion.kinds)
         raise ValueError(
-            f"criterion {name} ranks arms of kind {ranked} alone: name them in prune.target, e.g. {{{ranked}s: 0.25}}"
+            f"criterion {name} ranks arms of kind {ranked} alone: name them in prune.target, e.g. "
+            f"{{{criterion.kinds[0]}s: 0.25}}"
         )
     return criterion(**check_options("criterion", name, criterion, options))
 

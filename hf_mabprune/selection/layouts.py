@@ -48,7 +48,9 @@ def make_plans(model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int]
     """
 
     def plan(layout: Literal["uniform", "per_layer"]) -> Plan:
-        return make_plan(arms, config.target, totals, layout, _limits(model, arms, config, layout))
+        return make_plan(
+            arms, config.target, _with_layers(totals, model), layout, _limits(model, arms, config, layout)
+        )
 
     if config.layout == "uniform":
         return Plans(plan("uniform"), None, "asked for")
@@ -78,7 +80,12 @@ def largest_targets(
         ValueError: If the layout is not possible at all.
     """
     layout: Literal["uniform", "per_layer"] = "uniform" if config.layout == "uniform" else "per_layer"
-    return reach(arms, totals, layout, _limits(model, arms, config, layout))
+    return reach(arms, _with_layers(totals, model), layout, _limits(model, arms, config, layout))
+
+
+def _with_layers(totals: Mapping[str, int], model: PreTrainedModel) -> dict[str, int]:
+    """Adds the number of layers, those that stay in any case among them."""
+    return {**totals, "layers": len(architecture_of(model).layers(model))}
 
 
 def _limits(

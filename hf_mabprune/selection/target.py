@@ -46,8 +46,8 @@ def make_plan(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], l
     Args:
         arms: All arms of the model.
         target: Fractions to remove.
-        totals: `parameters`, `ffn_parameters`, `attention_parameters` and `macs` of the dense model, as far as the
-            target is of them.
+        totals: `parameters`, `ffn_parameters`, `attention_parameters`, `macs` and `layers` of the dense model, as far
+            as the target is of them.
         layout: Layout of the checkpoint.
         limits: What sites may keep.
 
@@ -134,7 +134,7 @@ def _budgets(
             budgets.append(Budget(name, everything, cost, total, fraction * total, True, besides))
         else:
             rows, units = arms.of_kind(name.removesuffix("s")), arms.units.astype(float)
-            total = float(units[rows].sum())
+            total = float(totals.get(name, units[rows].sum()))
             budgets.append(Budget(name, rows, units, total, fraction * total, False))
     return budgets
 

@@ -9,6 +9,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.surgery.cut import Layout, cut_layers, smaller_config
+from hf_mabprune.surgery.layers import Stay, layers_gone
 
 Piece = dict[str, Tensor]
 
@@ -22,17 +23,18 @@ def pieces(dense: PreTrainedModel, keep: KeepIndices, layout: Layout) -> Iterato
 
     Args:
         dense: Supported model; it is not changed.
-        keep: Unit indices that stay; layers that it does not name stay whole.
+        keep: Unit indices that stay; layers that it does not name stay whole. Of layers that go as a whole there is no
+            piece.
         layout: Layout that has to be able to express the sizes.
 
     Raises:
         ValueError: As for `cut`, at once, before anything is cut.
     """
     smaller_config(dense, keep, layout)
-    return _pieces(dense, cut_layers(dense, keep))
+    return _pieces(dense, cut_layers(dense, keep), Stay(dense, layers_gone(dense, keep)[0]))
 
 
-def _pieces(dense: PreTrainedModel, layers: Iterator[dict[str, Tensor]]) -> Iterator[Piece]:
+def _pieces(dense: PreTrainedModel, layers: Iterator[dict[str, Tensor]], stay: Stay) -> Iterator[Piece]:
     # No piece is ever given a name here: a generator keeps what its names hold while it waits.
     base = "" if dense.base_model is dense else f"{dense.base_model_prefix}."
     paths = [layer.path for layer in architecture_of(dense).layers(dense)]
@@ -45,13 +47,17 @@ def _pieces(dense: PreTrainedModel, layers: Iterator[dict[str, Tensor]]) -> Iter
     }
     for path in paths:
         layer = dense.base_model.get_submodule(path)
-        yield _layer(layer.state_dict(prefix=f"{base}{path}."), base, next(layers), names)
+        if stay.renamed(path) is None:
+            next(layers)
+            continue
+        yield _layer(layer.state_dict(prefix=f"{base}{path}."), base, next(layers), names, stay)
 
 
-def _layer(piece: Piece, base: str, smaller: dict[str, Tensor], unsaved: set[str]) -> Piece:
-    """Puts the cut parameters of one layer in the place of the dense ones."""
+def _layer(piece: Piece, base: str, smaller: dict[str, Tensor], unsaved: set[str], stay: Stay) -> Piece:
+    """Puts the cut parameters of one layer in the place of the dense ones, under the names that they have now."""
     piece.update({f"{base}{path}": parameter.detach() for path, parameter in smaller.items()})
-    return {name: tensor for name, tensor in piece.items() if name not in unsaved}
+    kept = {name: tensor for name, tensor in piece.items() if name not in unsaved}
+    return {f"{base}{stay.renamed(name.removeprefix(base))}": tensor for name, tensor in kept.items()}
 
 
 def _unsaved_names(dense: PreTrainedModel) -> set[str]:

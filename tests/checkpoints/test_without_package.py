@@ -6,15 +6,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import ARCHITECTURES
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.surgery.cut import cut
 from tests.checkpoints.outside import loaded_outside
 from tests.problems import selection
 from tests.shows import Shows, kinds_cut
-from tests.tiny_models import head_of, inputs_for, keep_for, tiny_model, without_last
+from tests.tiny_models import NOTHING, deep_model, head_of, inputs_for, keep_for, tiny_model, without_last
 
 TWICE = ("gpt2", "t5", "vit", "mixtral")
+LAYERS = ("bart", "bert", "gemma3_text", "gpt2", "t5")  # that lose a whole layer, and units of others
 WHOLE = ("bert", "gemma3_text", "gpt2", "llama")  # that lose a whole FFN and, where two layers allow it, an attention
 
 
@@ -37,7 +38,12 @@ def test_pruned_models_load_where_the_package_is_not(tmp_path: Path, shows: Show
             ask(model, f"{model_type}-{number}")
         if model_type in WHOLE:
             ask(cut(dense, without_last(dense), "per_layer"), f"{model_type}-whole")
-    assert len(asked) == len(ARCHITECTURES.names()) + len(TWICE) + len(WHOLE)
+    for model_type in LAYERS:
+        model = deep_model(model_type)
+        model = cut(model, keep_for(model, "per_layer"), "per_layer")
+        gone = architecture_of(model).whole_layers(model)[0].name
+        ask(cut(model, {gone: NOTHING}, "per_layer"), f"{model_type}-layer")
+    assert len(asked) == len(ARCHITECTURES.names()) + len(TWICE) + len(WHOLE) + len(LAYERS)
     for (_, folder, _), mine, (package, theirs) in zip(asked, expected, loaded_outside(asked, tmp_path), strict=True):
         assert package == "transformers_modules", f"{folder.name}: {theirs}"
         assert (torch.tensor(theirs) - mine).abs().max() < 1e-5, folder.name

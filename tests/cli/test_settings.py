@@ -160,7 +160,10 @@ def test_options_of_the_files_policy_can_be_overridden(file: str) -> None:
         (["--search.rounds", "few"], "search.rounds must be an integer > 0, or null, got 'few'"),
         (["--search.policy", "exp3"], "search.policy must be a mapping, got 'exp3'"),
         (["--prune.layout", "uniforn"], "prune.layout must be auto | uniform | per_layer, got 'uniforn'"),
-        (["--prune.arms", "neuron"], "prune.arms must be a non-empty list of neuron | head | expert, got 'neuron'"),
+        (
+            ["--prune.arms", "neuron"],
+            "prune.arms must be a non-empty list of neuron | head | expert | layer, got 'neuron'",
+        ),
         (["--prune.round_to", "x"], "prune.round_to must be an integer, or auto, got 'x'"),
         (["--task.max_length", "0"], "task.max_length must be an integer > 1, or null, got 0"),
         (["--prune.target", "{macs: 0.2, heads: 0.1}"], "target must be one of: neurons, heads and / or experts"),

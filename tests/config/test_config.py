@@ -91,7 +91,7 @@ def test_missing_keys_are_named(path: str) -> None:
         ("model.dtype", "float8", "auto | float32 | bfloat16 | float16"),
         ("model.trust_remote_code", "perhaps", "true or false"),
         ("prune", 3, "a mapping"),
-        ("prune.arms", [], "a non-empty list of neuron | head | expert"),
+        ("prune.arms", [], "a non-empty list of neuron | head | expert | layer"),
         ("prune.block_size", 0, "an integer > 0, or null"),
         ("prune.layout", "uniforn", "auto | uniform | per_layer"),
         ("prune.auto_tolerance", -0.1, "a number >= 0"),
@@ -130,12 +130,14 @@ def test_a_config_is_a_mapping() -> None:
         {"neurons": None},
         {"neurons": 0.3, "parameters": 0.3},
         {"heads": 0.3, "macs": 0.3},
+        {"layers": 0.3, "macs": 0.3},
         {"parameters": 0.3, "macs": 0.3},
     ],
 )
 def test_a_target_is_of_exactly_one_kind(target: dict[str, float]) -> None:
     assert message(settings("prune.target", target)) == (
-        "prune.target: target must be one of: neurons, heads and / or experts, parameters, layer_parameters, macs"
+        "prune.target: target must be one of: neurons, heads and / or experts, layers, parameters, "
+        "layer_parameters, macs"
     )
 
 
@@ -148,6 +150,19 @@ def test_targets_of_one_kind(target: dict[str, float]) -> None:
 def test_a_target_needs_its_kind_of_arms(kind: str, other: str) -> None:
     pruning = {"arms": [other], "target": {f"{kind}s": 0.3}}
     assert message(settings("prune", pruning)) == f"prune: target.{kind}s is set, but arms does not contain {kind}"
+
+
+def test_layers_go_alone_and_at_once_and_nothing_is_refitted_for_them() -> None:
+    checked = check(settings("prune", {"target": {"layers": 0.25}}))
+    assert checked.prune.kinds() == checked.prune.arms == ["layer"]
+    assert checked.compensation is None and checked.search.rule == {"name": "single"}
+    assert check(settings("prune", {"arms": ["layer"], "target": {"macs": 0.25}})).prune.kinds() == ["layer"]
+    for target in ({"macs": 0.25}, {"layers": 0.25, "neurons": 0.25}):
+        said = message(settings("prune", {"arms": ["neuron", "layer"], "target": target}))
+        assert "layers hold all other arms, so they go alone: set arms: [layer]" in said
+    layers = settings("prune", {"target": {"layers": 0.25}})
+    assert "search.rule refit is for what is inside of layers" in message(layers | {"search": {"rule": "refit"}})
+    assert "recovery.stages must be 1 where layers go, got 2" in message(layers | {"recovery": {"stages": 2}})
 
 
 def test_rounding_needs_a_multiple() -> None:

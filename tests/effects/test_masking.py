@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_mabprune import masked
+from hf_mabprune.architectures import architecture_of
 from tests.problems import problem
 from tests.seeds import moved
 from tests.tiny_models import inputs_for, tiny_model
@@ -108,3 +109,28 @@ def test_masks_by_site_are_an_example_each_for_every_kind(model_type: str) -> No
             with masked(model, masks={site: mask[row] for site, mask in masks.items()}):
                 alone = task.readout(model, batch.rows(slice(row, row + 1))).outputs
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "gpt2"])
+def test_a_layer_that_is_masked_hands_on_what_it_was_given(model_type: str) -> None:
+    model, inputs = tiny_model(model_type, HEAD), inputs_for(tiny_model(model_type, HEAD), HEAD)
+    (site,) = architecture_of(model).whole_layers(model)
+    with torch.no_grad():
+        dense = model(**inputs).logits
+        with masked(model, masks={site.name: torch.ones(1)}):
+            assert torch.equal(model(**inputs).logits, dense)
+        with masked(model, masks={site.name: torch.tensor([[1.0], [0.0]])}):
+            mixed = model(**inputs).logits
+        module = model.base_model.get_submodule(site.name)
+        hook = module.register_forward_hook(
+            lambda _, given, made: (given[0], *made[1:]) if isinstance(made, tuple) else given[0]
+        )
+        gone = model(**inputs).logits
+        hook.remove()
+        assert torch.equal(model(**inputs).logits, dense)
+    torch.testing.assert_close(mixed, torch.stack([dense[0], gone[1]]), atol=1e-6, rtol=0)
+    assert not torch.equal(gone, dense)
+    mask = torch.ones(2, 1, requires_grad=True)
+    with masked(model, masks={site.name: mask}):
+        model(**inputs).logits.sum().backward()
+    assert (mask.grad.abs() > 0).all()

@@ -15,7 +15,17 @@ from hf_mabprune.surgery.biases import declare_biases
 from hf_mabprune.surgery.cut import Layout, cut, cut_layers, smaller_class, smaller_config
 from hf_mabprune.surgery.pieces import pieces
 from tests.problems import selection
-from tests.tiny_models import head_of, heads_of, keep_for, keep_of, outputs_of, site_of, tiny_model
+from tests.tiny_models import (
+    NOTHING,
+    deep_model,
+    head_of,
+    heads_of,
+    keep_for,
+    keep_of,
+    outputs_of,
+    site_of,
+    tiny_model,
+)
 from tests.tiny_sizes import UNLIKE
 
 
@@ -214,3 +224,15 @@ def test_a_cut_of_a_cut_hands_on_the_biases_of_its_plan() -> None:
     assert parameters[f"{site.name}.weight"] == [32, 4]
     assert torch.equal(list(pieces(once, keep, "per_layer"))[1][f"{site.name}.bias"], torch.arange(32.0))
     assert torch.equal(projection_of(cut(once, keep, "per_layer"), site).bias, torch.arange(32.0))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5"])
+def test_pieces_leave_out_layers_that_go_as_a_whole(model_type: str) -> None:
+    dense = deep_model(model_type)
+    keep = {architecture_of(dense).whole_layers(dense)[1].name: NOTHING}
+    expected = cut(dense, keep, "uniform").state_dict()
+    together = {name: tensor for part in pieces(dense, keep, "uniform") for name, tensor in part.items()}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in together.items())
+    tied = {expected[name].data_ptr() for name in together}
+    assert all(expected[name].data_ptr() in tied for name in expected.keys() - together.keys())
+    assert smaller_config(dense, keep, "uniform").to_dict() == cut(dense, keep, "uniform").config.to_dict()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.arms import ArmTable
+from hf_mabprune.arms import LAYER, ArmTable
 from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs, Recorded
 from hf_mabprune.effects.gradients import effects
@@ -95,7 +95,7 @@ class Pulls(ABC):
         self.kept = np.ones(len(arms), dtype=bool)
         architecture = architecture_of(model)
         self.layers = architecture.layers(model)
-        sites = [*architecture.sites(model), *architecture.whole_layers(model)]
+        sites = architecture.whole_layers(model) if LAYER in arms.kinds() else architecture.sites(model)
         self.sites = {site.name: site for site in sites}
         order = {name: number for number, name in enumerate(self.sites)}
         self._turn = np.array([order[name] for name in arms.site])  # [K], of the site of each arm in a forward pass
