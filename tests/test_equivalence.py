@@ -28,7 +28,11 @@ from tests.tiny_sizes import EXPERTS, HEADS, OF_TYPE, WIDTH
 TOLERANCE = 1e-5
 NEW = ("gpt2", "t5", "vit", "mixtral")
 MANY = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
-EXPERTS_TOO = {"mixtral": {"num_local_experts": 8, "intermediate_size": 128}}
+OF_SOME = {  # whose experts have to be many too, or whose heads share nothing but what is latent
+    "mixtral": {"num_local_experts": 8, "intermediate_size": 128},
+    "deepseek_v2": {"num_key_value_heads": 8},
+    "deepseek_v3": {"num_key_value_heads": 8},
+}
 
 
 def on_request(*case: str) -> Any:
@@ -50,7 +54,7 @@ def many(model_type: str) -> dict[str, Any]:
     sites = [(stack.config, spec) for stack in ARCHITECTURES.get(model_type).stacks for spec in stack.sites]
     if not any(spec.groups for _, spec in sites):
         return {}
-    own, more = sites[0][0], MANY | EXPERTS_TOO.get(model_type, {})
+    own, more = sites[0][0], MANY | OF_SOME.get(model_type, {})
     return {own: OF_TYPE[model_type][own] | more} if own else more
 
 

@@ -144,13 +144,15 @@ def keep_for(
     rng = np.random.default_rng(moved(seed))
     keep: dict[str, Ints] = {}
     widths: dict[str | None, int] = {}
-    for site in architecture_of(model).sites(model):
+    sites = architecture_of(model).sites(model)
+    with_experts = {site.field for site in sites if site.tie} if layout == "uniform" else set()
+    for site in sites:
         if site.kind not in kinds:
             continue
         groups = site.units // site.group
         least = max(1, architecture_of(model).least_units(model, site) // site.group)
         count = max(least, groups // 2) if layout == "uniform" else int(rng.integers(least, max(groups, least + 1)))
-        if site.tie:
+        if site.tie or site.field in with_experts:
             count = widths.setdefault(None if layout == "uniform" else site.tie, max(8, count // 8 * 8))
         kept = np.sort(rng.choice(groups, count, replace=False))
         keep[site.name] = (kept[:, None] * site.group + np.arange(site.group)).ravel()
