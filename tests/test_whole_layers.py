@@ -23,6 +23,7 @@ from hf_mabprune.surgery.empty_layers import can_go_empty, without_empty_layers
 from hf_mabprune.tasks.batch import typical_example
 from tests.problems import QUICK, arms_of, problem, settings_for
 from tests.seeds import moved
+from tests.shows import Shows
 from tests.tiny_models import NOTHING, deep_model, head_of, outputs_of, site_of
 from tests.tiny_sizes import VOCABULARY
 
@@ -55,8 +56,9 @@ def reloaded(model: PreTrainedModel, folder: Path, head: str) -> PreTrainedModel
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 @pytest.mark.parametrize("model_type", TYPES)
-def test_masked_equals_pruned_equals_reloaded(model_type: str, layout: Any, tmp_path: Path) -> None:
+def test_masked_equals_pruned_equals_reloaded(model_type: str, layout: Any, tmp_path: Path, shows: Shows) -> None:
     model, head = deep_model(model_type), head_of(model_type)
+    shows("equivalence", model_type, ["layer"], layout, head=head)
     keep = without_some(model)
     with masked(model, masks=keep_masks(model, keep)):
         expected = outputs_of(model, head)
@@ -106,7 +108,10 @@ def test_what_a_config_says_of_each_layer_follows() -> None:
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 @pytest.mark.parametrize("model_type", DECODERS)
-def test_with_a_cache_it_writes_what_it_writes_without(model_type: str, layout: Any, tmp_path: Path) -> None:
+def test_with_a_cache_it_writes_what_it_writes_without(
+    model_type: str, layout: Any, tmp_path: Path, shows: Shows
+) -> None:
+    shows("generation", model_type, ["layer"], layout)
     model = deep_model(model_type, layers=6)
     small = reloaded(cut(model, without_some(model), layout), tmp_path, "AutoModelForCausalLM")
     check_generation(small)

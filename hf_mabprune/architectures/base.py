@@ -99,13 +99,14 @@ class Architecture(ABC):
         for layer in self.layers(model):
             types = getattr(layer.stack.config_of(model.config), "layer_types", None)
             kind = layer.path.rpartition(".")[0], types[layer.number] if types else None
-            if kind in seen and not self._layers_stay(layer.stack):
+            if kind in seen and not self.layers_stay(layer.stack):
                 place = layer.stack, layer.number, layer.depth, f"{layer.path}."
                 sites.append(Site(layer.path, LAYER, *place, WHOLE_LAYER, units=1))
             seen.add(kind)
         return sites
 
-    def _layers_stay(self, stack: Stack) -> str:
+    @classmethod
+    def layers_stay(cls, stack: Stack) -> str:
         """Says why no layer of a stack can go as a whole; empty where some can."""
         if stack.shared:
             return "one layer runs over and over"
@@ -145,7 +146,7 @@ class Architecture(ABC):
         for layer in self.layers(model):
             config = layer.stack.config_of(model.config)
             reasons |= {spec.kind: spec.reason for spec in layer.stack.sites if not spec.when(config)}
-            reasons[LAYER] = self._layers_stay(layer.stack)
+            reasons[LAYER] = self.layers_stay(layer.stack)
         return {kind: reason for kind, reason in reasons.items() if reason}
 
     def _sites_of(self, model: PreTrainedModel, layer: Layer) -> Iterator[Site]:

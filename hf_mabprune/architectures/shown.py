@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from hf_mabprune.architectures.base import ARCHITECTURES
 from hf_mabprune.architectures.sites import SiteSpec, Stack
-from hf_mabprune.arms import WITHIN
+from hf_mabprune.arms import KINDS, LAYER
 
 FILE = "shown.json"
 LAYOUTS = ("per_layer", "uniform")
@@ -121,7 +121,7 @@ def read_results() -> Results:
 
 
 def family_rows(model_type: str, results: Results) -> list[FamilyRow]:
-    """Lists the rows of a model type: its kinds of units by its declaration, each in both layouts.
+    """Lists the rows of a model type: its kinds of units by its declaration, and layers, each in both layouts.
 
     Args:
         model_type: Model type, of this package or of a plugin.
@@ -131,9 +131,12 @@ def family_rows(model_type: str, results: Results) -> list[FamilyRow]:
         ValueError: If the type is not supported.
     """
     shown = results.types.get(model_type, ShownOfType()).rows
+    reasons = {kind: _reasons(model_type, specs) for kind, specs in _declared(model_type).items()}
+    stay = [ARCHITECTURES.get(model_type).layers_stay(stack) for stack in ARCHITECTURES.get(model_type).stacks]
+    reasons[LAYER] = (stay[0] if all(stay) else "", "")
     return [
-        _row(model_type, kind, layout, shown.get(f"{kind} {layout}", Shown()), *_reasons(model_type, specs))
-        for kind, specs in _declared(model_type).items()
+        _row(model_type, kind, layout, shown.get(f"{kind} {layout}", Shown()), *why)
+        for kind, why in reasons.items()
         for layout in LAYOUTS
     ]
 
@@ -163,7 +166,7 @@ def _row(model_type: str, kind: str, layout: str, shown: Shown, whole: str, some
 def _declared(model_type: str) -> dict[str, list[tuple[Stack, SiteSpec]]]:
     """Lists what a type declares of each kind of units: kind -> specifications of sites, with their stacks."""
     specs = [(stack, spec) for stack in ARCHITECTURES.get(model_type).stacks for spec in stack.sites]
-    kinds = sorted({spec.kind for _, spec in specs}, key=WITHIN.index)
+    kinds = sorted({spec.kind for _, spec in specs}, key=KINDS.index)
     return {kind: [(stack, spec) for stack, spec in specs if spec.kind == kind] for kind in kinds}
 
 

@@ -11,20 +11,20 @@ from rich.table import Table
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.architectures.shown import CHECKS, FamilyRow, Results, ShownOfType, family_rows
-from hf_mabprune.arms import WITHIN
+from hf_mabprune.arms import KINDS
 
 WIDTH = 110
 
 
 def all_families(results: Results) -> str:
     """Lists all registered types, a line each: the layouts that kinds of units can go in."""
-    headings = ["type", *(f"{kind}s" for kind in WITHIN), "uniform head counts"]
+    headings = ["type", *(f"{kind}s" for kind in KINDS), "uniform head counts"]
     headings += ["prune, s"] if results.timed() else []
     table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ARCHITECTURES.names():
         rows = family_rows(name, results)
         heads = next((row.numbers for row in rows if (row.kind, row.layout) == ("head", "uniform")), "")
-        cells = name, *(_layouts(rows, kind) for kind in WITHIN), heads, results.types.get(name, ShownOfType()).time()
+        cells = name, *(_layouts(rows, kind) for kind in KINDS), heads, results.types.get(name, ShownOfType()).time()
         table.add_row(*cells[: len(headings)])
     layouts = "both: in per_layer and in uniform, which plain AutoModel loads"
     way_on = "`mabprune families TYPE` says what was shown of one, and why not."
