@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig
 
-from hf_mabprune.architectures import ARCHITECTURES, Architecture
+from hf_mabprune.architectures import ARCHITECTURES, Architecture, architecture_of
 from hf_mabprune.architectures.shown import LAYOUTS, FamilyRow, Results, Shown, ShownOfType, family_rows, read_results
 from hf_mabprune.architectures.sites import Stack, gated_ffn, grouped_heads
 from tests.architectures.variants import TYPES, model_of, sites_of
@@ -27,7 +27,8 @@ def test_what_was_shown_is_of_every_type_and_of_no_other() -> None:
 def test_every_kind_of_units_is_shown_in_both_layouts_or_there_is_a_reason(model_type: str) -> None:
     results = read_results()
     rows, own = family_rows(model_type, results), results.types[model_type]
-    kinds = {site.kind for site in sites_of(model_of(model_type))}
+    model = model_of(model_type)
+    kinds = {site.kind for site in sites_of(model)} | ({"layer"} - architecture_of(model).kept_whole(model).keys())
     assert {row.kind for row in rows} >= kinds
     assert {place.split()[0] for place in own.rows} == kinds, "`make families` makes the table anew"
     for row in rows:
@@ -83,5 +84,5 @@ def test_types_that_transformers_does_not_know_are_listed_by_what_they_declare()
         rows = family_rows("shown_alone", read_results())
     finally:
         del ARCHITECTURES._entries["shown_alone"]
-    assert {(row.kind, row.state) for row in rows} == {("head", "not tested"), ("neuron", "not tested")}
+    assert {(row.kind, row.state) for row in rows} == {(kind, "not tested") for kind in ("head", "neuron", "layer")}
     assert {row.reason for row in rows if row.kind == "head"} == {"with some configs not at all: one"}

@@ -19,9 +19,9 @@ def test_all_types_have_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys)
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert lines.keys() >= {*ARCHITECTURES.names()}
-    assert lines["olmo2"].split() == ["olmo2", "both", "stay"]
-    assert lines["llama"].split() == ["llama", "both", "both", *["divisors", "of", "the", "hidden", "size"]]
-    assert lines["bert"].split() == ["bert", "both", "per_layer"]
+    assert lines["olmo2"].split() == ["olmo2", "both", "stay", "both"]
+    assert lines["llama"].split() == ["llama", "both", "both", "both", *["divisors", "of", "the", "hidden", "size"]]
+    assert lines["bert"].split() == ["bert", "both", "per_layer", "both"]
     assert "shown with transformers" in text
 
 
@@ -38,7 +38,7 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     of_one, of_all = (json.loads(said(capsys, *given, "--json")) for given in (["gpt2"], []))
     assert of_one["rows"] == [row for row in of_all["rows"] if row["model_type"] == "gpt2"]
     assert [(row["kind"], row["layout"]) for row in of_one["rows"]] == [
-        (kind, layout) for kind in ("neuron", "head") for layout in ("per_layer", "uniform")
+        (kind, layout) for kind in ("neuron", "head", "layer") for layout in ("per_layer", "uniform")
     ]
     assert {row["model_type"] for row in of_all["rows"]} == {*ARCHITECTURES.names()}
     assert of_one["shown_with"].keys() == of_one["installed"].keys() == {"transformers", "torch"}
