@@ -82,6 +82,11 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Tells whether values of a type are lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def _refuse_broken_texts(values: pa.ChunkedArray, where: str) -> None:
     """Refuses bytes that are no UTF-8, which files of columns can hold under the name of texts."""
     try:

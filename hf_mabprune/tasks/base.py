@@ -80,9 +80,8 @@ class Task(ABC):
                 known = ", ".join(self.roles)
                 raise ValueError(f"task has no column role '{role}'.{nearest(role, self.roles)} Its roles: {known}")
         self.metrics = list(self.metrics or self.default_metrics)
-        self._loaded = {
-            name: load_metric(name, self.metric_inputs, self.classes, self.predicts_classes) for name in self.metrics
-        }
+        given = self.metric_inputs, self.answer_classes, self.predicts_classes, self.class_names
+        self._loaded = {name: load_metric(name, *given) for name in self.metrics}
         self._rehearse()
 
     @classmethod
@@ -127,6 +126,17 @@ class Task(ABC):
     def classes(self) -> int:
         """Counts the classes of the model's head."""
         return int(self.model_config.num_labels or 0)
+
+    @property
+    def answer_classes(self) -> int:
+        """Counts the classes that an answer may be, among which metrics are computed."""
+        return self.classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Lists the names that the model's config has for its classes, in their order."""
+        names: dict[Any, Any] = self.model_config.id2label or {}
+        return [str(names.get(number, number)) for number in range(self.classes)]
 
     @property
     def keeps_predictions(self) -> bool:
@@ -208,6 +218,10 @@ class Task(ABC):
         """Leads from the model's logits on `batch` (the states of its tokens, where it has no head) to those that
         count, [B, P, C], as views where possible."""
 
+    def logits(self, outputs: Any) -> torch.Tensor:
+        """Takes what `read` is given from the outputs of a model: the first of them."""
+        return outputs[0]
+
     def lengths(self, encoded: Dataset) -> NDArray[np.int64]:
         """Counts the tokens of each encoded example, or of the longest of its sequences, [N]; zeros without tokens."""
         if "input_ids" not in encoded.column_names:
@@ -249,7 +263,7 @@ class Task(ABC):
             readout = self.read(outputs.logits, batch)
             return HeadReadout(readout.outputs, readout.targets, head), outputs
         outputs = model(**inputs)
-        return self.read(outputs[0], batch), outputs
+        return self.read(self.logits(outputs), batch), outputs
 
     def compute_metrics(self, scores: Scores) -> dict[str, float]:
         """Computes the metrics of a whole split, name -> value. One with several values gives `name.key` for each."""

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.data.columns import column_of, full_column, is_text
+from hf_mabprune.data.columns import RowError, column_of, full_column, is_list, is_text, plain
 
 
 def new_classes(dataset: Dataset, column: str) -> dict[str, Any]:
@@ -20,12 +20,12 @@ def new_classes(dataset: Dataset, column: str) -> dict[str, Any]:
 
     Args:
         dataset: Data with the labels.
-        column: Column that holds them.
+        column: Column that holds them, one a row or a list.
 
     Raises:
         ValueError: If the labels are neither whole numbers nor names.
     """
-    values, feature = column_of(dataset, column), dataset.features[column]
+    values, feature = _flat(column_of(dataset, column), dataset.features[column])
     names = list(feature.names) if isinstance(feature, ClassLabel) else None
     if is_text(values.type):
         names = sorted(pc.unique(values).drop_null().to_pylist())
@@ -91,10 +91,43 @@ def class_numbers(dataset: Dataset, column: str, split: str, model_config: PreTr
     Raises:
         ValueError: For labels that do not fit the head; the message names split, column and row.
     """
+    where = f"split '{split}', column '{column}'"
+    return _numbers(full_column(dataset, column, split), dataset.features[column], model_config, where)
+
+
+def class_lists(
+    dataset: Dataset, column: str, split: str, model_config: PreTrainedConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Gives the classes in the lists of each row, as `class_numbers` does of rows with one.
+
+    Returns:
+        Classes of all lists, one after the other, [M], and how many are of each row, [N].
+    """
     values = full_column(dataset, column, split)
     where = f"split '{split}', column '{column}'"
+    if not is_list(values.type):
+        raise ValueError(f"{where}: labels must be lists, of numbers or names of classes, got {values.type}")
+    counts = pc.list_value_length(values).to_numpy()
+    flat, feature = _flat(values, dataset.features[column])
+    try:
+        if flat.null_count:
+            missing = int(np.flatnonzero(flat.is_null().to_numpy())[0])
+            raise RowError(f"{where}: a label is missing in row {{row}}; remove such rows", missing)
+        return _numbers(flat, feature, model_config, where), counts
+    except RowError as error:
+        raise RowError(error.message, int(np.arange(len(counts)).repeat(counts)[error.row])) from error
+
+
+def _flat(values: pa.ChunkedArray, feature: Any) -> tuple[pa.ChunkedArray, Any]:
+    """Gives what lists hold, one after the other, with its feature; other values as they are."""
+    if not is_list(values.type):
+        return values, feature
+    return plain(pc.list_flatten(values)), getattr(feature, "feature", feature)
+
+
+def _numbers(values: pa.ChunkedArray, feature: Any, model_config: PreTrainedConfig, where: str) -> NDArray[np.int64]:
+    """Gives the class that each label is, [M]; a RowError has the number of a label, not of a row."""
     known = class_names(model_config)
-    feature = dataset.features[column]
     if is_text(values.type):
         return _by_name(values.to_pylist(), known, where)
     if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
@@ -132,9 +165,10 @@ def _by_name(names: list[str], known: dict[str, int], where: str) -> NDArray[np.
     numbers = [_number_of(name, known) for name in names]
     if None in numbers:
         row = numbers.index(None)
-        raise ValueError(
-            f"{where}: labels must be among the model's, {', '.join(known)}, got '{names[row]}' in row {row}; "
-            "set label2id in the model's config, or rename the labels"
+        raise RowError(
+            f"{where}: labels must be among the model's, {', '.join(known)}, got '{names[row]}' in row {{row}}; "
+            "set label2id in the model's config, or rename the labels",
+            row,
         )
     return np.array(numbers, dtype=np.int64)
 
@@ -144,7 +178,8 @@ def _check_range(classes: NDArray[Any], count: int, where: str) -> None:
     if len(wrong):
         value = int(classes[wrong[0]])
         remedy = "this split may have no labels, choose another" if value < 0 else "use a model with more classes"
-        raise ValueError(
+        raise RowError(
             f"{where}: labels must be from 0 to {count - 1}, the classes of the model's head, got {value} "
-            f"in row {wrong[0]}; {remedy}"
+            f"in row {{row}}; {remedy}",
+            int(wrong[0]),
         )

@@ -3,20 +3,22 @@
 All are kept in memory: every process computes the metric of the whole split, and nothing is written or locked.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import evaluate
 import numpy as np
 from datasets import Features, Value
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from hf_mabprune.registry import nearest
+from hf_mabprune.tasks.entities import common_spans, read_tags
 
 CLASSES = Features({"predictions": Value("int64"), "references": Value("int64")})
 NUMBERS = Features({"predictions": Value("float64"), "references": Value("float64")})
+SEVERAL = Features({**CLASSES, "answers": Value("int64")})  # how many predictions are of each example
 LOSSES = Features({"losses": Value("float64"), "positions": Value("int64")})
 
 
@@ -25,6 +27,7 @@ class OfflineMetric(evaluate.Metric):
 
     greater_is_better: ClassVar[bool] = True
     inputs: ClassVar[Features] = CLASSES
+    class_names: Sequence[str] = ()  # of the model's head
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(description=type(self).__doc__ or "", citation="", features=self.inputs)
@@ -46,6 +49,39 @@ class F1(OfflineMetric):
         return {"f1": float(f1_score(references, predictions, average=average, zero_division=0.0))}
 
 
+class MicroF1(OfflineMetric):
+    """F1 of several labels that an example may have, over all examples and labels at once; 1 says that it has one."""
+
+    inputs = SEVERAL
+
+    def _compute(self, predictions: NDArray[Any], references: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
+        predicted, right = predictions == 1, references == 1
+        return {"micro_f1": _f1(predicted.sum(), right.sum(), (predicted & right).sum())}
+
+
+class MacroF1(OfflineMetric):
+    """F1 of each of several labels that an example may have, mean over the labels; 0 for one that nothing has."""
+
+    inputs = SEVERAL
+
+    def _compute(self, predictions: NDArray[Any], references: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
+        predicted, right = (values.reshape(len(answers), -1) == 1 for values in (predictions, references))
+        counts = zip(predicted.sum(0), right.sum(0), (predicted & right).sum(0), strict=True)
+        return {"macro_f1": float(np.mean([_f1(*label) for label in counts]))}
+
+
+class EntityF1(OfflineMetric):
+    """F1 of marked spans of words, which must have the right kind, first and last word; of all kinds at once.
+
+    The overall F1 of seqeval by default, which counts as conlleval does; see `entities.py`.
+    """
+
+    inputs = SEVERAL
+
+    def _compute(self, predictions: NDArray[Any], references: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
+        return {"entity_f1": _f1(*common_spans(predictions, references, answers, read_tags(self.class_names)))}
+
+
 class MatthewsCorrelation(OfflineMetric):
     """Correlation of predicted and right classes, from -1 to 1 (Matthews, 1975)."""
 
@@ -65,12 +101,21 @@ class Perplexity(OfflineMetric):
 
 
 class ExactMatch(OfflineMetric):
-    """Fraction of examples all of whose counted positions are right."""
+    """Fraction of examples whose answer is right, in all of its positions that count."""
 
     inputs = Features({"correct": Value("float64")})
 
     def _compute(self, correct: list[float]) -> dict[str, float]:
         return {"exact_match": float(np.mean(np.equal(correct, 1)))}
+
+
+class WordF1(OfflineMetric):
+    """Mean over examples of how far the words of an answer and of the right one overlap, as SQuAD measures it."""
+
+    inputs = Features({"overlap": Value("float64")})
+
+    def _compute(self, overlap: list[float]) -> dict[str, float]:
+        return {"word_f1": float(np.mean(overlap))}
 
 
 class TokenAccuracy(OfflineMetric):
@@ -122,6 +167,11 @@ class Cosine(OfflineMetric):
         return {"cosine": 1 - float(np.mean(distances))}
 
 
+def _f1(predicted: int, right: int, both: int) -> float:
+    """Gives the harmonic mean of precision and recall; 0 where nothing is predicted and nothing there."""
+    return float(2 * both / max(1, predicted + right))
+
+
 def _correlation(predictions: ArrayLike, references: ArrayLike) -> float:
     """Measures Pearson's r of two columns, [N] or [N, outputs]: the mean over outputs, 0 where one is constant."""
     x, y = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
@@ -133,19 +183,27 @@ def _correlation(predictions: ArrayLike, references: ArrayLike) -> float:
 METRICS: dict[str, type[OfflineMetric]] = {
     "accuracy": Accuracy,
     "cosine": Cosine,
+    "entity_f1": EntityF1,
     "exact_match": ExactMatch,
     "f1": F1,
+    "macro_f1": MacroF1,
     "matthews_correlation": MatthewsCorrelation,
+    "micro_f1": MicroF1,
     "mse": MeanSquaredError,
     "pearson": Pearson,
     "perplexity": Perplexity,
     "spearman": Spearman,
     "token_accuracy": TokenAccuracy,
+    "word_f1": WordF1,
 }
 
 
 def load_metric(
-    name: str, inputs: Iterable[str], num_labels: int, predicts_classes: bool = True
+    name: str,
+    inputs: Iterable[str],
+    num_labels: int,
+    predicts_classes: bool = True,
+    class_names: Sequence[str] = (),
 ) -> evaluate.EvaluationModule:
     """Loads the metric of that name: one of ours, else `evaluate.load(name)`.
 
@@ -154,12 +212,14 @@ def load_metric(
         inputs: Names of what the task can give a metric, e.g. predictions and references.
         num_labels: Number of classes of the head; F1 is that of class 1 for two classes and macro for more.
         predicts_classes: Whether predictions and references are classes; else they are numbers.
+        class_names: Names of the classes in their order, for a metric that reads them.
 
     Raises:
         ValueError: If the metric cannot be found, or needs inputs that the task does not have.
     """
     if name in METRICS:
         metric = METRICS[name](config_name="binary" if num_labels == 2 else "multiclass", keep_in_memory=True)
+        metric.class_names = class_names
     else:
         metric = _from_hub(name)
     features = metric.features[0] if isinstance(metric.features, list) else metric.features

@@ -11,7 +11,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from hf_mabprune.data.columns import column_of, first_column, full_column
+from hf_mabprune.data.columns import column_of, first_column, full_column, is_list
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout, wide_dtype
@@ -120,8 +120,7 @@ class Regression(TextTask):
         where = f"split '{split}', column '{column}'"
         numbers, several = values.combine_chunks(), self.classes > 1
         if several:
-            lists = pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type)
-            if not lists or any(len(row) != self.classes for row in values.to_pylist()):
+            if not is_list(values.type) or any(len(row) != self.classes for row in values.to_pylist()):
                 raise ValueError(f"{where}: labels must be lists of {self.classes} numbers, one for each output")
             numbers = numbers.flatten()
         if not (pa.types.is_floating(numbers.type) or pa.types.is_integer(numbers.type)):

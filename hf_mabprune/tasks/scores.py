@@ -4,7 +4,7 @@ Symbols: N examples in a split, n of them; M predictions in a split, any number 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Scores:
         correct: Fraction of the counted positions whose largest logit is the right one, [N] float64; NaN where a task
             predicts numbers.
         answers: Number of entries of `predicted` that are of each example, [N] int64; their sum is M.
+        overlap: How far the answer of each example overlaps the right one, from 0 to 1, [N] float64; empty where that
+            is no question.
     """
 
     losses: NDArray[np.float64]
@@ -32,6 +34,7 @@ class Scores:
     reference: NDArray[Any]
     correct: NDArray[np.float64]
     answers: NDArray[np.int64]
+    overlap: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":
@@ -54,6 +57,7 @@ class Scores:
             self.reference[entries],
             self.correct[rows],
             answers,
+            self.overlap[rows] if len(self.overlap) else self.overlap,
         )
 
     def by_example(self, values: NDArray[Any]) -> NDArray[Any]:

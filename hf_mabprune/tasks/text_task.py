@@ -79,9 +79,9 @@ class TextTask(TokenTask):
     def check(self, dataset: Dataset, split: str) -> None:
         """Refuses empty data, missing columns or values, and labels that do not fit the head."""
         self.check_pair(dataset, split)
-        self.targets(dataset, split)
+        self.labels(dataset, self.find_columns(dataset, split)["label"], split)
 
-    def targets(self, dataset: Dataset, split: str) -> NDArray[Any]:
+    def targets(self, dataset: Dataset, split: str) -> NDArray[Any] | None:
         """Gives the labels."""
         return self.labels(dataset, self.find_columns(dataset, split)["label"], split)
 

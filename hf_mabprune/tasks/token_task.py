@@ -109,6 +109,15 @@ def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedCo
         )
 
 
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that does not say which part of a text each token is of, with a ValueError."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"this task needs a fast tokenizer, which knows what each token is made from, got "
+            f"{type(tokenizer).__name__}; save the model with a tokenizer.json"
+        )
+
+
 def refuse_encoder(model_config: PreTrainedConfig) -> None:
     """Refuses a language model that attends in both directions, with a ValueError."""
     encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -166,6 +166,10 @@ def test_macs_are_counted_over_one_sequence(problem: Problem) -> None:
         macs += 2 * ((length + tokens) * 2 * 16 * 16 + 2 * length * tokens * 16) + length * 16 * config.vocab_size
     elif type(model).__name__.endswith("ForTokenClassification"):
         macs += tokens * 16 * model.classifier.out_features
+    elif type(model).__name__.endswith("ForQuestionAnswering"):
+        macs += tokens * 16 * 2
+    elif type(model).__name__.endswith("ForMaskedLM"):
+        macs += tokens * 16 * (16 + config.vocab_size)
     elif model.base_model is model:
         macs += 16 * 16
     else:
@@ -180,17 +184,33 @@ def splits_like(name: str, count: int) -> dict[str, Dataset]:
 
 
 def rows_like(name: str, count: int, start: int = 0) -> Dataset:
-    """The rows of a case over and over, each followed by another letter."""
+    """The rows of a case over and over, each followed by another letter, or with another in the place of its first."""
     rows = CASES[name].rows
-    texts = next(column for column in rows if isinstance(rows[column][0], str))
+    texts = next(column for column in rows if isinstance(rows[column][0], str) or column == "tokens")
     repeated = {column: [values[row % len(values)] for row in range(count)] for column, values in rows.items()}
-    repeated[texts] = [f"{text} {'abcdefghij'[(start + row) % 10]}" for row, text in enumerate(repeated[texts])]
+    letters = ["abcdefghij"[(start + row) % 10] for row in range(count)]
+    repeated[texts] = [
+        f"{text} {letter}" if isinstance(text, str) else [letter, *text[1:]]
+        for text, letter in zip(repeated[texts], letters, strict=True)
+    ]
     return Dataset.from_dict(repeated)
 
 
 @pytest.mark.whole
 @pytest.mark.usefixtures("without_figures")
-@pytest.mark.parametrize("name", ["answer", "multiple_choice", "regression", "sentence_embedding"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "answer",
+        "masked_lm",
+        "multi_label_classification",
+        "multiple_choice",
+        "question_answering",
+        "regression",
+        "sentence_embedding",
+        "token_classification",
+    ],
+)
 def test_a_whole_run(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model, tokenizer = case.model(), make_processor(case.processor)

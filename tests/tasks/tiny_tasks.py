@@ -12,8 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForMultipleChoice,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -29,10 +32,12 @@ from transformers import (
 from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.lookup import build_task
 from tests.seeds import moved
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghij"]
+TAGS = ["O", "B-X", "I-X"]
 
 
 def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
@@ -53,7 +58,8 @@ def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
     names: dict[str, Any] = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
     if kind == "pair":
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
-        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "model_input_names": inputs}
+        framing = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "<s>"}
+        names |= {**framing, "model_input_names": inputs}
     else:
         names |= {"bos_token": "<s>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(names | options))
@@ -76,6 +82,11 @@ def bert(**options: Any) -> BertForSequenceClassification:
     return BertForSequenceClassification(bert_config(**options)).eval()
 
 
+def multi_label(**options: Any) -> BertForSequenceClassification:
+    """A random classifier whose three labels do not exclude each other, in eval mode."""
+    return bert(**({"problem_type": "multi_label_classification"} | options))
+
+
 def regressor(**options: Any) -> BertForSequenceClassification:
     """A random model with one output, a number, in eval mode."""
     return bert(**({"num_labels": 1} | options))
@@ -85,6 +96,25 @@ def chooser(**options: Any) -> BertForMultipleChoice:
     """A random model that chooses among texts, in eval mode."""
     torch.manual_seed(moved(0))
     return BertForMultipleChoice(bert_config(**options)).eval()
+
+
+def tagger(**options: Any) -> BertForTokenClassification:
+    """A random model that marks spans of words, in eval mode."""
+    torch.manual_seed(moved(0))
+    names = {"id2label": dict(enumerate(TAGS)), "label2id": {tag: number for number, tag in enumerate(TAGS)}}
+    return BertForTokenClassification(bert_config(**(names | options))).eval()
+
+
+def reader(**options: Any) -> BertForQuestionAnswering:
+    """A random model that finds answers, in eval mode."""
+    torch.manual_seed(moved(0))
+    return BertForQuestionAnswering(bert_config(num_labels=2, **options)).eval()
+
+
+def filler(**options: Any) -> BertForMaskedLM:
+    """A random model that fills gaps, in eval mode."""
+    torch.manual_seed(moved(0))
+    return BertForMaskedLM(bert_config(**options)).eval()
 
 
 def embedder(**options: Any) -> BertModel:
@@ -159,6 +189,21 @@ def no_loss(embeddings: torch.Tensor, scores: torch.Tensor) -> list[float]:
     return [0.0] * len(embeddings)
 
 
+def loss_of(model: PreTrainedModel, batch: Batch) -> float:
+    """What the model itself says of a batch with labels."""
+    return float(model(**batch).loss)
+
+
+def span_loss_of(model: PreTrainedModel, batch: Batch) -> float:
+    """The same of a model that finds answers, mean over examples without their padding, which it would count."""
+    losses = []
+    for row, length in enumerate(batch["attention_mask"].sum(1)):
+        inputs = {name: batch[name][row : row + 1, :length] for name in ("input_ids", "token_type_ids")}
+        first, last = batch["labels"][row].view(2, 1)
+        losses.append(float(model(**inputs, start_positions=first, end_positions=last).loss))
+    return float(np.mean(losses))
+
+
 @dataclass
 class Case:
     """What the contract tests need to know of one task."""
@@ -169,6 +214,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     losses: Callable[[torch.Tensor, torch.Tensor], list[float]] = cross_entropy_by_hand
     features: Features | None = None
+    own_loss: Callable[[PreTrainedModel, Batch], float] = loss_of
 
     def build(self) -> tuple[Task, PreTrainedModel, Dataset]:
         model = self.model()
@@ -185,6 +231,41 @@ CASES = {
         "pair",
         {"sentence": ["a b c d e", "a", "c d", "f g h i j a b", "e e"], "score": [0.5, -2.0, 1.25, 1.0, 0.0]},
         losses=squared_error_by_hand,
+    ),
+    "multi_label_classification": Case(
+        multi_label,
+        "pair",
+        {
+            "sentence": ["a b c d e", "a", "c d", "f g h i j a b", "e e"],
+            "labels": [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 0]],
+        },
+    ),
+    "token_classification": Case(
+        tagger,
+        "pair",
+        {
+            "tokens": [["a", "b", "c", "d"], ["e"], ["f", "g"], ["h", "i", "j", "a", "b"], ["c", "c"]],
+            "ner_tags": [[1, 2, 0, 1], [0], [1, 1], [0, 1, 2, 2, 0], [1, 2]],
+        },
+    ),
+    "question_answering": Case(
+        reader,
+        "pair",
+        {
+            "question": ["a b", "c", "d e", "f", "g"],
+            "context": ["a b c d e f", "g h c", "d e d e i", "f a b", "h i j g a b c"],
+            "answers": [
+                {"text": ["c d", "c d e"], "answer_start": [4, 4]},
+                {"text": ["h"], "answer_start": [2]},
+                {"text": ["i", "i", "e i"], "answer_start": [8, 8, 6]},
+                {"text": ["a b"], "answer_start": [2]},
+                {"text": ["a b c"], "answer_start": [8]},
+            ],
+        },
+        own_loss=span_loss_of,
+    ),
+    "masked_lm": Case(
+        filler, "pair", {"text": ["a b c d e f g h i j", "a", "i j a b c", "j i h g", "d e f"]}, {"max_length": 8}
     ),
     "multiple_choice": Case(
         chooser,
