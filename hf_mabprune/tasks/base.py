@@ -109,7 +109,7 @@ class Task(ABC):
 
     def rehearsal(self) -> Scores:
         """Makes scores like those of a split, for trying metrics out: one example a class, all of them right."""
-        classes = np.arange(self.classes)
+        classes = np.arange(self.answer_classes)
         ones, one_each = np.ones(len(classes)), np.ones_like(classes)
         return Scores(ones, one_each, classes, classes, ones, one_each)
 
@@ -232,6 +232,10 @@ class Task(ABC):
     def inputs(self, batch: Batch) -> Batch:
         """Gives the arguments of a forward pass: without the labels, so that the model computes no loss of its own."""
         return Batch((name, tensor) for name, tensor in batch.items() if name != LABELS)
+
+    def inputs_with_labels(self, batch: Batch) -> Batch:
+        """Gives the arguments of a forward pass that computes the model's own loss."""
+        return batch
 
     def few_inputs(self, model: PreTrainedModel, batch: Batch) -> Batch:
         """Gives inputs of forward passes whose logits are all looked at, on the model's device: those of a batch; of a

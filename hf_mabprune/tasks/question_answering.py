@@ -111,9 +111,19 @@ class QuestionAnswering(TokenTask):
     rows_are_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.classes != 2:
+            raise ValueError(
+                f"num_labels must be 2, for the start and the end of an answer, got {self.classes}; use a model that "
+                "was trained to find answers"
+            )
         check_padding(self.processor, self.model_config)
         check_fast(self.processor)
         super().__post_init__()
+
+    @classmethod
+    def new_head(cls, dataset: Dataset, columns: dict[str, str]) -> dict[str, Any]:
+        """Gives a head two outputs a token, for start and end."""
+        return {"num_labels": 2}
 
     def rehearsal(self) -> Scores:
         """Makes scores like those of a split, all answers right."""
@@ -198,6 +208,11 @@ class QuestionAnswering(TokenTask):
     def inputs(self, batch: Batch) -> Batch:
         """Gives the arguments of a forward pass, without what answers are compared by."""
         return Batch((name, tensor) for name, tensor in super().inputs(batch).items() if name not in (OFFSETS, TEXTS))
+
+    def inputs_with_labels(self, batch: Batch) -> Batch:
+        """See `Task.inputs_with_labels`."""
+        first, last = batch[LABELS].unbind(1)
+        return Batch(self.inputs(batch), start_positions=first, end_positions=last)
 
     def logits(self, outputs: Any) -> torch.Tensor:
         """Takes those of starts and of ends, [B, 2, T]."""

@@ -151,7 +151,8 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
     """
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
-        return task.collate([{name: value for name, value in row.items() if name != "length"} for row in rows])
+        examples = [{name: value for name, value in row.items() if name != "length"} for row in rows]
+        return task.inputs_with_labels(task.collate(examples))
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -246,7 +246,7 @@ TASKS = {
         "got BertModel: its head would be untrained", model="base_model", task__type="sequence_classification"
     ),
     "head_of_no_task": case(
-        "no task is known for the head of BertForMaskedLM", "causal_lm for *ForCausalLM", model="masked_lm"
+        "no task is known for the head of BertForPreTraining", "causal_lm for *ForCausalLM", model="two_heads"
     ),
     "loss_of_no_head": case(
         "search.reward loss needs a loss, this task has none; use one of kl",
@@ -270,7 +270,12 @@ TASKS = {
         search__reward="accuracy",
     ),
     "multi_label": case(
-        "problem_type must be single_label_classification, got multi_label_classification", model="multi_label"
+        "problem_type must be single_label_classification, got multi_label_classification",
+        model="multi_label",
+        task__type="sequence_classification",
+    ),
+    "one_label_of_several": case(
+        "labels must be lists, of numbers or names of classes, got int64", model="multi_label"
     ),
     "sees_the_future": case(
         "this bert attends in both directions; set is_decoder to true",

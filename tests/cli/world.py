@@ -48,7 +48,7 @@ def make_models(folder: Path) -> None:
         make_tokenizer("pair").save_pretrained(folder / name)
 
     other("base_model", "AutoModel")
-    other("masked_lm", "AutoModelForMaskedLM")
+    other("two_heads", "AutoModelForPreTraining")
     other("regression", num_labels=1)
     other("few_words", vocab_size=12)
     other("four_layers", num_hidden_layers=4)

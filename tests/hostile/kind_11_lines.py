@@ -335,7 +335,7 @@ def models_broken(rng: Random) -> Case:
     name = rng.choice(
         [
             "base_model",
-            "masked_lm",
+            "two_heads",
             "regression",
             "few_words",
             "four_layers",

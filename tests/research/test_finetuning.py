@@ -10,8 +10,11 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertModel,
     LlamaForCausalLM,
@@ -44,12 +47,24 @@ ROWS: dict[str, dict[str, Any]] = {
         "choices": lambda row: ["i", "j"] if row % 2 else ["j", "i"],
         "label": lambda row: row % 2,
     },
+    "multi_label_classification": {"text": words, "labels": lambda row: [row % 2, 1]},
+    "token_classification": {"tokens": lambda row: words(row).split(), "tags": lambda row: [row % 2, 0, 1]},
+    "question_answering": {
+        "question": lambda row: "i",
+        "context": lambda row: f"{words(row)} i j",
+        "answers": lambda row: {"text": ["i"], "answer_start": [6]},
+    },
+    "masked_lm": {"text": lambda row: "a b c a b c"},
     "causal_lm": {"text": lambda row: words(row) + "\n"},
     "answer": {"question": words, "answer": words},
 }
 HEADS = {
     "sequence_classification": AutoModelForSequenceClassification,
     "regression": AutoModelForSequenceClassification,
+    "multi_label_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+    "masked_lm": AutoModelForMaskedLM,
     "multiple_choice": AutoModelForMultipleChoice,
     "causal_lm": LlamaForCausalLM,
     "answer": LlamaForCausalLM,
@@ -101,7 +116,8 @@ def test_a_model_is_trained_saved_and_measured(task: str, tmp_path: Path) -> Non
     assert {tensor.dtype for tensor in load_file(tmp_path / "tuned" / "model.safetensors").values()} == {torch.float16}
 
     model = HEADS[task].from_pretrained(tmp_path / "tuned", dtype=torch.float32)
-    assert (model.config.problem_type == "regression") == (task == "regression")
+    for kind in ("regression", "multi_label_classification"):
+        assert (model.config.problem_type == kind) == (task == kind)
     assert AutoTokenizer.from_pretrained(tmp_path / "tuned")("a b")["input_ids"]
     section = settings.task.model_dump()
     again = EvaluateConfig.model_validate({"model": {"name": str(tmp_path / "tuned")}, "task": section})

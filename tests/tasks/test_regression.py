@@ -28,7 +28,7 @@ def test_the_config_tells_numbers_from_classes() -> None:
     assert task_for_model(NAME, bert().config) == "sequence_classification"
     assert task_for_model(NAME, regressor().config) == "regression"
     assert task_for_model(NAME, bert(num_labels=2, problem_type="regression").config) == "regression"
-    assert task_for_model(NAME, bert(problem_type="multi_label_classification").config) == "sequence_classification"
+    assert task_for_model(NAME, bert(problem_type="multi_label_classification").config) == "multi_label_classification"
 
 
 def test_a_classifier_is_refused() -> None:

@@ -133,7 +133,8 @@ def test_regression_is_refused() -> None:
 
 def test_several_labels_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match="problem_type must be single_label_classification, got multi_label"):
-        task_of(bert(problem_type="multi_label_classification"), make_tokenizer("pair"))
+        model = bert(problem_type="multi_label_classification")
+        task_of(model, make_tokenizer("pair"), type="sequence_classification")
 
 
 def test_padding_that_the_model_does_not_know_is_refused() -> None:

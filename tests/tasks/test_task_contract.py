@@ -53,7 +53,7 @@ def test_total_loss_is_the_models_own(case: Bound) -> None:
     (batch,) = batches_of(task, task.encode(dataset), 100)
     with torch.no_grad():
         readout = task.readout(model, batch)
-        own = CASES[name_of(task)].own_loss(model, batch)
+        own = CASES[name_of(task)].own_loss(task, model, batch)
     mean = (readout.losses() * readout.positions()).sum() / readout.positions().sum()
     assert float(mean) == pytest.approx(own, abs=1e-6)
 

@@ -95,7 +95,7 @@ def test_estimates_are_the_limit_of_small_arms(problem: Problem, reward: str) ->
     model.double()
     shrink(model, 1e-3 if model.config.model_type != "vit" else 1e-4)  # whose embeddings are small, too
     dense = task.readout(model, batches[0])
-    drawn = reward == "kl" and dense.outputs.shape[1] > 1
+    drawn = reward == "kl" and not dense.few_outputs()
     for kept in (np.ones(len(arms), dtype=bool), some_context(arms)):
         found, _ = estimate(model, arms, task, batches[0], reward, kept, dense, samples=400)
         pulls = ReferencePulls(model, arms, task, batches[:1], reward)

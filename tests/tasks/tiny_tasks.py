@@ -73,7 +73,8 @@ def make_processor(kind: str) -> Processor:
 def bert_config(**options: Any) -> BertConfig:
     """Two layers."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **(sizes | {"num_labels": 3} | options))
+    fixed = {"vocab_size": len(WORDS), "num_labels": 3}
+    return BertConfig(max_position_embeddings=32, **(sizes | fixed | options))
 
 
 def bert(**options: Any) -> BertForSequenceClassification:
@@ -189,19 +190,18 @@ def no_loss(embeddings: torch.Tensor, scores: torch.Tensor) -> list[float]:
     return [0.0] * len(embeddings)
 
 
-def loss_of(model: PreTrainedModel, batch: Batch) -> float:
+def loss_of(task: Task, model: PreTrainedModel, batch: Batch) -> float:
     """What the model itself says of a batch with labels."""
-    return float(model(**batch).loss)
+    return float(model(**task.inputs_with_labels(batch)).loss)
 
 
-def span_loss_of(model: PreTrainedModel, batch: Batch) -> float:
-    """The same of a model that finds answers, mean over examples without their padding, which it would count."""
-    losses = []
-    for row, length in enumerate(batch["attention_mask"].sum(1)):
-        inputs = {name: batch[name][row : row + 1, :length] for name in ("input_ids", "token_type_ids")}
-        first, last = batch["labels"][row].view(2, 1)
-        losses.append(float(model(**inputs, start_positions=first, end_positions=last).loss))
-    return float(np.mean(losses))
+def loss_without_padding(task: Task, model: PreTrainedModel, batch: Batch) -> float:
+    """The same, mean over examples one by one, of a model whose own loss counts padding."""
+    examples = [batch.rows(slice(row, row + 1)) for row in range(batch.examples)]
+    for example in examples:
+        length = int(example["attention_mask"].sum())
+        example |= {name: tensor[:, :length] for name, tensor in task.inputs(example).items()}
+    return float(np.mean([loss_of(task, model, example) for example in examples]))
 
 
 @dataclass
@@ -214,7 +214,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     losses: Callable[[torch.Tensor, torch.Tensor], list[float]] = cross_entropy_by_hand
     features: Features | None = None
-    own_loss: Callable[[PreTrainedModel, Batch], float] = loss_of
+    own_loss: Callable[[Task, PreTrainedModel, Batch], float] = loss_of
 
     def build(self) -> tuple[Task, PreTrainedModel, Dataset]:
         model = self.model()
@@ -262,7 +262,7 @@ CASES = {
                 {"text": ["a b c"], "answer_start": [8]},
             ],
         },
-        own_loss=span_loss_of,
+        own_loss=loss_without_padding,
     ),
     "masked_lm": Case(
         filler, "pair", {"text": ["a b c d e f g h i j", "a", "i j a b c", "j i h g", "d e f"]}, {"max_length": 8}
