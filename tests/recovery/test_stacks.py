@@ -1,4 +1,4 @@
-"""Recovery of models that are no stack of layers over tokens: images, encoder-decoders."""
+"""Recovery of models that are no stack of layers over tokens, and of heads of all kinds."""
 
 import copy
 
@@ -31,7 +31,17 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return copied
 
 
-@pytest.mark.parametrize("name", ["image_classification", "seq2seq"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_classification",
+        "masked_lm",
+        "multi_label_classification",
+        "question_answering",
+        "seq2seq",
+        "token_classification",
+    ],
+)
 def test_a_damaged_copy_becomes_the_dense_model_again(name: str) -> None:
     task, dense, data = CASES[name].build()
     small = without_dropout(dense)

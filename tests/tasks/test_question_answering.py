@@ -129,7 +129,10 @@ def test_characters_of_any_plane_come_back() -> None:
     [
         ({"text": [], "answer_start": []}, "there must be an answer, .* got 0 answers and 0 starts in row 1"),
         ({"text": ["d"], "answer_start": [0]}, "answers must stand in the context .* got 'd' at 0 in row 1"),
-        ({"text": ["d", "e"], "answer_start": [2]}, "there must be an answer, and a start for each, got 2 answers and 1 starts in row 1"),
+        (
+            {"text": ["d", "e"], "answer_start": [2]},
+            "there must be an answer, and a start for each, got 2 answers and 1 starts in row 1",
+        ),
     ],
 )
 def test_answers_that_are_not_in_the_context_are_refused(answers: dict[str, Any], message: str) -> None:

@@ -180,12 +180,12 @@ def test_macs_are_counted_over_one_sequence(problem: Problem) -> None:
 
 def splits_like(name: str, count: int) -> dict[str, Dataset]:
     """The rows of a case over and over, each a little different, no two splits with the same."""
-    return {split: rows_like(name, count, at) for at, split in enumerate(("calibration", "validation", "test"))}
-
-
-def rows_like(name: str, count: int, start: int = 0) -> Dataset:
-    """The rows of a case over and over, each followed by another letter, or with another in the place of its first."""
     rows = CASES[name].rows
+    return {split: rows_like(rows, count, at) for at, split in enumerate(("calibration", "validation", "test"))}
+
+
+def rows_like(rows: dict[str, list[Any]], count: int, start: int = 0) -> Dataset:
+    """Some rows over and over, each followed by another letter, or with another in the place of its first."""
     texts = next(column for column in rows if isinstance(rows[column][0], str) or column == "tokens")
     repeated = {column: [values[row % len(values)] for row in range(count)] for column, values in rows.items()}
     letters = ["abcdefghij"[(start + row) % 10] for row in range(count)]
@@ -229,6 +229,29 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
     assert report.after.macs < report.before.macs
     assert report.reload["max_logit_difference"] < 1e-4
     assert f"mean\n{TASKS.get(name).loss_name}, KL" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("without_figures")
+def test_a_whole_run_of_several_numbers(tmp_path: Path) -> None:
+    case = CASES["regression"]
+    rows = {**case.rows, "score": [[number, 2.0 - number] for number in case.rows["score"]]}
+    data = {split: rows_like(rows, 24, at) for at, split in enumerate(("calibration", "validation", "test"))}
+    model = case.model(num_labels=2, problem_type="regression")
+    result = prune(
+        model,
+        make_processor(case.processor),
+        **data,
+        target={"neurons": 0.5},
+        output_dir=tmp_path / "out",
+        task={"batch_size": 8},
+        prune={"block_size": 8, "layout": "per_layer"},
+        search={"rounds": 2, "pulls_per_arm": 2},
+        recovery={"learning_rate": 1e-3, "epochs": 1},
+        output={"random_seeds": 1},
+    )
+    assert (result.report.task, set(result.report.after.metrics)) == ("regression", {"pearson", "spearman", "mse"})
+    assert result.model(**make_processor(case.processor)("a b", return_tensors="pt")).logits.shape == (1, 2)
 
 
 def test_recovery_by_labels_that_are_not_there_is_refused(tmp_path: Path) -> None:
