@@ -11,6 +11,7 @@ from hf_mabprune.tasks.base import TASKS, Task
 
 BASE = "AutoModel"  # which loads a model without its head
 OWN_SETTINGS = ("max_length", "prefix", "pooling")  # that some tasks have and others do not
+POSITIONS = ("calibration_positions", "evaluation_positions")  # of tasks that predict tokens
 
 
 def build_task(
@@ -42,8 +43,12 @@ def build_task(
         kind = kind_of_processor(task.processor_class)
         raise ValueError(f"task '{name}' needs the model's {kind}, got {kind_of(processor)}")
     own = {setting: value for setting in OWN_SETTINGS if (value := getattr(config, setting)) is not None}
-    for setting in sorted(own.keys() - {field.name for field in fields(task)}):
-        raise ValueError(f"task.{setting} means nothing to task '{name}', got {own[setting]!r}; leave it out")
+    foreign = own.keys() - {field.name for field in fields(task)}
+    if not task.predicts_tokens:
+        foreign |= {setting for setting in POSITIONS if getattr(config, setting) is not None}
+    for setting in sorted(foreign):
+        value = getattr(config, setting)
+        raise ValueError(f"task.{setting} means nothing to task '{name}', got {value!r}; leave it out")
     columns, metrics = dict(config.columns), list(config.metrics)
     return task(processor=processor, model_config=model_config, columns=columns, metrics=metrics, **own)
 

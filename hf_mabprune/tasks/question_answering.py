@@ -181,7 +181,8 @@ class QuestionAnswering(TokenTask):
                 made[LABELS].append(np.flatnonzero(np.isin(kept, answer))[[0, -1]])
                 begin, end = places[kept][places[kept, 1] > 0][[0, -1], [0, 1]]
                 made[OFFSETS].append(np.where(places[kept, 1:] > 0, places[kept] - begin, 0))
-                made[TEXTS].append(BEHIND.join([given[1][row][begin:end], *right["text"]]))
+                texts = given[1][row][begin:end], *right["text"]
+                made[TEXTS].append(BEHIND.join(text.replace(BEHIND, " ") for text in texts))
             return made
 
         dataset = dataset.select_columns([question, context, answers])

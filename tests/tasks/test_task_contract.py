@@ -181,6 +181,16 @@ def test_a_processor_of_another_kind_is_refused(case: Bound) -> None:
         task_of(model, make_processor(other), type=name_of(task))
 
 
+@pytest.mark.parametrize(
+    "case", [name for name in TASKS.names() if not TASKS.get(name).predicts_tokens], indirect=True
+)
+@pytest.mark.parametrize("setting", ["calibration_positions", "evaluation_positions"])
+def test_a_number_of_tokens_is_refused_where_none_are_predicted(case: Bound, setting: str) -> None:
+    task, model, _ = case
+    with pytest.raises(ValueError, match=rf"task\.{setting} means nothing to task '{name_of(task)}', got 4; leave it"):
+        task_of(model, task.processor, type=name_of(task), **{setting: 4})
+
+
 @every_task
 def test_another_head_is_refused(case: Bound) -> None:
     task, model, _ = case
