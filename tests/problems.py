@@ -38,7 +38,7 @@ class Plainly:
 
     forward_options: ClassVar[dict[str, Any]] = {}
     predicts_tokens: ClassVar[bool] = False
-    inputs, readout = Task.inputs, Task.readout
+    inputs, logits, readout = Task.inputs, Task.logits, Task.readout
 
     def __init__(self, one_position: bool) -> None:
         self.reads_one_position = one_position

@@ -126,8 +126,11 @@ def refit_all(
 
 def _side_by_side(method: Compensation, reference: DenseReference, small: PreTrainedModel) -> Below:
     """Readies both models to be gone up, on the data that refits are made from and on held-out data; where layers run
-    several times there is no going up."""
-    if not method.bottom_up or architecture_of(reference.model).shares_layers(reference.model):
+    several times there is no going up. Nor is there behind norms: they give what is added the same length whatever a
+    projection gives, so that no refit can make up for what is missing, and to try does great harm."""
+    sites = architecture_of(reference.model).sites(reference.model)
+    behind_norms = any(site.spec.norm for site in sites)
+    if not method.bottom_up or behind_norms or architecture_of(reference.model).shares_layers(reference.model):
         return {}
     batches = {False: reference.batches, True: reference.held_out}
     return {key: SideBySide(reference.model, small, reference.task, found) for key, found in batches.items()}

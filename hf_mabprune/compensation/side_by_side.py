@@ -51,8 +51,7 @@ class SideBySide:
         """Gives the pruned model's inputs x [N, S] of a site, and the y [N, D] that make up for all below.
 
         With h the dense model's inputs, and s0 and s what its output is added to in the dense model and in the pruned
-        one, y = W h + b + s0 - s: so x is fitted to what is missing, errors of the layers below included. Where a norm
-        without a mean (RMSNorm) stands between projection and sum, which multiplies by g, y = W h + b + (s0 - s) / g.
+        one, y = W h + b + s0 - s: so x is fitted to what is missing, errors of the layers below included.
         Where nothing is known of s, y = W h + b. Where nothing of the site is left, x has no columns. Behind a router
         b is what the biases of the dense model's experts add, less what those of the pruned one do.
         """
@@ -63,7 +62,7 @@ class SideBySide:
         for (hidden, streams, added), (x, others, left) in self._seen(site, stream, ()):
             y = nn.functional.linear(hidden, weight, bias) + (added - left)
             for before, now in zip(streams, others, strict=True):
-                y = y + (before - now) / self._gain(site, y)
+                y = y + before - now
             yield x if x.numel() else y[:, :0], y
 
     def rows(self, site: Site, paths: Sequence[str], rows: Sequence[torch.Tensor]) -> Iterator[Pair]:
@@ -94,13 +93,6 @@ class SideBySide:
         tokens = 2 * sum(batch.tokens for batch in self.batches) / len(self._finished[0].layers)
         tokens += sum(finished.raise_to(count) for finished in self._finished)
         self.cost += Cost(forward_tokens=tokens)
-
-    def _gain(self, site: Site, y: torch.Tensor) -> torch.Tensor | float:
-        """What the norm behind a projection multiplies y by, element by element; 1 where there is none."""
-        if not site.spec.norm:
-            return 1.0
-        gain = self.dense.base_model.get_submodule(site.prefix + site.spec.norm)(y) / y
-        return gain.where(gain.isfinite() & (gain != 0), torch.inf)
 
 
 @dataclass(frozen=True)

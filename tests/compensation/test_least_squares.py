@@ -86,12 +86,11 @@ def test_weights_are_those_of_a_regression_on_raw_activations(
     y = hidden @ whole.weight.detach().double().numpy().T
     y += 0 if whole.bias is None else whole.bias.detach().double().numpy()
     columns = (keep[site.name][:, None] * site.unit_size + np.arange(site.unit_size)).ravel()
-    x = activations(small, task, fitting, site.name) if bottom_up else hidden[:, columns]
-    if bottom_up:  # what the output is added to differs by the errors of the layers below
+    goes_up = bottom_up and not site.spec.norm
+    x = activations(small, task, fitting, site.name) if goes_up else hidden[:, columns]
+    if goes_up:  # what the output is added to differs by the errors of the layers below
         before, now = (activations(each, task, fitting, site.prefix + site.spec.stream) for each in (model, small))
-        norm = model.base_model.get_submodule(site.prefix + site.spec.norm) if site.spec.norm else None
-        with torch.no_grad():
-            y += (before - now) * (1 if norm is None else y / norm(torch.tensor(y)).numpy())
+        y += before - now
     found = projection_of(small, site)
     if found.bias is None:
         expected = ridge(x, y, weight, 0.05)
