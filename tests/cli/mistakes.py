@@ -94,11 +94,12 @@ SETTINGS = {
         overrides=("--prune.target.parameters", "30%"),
     ),
     "two_kinds_of_targets": case(
-        "target must be one of: neurons, heads and / or experts, parameters, layer_parameters, macs",
+        "target must be one of: neurons, heads and / or experts, layers, parameters, layer_parameters, macs",
         prune__target={"neurons": 0.5, "macs": 0.2},
     ),
     "no_target": case(
-        "target must be one of: neurons, heads and / or experts, parameters, layer_parameters, macs", prune__target={}
+        "target must be one of: neurons, heads and / or experts, layers, parameters, layer_parameters, macs",
+        prune__target={},
     ),
     "list_that_shrinks": case(
         "target.neurons must be a list that grows, e.g. [0.3, 0.5]", prune__target={"neurons": [0.5, 0.3]}
@@ -110,7 +111,7 @@ SETTINGS = {
     "empty_list": case("prune.target.neurons must be", "a non-empty list", "got []", prune__target={"neurons": []}),
     "arms_without_the_targets": case("target.heads is set, but arms does not contain head", prune__arms=["neuron"]),
     "unknown_arms": case(
-        "prune.arms must be a non-empty list of neuron | head | expert, got 'layer'", prune__arms=["layer"]
+        "prune.arms must be a non-empty list of neuron | head | expert | layer, got 'block'", prune__arms=["block"]
     ),
 }
 TARGETS = {
