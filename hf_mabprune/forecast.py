@@ -188,9 +188,8 @@ def _passes_after(session: Session, sizes: int, trial: Trial) -> float:
     if session.compensation:
         sites = [site for site in architecture.sites(session.dense) if site.kind in session.arms.kinds()]
         fitted, held_out = _refit_batches(session)
-        layers = len(architecture.layers(session.dense))
         passes += (fitted + held_out) * (len(session.arms.kinds()) + trial.moments)
-        passes += models * refit.passes(session.compensation, len(sites), layers, fitted, held_out)
+        passes += models * refit.passes(session.compensation, session.dense, len(sites), fitted, held_out)
     if settings.recovery and session.training is not None:
         lengths = session.task.lengths(session.training)
         order = batch_order(lengths, settings.recovery, settings.seed)

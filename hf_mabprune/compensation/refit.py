@@ -124,13 +124,24 @@ def refit_all(
         SiteRefit(method, reference, small, site, keep, {}, cache)
 
 
+def goes_up(method: Compensation, model: PreTrainedModel) -> bool:
+    """Tells whether a site's refit makes up for errors of the layers below.
+
+    Not where layers run several times, nor behind norms: they give what is added the same length whatever a projection
+    gives, so that no refit can make up for what is missing, and to try does great harm.
+
+    Args:
+        method: How sites are refitted.
+        model: The dense model.
+    """
+    architecture = architecture_of(model)
+    behind_norms = any(site.spec.norm for site in architecture.sites(model))
+    return method.bottom_up and not behind_norms and not architecture.shares_layers(model)
+
+
 def _side_by_side(method: Compensation, reference: DenseReference, small: PreTrainedModel) -> Below:
-    """Readies both models to be gone up, on the data that refits are made from and on held-out data; where layers run
-    several times there is no going up. Nor is there behind norms: they give what is added the same length whatever a
-    projection gives, so that no refit can make up for what is missing, and to try does great harm."""
-    sites = architecture_of(reference.model).sites(reference.model)
-    behind_norms = any(site.spec.norm for site in sites)
-    if not method.bottom_up or behind_norms or architecture_of(reference.model).shares_layers(reference.model):
+    """Readies both models to be gone up, on the data that refits are made from and on held-out data."""
+    if not goes_up(method, reference.model):
         return {}
     batches = {False: reference.batches, True: reference.held_out}
     return {key: SideBySide(reference.model, small, reference.task, found) for key, found in batches.items()}
@@ -170,19 +181,19 @@ def _guard(
     return kl_before
 
 
-def passes(method: Compensation, sites: float, layers: int, batches: float, held_out: float) -> float:
+def passes(method: Compensation, model: PreTrainedModel, sites: float, batches: float, held_out: float) -> float:
     """Estimates the forward passes of a dense model over one batch, or as much work, of a compensation.
 
     Args:
         method: How sites are refitted.
-        sites: Number of sites that are cut.
-        layers: Number of layers.
+        model: The dense model.
+        sites: Number of its sites that are cut.
         batches, held_out: Number of batches that refits are made from, and that they are judged by.
     """
     judged = held_out * (sites / 2 + 3 if method.guard else 2)  # its guard runs what comes after each site in turn
-    if not method.bottom_up:
+    if not goes_up(method, model):
         return judged
-    looks = (1 + method.both_sides) * batches + held_out
+    looks, layers = (1 + method.both_sides) * batches + held_out, len(architecture_of(model).layers(model))
     return judged + BOTH_MODELS * (batches + held_out + sites / layers * looks / 2)  # a look takes half a layer
 
 

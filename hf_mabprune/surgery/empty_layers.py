@@ -33,10 +33,10 @@ def without_empty_layers(model: PreTrainedModel, passing: bool = False) -> PreTr
         return model
     small = cut(model, dict.fromkeys(found, np.empty(0, dtype=np.int64)), "per_layer", passing)
     sites = {site.name: site for site in architecture_of(small).sites(small, empty=True)}
-    stay = Stay(model, list(found))
+    stay, by_layer = Stay(model, list(found)), _sites_by_layer(model)
     given = []
     for name, taker in found.items():
-        constant = _constant(model, _sites_of(model, name))
+        constant = _constant(model, by_layer[name])
         if constant is None:
             continue
         site = sites[str(stay.renamed(taker.name))]
@@ -50,8 +50,8 @@ def without_empty_layers(model: PreTrainedModel, passing: bool = False) -> PreTr
 
 def can_go_empty(model: PreTrainedModel) -> list[str]:
     """Names the layers that go where both of their blocks do."""
-    layers = architecture_of(model).whole_layers(model)
-    return [site.name for site in layers if _is_identity(model, _sites_of(model, site.name))]
+    layers, by_layer = architecture_of(model).whole_layers(model), _sites_by_layer(model)
+    return [site.name for site in layers if _is_identity(model, by_layer[site.name])]
 
 
 def _empty_layers(model: PreTrainedModel) -> dict[str, Site]:
@@ -59,21 +59,25 @@ def _empty_layers(model: PreTrainedModel) -> dict[str, Site]:
     found: dict[str, Site] = {}
     before: dict[str, Site] = {}  # path of a list of layers -> last site of the last layer that stays
     may_go = set(can_go_empty(model))
-    for layer in architecture_of(model).layers(model):
-        sites, path = _sites_of(model, layer.path), layer.path.rpartition(".")[0]
-        if layer.path in may_go and not any(site.units for site in sites):
+    for name, sites in _sites_by_layer(model).items():
+        path = name.rpartition(".")[0]
+        if name in may_go and not any(site.units for site in sites):
             taker = before.get(path)
             if taker and (_takes_more(model, taker) or not _biases(model, sites)):
-                found[layer.path] = taker
+                found[name] = taker
                 continue
         if sites:
             before[path] = sites[-1]
     return found
 
 
-def _sites_of(model: PreTrainedModel, layer: str) -> list[Site]:
-    """Lists all sites of a layer, in the order in which they run."""
-    return [site for site in architecture_of(model).sites(model, empty=True) if site.prefix == f"{layer}."]
+def _sites_by_layer(model: PreTrainedModel) -> dict[str, list[Site]]:
+    """Maps each layer to all of its sites, both in the order in which they run."""
+    architecture = architecture_of(model)
+    found: dict[str, list[Site]] = {layer.path: [] for layer in architecture.layers(model)}
+    for site in architecture.sites(model, empty=True):
+        found[site.prefix.removesuffix(".")].append(site)
+    return found
 
 
 def _is_identity(model: PreTrainedModel, sites: Sequence[Site]) -> bool:

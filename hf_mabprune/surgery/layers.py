@@ -19,11 +19,7 @@ from hf_mabprune.surgery.configs import PARTS, rebuilt
 
 BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # config fields of L entries
 NUMBERS = ("mlp_only_layers",)  # config fields that list some layers by number
-FIRST = (
-    "first_k_dense_replace",
-    "max_window_layers",
-    "num_dense_layers",
-)  # config fields that count the first of them
+FIRST = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")  # config fields that count the first
 STAGES = ("stage_names", "out_features", "out_indices")  # config fields that name all layers, and some to be handed on
 NUMBER = "layer_idx"  # attribute of modules that know which layer they are in
 PASSING = {"training", "gradient_checkpointing"}  # attributes of modules that say nothing of a model
@@ -41,9 +37,8 @@ class Stay:
     def __init__(self, dense: PreTrainedModel, gone: Collection[str]) -> None:
         everything = architecture_of(dense).layers(dense)
         self.gone = [layer for layer in everything if layer.path in gone]
-        self.lists: dict[str, list[Layer]] = {
-            _list_of(layer.path): [] for layer in self.gone
-        }  # those that stay, by list
+        # Those that stay, by the list that they are in.
+        self.lists: dict[str, list[Layer]] = {_list_of(layer.path): [] for layer in self.gone}
         for layer in everything:
             if layer.path not in gone and (path := _list_of(layer.path)) in self.lists:
                 self.lists[path].append(layer)

@@ -7,7 +7,6 @@ from zlib import crc32
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn.utils.rnn import pad_sequence
 
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import LABELS, Batch
@@ -88,10 +87,7 @@ class MaskedLM(TokenTask):
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Makes inputs and labels, [B, T] each, padded on the right; labels are -100 where nothing is masked."""
-        inputs = [{name: value for name, value in example.items() if name != LABELS} for example in examples]
-        padded = self.processor.pad(inputs, padding_side="right", return_tensors="pt")
-        labels = [torch.tensor(example[LABELS]) for example in examples]
-        return Batch(padded, labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET))
+        return self.with_targets(examples)
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions, logits [B, T, C] and targets [B, T]; what is not masked has no target."""

@@ -195,12 +195,9 @@ class QuestionAnswering(TokenTask):
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Makes inputs [B, T], padded on the right, labels [B, 2], and `offsets` and `texts` as a `SpanReadout` has
         them."""
-        extra = (LABELS, OFFSETS, TEXTS)
-        inputs = [{name: value for name, value in example.items() if name not in extra} for example in examples]
-        padded = self.processor.pad(inputs, padding_side="right", return_tensors="pt")
         codes = [torch.tensor([[ord(character)] for character in example[TEXTS]]) for example in examples]
         return Batch(
-            padded,
+            self.padded(examples, apart=(LABELS, OFFSETS, TEXTS)),
             labels=torch.tensor([example[LABELS] for example in examples]),
             offsets=pad_sequence([torch.tensor(example[OFFSETS]) for example in examples], batch_first=True),
             texts=pad_sequence(codes, batch_first=True),

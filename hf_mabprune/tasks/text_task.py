@@ -104,9 +104,7 @@ class TextTask(TokenTask):
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Makes inputs [B, T], padded on the right, and labels [B] or [B, outputs]."""
-        inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
-        batch = self.processor.pad(inputs, padding_side="right", return_tensors="pt")
-        return Batch(batch, labels=torch.tensor([example["labels"] for example in examples]))
+        return Batch(self.padded(examples), labels=torch.tensor([example["labels"] for example in examples]))
 
 
 def is_regression(model_config: PreTrainedConfig | None) -> bool:

@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
 from hf_mabprune.data.columns import RowError, column_of, first_column, full_column, is_list, is_text
 from hf_mabprune.tasks.base import TASKS
@@ -110,10 +109,7 @@ class TokenClassification(TokenTask):
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Makes inputs and labels, [B, T] each, padded on the right; labels are -100 where no word begins."""
-        inputs = [{name: value for name, value in example.items() if name != LABELS} for example in examples]
-        padded = self.processor.pad(inputs, padding_side="right", return_tensors="pt")
-        labels = [torch.tensor(example[LABELS]) for example in examples]
-        return Batch(padded, labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET))
+        return self.with_targets(examples)
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions, logits [B, T, C] and targets [B, T]."""

@@ -1,17 +1,22 @@
 """What tasks share whose models read token ids: a tokenizer, a longest sequence, and padding that both sides know."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_mabprune.architectures.positions import max_positions
 from hf_mabprune.data.columns import column_of, full_column, is_text
 from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import LABELS, Batch
+from hf_mabprune.tasks.readout import NO_TARGET
 
 
 @dataclass(kw_only=True)
@@ -44,6 +49,21 @@ class TokenTask(Task):
         if self.max_length > positions:
             raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
         return self.max_length
+
+    def padded(self, examples: list[dict[str, Any]], apart: Collection[str] = (LABELS,)) -> BatchEncoding:
+        """Pads what the tokenizer gave for each example on the right, [B, T] each.
+
+        Args:
+            examples: Encoded examples.
+            apart: Names of what is not the tokenizer's.
+        """
+        inputs = [{name: value for name, value in example.items() if name not in apart} for example in examples]
+        return self.processor.pad(inputs, padding_side="right", return_tensors="pt")
+
+    def with_targets(self, examples: list[dict[str, Any]]) -> Batch:
+        """Makes inputs and labels, [B, T] each, padded on the right; labels are -100 on padding."""
+        labels = [torch.tensor(example[LABELS]) for example in examples]
+        return Batch(self.padded(examples), labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET))
 
     def check_pair(self, dataset: Dataset, split: str) -> None:
         """Refuses empty data, and columns or texts that are missing, where a row has one text or two.

@@ -1,13 +1,18 @@
 """Refits of experts against numpy: of one by itself, and of all that stay behind a router once others have gone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation
 from hf_mabprune.effects.activations import moments
 from hf_mabprune.surgery.cut import cut
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 from tests.compensation.test_least_squares import keys_of, ridge
 from tests.effects.by_hand import sent
 from tests.problems import problem, unasked
@@ -20,6 +25,13 @@ DAMPING = 0.05
 def method(bottom_up: bool = False):
     settings = {"name": "least_squares", "damping": DAMPING, "guard": False, "bottom_up": bottom_up}
     return make_compensation(settings)
+
+
+@torch.no_grad()
+def distance(task: Task, model: PreTrainedModel, other: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    """The squared distance of the outputs of two models, summed over batches."""
+    pairs = [[task.readout(each, batch).outputs for each in (model, other)] for batch in batches]
+    return sum(float((first - second).square().sum()) for first, second in pairs)
 
 
 @pytest.mark.parametrize("bottom_up", [False, True])
@@ -73,12 +85,7 @@ def test_experts_that_stay_are_refitted_together(widths: int, bottom_up: bool) -
     for weight, error in ((start, site.error_before), (expected, site.error_after)):
         assert error == pytest.approx(np.square(x @ weight.T - y).sum() / variance, rel=1e-2)
     assert site.error_after < site.error_before
-    with torch.no_grad():
-        distances = [
-            sum(float((task.readout(model, batch).outputs - task.readout(other, batch).outputs).square().sum())
-            for batch in batches)
-            for other in (small, plain)
-        ]  # fmt: skip
+    distances = [distance(task, model, other, batches) for other in (small, plain)]
     assert distances[0] < distances[1]
 
 
@@ -94,12 +101,7 @@ def test_a_refit_of_experts_makes_up_for_biases_that_go(bottom_up: bool) -> None
     small, plain = (cut(model, keep, "per_layer") for _ in range(2))
     figures = compensate(method(bottom_up), reference, small, keep)
 
-    with torch.no_grad():
-        distances = [
-            sum(float((task.readout(model, batch).outputs - task.readout(other, batch).outputs).square().sum())
-            for batch in batches)
-            for other in (small, plain)
-        ]  # fmt: skip
+    distances = [distance(task, model, other, batches) for other in (small, plain)]
     assert figures.sites[0].refitted and figures.sites[0].error_after < figures.sites[0].error_before
     assert distances[0] < distances[1]
 
