@@ -35,12 +35,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
-    stale = [page for page in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))) if not is_current(page)]
-    for page in stale:
+    pages = stale_pages()
+    for page in pages:
         print(f"{page.relative_to(ROOT)} {'is out of date: run scripts/components.py' if check else 'is filled in'}")
         if not check:
             page.write_text(filled(page.read_text()))
-    return int(check and bool(stale))
+    return int(check and bool(pages))
+
+
+def stale_pages() -> list[Path]:
+    """Lists the pages that do not show what is registered."""
+    return [page for page in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))) if not is_current(page)]
 
 
 def is_current(page: Path) -> bool:

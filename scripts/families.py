@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from components import ROOT, filled
+from components import filled, stale_pages
 
 from hf_mabprune.architectures import ARCHITECTURES, shown
 from hf_mabprune.architectures.shown import CHECKS, LAYOUTS, Results, Shown, ShownOfType
 
 FILE = Path(shown.__file__).with_name(shown.FILE)
-PAGES = (ROOT / "README.md", ROOT / "docs" / "families.md")
 VERSIONS = ("transformers", "torch")
 
 
@@ -31,7 +30,7 @@ def main() -> int:
     parser.add_argument("results", nargs="+", help="JUnit results of the tests")
     found = gathered([note for file in parser.parse_args().results for note in notes(file)])
     FILE.write_text(as_lines(found))
-    for page in PAGES:
+    for page in stale_pages():
         page.write_text(filled(page.read_text()))
     missing = sorted({*ARCHITECTURES.names()} - found.types.keys())
     failed = sorted(name for name, own in found.types.items() if any(row.failed for row in own.rows.values()))
