@@ -221,7 +221,9 @@ def _paired_losses(suite: Suite, rows: pd.DataFrame, tables: dict[str, pd.DataFr
     if "losses" not in rows or rows["losses"].isna().any():
         return ""
     compared = tables["paired_losses"] = statistics.compare_losses(rows, suite.planned)
-    return "" if compared.empty else (
+    if compared.empty:
+        return ""
+    return (
         "### Planned comparisons by loss, in pairs\n\nMean difference of the losses of the same test examples, in "
         "nats, and the 95% interval of a bootstrap over data sets, draws and examples; below 0 the method is "
         "better.\n\n" + compared.to_markdown(index=False, floatfmt=".4f")

@@ -5,15 +5,15 @@ data sets: they are averaged before anything is ranked or tested (Demsar 2006, J
 Symbols: N data sets (the column `task`), k methods.
 """
 
-from collections.abc import Sequence
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 import scikit_posthocs
+from numpy.typing import NDArray
 from scipy import stats
 from scipy.integrate import trapezoid
 from statsmodels.stats.multitest import multipletests
