@@ -23,4 +23,5 @@ class Reap(Criterion):
     kinds: ClassVar[tuple[str, ...]] = ("expert",)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        return statistics.by_expert(lambda routed: routed.norms / max(routed.positions, 1))
+        routed = statistics.routed
+        return statistics.by_expert({name: each.norms / max(each.positions, 1) for name, each in routed.items()})

@@ -19,4 +19,5 @@ class RouterFrequency(Criterion):
     kinds: ClassVar[tuple[str, ...]] = ("expert",)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        return statistics.by_expert(lambda routed: routed.positions / routed.all_positions)
+        routed = statistics.routed
+        return statistics.by_expert({name: each.positions / each.all_positions for name, each in routed.items()})

@@ -230,11 +230,11 @@ class CalibrationStatistics:
                 totals[rows] = self.sums_at(site, rows, values(site))
         return totals
 
-    def by_expert(self, value: Callable[[Routed], float]) -> Floats:
-        """[K], `value` of what is sent to each expert, where all arms are experts."""
+    def by_expert(self, values: Mapping[str, float]) -> Floats:
+        """[K], the value of each expert, by the name of its own site, where all arms are experts."""
         scores = np.empty(len(self.arms))
         for site, rows in self.sites:
-            scores[rows] = [value(self.routed[part.name]) for part in members(site, self.all_sites)]
+            scores[rows] = [values[part.name] for part in members(site, self.all_sites)]
         return scores
 
     def sums_at(self, site: Site, rows: Ints, values: Floats) -> Floats:

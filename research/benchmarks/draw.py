@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.cost import arm_table
-from hf_mabprune.arms import Ints, KeepIndices
+from hf_mabprune.arms import ArmTable, Ints, KeepIndices
 from hf_mabprune.compensation import CompensationFigures, compensate
 from hf_mabprune.config import PruningConfig
 from hf_mabprune.criteria import CalibrationStatistics
@@ -61,6 +60,7 @@ class Draw:
     name: str
     session: Session
     seed: int
+    _meters: dict[tuple[str, ...], Meter] = field(default_factory=dict, init=False, repr=False)  # by kinds of arms
 
     def choose(self, cells: Sequence[Cell]) -> dict[tuple[str, Allocation], Choice]:
         """Maps targets and allocations to what is kept.
@@ -83,18 +83,20 @@ class Draw:
 
     @stage("statistics")
     def _by_criterion(self, cell: Cell) -> Choice:
-        prune = self.suite.settings(self.name, target=cell.size).prune
-        plan = self._plan(prune, cell.allocation)
-        self._meter.start()
-        kept, order = self.suite.criterion(cell.method).choose(cast(CalibrationStatistics, self._meter), plan)
-        forward, backward = (self._tokens * passes for passes in self._meter.passes())
-        cost = Cost(0, forward, backward, self._meter.stop())
+        prune, criterion = self.suite.settings(self.name, target=cell.size).prune, self.suite.criterion(cell.method)
+        everything = self.session.arms
+        arms = everything if criterion.ranks(everything.kinds()) else self._arms(prune)
+        meter, plan = self._meter(arms), self._plan(prune, cell.allocation, arms)
+        meter.start()
+        kept, order = criterion.choose(cast(CalibrationStatistics, meter), plan)
+        forward, backward = (self._tokens * passes for passes in meter.passes())
+        cost = Cost(0, forward, backward, meter.stop())
         return self._choice(Selection(plan, kept, *self._rounding(prune)), order, cost)
 
     def _by_control(self, cell: Cell) -> Choice:
         spec, session = self.suite.methods[cell.method], self.session
         prune = self.suite.settings(self.name, target=cell.size).prune
-        plan, batches = self._plan(prune, cell.allocation), session.batches["calibration"]
+        plan, batches = self._plan(prune, cell.allocation, session.arms), session.batches["calibration"]
         model = session.dense, session.arms, session.task
         pulls = ReplayPulls(*model, batches, "kl", session.accelerator, outputs=session.outputs)
         started, tokens = time.monotonic(), round(spec.sweeps * len(plan.arms) * (self._tokens / len(batches)))
@@ -116,7 +118,7 @@ class Draw:
     def _by_search(self, cells: Sequence[Cell]) -> dict[tuple[str, Allocation], Choice]:
         settings = cells[0].settings(self.suite).model_copy(update={"seed": self.seed})
         prune, session = settings.prune, self.session
-        arms = arm_table(session.dense, prune.kinds(), session.settings.block_size, session.example)
+        arms = self._arms(prune)
         compensation = self.suite.compensation(cells[0].compensation)
         session = under(session, settings, arms=arms, compensation=compensation)
         plans = {
@@ -132,10 +134,14 @@ class Draw:
         }
         return {place: self._choice(selection, order, cost) for place, selection in selections.items()}
 
-    def _plan(self, prune: PruningConfig, allocation: Allocation) -> Plan:
-        """What has to go, from arms of both kinds."""
-        plan = make_plans(self.session.dense, self.session.arms, self.session.totals, prune).search
-        return spread(plan, allocation)
+    def _arms(self, prune: PruningConfig) -> ArmTable:
+        """Arms of those kinds alone that a target can remove."""
+        session = self.session
+        return arm_table(session.dense, prune.kinds(), session.settings.block_size, session.example)
+
+    def _plan(self, prune: PruningConfig, allocation: Allocation, arms: ArmTable) -> Plan:
+        """What has to go, of these arms."""
+        return spread(make_plans(self.session.dense, arms, self.session.totals, prune).search, allocation)
 
     def _rounding(self, prune: PruningConfig) -> tuple[int, int]:
         """Multiple that kept widths are rounded to, and the neurons that a layer keeps at least."""
@@ -151,12 +157,13 @@ class Draw:
         """Positions of one pass over the calibration data, padding included."""
         return sum(batch.tokens for batch in self.session.batches["calibration"])
 
-    @cached_property
-    def _meter(self) -> Meter:
-        """Statistics for all criteria."""
-        session = self.session
-        batches = session.batches["calibration"]
-        return Meter(CalibrationStatistics(session.dense, session.arms, session.task, batches, self.seed))
+    def _meter(self, arms: ArmTable) -> Meter:
+        """Statistics for all criteria that rank these arms."""
+        session, kinds = self.session, tuple(arms.kinds())
+        if kinds not in self._meters:
+            data = session.dense, arms, session.task, session.batches["calibration"]
+            self._meters[kinds] = Meter(CalibrationStatistics(*data, self.seed))
+        return self._meters[kinds]
 
 
 def spread(plan: Plan, allocation: Allocation) -> Plan:

@@ -13,6 +13,7 @@ STATISTICS = {  # property -> what is computed for it, and its passes over the d
     "moments": ("moments", 1, 0),
     "kfac_factors": ("kfac_factors", 1, 0),  # and as many backward passes as the outputs need
     "magnitudes": ("magnitudes", 1, 0),
+    "routed": ("routed", 1, 0),
     "gradients": ("gradients", 1, 1),
     "example_gradients": ("gradients", 1, 1),
 }

@@ -161,6 +161,7 @@ class Bench:
             "chance": chance,
             "retained": retained(value, whole, chance, metric),
             "loss": pruned.loss,
+            "losses": json.dumps(pruned.scores.losses.tolist()),
             "dense_loss": dense.loss,
             "mean_kl": float(pruned.kl.mean()),
             "held_out_kl": float(held_out.kl.mean()),

@@ -93,6 +93,7 @@ def make_report(suite: Suite, rows: pd.DataFrame, expected: int) -> QualityRepor
             text += [ranks, _planned(suite, points, measure, tables)]
             tables |= rank_tables
             figures |= diagrams
+        text.append(_paired_losses(suite, points, tables))
     text.append(_costs(rows))
     return QualityReport("\n\n".join(part for part in text if part) + "\n", tables, figures)
 
@@ -212,6 +213,20 @@ def _planned(suite: Suite, rows: pd.DataFrame, measure: str, tables: dict[str, p
         f"### Planned comparisons by {TITLES[measure]}\n\nWilcoxon over data sets, Holm over the claims of better; "
         f"won, tied and lost cells (data set x target x compensation, seeds averaged); worse: lost by more than the "
         f"margin of {suite.margin:g} retained.{note}\n\n" + compared.to_markdown(index=False, floatfmt=".3g")
+    )
+
+
+def _paired_losses(suite: Suite, rows: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
+    """Text and table of the planned pairs' losses; nothing where rows are without those of every example."""
+    if "losses" not in rows or rows["losses"].isna().any():
+        return ""
+    compared = tables["paired_losses"] = statistics.compare_losses(rows, suite.planned)
+    if compared.empty:
+        return ""
+    return (
+        "### Planned comparisons by loss, in pairs\n\nMean difference of the losses of the same test examples, in "
+        "nats, and the 95% interval of a bootstrap over data sets, draws and examples; below 0 the method is "
+        "better.\n\n" + compared.to_markdown(index=False, floatfmt=".4f")
     )
 
 

@@ -5,6 +5,7 @@ data sets: they are averaged before anything is ranked or tested (Demsar 2006, J
 Symbols: N data sets (the column `task`), k methods.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scikit_posthocs
+from numpy.typing import NDArray
 from scipy import stats
 from scipy.integrate import trapezoid
 from statsmodels.stats.multitest import multipletests
 
+from hf_mabprune.evaluation.quality import RESAMPLES, percentiles
 from research.benchmarks.specs import PlannedSpec
 
 POINT = ["task", "target", "compensation", "seed"]
@@ -154,6 +157,60 @@ def _compared(rows: pd.DataFrame, pair: PlannedSpec, measure: str, margin: float
         "worse": int((gains < -margin).sum()) if measure == "retained" else None,
         "worst": gains.min(),
     }
+
+
+def compare_losses(rows: pd.DataFrame, planned: Sequence[PlannedSpec]) -> pd.DataFrame:
+    """Compares the losses of planned pairs on the same test examples, at each target by itself.
+
+    The interval is that of a hierarchical bootstrap: data sets are drawn with replacement, of each of them seeds, and
+    test examples, the same for all seeds.
+
+    Args:
+        rows: Rows whose `losses` hold the loss of every test example, as JSON.
+        planned: Pairs of methods.
+
+    Returns:
+        Columns method, against, target, compensation, data_sets, draws, difference (mean loss of the method minus
+        that of the other one, in nats: of log perplexity, where that is the metric), low and high (95%); one line
+        for each target and compensation that both have rows of.
+    """
+    lines = []
+    for pair in planned:
+        for (target, compensation), group in rows.groupby(["target", "compensation"], sort=False):
+            differences = _loss_differences(group, pair)
+            if differences:
+                line = {"method": pair.method, "against": pair.against, "target": target, "compensation": compensation}
+                draws = sum(map(len, differences))
+                mean = float(np.mean([one.mean() for one in differences]))
+                low, high = percentiles(_resampled_means(differences))
+                line |= {"data_sets": len(differences), "draws": draws}
+                lines.append(line | {"difference": mean, "low": low, "high": high})
+    return pd.DataFrame(lines)
+
+
+def _loss_differences(rows: pd.DataFrame, pair: PlannedSpec) -> list[NDArray[np.float64]]:
+    """[seeds, examples] of every data set: losses of one method minus those of the other, where both have rows."""
+    one, other = (
+        rows[rows["method"] == name].set_index(["task", "seed"])["losses"].map(json.loads)
+        for name in (pair.method, pair.against)
+    )
+    both = pd.concat([one.rename("one"), other.rename("other")], axis=1, join="inner")
+    found = [np.array(own["one"].tolist()) - np.array(own["other"].tolist()) for _, own in both.groupby("task")]
+    return [differences for differences in found if len(differences)]
+
+
+def _resampled_means(differences: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Means over data sets, seeds and examples that are drawn with replacement, [RESAMPLES]."""
+    rng, means = np.random.default_rng(0), np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        drawn = [differences[at] for at in rng.integers(len(differences), size=len(differences))]
+        means[number] = np.mean(
+            [
+                one[rng.integers(len(one), size=len(one))][:, rng.integers(one.shape[1], size=one.shape[1])].mean()
+                for one in drawn
+            ]
+        )
+    return means
 
 
 def area_under_curve(rows: pd.DataFrame, measure: str = "retained") -> pd.DataFrame:

@@ -167,10 +167,16 @@ class Suite(Strict):
             for seed in self.seeds:
                 for target in self.targets_of(task):
                     for method in self.methods:
-                        for size in target.sizes():
+                        for size in (size for size in target.sizes() if self._ranks(method, size)):
                             for compensation in map(label_of, self.compensations):
                                 for allocation in self.allocations_of(method):
                                     yield Cell(task, seed, target, method, size, compensation, allocation)
+
+    def _ranks(self, method: str, size: TargetConfig) -> bool:
+        """Says whether a method can rank the kinds of arms that a size counts."""
+        name = named(self.methods[method].criterion or "").get("name")
+        kinds = [kind for kind, fraction in size.counted().items() if fraction is not None]
+        return name not in CRITERIA.names() or CRITERIA.get(name).ranks(kinds)
 
     def check_cells(self, cells: Sequence["Cell"]) -> None:
         """Refuses all that can be refused before a model is loaded: settings, methods, compensations.

@@ -1,6 +1,7 @@
-"""Trains a small Mixtral on WikiText-2: 8 experts a layer, of which 2 see a token.
+"""Trains a small Mixtral on WikiText-2: 8 experts a layer, or another number, of which 2 see a token.
 
 python -m research.models.mixtral --data Salesforce/wikitext --out runs/models/mixtral-wikitext2
+python -m research.models.mixtral --num_local_experts 16 --intermediate_size 128 --out runs/models/mixtral16-wikitext2
 """
 
 from dataclasses import replace
@@ -95,5 +96,11 @@ def experts_load(model: MixtralForCausalLM, ids: torch.Tensor) -> list[list[floa
 
 
 if __name__ == "__main__":
-    options = language_command_line(__doc__).parse_args()
-    make(options.data, options.name, options.more, options.out, replace(RECIPE, seed=options.seed))
+    parser = language_command_line(__doc__)
+    parser.add_argument("--steps", type=int, default=RECIPE.steps)
+    for size, default in SIZES.items():
+        parser.add_argument(f"--{size}", type=int, default=default)
+    options = parser.parse_args()
+    recipe = replace(RECIPE, seed=options.seed, steps=options.steps)
+    chosen = {size: getattr(options, size) for size in SIZES}
+    make(options.data, options.name, options.more, options.out, recipe, **chosen)

@@ -1,5 +1,6 @@
 """Statistics of the quality benchmark: those of scipy and scikit-posthocs, and what is left out of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import scikit_posthocs
 from scipy import stats
 
 from research.benchmarks import quality_report, statistics
+from research.benchmarks.specs import PlannedSpec
 from research.benchmarks.suite import Suite
 from tests.research.suites import SUITE
 from tests.seeds import moved
@@ -103,6 +105,34 @@ def test_only_points_that_all_methods_have_are_averaged() -> None:
     partial = rows[~((rows["method"] == "a") & (rows["target"] == "heads-0.7"))]
     table = statistics.score_table(partial, "retained")
     np.testing.assert_allclose(table["b"], SCORES["b"])
+
+
+def losses_of(method: str, means: dict[str, list[float]], spread: float = 0.1) -> pd.DataFrame:
+    """Rows of data sets -> a mean loss for each seed, with the losses of 50 test examples around it."""
+    rng, lines = np.random.default_rng(moved(1)), []
+    for task, of_seeds in means.items():
+        for seed, mean in enumerate(of_seeds):
+            losses = (4 + mean + rng.normal(0, spread, 50)).tolist()
+            line = {"task": task, "target": "experts-0.5", "compensation": "none", "method": method, "seed": seed}
+            lines.append(line | {"losses": json.dumps(losses)})
+    return pd.DataFrame(lines)
+
+
+PAIR = [PlannedSpec(method="a", against="b")]
+
+
+def test_losses_are_compared_in_pairs_over_data_sets_draws_and_examples() -> None:
+    other = losses_of("b", {"first": [0.0, 0.0, 0.0], "second": [0.0, 0.0, 0.0]})
+    lower = losses_of("a", {"first": [-0.1, -0.1, -0.1], "second": [-0.3, -0.3]})
+    (found,) = statistics.compare_losses(pd.concat([lower, other]), PAIR).to_dict("records")
+    assert (found["data_sets"], found["draws"], found["target"]) == (2, 5, "experts-0.5")
+    assert found["difference"] == pytest.approx(-0.2), "the examples' own losses cancel, and data sets count alike"
+    assert -0.301 < found["low"] < -0.2 < found["high"] < -0.099, "what data sets differ by is in the interval"
+
+
+def test_a_pair_that_shares_no_draw_has_no_line() -> None:
+    rows = pd.concat([losses_of("a", {"first": [0.0]}), losses_of("b", {"second": [0.0]})])
+    assert statistics.compare_losses(rows, PAIR).empty
 
 
 def test_the_area_is_the_mean_height() -> None:

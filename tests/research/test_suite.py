@@ -72,6 +72,13 @@ def test_what_ranks_arms_has_two_allocations_where_layers_may_differ(
     assert suite.plan() != suite.model_copy(update={"allocations": ["own"]}).plan()
 
 
+def test_a_criterion_has_cells_of_those_targets_alone_that_it_can_rank(tmp_path: Path) -> None:
+    targets, methods = [{"neurons": 0.5}, {"experts": 0.5}], {"reap": {"criterion": "reap"}}
+    suite = read_suite(write(tmp_path, {**SUITE, "targets": targets, "methods": {**SUITE["methods"], **methods}}))
+    assert {cell.target for cell in suite.cells(["method=reap"])} == {"experts-0.5"}
+    assert {cell.target for cell in suite.cells(["method=magnitude"])} == {"neurons-0.5", "experts-0.5"}
+
+
 def test_an_overlay_replaces_data_sets_whole(tmp_path: Path) -> None:
     files = {"train": "a.parquet"}
     local = {"runs": {"first": {"task": {"dataset": {"path": "parquet", "data_files": files}, "batch_size": 4}}}}
