@@ -23,5 +23,4 @@ class Reap(Criterion):
     kinds: ClassVar[tuple[str, ...]] = ("expert",)
 
     def scores(self, statistics: CalibrationStatistics) -> Floats:
-        routed = statistics.routed
-        return statistics.by_expert({name: each.norms / max(each.positions, 1) for name, each in routed.items()})
+        return statistics.by_expert({name: each.added for name, each in statistics.routed.items()})

@@ -23,7 +23,7 @@ from hf_mabprune.effects.activations import Moments, mean_cosines, moments, watc
 from hf_mabprune.effects.gradients import estimate
 from hf_mabprune.effects.kfac import KfacFactors, kfac_factors
 from hf_mabprune.effects.reserve import Reserve
-from hf_mabprune.effects.routes import routes
+from hf_mabprune.effects.routed import Routed, sent_to_experts
 from hf_mabprune.progress import over
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
@@ -63,21 +63,6 @@ class BySite(Mapping[str, Statistic], Generic[Statistic]):
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
-
-
-@dataclass
-class Routed:
-    """What a router sends to an expert, and what comes of it.
-
-    Attributes:
-        all_positions: Positions that the router has seen.
-        positions: Those that it sends to the expert.
-        norms: Sum over them of |g f|, f what the expert gives and g what the router multiplies it by.
-    """
-
-    all_positions: int = 0
-    positions: int = 0
-    norms: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,24 +147,8 @@ class CalibrationStatistics:
     @cached_property
     def routed(self) -> dict[str, Routed]:
         """What is sent to each expert that is an arm, by the name of its own site; one forward pass a batch."""
-        routers = {site.inside + str(site.spec.experts): site for site, _ in self.sites if site.kind == "expert"}
-        parts = [part for site in routers.values() for part in members(site, self.all_sites)]
-        weights = {part.name: projection_of(self.model, part).weight.detach() for part in parts}
-        found = {part.name: Routed() for part in parts}
-
-        def see(site: Site, hidden: torch.Tensor, counted: torch.Tensor) -> None:
-            own, number, route = found[site.name], site.expert or 0, said[routers[str(site.tie)].name]
-            sent = counted & (route.chosen == number).any(-1).view_as(counted)
-            made = hidden[sent] @ weights[site.name].T  # g W h, see `effects.taps`
-            if route.biases is not None:
-                made = made + route.weight_of(number).view_as(counted)[sent].unsqueeze(-1) * route.biases[number]
-            own.all_positions += int(counted.sum())
-            own.positions += int(sent.sum())
-            own.norms += float(torch.linalg.vector_norm(made.double(), dim=-1).sum())
-
-        with routes(self.model, list(routers.values())) as said:
-            watch_inputs(self.model, self.task, self.batches, parts, see)
-        return found
+        asked = [site for site, _ in self.sites if site.kind == "expert"]
+        return sent_to_experts(self.model, self.task, self.batches, asked)
 
     @cached_property
     def cosines(self) -> dict[str, float]:

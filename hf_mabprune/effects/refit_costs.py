@@ -35,6 +35,7 @@ from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.obs import increases, inverted
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.reserve import Reserve
+from hf_mabprune.effects.routed import sent_to_experts
 from hf_mabprune.progress import over
 from hf_mabprune.selection.plan import Floats, Ints
 from hf_mabprune.surgery.biases import may_have_bias
@@ -52,7 +53,8 @@ class RefitCosts:
     Attributes:
         along: [K], cost in nats of each arm as the last of its layer's that have gone, refitted.
         evenly: [K], the same if outputs moved alike with every direction of the projection's output: with tr(G) / D I
-            for G, which few draws tell better than all of G.
+            for G, which few draws tell better than all of G. Of experts: what they add where they are asked
+            (`Routed.added`), in proportion, with the same sum as their `along`.
         alone: [K], cost of each arm as the first.
         stand_ins: What comes in the place of each arm, by name of its site; experts have none.
         cost: What finding this out took.
@@ -102,15 +104,28 @@ class RefitCosts:
             for site, rows, own in over(together, "costs of removals", "sites"):
                 if site.kind == "expert":
                     along[rows] = [whole_cost(model, part, factors[part.name]) for part in own]
-                    evenly[rows] = alone[rows] = along[rows]
+                    alone[rows] = along[rows]
                 else:
                     evenly[rows] = _evenly_at(model, arms, site, rows, factors[site.name], damping)
                     along[rows], alone[rows], made = _costs_at(model, arms, site, rows, factors[site.name], damping)
                     stand_ins[site.name] = replace(made, matrix=reserve.kept(made.matrix))
             del factors
-        tokens = sum(batch.tokens for batch in batches)
-        seconds = time.perf_counter() - start
-        return cls(along, evenly, alone, stand_ins, Cost(0, tokens * sweeps, tokens * passes * sweeps, seconds))
+        experts = [(site, rows, own) for site, rows, own in todo if site.kind == "expert"]
+        if experts:
+            rows = np.concatenate([rows for _, rows, _ in experts])
+            evenly[rows] = _added(model, task, batches, experts)
+            evenly[rows] *= along[rows].sum() / max(evenly[rows].sum(), np.finfo(float).tiny)
+        tokens, seconds = sum(batch.tokens for batch in batches), time.perf_counter() - start
+        cost = Cost(0, tokens * (sweeps + bool(experts)), tokens * passes * sweeps, seconds)
+        return cls(along, evenly, alone, stand_ins, cost)
+
+
+def _added(
+    model: PreTrainedModel, task: Task, batches: Sequence[Batch], experts: Sequence[tuple[Site, Ints, Sequence[Site]]]
+) -> list[float]:
+    """Lists `Routed.added` of all experts, of one site of whole experts after the other."""
+    sent = sent_to_experts(model, task, batches, [site for site, *_ in experts])
+    return [sent[part.name].added for *_, own in experts for part in own]
 
 
 def in_outputs(model: PreTrainedModel, site: Site, kfac: KfacFactors) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures.sites import members
 from hf_mabprune.effects.activations import moments
 from hf_mabprune.effects.interactions import Interactions
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.pulls.reference import ReferencePulls
 from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.refit_costs import RefitCosts
+from hf_mabprune.effects.routed import sent_to_experts
 from tests.problems import arms_of, problem, pull_all, rounding, small_effects, some_context, unasked, whole
 from tests.tiny_sizes import UNLIKE
 
@@ -84,10 +86,15 @@ def test_effects_with_stand_ins_say_what_pulls_with_stand_ins_say(model_type: st
 def test_costs_grow_along_the_removals_of_a_site(model_type: str) -> None:
     model, task, batches, arms = problem(model_type)
     refit_costs = RefitCosts.of(model, arms, task, batches)
+    sites = {site.name: site for site in architecture_of(model).sites(model)}
+    experts = [site for site in sites.values() if site.kind == "expert"]
+    added = {name: sent.added for name, sent in sent_to_experts(model, task, batches, experts).items()}
     for site, rows in arms.groups():
         if site.endswith("gate"):  # whole experts, with nothing in their place
             assert np.array_equal(refit_costs.along[rows], refit_costs.alone[rows])
             assert site not in refit_costs.stand_ins
+            asked = [added[part.name] for part in members(sites[site], list(sites.values()))]
+            assert refit_costs.evenly[rows].argsort().tolist() == np.argsort(asked).tolist()
             continue
         first = rows[np.argmin(refit_costs.along[rows])]
         assert refit_costs.along[first] == pytest.approx(refit_costs.alone[rows].min(), rel=1e-3)

@@ -120,7 +120,7 @@ class Refit(EstimatingRule):
 
     def orders(self, rewards: Floats) -> list[Floats]:
         """Gives scores, [K] each, whose orders within sites allocations follow: costs in the outputs, corrected by
-        pulls and not, and as they are with outputs that move alike with all directions."""
+        pulls and not, and as they are with outputs that move alike with all directions; experts by what they add."""
         known = self._known()
         return [-known.along * self._correction(rewards), -known.along, -known.evenly]
 
