@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "search": {**ALONE, "criterion": "obs"},
         "compensation": {"name": "least_squares", "bottom_up": True, "both_sides": True},
     },
+    "a whole layer": {"prune": {"arms": ["layer"], "target": {"layers": 0.5}}, "search": {}},
     "uniform, without a refit": {
         "search": {**ALONE, "criterion": "magnitude"},
         "compensation": None,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -17,6 +18,7 @@ from tests.runtime.runs import ROOT, Runs, outcome, wait_for
 
 LAUNCH_FILES = ROOT / "configs/accelerate"
 SIZES = ("neurons-0.25-heads-0.25", "neurons-0.5-heads-0.5")
+LAYERS = {"arms": ["layer"], "target": {"layers": 0.5}}
 
 pytestmark = pytest.mark.whole
 
@@ -84,6 +86,19 @@ def test_two_processes_of_a_launch_give_the_same_report_and_checkpoint(config: P
 def test_four_processes_give_the_same_report_and_checkpoint(runs: Runs, config: Path, alone: Any) -> None:
     folder = config.parent / "out4"
     assert checked(folder, finish(runs, config, 4, "--output.dir", str(folder)), 4) == alone
+
+
+def test_two_processes_remove_the_same_layers_as_one(runs: Runs, config: Path) -> None:
+    settings = yaml.safe_load(config.read_text()) | {"prune": LAYERS, "search": {"pulls_per_arm": 2}}
+    path, found = config.with_name("layers.yaml"), []
+    path.write_text(yaml.safe_dump(settings))
+    for processes in (1, 2):
+        folder = config.parent / f"layers{processes}"
+        finish(runs, path, processes, "--output.dir", str(folder))
+        assert json.loads((folder / "mabprune" / "report.json").read_text())["search"]["processes"] == processes
+        arms, weights = pd.read_parquet(folder / "mabprune" / "arms.parquet"), folder / "model.safetensors"
+        found.append((arms["kept"].tolist(), arms["mean"].tolist(), weights.read_bytes()))
+    assert found[0] == found[1]
 
 
 def test_a_run_killed_on_two_processes_goes_on_in_one(runs: Runs, config: Path, alone: Any) -> None:
