@@ -6,6 +6,7 @@
     python scripts/benchmark.py precision --config configs/quickstart.yaml --search.products float16
     python scripts/benchmark.py estimates --config configs/quickstart.yaml
     python scripts/benchmark.py memory --config configs/quickstart.yaml --search.memory 0.5
+    python scripts/benchmark.py calibration --config configs/quickstart.yaml --choices-on 64 256 --refits-on 0 64 256
     python scripts/benchmark.py plan --configs configs/quickstart.yaml configs/llama_wikitext2.yaml
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
@@ -26,6 +27,7 @@ from hf_mabprune.cli.settings import Arguments, read_settings
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.policies import POLICIES
 from research.benchmarks import (
+    calibration,
     estimates,
     language,
     language_report,
@@ -45,9 +47,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "benchmark", choices=["estimates", "language", "memory", "plan", "policies", "precision", "pulls", "quality"]
-    )
+    kinds = "calibration estimates language memory plan policies precision pulls quality"
+    parser.add_argument("benchmark", choices=kinds.split())
     parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", help="policy, or policy:reward; default: all, and ucb1:loss")
     parser.add_argument(
@@ -56,6 +57,10 @@ def main() -> int:
     parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
     parser.add_argument("--plot", help="where the figure of `pulls` goes, e.g. runs/pulls.png")
     parser.add_argument("--configs", nargs="+", default=[], help="files of the runs that `plan` looks at")
+    parser.add_argument(
+        "--choices-on", type=int, nargs="+", default=[512], help="examples of choices of `calibration`"
+    )
+    parser.add_argument("--refits-on", type=int, nargs="+", default=[0, 512], help="and of its refits")
     parser.add_argument("--suite", default="configs/benchmark/quality.yaml", help="suite file of `quality`")
     parser.add_argument("--overlay", nargs="+", default=[], help="files merged over the suite, e.g. with local paths")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. task=sst2 method=race,obs allocation=own")
@@ -85,6 +90,9 @@ def measured(options: argparse.Namespace, settings: Arguments) -> str:
     if options.benchmark == "plan":
         runs = [PruneConfig.from_yaml(file) for file in options.configs]
         return f"{plans.measure(runs).to_markdown(index=False, floatfmt='.3g')}\n"
+    if options.benchmark == "calibration":
+        table = calibration.measure(read_settings(settings), options.choices_on, options.refits_on)
+        return f"{table.to_markdown(index=False, floatfmt='.4g')}\n"
     measure = {
         "precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure,
         "memory": memory.measure,
