@@ -119,6 +119,14 @@ def pull_all(pulls: Pulls, kept: np.ndarray) -> np.ndarray:
     return pulls.pull(np.repeat(arms, 2), np.tile([0, 2], len(arms)))
 
 
+def pull_some(pulls: Pulls, kept: np.ndarray, each: int = 4) -> np.ndarray:
+    """Pulls at most `each` kept arms of every site on the first and the third batch."""
+    pulls.set_context(kept)
+    rows = [rows[kept[rows]] for _, rows in pulls.arms.groups()]
+    arms = np.concatenate([own[np.unique(np.linspace(0, len(own) - 1, each).astype(int))] for own in rows if len(own)])
+    return pulls.pull(np.repeat(arms, 2), np.tile([0, 2], len(arms)))
+
+
 def rounding(model: PreTrainedModel) -> float:
     """Says how far two ways to the same numbers may end up apart in float64.
 

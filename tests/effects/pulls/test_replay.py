@@ -11,7 +11,7 @@ from hf_mabprune.effects.pulls.replay import ReplayPulls
 from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.tasks.batch import Batch
-from tests.problems import arms_of, problem, pull_all, rounding, some_context, whole
+from tests.problems import arms_of, problem, pull_all, pull_some, rounding, some_context, whole
 from tests.shows import Shows
 from tests.tiny_models import head_of
 from tests.tiny_sizes import UNLIKE
@@ -22,9 +22,10 @@ REPLAYED = [
     if head_of(name) != "AutoModel" and not any(stack.shared for stack in ARCHITECTURES.get(name).stacks)
 ]
 SERIES = 2e-6  # of a divergence: which terms of its series are taken depends on what else is in the pass
-TWO_STACKS = ("t5", "bart")
 CASES = [(name, "kl") for name in REPLAYED]
-CASES += [(name, reward) for name in UNLIKE for reward in REWARDS.names() if reward != "kl" and name not in TWO_STACKS]
+CASES += [
+    (name, reward) for name in ("bert", "llama", "mixtral", "vit") for reward in REWARDS.names() if reward != "kl"
+]
 
 
 @pytest.mark.parametrize(("model_type", "reward"), CASES)
@@ -34,8 +35,8 @@ def test_replayed_pulls_equal_reference_pulls(model_type: str, reward: str, show
     kept = some_context(arms)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, rounding(model))):
         model.to(dtype)
-        slow = pull_all(ReferencePulls(model, arms, task, batches, reward), kept)
-        fast = pull_all(ReplayPulls(model, arms, task, batches, reward), kept)
+        slow = pull_some(ReferencePulls(model, arms, task, batches, reward), kept)
+        fast = pull_some(ReplayPulls(model, arms, task, batches, reward), kept)
 
         assert np.abs(slow).max() > 0 or reward == "accuracy"
         if "kl" in REWARDS.get(reward).needs:
@@ -58,8 +59,8 @@ def test_configs_whose_layers_run_otherwise(model_type: str, changes: dict[str, 
     model, task, batches, arms = problem(model_type, **changes)
     model.double()
     kept = some_context(arms)
-    slow = pull_all(ReferencePulls(model, arms, task, batches), kept)
-    fast = pull_all(ReplayPulls(model, arms, task, batches), kept)
+    slow = pull_some(ReferencePulls(model, arms, task, batches), kept)
+    fast = pull_some(ReplayPulls(model, arms, task, batches), kept)
     np.testing.assert_allclose(fast, slow, rtol=0, atol=max(rounding(model), SERIES * np.abs(slow).max()))
     assert np.abs(slow).max() > 1e-7
 
