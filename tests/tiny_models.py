@@ -40,13 +40,18 @@ def tiny_model(model_type: str, auto_class: str, **changes: object) -> PreTraine
 
 def deep_model(model_type: str, auto_class: str = "", layers: int = 4) -> PreTrainedModel:
     """A tiny model of so many layers, a stack; where they are of two kinds, these take turns."""
+    return tiny_model(model_type, auto_class or head_of(model_type), **deeper(model_type, layers))
+
+
+def deeper(model_type: str, layers: int = 4) -> dict[str, object]:
+    """What a config says of so many layers, a stack."""
     sizes = OF_TYPE.get(model_type, GROUPED)
     counts = {name: layers for name in sizes if name.removeprefix("encoder_").removeprefix("decoder_") in COUNTS}
     changes: dict[str, object] = {**counts, **_turns(sizes, layers)}
     for name, part in sizes.items():
         if isinstance(part, dict) and "num_hidden_layers" in part:
             changes[name] = {**part, "num_hidden_layers": layers, **_turns(part, layers)}
-    return tiny_model(model_type, auto_class or head_of(model_type), **changes)
+    return changes
 
 
 def _turns(sizes: dict[str, Any], layers: int) -> dict[str, object]:

@@ -64,12 +64,14 @@ class Deberta(Architecture):
             (
                 replace(
                     HEADS,
-                    rows=(
-                        *rows("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
-                        Rows("attention.self.pos_key_proj", elsewhere=True),
-                        Rows("attention.self.pos_query_proj", elsewhere=True),
+                    rows=(  # queries and keys may be made of relative positions as well, by the same weights
+                        *(
+                            Rows(f"attention.self.{name}_proj", elsewhere=True)
+                            for name in ("query", "key", "pos_key", "pos_query")
+                        ),
+                        Rows("attention.self.value_proj"),
                     ),
-                    stream="attention.self.query_proj",
+                    stream="attention.self.value_proj",
                 ),
                 FFN,
             ),

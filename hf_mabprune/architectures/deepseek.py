@@ -2,12 +2,12 @@
 
 from hf_mabprune.architectures.base import ARCHITECTURES, Architecture
 from hf_mabprune.architectures.experts import routed_experts, shared_experts
-from hf_mabprune.architectures.sites import UNITS, SiteSpec, Stack, gated_ffn, grouped_heads, rows
+from hf_mabprune.architectures.sites import UNITS, Rows, SiteSpec, Stack, gated_ffn, grouped_heads, rows
 
 LATENT = SiteSpec(
     "head",
     "self_attn.o_proj",
-    rows("self_attn.q_proj", "self_attn.q_b_proj", "self_attn.kv_b_proj"),
+    (*rows("self_attn.q_proj", "self_attn.q_b_proj"), Rows("self_attn.kv_b_proj", elsewhere=True)),
     units="num_attention_heads",
     groups="num_key_value_heads",
     block="self_attn",

@@ -34,7 +34,7 @@ class Rows:
         interleaved: Whether the blocks alternate group by group (unit by unit, where all are of units), and do not
             follow one another.
         dim: Dimension of a bare parameter, the first where it is left out; of a module it is that of its outputs.
-        elsewhere: Whether its inputs are not those of the others: a decoder's of an encoder.
+        elsewhere: Whether its inputs are not those of the others alone: a decoder's of an encoder.
     """
 
     path: str
@@ -287,6 +287,11 @@ def members(site: Site, sites: Sequence[Site]) -> list[Site]:
     return [other for other in sites if other.tie == f"{site.prefix}{site.spec.experts}"]
 
 
+def kept_of(site: Site, keep: KeepIndices) -> Ints:
+    """Lists the units of a site that stay, sorted: all where nothing is said of it."""
+    return np.unique(keep.get(site.name, np.arange(site.units)))
+
+
 def columns_behind(router: Site, own: Sequence[Site], keep: KeepIndices) -> Ints:
     """Lists the columns that stay, [S], of all experts behind a router side by side.
 
@@ -296,8 +301,8 @@ def columns_behind(router: Site, own: Sequence[Site], keep: KeepIndices) -> Ints
         keep: Which experts stay, and which of their neurons.
     """
     starts = np.cumsum([0, *(part.columns for part in own)])
-    experts = np.unique(keep[router.name])
-    neurons = [np.unique(keep.get(own[expert].name, np.arange(own[expert].units))) for expert in experts]
+    experts = kept_of(router, keep)
+    neurons = [kept_of(own[expert], keep) for expert in experts]
     return np.concatenate([starts[expert] + each for expert, each in zip(experts, neurons, strict=True)])
 
 

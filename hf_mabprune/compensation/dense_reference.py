@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of, projection_of
-from hf_mabprune.architectures.sites import columns_behind, members
+from hf_mabprune.architectures.sites import columns_behind, kept_of, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Regression
 from hf_mabprune.compensation.side_by_side import Looked, input_of
@@ -178,8 +178,7 @@ class DenseReference:
         batch."""
         everything = architecture_of(self.model).sites(self.model)
         own, looked = members(site, everything), Looked.at(site, everything)
-        stay = {part.name: keep.get(part.name, np.arange(part.units)) for part in own}
-        masks = keep_masks(self.model, {**stay, site.name: keep[site.name]})
+        masks = keep_masks(self.model, {part.name: kept_of(part, keep) for part in (*own, site)})
         columns = torch.as_tensor(columns_behind(site, own, keep))
         weight = projection_of(self.model, site).weight.float()
         layers = len(architecture_of(self.model).layers(self.model))

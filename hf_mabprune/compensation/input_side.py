@@ -6,7 +6,7 @@ that, before any activation function, where they are linear.
 Symbols: D rows that stay of a projection, C inputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,17 +33,20 @@ class InputSide:
         dense, small: The dense model and the pruned one.
         site: Site of the dense model.
         units: Units that stay, sorted.
+        renamed: Says how a module of the dense model is called in the pruned one.
     """
 
-    def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, site: Site, units: Ints) -> None:
+    def __init__(
+        self, dense: PreTrainedModel, small: PreTrainedModel, site: Site, units: Ints, renamed: Callable[[str], str]
+    ) -> None:
         self.site, kept = site, made_by(dense, site, units)
         self.paths, self.rows = list(kept), list(kept.values())
-        self.dense, self.small = dense, small
+        self.dense, self.small, self.renamed = dense, small, renamed
 
     @property
     def before(self) -> list[Values]:
         """Weights and biases as surgery left them: rows of the dense model's."""
-        dense = (projection.values() for projection in self._projections(self.dense))
+        dense = (_at(self.dense, path).values() for path in self.paths)
         return [(weight[rows], bias[rows]) for (weight, bias), rows in zip(dense, self.rows, strict=True)]
 
     def values(self) -> list[Values]:
@@ -53,10 +56,7 @@ class InputSide:
     @property
     def projections(self) -> list[Projection]:
         """The pruned model's, as they are now: weights that are brought in have other memory each time."""
-        return self._projections(self.small)
-
-    def _projections(self, model: PreTrainedModel) -> list[Projection]:
-        return [_projection(part_at(model.base_model, path), model.device) for path in self.paths]
+        return [_at(self.small, self.renamed(path)) for path in self.paths]
 
     def refit(self, method: Compensation, below: SideBySide, weights: Iterator[torch.Tensor | float] | None) -> None:
         """Puts new weights and biases in, where anything below has changed what flows in.
@@ -114,6 +114,7 @@ def made_by(dense: PreTrainedModel, site: Site, units: Ints) -> dict[str, torch.
     return found
 
 
-def _projection(module: Any, device: torch.device) -> Projection:
+def _at(model: PreTrainedModel, path: str) -> Projection:
     """Gives the weights of a module as a map from states to columns."""
-    return Projection((module.weight.T if isinstance(module, Conv1D) else module.weight,), module, device)
+    module: Any = part_at(model.base_model, path)
+    return Projection((module.weight.T if isinstance(module, Conv1D) else module.weight,), module, model.device)

@@ -31,6 +31,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over
 from hf_mabprune.runtime.hashes import sha256_by_name
 from hf_mabprune.surgery.biases import declare_biases
+from hf_mabprune.surgery.layers import names_after
 
 LOWER = "held-out KL divergence is lower without"
 UNKNOWN = "held-out KL divergence is not finite with it, nor without"
@@ -85,13 +86,13 @@ def compensate(
     """
     started, spent = time.monotonic(), reference.cost
     parameters, cut = small.num_parameters(), sha256_by_name(small)
-    kl_before, sites = reference.divergence(small), cut_sites(reference.model, keep)
-    below = _side_by_side(method, reference, small)
+    kl_before, sites = reference.divergence(small), cut_sites(reference.model, keep, goes_up(method, reference.model))
+    below = _side_by_side(method, reference, small, keep)
     refits = [SiteRefit(method, reference, small, site, keep, below) for site in over(sites, "refits", "sites")]
     kl = reference.divergence(small)
     if method.guard:
         kl = _guard(reference, small, refits, kl_before, kl)
-    declare_biases(small, [refit.site for refit in refits if refit.gave_bias()])
+    declare_biases(small, [refit.there for refit in refits if refit.gave_bias()])
     figures = [refit.figures() for refit in over(refits, "errors", "sites")]
     reference.cost = sum((side.cost for side in below.values()), reference.cost)
     return CompensationFigures(
@@ -139,12 +140,12 @@ def goes_up(method: Compensation, model: PreTrainedModel) -> bool:
     return method.bottom_up and not behind_norms and not architecture.shares_layers(model)
 
 
-def _side_by_side(method: Compensation, reference: DenseReference, small: PreTrainedModel) -> Below:
+def _side_by_side(method: Compensation, reference: DenseReference, small: PreTrainedModel, keep: KeepIndices) -> Below:
     """Readies both models to be gone up, on the data that refits are made from and on held-out data."""
     if not goes_up(method, reference.model):
         return {}
-    batches = {False: reference.batches, True: reference.held_out}
-    return {key: SideBySide(reference.model, small, reference.task, found) for key, found in batches.items()}
+    batches, renamed = {False: reference.batches, True: reference.held_out}, names_after(reference.model, keep)
+    return {key: SideBySide(reference.model, small, reference.task, found, renamed) for key, found in batches.items()}
 
 
 def _guard(
@@ -165,7 +166,7 @@ def _guard(
     for refit in over(refits, "guard", "sites"):
         if refit.reason:
             continue
-        reference.cost += Cost(forward_tokens=finished.raise_to(refit.site.depth))
+        reference.cost += Cost(forward_tokens=finished.raise_to(refit.there.depth))
         values = refit.values()
         refit.take_back()
         kl_without = reference.divergence(small, kl, finished)

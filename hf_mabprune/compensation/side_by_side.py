@@ -3,7 +3,7 @@
 Symbols: N positions seen; C columns of a projection of the dense model, S that stay; D outputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,14 +35,22 @@ class SideBySide:
         dense, small: The dense model and the pruned one.
         task: Runs a model on a batch.
         batches: The batches.
+        renamed: Says how a module of the dense model is called in the pruned one.
 
     Attributes:
         cost: Of all passes so far.
         moved: Whether the states that `rows` gave last are not those of the dense model, bit by bit.
     """
 
-    def __init__(self, dense: PreTrainedModel, small: PreTrainedModel, task: Task, batches: Sequence[Batch]) -> None:
-        self.dense, self.small, self.task, self.batches = dense, small, task, batches
+    def __init__(
+        self,
+        dense: PreTrainedModel,
+        small: PreTrainedModel,
+        task: Task,
+        batches: Sequence[Batch],
+        renamed: Callable[[str], str],
+    ) -> None:
+        self.dense, self.small, self.task, self.batches, self.renamed = dense, small, task, batches, renamed
         self.cost, self.moved = Cost(), False
         self._sites = [architecture_of(model).sites(model, empty=True) for model in (dense, small)]
         self._finished = [FinishedLayers(model, task, batches) for model in (dense, small)]
@@ -79,19 +87,23 @@ class SideBySide:
 
     def _seen(self, site: Site, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[tuple[Any, Any]]:
         """Runs a layer of both models on every batch: inputs of the site and of modules, and outputs of dense ones."""
-        self._raise_to(site.depth)
-        dense, small = self._finished
-        own, left = (Looked.at(next(s for s in sites if s.name == site.name), sites) for sites in self._sites)
+        names = site.name, self.renamed(site.name)
+        own, left = (
+            Looked.at(next(s for s in sites if s.name == name), sites)
+            for name, sites in zip(names, self._sites, strict=True)
+        )
+        self._raise_to(own.depth, left.depth)
+        (dense, small), there = self._finished, [self.renamed(path) for path in inputs]
         for number, batch in enumerate(over(self.batches, "inputs and outputs")):
             with dense.skipped(number):
                 before = _look(self.dense, self.task, batch, own, inputs, outputs)
             with small.skipped(number):
-                yield before, _look(self.small, self.task, batch, left, inputs, ())
+                yield before, _look(self.small, self.task, batch, left, there, ())
 
-    def _raise_to(self, count: int) -> None:
-        """Finishes the first `count` layers of both, which will not change any more."""
+    def _raise_to(self, *counts: int) -> None:
+        """Finishes the first layers of both, so many of each, which will not change any more."""
         tokens = 2 * sum(batch.tokens for batch in self.batches) / len(self._finished[0].layers)
-        tokens += sum(finished.raise_to(count) for finished in self._finished)
+        tokens += sum(finished.raise_to(count) for finished, count in zip(self._finished, counts, strict=True))
         self.cost += Cost(forward_tokens=tokens)
 
 
@@ -102,15 +114,17 @@ class Looked:
     Attributes:
         parts: Its members.
         routers: Its router, where it has one.
+        depth: Layers before its own.
     """
 
     parts: Sequence[Site]
     routers: Sequence[Site]
+    depth: int
 
     @classmethod
     def at(cls, site: Site, sites: Sequence[Site]) -> Self:
         """Finds what belongs to a site among all of a model."""
-        return cls(members(site, sites), [site] if site.kind == "expert" else [])
+        return cls(members(site, sites), [site] if site.kind == "expert" else [], site.depth)
 
 
 def _look(

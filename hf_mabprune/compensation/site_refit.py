@@ -6,13 +6,12 @@ Symbols: C inputs of a projection, S that stay; D outputs.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Projection, Site, architecture_of, projection_of
 from hf_mabprune.architectures.projections import spread
-from hf_mabprune.architectures.sites import columns_behind, members
+from hf_mabprune.architectures.sites import columns_behind, kept_of, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression
 from hf_mabprune.compensation.dense_reference import DenseReference
@@ -20,6 +19,7 @@ from hf_mabprune.compensation.input_side import InputSide
 from hf_mabprune.compensation.refit_cache import RefitCache, Values
 from hf_mabprune.compensation.side_by_side import SideBySide
 from hf_mabprune.surgery.biases import may_have_bias
+from hf_mabprune.surgery.layers import layers_gone, names_after
 
 Below = dict[bool, SideBySide]  # whether on held-out data -> both models; empty where refits see the dense one alone
 MOST_COLUMNS = 2**14  # that are refitted at once, 2 GiB of moments
@@ -66,12 +66,15 @@ class SiteRefit:
         cache: RefitCache | None = None,
     ) -> None:
         self.method, self.reference, self.site, self.keep, self.below = method, reference, site, keep, below
-        there = next(other for other in architecture_of(small).sites(small, empty=True) if other.name == site.name)
+        renamed = names_after(reference.model, keep)
+        name, others = renamed(site.name), architecture_of(small).sites(small, empty=True)
+        there = next(other for other in others if other.name == name)
         self.small, self.there, self.columns = small, there, _columns(reference.model, site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, there)
         self.reason = ""
         refit_below = bool(below) and len(self.columns) > 0
-        self.input_side = InputSide(reference.model, small, site, np.unique(keep[site.name])) if refit_below else None
+        made = reference.model, small, site, kept_of(site, keep), renamed
+        self.input_side = InputSide(*made) if refit_below else None
         key = site.name, self.columns.numpy().tobytes()
         values = cache.get(key) if cache else None
         try:
@@ -172,13 +175,22 @@ class SiteRefit:
         return SiteFigures(*site, not self.reason, before, after, self.reason)
 
 
-def cut_sites(model: PreTrainedModel, keep: KeepIndices) -> list[Site]:
+def cut_sites(model: PreTrainedModel, keep: KeepIndices, up: bool = False) -> list[Site]:
     """The sites of the dense model whose projections are refitted, in the order of its forward pass.
 
     Those where something went; where experts went, all that stay behind the router are refitted together.
+
+    Args:
+        model: The dense model.
+        keep: Unit indices that stay.
+        up: Whether refits make up for what is missing below: then all sites behind a layer that went are among them.
     """
-    sites = architecture_of(model).sites(model)
-    cut = [site for site in sites if len(keep.get(site.name, range(site.units))) < site.units]
+    sites, gone = architecture_of(model).sites(model), layers_gone(model, keep)[0]
+    if gone and up:
+        first = min(layer.depth for layer in architecture_of(model).layers(model) if layer.path in gone)
+        cut = [site for site in sites if site.depth > first and site.prefix.removesuffix(".") not in gone]
+    else:
+        cut = [site for site in sites if len(kept_of(site, keep)) < site.units]
     together = {part.name for site in cut if site.kind == "expert" for part in members(site, sites)}
     return [site for site in cut if site.name not in together]
 
@@ -186,5 +198,5 @@ def cut_sites(model: PreTrainedModel, keep: KeepIndices) -> list[Site]:
 def _columns(model: PreTrainedModel, site: Site, keep: KeepIndices) -> torch.Tensor:
     """[S], the inputs of a site's projection that stay; of all experts side by side, behind a router."""
     if site.kind != "expert":
-        return torch.as_tensor(spread(np.unique(keep[site.name]), site.unit_size))
+        return torch.as_tensor(spread(kept_of(site, keep), site.unit_size))
     return torch.as_tensor(columns_behind(site, members(site, architecture_of(model).sites(model)), keep))

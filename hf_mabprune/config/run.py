@@ -164,12 +164,10 @@ class PruneConfig(Strict):
     def resolved(self) -> "PruneConfig":
         """Gives the same settings with everything decided that was left to follow from the rest."""
         rule = self.search.rule if self.search.criterion is not None else self.resolved_rule()
-        layers = "layer" in self.prune.kinds()  # of what stays nothing has lost an input: there is nothing to refit
         return self.model_copy(
             update={
                 "prune": self.prune.model_copy(update={"block_size": self.block_size}),
                 "search": self.search.model_copy(update={"rule": rule}),
-                "compensation": None if layers else self.compensation,
             }
         )
 

@@ -4,7 +4,7 @@ Symbols: L layers of a stack.
 """
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +84,12 @@ def layers_gone(dense: PreTrainedModel, keep: KeepIndices) -> tuple[list[str], K
             "and all that run several times or are read by something besides the next one"
         )
     return gone, {name: units for name, units in keep.items() if name not in layers}
+
+
+def names_after(dense: PreTrainedModel, keep: KeepIndices) -> Callable[[str], str]:
+    """Gives what says how a module that stays is called once some layers have gone, by its name in the dense model."""
+    stay = Stay(dense, layers_gone(dense, keep)[0])
+    return lambda path: stay.renamed(path) or path
 
 
 def shorter_config(config: PreTrainedConfig, stay: Stay) -> PreTrainedConfig:

@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_mabprune.architectures import architecture_of, projection_of
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
@@ -18,7 +18,7 @@ from hf_mabprune.effects.finished_layers import FinishedLayers
 from hf_mabprune.surgery.cut import Layout, cut
 from tests.problems import problem, selection
 from tests.seeds import moved
-from tests.tiny_models import head_of, inputs_for, keep_of, outputs_of
+from tests.tiny_models import NOTHING, deeper, head_of, inputs_for, keep_of, outputs_of
 from tests.tiny_sizes import UNLIKE
 
 NAMES = COMPENSATIONS.names()
@@ -87,6 +87,34 @@ def test_guarded_it_never_moves_away_on_held_out_data(name: str, model_type: str
     small(**inputs).logits.sum().backward()
     assert all(parameter.requires_grad for parameter in small.parameters()), "it can be trained on"
     assert all(parameter.grad is not None for name, parameter in small.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES.names() if head_of(name) != "AutoModel"])
+def test_the_default_refits_every_type(model_type: str) -> None:
+    model, task, batches, _ = problem(model_type)
+    sites = [site for site in architecture_of(model).sites(model) if site.kind == "head" or not site.tie]
+    keep = {site.name: np.arange(site.units - site.group) for site in sites if site.units > site.group}
+    reference, small = DenseReference.on(model, task, batches), cut(model, keep, "per_layer")
+    figures = compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
+    assert {site.site for site in figures.sites} == keep.keys() and np.isfinite(figures.kl_after)
+    assert any(site.refitted for site in figures.sites)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "qwen2", "gpt2", "mixtral", "t5", "vit"])
+def test_where_layers_went_all_behind_them_makes_up_for_it(model_type: str) -> None:
+    model, task, batches, _ = problem(model_type, **deeper(model_type))
+    first = architecture_of(model).whole_layers(model)[0]
+    keep = {first.name: NOTHING}
+    keys = [("calibration", number, 0) for number in range(len(batches))]
+    reference, small = DenseReference(model, task, batches, batches, keys), cut(model, keep, "uniform")
+    figures = compensate(make_compensation({"name": "least_squares", "guard": False}), reference, small, keep)
+    layers = {layer.path: layer.depth for layer in architecture_of(model).layers(model)}
+    behind = {path for path, depth in layers.items() if depth > layers[first.name]}
+    assert {path for path in layers for site in figures.sites if site.site.startswith(f"{path}.")} == behind
+    assert all(site.error_after < site.error_before for site in figures.sites if site.refitted)
+    small = cut(model, keep, "uniform")
+    quick = compensate(make_compensation({"name": "least_squares", "bottom_up": False}), reference, small, keep)
+    assert not quick.sites and quick.kl_after == quick.kl_before, "nothing that stays has lost an input"
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "mixtral", "t5"])

@@ -152,10 +152,10 @@ def test_a_target_needs_its_kind_of_arms(kind: str, other: str) -> None:
     assert message(settings("prune", pruning)) == f"prune: target.{kind}s is set, but arms does not contain {kind}"
 
 
-def test_layers_go_alone_and_at_once_and_nothing_is_refitted_for_them() -> None:
+def test_layers_go_alone_and_at_once() -> None:
     checked = check(settings("prune", {"target": {"layers": 0.25}}))
     assert checked.prune.kinds() == checked.prune.arms == ["layer"]
-    assert checked.compensation is None and checked.search.rule == {"name": "single"}
+    assert checked.search.rule == {"name": "single"}
     assert check(settings("prune", {"arms": ["layer"], "target": {"macs": 0.25}})).prune.kinds() == ["layer"]
     for target in ({"macs": 0.25}, {"layers": 0.25, "neurons": 0.25}):
         said = message(settings("prune", {"arms": ["neuron", "layer"], "target": target}))
