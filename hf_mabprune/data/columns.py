@@ -4,6 +4,7 @@ Symbols: N rows.
 """
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,46 @@ def _refuse_broken_texts(values: pa.ChunkedArray, where: str) -> None:
             except UnicodeDecodeError as error:
                 raise ValueError(f"{where}: the text in row {row} is no UTF-8; save it again, or remove it") from error
         raise
+
+
+def with_fields(dataset: Dataset, paths: Iterable[str]) -> Dataset:
+    """Makes columns of the fields that paths lead to: `answers.text` of a column of mappings, `answers.text.0` of the
+    first item of a list in it. What is no such path stays for others to refuse.
+
+    Args:
+        dataset: Data set that has the columns.
+        paths: Names of columns, or paths.
+    """
+    wanted = list(paths)
+    for path in wanted:
+        while path not in dataset.column_names:
+            column = next((name for name in dataset.column_names if path.startswith(f"{name}.")), None)
+            unfolded = column and _unfolded(dataset, column, path[len(column) + 1 :].split(".")[0])
+            if not column or not unfolded:
+                break
+            dataset = unfolded if column in wanted else unfolded.remove_columns(column)
+    return dataset
+
+
+def _unfolded(dataset: Dataset, column: str, step: str) -> Dataset | None:
+    """Adds the fields of a column of mappings, or one item of each of its lists; None where it is neither."""
+    values = column_of(dataset, column)
+    if pa.types.is_struct(values.type):
+        names = [field.name for field in values.type]
+        if step not in names:
+            return None
+        parts = {name: pc.struct_field(values, name) for name in names}
+    elif pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        if not step.isdecimal():
+            return None
+        long_enough = pc.greater(pc.list_value_length(values), int(step))
+        items = pc.if_else(pc.fill_null(long_enough, False), values, pa.scalar(None, values.type))
+        parts = {step: pc.list_element(items, int(step))}
+    else:
+        return None
+    for name, part in parts.items():
+        dataset = dataset.add_column(f"{column}.{name}", part)
+    return dataset
 
 
 def columns_in_words(dataset: Dataset) -> str:
