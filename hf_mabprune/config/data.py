@@ -13,8 +13,8 @@ class DatasetConfig(Strict):
     """Where the examples come from: a name on the Hub, or local files."""
 
     path: Place = Field(
-        description="Hub name, a loader for local files (parquet, json, csv, text, imagefolder), a folder of such files or "
-        "of save_to_disk, or sample-text: what comes with hf_mabprune"
+        description="Hub name, a loader for local files (parquet, json, csv, text, imagefolder), a folder of such "
+        "files or of save_to_disk, or sample-text: what comes with hf_mabprune"
     )
     name: str | None = Field(None, description="configuration of the data set on the Hub")
     data_files: dict[str, Place | list[Place]] | None = Field(
@@ -55,10 +55,12 @@ class TaskConfig(Strict):
 
     type: str | None = Field(None, description="kind of task; taken from the model's head when left out")
     dataset: DatasetConfig = Field(
-        DatasetConfig(path=SAMPLE_TEXT), description="where the examples come from; a sample of Wikipedia when left out"
+        DatasetConfig(path=SAMPLE_TEXT),
+        description="where the examples come from; a sample of Wikipedia when left out",
     )
     columns: dict[str, str] = Field(
-        {}, description="role -> column, or a field of one, e.g. answers.text; roles depend on the task: text, image, label"
+        {},
+        description="role -> column, or a field of one: answers.text; roles depend on the task: text, image, label",
     )
     splits: SplitsConfig = Field(SplitsConfig(), description="which slice serves which purpose")
     calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")

@@ -1,4 +1,4 @@
-"""What reads a data set: a loader of local files, a folder, or a description on the Hub. No script and no pickle is run."""
+"""What reads a data set: a loader of local files, a folder, or a name on the Hub; never a script or a pickle."""
 
 import os
 from glob import glob

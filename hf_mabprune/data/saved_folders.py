@@ -1,4 +1,4 @@
-"""Folders that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` have written: Arrow files, read where they lie."""
+"""Folders that `Dataset.save_to_disk` and that of `DatasetDict` have written: Arrow files, read where they lie."""
 
 import os
 import re

@@ -63,7 +63,9 @@ def _check(config: TaskConfig, slices: Mapping[str, str]) -> None:
             "row numbers, e.g. train[2000:] and train[:2000], or set dataset.streaming to false"
         )
     if several := [f"splits.{purpose} '{spec}'" for purpose, spec in slices.items() if "+" in spec]:
-        raise ValueError(f"of a stream a purpose reads one slice, got {', '.join(several)}: name one, e.g. train[2000:]")
+        raise ValueError(
+            f"of a stream a purpose reads one slice, got {', '.join(several)}: name one, e.g. train[2000:]"
+        )
     if config.evaluation_examples is None:
         raise ValueError(
             "task.evaluation_examples must say how many rows of a stream are read for validation and test, e.g. 1000"

@@ -161,7 +161,7 @@ class Report:
         return 1 - (self.after.ffn_parameters + self.after.attention_parameters) / before
 
     def certificate(self) -> str:
-        """What holds with 95% confidence on data like those of a split, in a sentence; empty where nothing is known."""
+        """What holds with 95% confidence on data like a split, in a sentence; empty where nothing is known."""
         after = self.after
         said = []
         if after.kl_bound is not None:

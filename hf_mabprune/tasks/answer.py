@@ -6,18 +6,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn.utils.rnn import pad_sequence
 
 from hf_mabprune.data.columns import RowError
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import NO_TARGET, Readout
-from hf_mabprune.tasks.token_task import TokenTask, refuse_encoder
+from hf_mabprune.tasks.token_task import TokenTask, padded_batch, refuse_encoder
 
 QUESTIONS = ("question", "prompt", "instruction")
 ANSWERS = ("answer", "completion", "response", "output")
 PROMPT = "Question: {}\nAnswer:"
-PADDING = 0  # any token will do, since an answer does not see what stands to its right
 
 
 @TASKS.register("answer")
@@ -88,17 +86,13 @@ class Answer(TokenTask):
         return encoded
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Makes `input_ids` and `attention_mask`, padded on the right, and `labels`: the ids, -100 where no answer is;
-        [B, T] each. The shift is made where logits are read."""
+        """Makes what `padded_batch` does, with the ids of the answer for labels. The shift is made where logits are
+        read."""
         ids = [torch.tensor(example["input_ids"]) for example in examples]
         labels = [row.clone() for row in ids]
         for row, example in zip(labels, examples, strict=True):
             row[: example["prompt"]] = NO_TARGET
-        return Batch(
-            input_ids=pad_sequence(ids, batch_first=True, padding_value=PADDING),
-            attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET),
-        )
+        return padded_batch(ids, labels)
 
     def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
         """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""

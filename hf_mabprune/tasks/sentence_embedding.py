@@ -124,6 +124,7 @@ class SentenceEmbedding(TokenTask):
     }
     default_length: ClassVar[int] = 512
     rows_are_examples: ClassVar[bool] = True
+    takes_plain_text: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
     has_loss: ClassVar[bool] = False
     loss_name: ClassVar[str] = "distance from the dense model's embeddings, 1 - cosine"

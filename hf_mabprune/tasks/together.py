@@ -19,7 +19,9 @@ from hf_mabprune.tasks.base import Task
 TOO_MANY = 0.2  # of the rows of a split, beyond what chance explains
 DOUBTFUL, SURELY_NOT = 1e-4, 1e-6  # chances at which what a split lacks is said, and refused
 FEW = 5  # rows, of which the range says nothing
-REMEDY = "data may be sorted by label: shuffle the file before it is sliced (task.splits.shuffle: true), or take another slice"
+REMEDY = (
+    "data may be sorted by label: shuffle the file, as task.splits.shuffle: true does before slicing, or take others"
+)
 
 
 def check_splits(task: Task, splits: Mapping[str, Dataset]) -> list[str]:

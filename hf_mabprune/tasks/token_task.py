@@ -100,6 +100,21 @@ class TokenTask(Task):
             )
 
 
+def padded_batch(ids: list[torch.Tensor], labels: list[torch.Tensor]) -> Batch:
+    """Makes `input_ids` and `attention_mask`, padded on the right, and `labels`, -100 on padding; [B, T] each.
+
+    Args:
+        ids: Token ids of each example, [T]. What they are padded with does not matter where no token sees what stands
+            to its right.
+        labels: Targets of each example, [T].
+    """
+    return Batch(
+        input_ids=pad_sequence(ids, batch_first=True),
+        attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET),
+    )
+
+
 def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
     """Refuses a tokenizer and a model that do not agree on what padding is: decoders read the last token that is none,
     and others count their positions by it.
