@@ -190,6 +190,18 @@ def test_bounds_may_come_from_a_split_of_their_own(
     assert "95% confidence on data like the certification split" in (tmp_path / "out/README.md").read_text()
 
 
+def test_a_first_try_of_a_language_model_needs_no_data(tmp_path: Path, files: dict[str, str]) -> None:
+    given = settings_for(tmp_path, files, "llama", task={"evaluation_examples": 16}).model_dump()
+    given["task"] = {
+        name: given["task"][name] for name in ("evaluation_examples", "calibration_examples", "batch_size")
+    }
+    report = prune_from_config(check(given)).report
+    assert report.dataset == "sample-text" and list(report.after.metrics) == ["perplexity"]
+    assert any("no data were named" in warning for warning in report.warnings)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "a sample of WikiText-2, CC BY-SA 3.0" in card and "no data were named" in card
+
+
 def test_a_criterion_stands_alone_beside_the_result(tmp_path: Path, files: dict[str, str]) -> None:
     """What it leaves is what a run by that criterion leaves, compared on the same examples."""
     output = {"dir": str(tmp_path / "out"), "criteria": ["magnitude"]}
