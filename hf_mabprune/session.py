@@ -26,7 +26,7 @@ from hf_mabprune.compensation import (
     compensate,
     make_compensation,
 )
-from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
+from hf_mabprune.config import REFIT_SHARE, ModelConfig, PruneConfig, TaskConfig
 from hf_mabprune.data.splits import load_splits, notes_on
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
@@ -41,13 +41,12 @@ from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.lookup import build_task, check_head, loaded_class, task_for_model
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
-from hf_mabprune.tasks.together import check_splits, said
+from hf_mabprune.tasks.together import check_splits, warned
 from hf_mabprune.tasks.vocabulary import large_head
 
 SPLITS = ("calibration", "validation", "test", "certification")  # the last one where it is named
 REFIT = "refit"  # further examples of the calibration split
 REFIT_READ = 0.5  # of `Compensation.read`, where tokens are predicted
-REFIT_SHARE = 3  # of them, for each one that choices are made on, where that is text for a language model
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def make_session(
     task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
     check_reward(settings.search.reward, task.predicts_classes, task.has_loss)
     splits = {split: splits[split] for split in SPLITS if split in splits}
-    warnings = [*said(notes_on(settings.task)), *check_splits(task, splits)]
+    warnings = [*warned(notes_on(settings.task)), *check_splits(task, splits)]
     batches = make_batches(settings, task, splits)
     example = task.inputs(typical_example(batches["calibration"]))
     batches["calibration"] = affordable(settings, task, model, example, batches["calibration"], settings.seed)

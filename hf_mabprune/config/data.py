@@ -6,6 +6,7 @@ from pydantic import Field
 
 from hf_mabprune.config.base import Place, Strict
 
+REFIT_SHARE = 3  # examples for refits, for each one that choices are made on, where nobody says how many
 SAMPLE_TEXT = "sample-text"  # what the text that comes with the package is called in the place of a path
 
 

@@ -109,36 +109,31 @@ def with_fields(dataset: Dataset, paths: Iterable[str]) -> Dataset:
         dataset: Data set that has the columns.
         paths: Names of columns, or paths.
     """
-    wanted = list(paths)
+    wanted, unfolded = list(paths), set()
     for path in wanted:
         while path not in dataset.column_names:
-            column = next((name for name in dataset.column_names if path.startswith(f"{name}.")), None)
-            unfolded = column and _unfolded(dataset, column, path[len(column) + 1 :].split(".")[0])
-            if not column or not unfolded:
+            column = max((name for name in dataset.column_names if path.startswith(f"{name}.")), key=len, default="")
+            parts = _parts(dataset, column, path.removeprefix(f"{column}.").split(".")[0]) if column else {}
+            if not parts:
                 break
-            dataset = unfolded if column in wanted else unfolded.remove_columns(column)
-    return dataset
+            for name, values in parts.items():
+                dataset = dataset.add_column(name, values)
+            unfolded.add(column)
+    return dataset.remove_columns(sorted(unfolded.difference(wanted)))
 
 
-def _unfolded(dataset: Dataset, column: str, step: str) -> Dataset | None:
-    """Adds the fields of a column of mappings, or one item of each of its lists; None where it is neither."""
+def _parts(dataset: Dataset, column: str, step: str) -> dict[str, pa.ChunkedArray]:
+    """Gives what a column holds one step further, name -> values: all fields of mappings, or one item of each list;
+    nothing where there is no such step."""
     values = column_of(dataset, column)
-    if pa.types.is_struct(values.type):
-        names = [field.name for field in values.type]
-        if step not in names:
-            return None
-        parts = {name: pc.struct_field(values, name) for name in names}
-    elif pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        if not step.isdecimal():
-            return None
+    if pa.types.is_struct(values.type) and values.type.get_field_index(step) >= 0:
+        fields = {f"{column}.{field.name}": pc.struct_field(values, field.name) for field in values.type}
+        return {name: field for name, field in fields.items() if name not in dataset.column_names}
+    if (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)) and step.isdecimal():
         long_enough = pc.greater(pc.list_value_length(values), int(step))
         items = pc.if_else(pc.fill_null(long_enough, False), values, pa.scalar(None, values.type))
-        parts = {step: pc.list_element(items, int(step))}
-    else:
-        return None
-    for name, part in parts.items():
-        dataset = dataset.add_column(f"{column}.{name}", part)
-    return dataset
+        return {f"{column}.{step}": pc.list_element(items, int(step))}
+    return {}
 
 
 def columns_in_words(dataset: Dataset) -> str:

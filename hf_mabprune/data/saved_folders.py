@@ -34,8 +34,8 @@ def read_saved(config: DatasetConfig) -> dict[str, Dataset]:
                 "the data as parquet"
             )
     with reading(config):
-        found = load_from_disk(os.path.abspath(config.path))
-    if isinstance(found, DatasetDict):
-        return {str(split): rows.with_format(None) for split, rows in found.items()}
-    own = re.match(r"\w+", str(found.split or ""))
-    return {own.group() if own else ALONE: found.with_format(None)}
+        saved = load_from_disk(os.path.abspath(config.path))
+    if isinstance(saved, DatasetDict):
+        return {str(split): rows.with_format(None) for split, rows in saved.items()}
+    own = re.match(r"\w+", str(saved.split or ""))
+    return {own.group() if own else ALONE: saved.with_format(None)}

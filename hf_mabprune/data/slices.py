@@ -23,11 +23,11 @@ def check_slices(slices: Mapping[str, str], sizes: Mapping[str, int] | None = No
     """
     ranges: dict[str, list[tuple[str, int, int]]] = {}
     for purpose, spec in slices.items():
-        instruction = parse(purpose, spec)
+        splits = splits_of(purpose, spec)
         if sizes is None and takes_a_length(spec):
             continue
-        known = dict.fromkeys(names(instruction), UNKNOWN_SIZE) if sizes is None else sizes
-        ranges[purpose] = rows_of(purpose, spec, instruction, known)
+        known = dict.fromkeys(splits, UNKNOWN_SIZE) if sizes is None else sizes
+        ranges[purpose] = row_ranges(purpose, spec, known)
     for (one, one_parts), (other, other_parts) in combinations(ranges.items(), 2):
         for (split, start, stop), (other_split, other_start, other_stop) in product(one_parts, other_parts):
             shared = min(stop, other_stop) - max(start, other_start)
@@ -44,7 +44,12 @@ def takes_a_length(spec: str) -> bool:
     return "%" in spec or "-" in spec
 
 
-def parse(purpose: str, spec: str) -> ReadInstruction:
+def splits_of(purpose: str, spec: str) -> list[str]:
+    """Names the splits that a slice reads."""
+    return [part.split("[")[0] for part in _parsed(purpose, spec).to_spec().split("+")]
+
+
+def _parsed(purpose: str, spec: str) -> ReadInstruction:
     """Reads a slice such as "train[:10%]", or refuses it by its purpose."""
     try:
         return ReadInstruction.from_spec(spec)
@@ -54,21 +59,23 @@ def parse(purpose: str, spec: str) -> ReadInstruction:
         ) from None
 
 
-def names(instruction: ReadInstruction) -> list[str]:
-    """Names the splits that the instruction reads."""
-    return [part.split("[")[0] for part in instruction.to_spec().split("+")]
+def row_ranges(purpose: str, spec: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Gives (split, start, stop) of each part of a slice, in row numbers.
 
+    Args:
+        purpose: What the slice is for, for messages.
+        spec: The slice.
+        sizes: Rows of each split of the source.
 
-def rows_of(
-    purpose: str, spec: str, instruction: ReadInstruction, sizes: Mapping[str, int]
-) -> list[tuple[str, int, int]]:
-    """Gives (split, start, stop) of each part of a slice, in row numbers."""
-    for split in (name for name in names(instruction) if name not in sizes):
+    Raises:
+        ValueError: For a malformed slice, an unknown split and a slice without rows.
+    """
+    for split in (name for name in splits_of(purpose, spec) if name not in sizes):
         raise ValueError(
             f"splits.{purpose}: no split '{split}' in the data set.{nearest(split, sizes)} "
             f"Its splits: {', '.join(sizes)}"
         )
-    parts = [(part.splitname, part.from_, part.to) for part in instruction.to_absolute(dict(sizes))]
+    parts = [(part.splitname, part.from_, part.to) for part in _parsed(purpose, spec).to_absolute(dict(sizes))]
     if not any(start < stop for _, start, stop in parts):
         rows = ", ".join(f"'{split}' has {sizes[split]:,} rows" for split, _, _ in parts)
         raise ValueError(f"splits.{purpose}: '{spec}' must not be empty, but it holds no row ({rows}); widen it")
@@ -83,9 +90,9 @@ def cut_out(datasets: Mapping[str, Dataset], slices: Mapping[str, str]) -> dict[
         slices: Purpose -> slice, checked.
     """
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
-    found = {}
+    taken = {}
     for purpose, spec in slices.items():
-        parts = rows_of(purpose, spec, parse(purpose, spec), sizes)
+        parts = row_ranges(purpose, spec, sizes)
         rows = concatenate_datasets([datasets[split].select(range(start, stop)) for split, start, stop in parts])
-        found[purpose] = Dataset(rows.data, rows.info, NamedSplit(spec), rows._indices)
-    return found
+        taken[purpose] = Dataset(rows.data, rows.info, NamedSplit(spec), rows._indices)
+    return taken

@@ -17,7 +17,7 @@ from hf_mabprune.data.loaders import builder_of, files_of, sizes_of
 from hf_mabprune.data.reading import reading
 from hf_mabprune.data.sample_text import NOTE, sample_text
 from hf_mabprune.data.saved_folders import is_saved, read_saved
-from hf_mabprune.data.slices import check_slices, cut_out, names, parse
+from hf_mabprune.data.slices import check_slices, cut_out, splits_of
 from hf_mabprune.data.streams import streamed_splits, streaming_note
 from hf_mabprune.errors import lost_credentials
 from hf_mabprune.progress import stage
@@ -51,10 +51,9 @@ def load_splits(config: TaskConfig, seed: int = 0) -> dict[str, Dataset]:
     check_slices(slices)
     if config.dataset.streaming:
         splits = streamed_splits(config, slices, seed)
-    elif config.dataset.path == SAMPLE_TEXT:
-        splits = _sliced(sample_text(), slices, seed if config.splits.shuffle else None)
-    elif is_saved(config.dataset.path):
-        splits = _sliced(read_saved(config.dataset), slices, seed if config.splits.shuffle else None)
+    elif config.dataset.path == SAMPLE_TEXT or is_saved(config.dataset.path):
+        whole = sample_text() if config.dataset.path == SAMPLE_TEXT else read_saved(config.dataset)
+        splits = _sliced(whole, slices, seed if config.splits.shuffle else None)
     else:
         splits = _built(config, slices, seed)
     return {purpose: with_fields(dataset, config.columns.values()) for purpose, dataset in splits.items()}
@@ -63,7 +62,7 @@ def load_splits(config: TaskConfig, seed: int = 0) -> dict[str, Dataset]:
 def _built(config: TaskConfig, slices: Mapping[str, str], seed: int) -> dict[str, Dataset]:
     """Loads slices of files, or of a data set on the Hub."""
     builder = builder_of(config.dataset)
-    refuse_shared_files(files_of(builder), {purpose: names(parse(purpose, spec)) for purpose, spec in slices.items()})
+    refuse_shared_files(files_of(builder), {purpose: splits_of(purpose, spec) for purpose, spec in slices.items()})
     if builder.info.splits and all(info.num_examples for info in builder.info.splits.values()):
         check_slices(slices, sizes_of(builder))
     with reading(config.dataset):

@@ -4,16 +4,15 @@ from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
 
-from hf_mabprune.config import SAMPLE_TEXT, TaskConfig
+from hf_mabprune.config import REFIT_SHARE, SAMPLE_TEXT, TaskConfig
 from hf_mabprune.data.files import refuse_shared_files
 from hf_mabprune.data.given import as_dataset
 from hf_mabprune.data.loaders import builder_of, files_of
 from hf_mabprune.data.reading import reading
 from hf_mabprune.data.saved_folders import is_saved
-from hf_mabprune.data.slices import UNKNOWN_SIZE, names, parse, rows_of, takes_a_length
+from hf_mabprune.data.slices import UNKNOWN_SIZE, row_ranges, splits_of, takes_a_length
 
 BUFFER = 10_000  # rows, of which the next one is drawn
-REFIT_SHARE = 3  # rows for refits, for each one that choices are made on, where nobody says how many
 
 
 def streamed_splits(config: TaskConfig, slices: Mapping[str, str], seed: int) -> dict[str, Dataset]:
@@ -30,18 +29,18 @@ def streamed_splits(config: TaskConfig, slices: Mapping[str, str], seed: int) ->
     """
     _check(config, slices)
     builder = builder_of(config.dataset)
-    refuse_shared_files(files_of(builder), {purpose: names(parse(purpose, spec)) for purpose, spec in slices.items()})
+    refuse_shared_files(files_of(builder), {purpose: splits_of(purpose, spec) for purpose, spec in slices.items()})
     with reading(config.dataset):
         streams: dict[str, IterableDataset] = builder.as_streaming_dataset()
     sizes = dict.fromkeys(streams, UNKNOWN_SIZE)
-    bounds = {purpose: rows_of(purpose, spec, parse(purpose, spec), sizes)[0] for purpose, spec in slices.items()}
-    found = {}
+    bounds = {purpose: row_ranges(purpose, spec, sizes)[0] for purpose, spec in slices.items()}
+    splits = {}
     for purpose, (split, start, stop) in bounds.items():
         between = _between(streams[split], start, stop)
         rows = between.shuffle(seed=seed, buffer_size=BUFFER).take(_count(config, purpose))
         with reading(config.dataset):
-            found[purpose] = as_dataset(rows, purpose)
-    return found
+            splits[purpose] = as_dataset(rows, purpose)
+    return splits
 
 
 def streaming_note(config: TaskConfig) -> str:

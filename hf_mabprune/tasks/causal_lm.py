@@ -9,13 +9,11 @@ import torch
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
-from hf_mabprune.architectures.positions import max_positions
 from hf_mabprune.data.columns import column_of
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.chat import check_chats, encode_chats
-from hf_mabprune.tasks.readout import Readout
-from hf_mabprune.tasks.token_task import TokenTask, padded_batch, refuse_encoder
+from hf_mabprune.tasks.decoder_task import DecoderTask
 
 TEXTS = ("text", "content", "document")
 CHATS = ({"messages": "messages"}, {"prompt": "prompt", "completion": "completion"})
@@ -24,7 +22,7 @@ CHAT_LENGTH = 512  # tokens
 
 @TASKS.register("causal_lm")
 @dataclass(kw_only=True)
-class CausalLM(TokenTask):
+class CausalLM(DecoderTask):
     """Predicts every token from those before it. Roles: `text`; or `messages`, or `prompt` and `completion`.
 
     The rows are joined in their order and cut into consecutive windows of `max_length` tokens, 128 by default; what is
@@ -39,20 +37,12 @@ class CausalLM(TokenTask):
     is cut at `max_length` tokens, 512 by default.
     """
 
-    auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    pipeline_tag: ClassVar[str | None] = "text-generation"
-    heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
     roles: ClassVar[tuple[str, ...]] = ("text", "messages", "prompt", "completion")
-    default_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
-    metric_inputs: ClassVar[dict[str, str]] = {"losses": "losses", "positions": "positions"}
     default_length: ClassVar[int] = 128
     rows_are_examples: ClassVar[bool] = False
     takes_plain_text: ClassVar[bool] = True
-    forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
-    predicts_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse_encoder(self.model_config)
         super().__post_init__()
         if sum(bool(self.columns.keys() & roles) for roles in ({"text"}, *CHATS)) > 1:
             raise ValueError(
@@ -89,7 +79,7 @@ class CausalLM(TokenTask):
         """
         columns = self.find_columns(dataset, "data")
         if "text" not in columns:
-            encoded = encode_chats(self.processor, dataset, columns, self._chat_length())
+            encoded = encode_chats(self.processor, dataset, columns, self.resolve_length(CHAT_LENGTH))
             self.check_ids(encoded)
             return encoded
         column, tokenizer = columns["text"], self.processor
@@ -109,11 +99,6 @@ class CausalLM(TokenTask):
         self.check_ids(tokens)
         return Dataset.from_dict({"input_ids": self._windows(tokens)})
 
-    def _chat_length(self) -> int:
-        """Gives the tokens that a chat is cut at."""
-        most = max_positions(self.model_config), self.processor.model_max_length
-        return min(CHAT_LENGTH, *most) if self.max_length is None else self.length
-
     def _windows(self, tokens: Dataset) -> NDArray[np.int32]:
         """Cuts all tokens into consecutive windows, [N, T]."""
         flat = column_of(tokens, "input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -128,14 +113,9 @@ class CausalLM(TokenTask):
         return np.insert(windows, 0, begin, axis=1) if starts else windows
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Makes `input_ids` [B, T], and `labels`, the same ids; of chats what `padded_batch` does. The shift is made
-        where logits are read."""
+        """Makes `input_ids` [B, T], and `labels`, the same ids; of chats inputs and labels, padded on the right. The
+        shift is made where logits are read."""
         if LABELS in examples[0]:
-            chats = {name: [torch.tensor(example[name]) for example in examples] for name in ("input_ids", LABELS)}
-            return padded_batch(chats["input_ids"], chats[LABELS])
+            return self.with_targets(examples)
         windows = torch.tensor(np.array([example["input_ids"] for example in examples]), dtype=torch.long)
         return Batch(input_ids=windows, labels=windows)
-
-    def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""
-        return Readout(outputs=logits[:, :-1], targets=batch["labels"][:, 1:])

@@ -169,8 +169,8 @@ class SentenceEmbedding(TokenTask):
         """Tells whether a metric reads scores."""
         return any(metric != COSINE for metric in self.metrics)
 
-    def _resolve_length(self) -> int:
-        length = super()._resolve_length()
+    def resolve_length(self, default: int) -> int:
+        length = super().resolve_length(default)
         own = self.files.max_length if self.max_length is None else None
         return length if own is None else min(length, own)
 

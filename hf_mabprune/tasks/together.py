@@ -44,14 +44,14 @@ def check_splits(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
         except Exception as error:
             own = isinstance(error, ValueError)
             raise ValueError(one_line(str(error)) if own else f"split '{split}': {in_words(error)}") from error
-    return said([*shared_rows(task, splits), *missing_labels(task, splits)])
+    return warned([*shared_rows(task, splits), *missing_labels(task, splits)])
 
 
-def said(texts: list[str]) -> list[str]:
-    """Gives what to know of the figures, each also as a warning."""
-    for text in texts:
-        warnings.warn(text, stacklevel=3)
-    return texts
+def warned(notes: list[str]) -> list[str]:
+    """Gives notes on what is read, after a warning of each."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return notes
 
 
 def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:

@@ -39,13 +39,21 @@ class TokenTask(Task):
     length: int = field(init=False)  # the resolved max_length
 
     def __post_init__(self) -> None:
-        self.length = self._resolve_length()
+        self.length = self.resolve_length(self.default_length)
         super().__post_init__()
 
-    def _resolve_length(self) -> int:
+    def resolve_length(self, default: int) -> int:
+        """Gives `max_length`, or where nobody names one a default, as far as model and tokenizer go.
+
+        Args:
+            default: Tokens.
+
+        Raises:
+            ValueError: For a length that the model has no positions for.
+        """
         positions = max_positions(self.model_config)
         if self.max_length is None:
-            return min(self.default_length, positions, self.processor.model_max_length)
+            return min(default, positions, self.processor.model_max_length)
         if self.max_length > positions:
             raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
         return self.max_length
@@ -98,21 +106,6 @@ class TokenTask(Task):
                 f"token ids must be below {vocabulary}, the model's vocabulary, got {largest}; "
                 "use the tokenizer that belongs to the model"
             )
-
-
-def padded_batch(ids: list[torch.Tensor], labels: list[torch.Tensor]) -> Batch:
-    """Makes `input_ids` and `attention_mask`, padded on the right, and `labels`, -100 on padding; [B, T] each.
-
-    Args:
-        ids: Token ids of each example, [T]. What they are padded with does not matter where no token sees what stands
-            to its right.
-        labels: Targets of each example, [T].
-    """
-    return Batch(
-        input_ids=pad_sequence(ids, batch_first=True),
-        attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET),
-    )
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:

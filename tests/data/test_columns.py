@@ -56,6 +56,21 @@ def test_a_column_that_is_read_itself_stays_beside_its_fields() -> None:
     assert column_of(found, "answers").to_pylist() == ANSWERS and "answers.start" in found.column_names
 
 
+def test_several_items_of_a_list_may_be_read_and_the_list_too() -> None:
+    dataset = Dataset.from_dict({"answers": [{"text": ["a", "b"]}, {"text": ["c"]}]})
+    found = with_fields(dataset, ["answers", "answers.text.1", "answers.text.0"])
+    assert column_of(found, "answers.text.0").to_pylist() == ["a", "c"]
+    assert column_of(found, "answers.text.1").to_pylist() == ["b", None]
+    assert sorted(found.column_names) == ["answers", "answers.text.0", "answers.text.1"]
+
+
+def test_a_column_that_is_named_like_a_field_stays() -> None:
+    dataset = Dataset.from_dict({"answers": ANSWERS, "answers.text": list("xyz")})
+    found = with_fields(dataset, ["answers.start"])
+    assert column_of(found, "answers.text").to_pylist() == list("xyz")
+    assert column_of(found, "answers.start").to_pylist() == [3, 4, 5]
+
+
 def test_what_leads_nowhere_is_left_for_others_to_refuse() -> None:
     dataset = Dataset.from_dict({"answers": ANSWERS, "text": list("abc")})
     assert with_fields(dataset, ["answers.txt", "text.0", "other.x"]).column_names == ["answers", "text"]
