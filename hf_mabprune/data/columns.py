@@ -129,7 +129,7 @@ def _parts(dataset: Dataset, column: str, step: str) -> dict[str, pa.ChunkedArra
     if pa.types.is_struct(values.type) and values.type.get_field_index(step) >= 0:
         fields = {f"{column}.{field.name}": pc.struct_field(values, field.name) for field in values.type}
         return {name: field for name, field in fields.items() if name not in dataset.column_names}
-    if (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)) and step.isdecimal():
+    if is_list(values.type) and step.isdecimal():
         long_enough = pc.greater(pc.list_value_length(values), int(step))
         items = pc.if_else(pc.fill_null(long_enough, False), values, pa.scalar(None, values.type))
         return {f"{column}.{step}": pc.list_element(items, int(step))}

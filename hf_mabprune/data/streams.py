@@ -25,7 +25,7 @@ def streamed_splits(config: TaskConfig, slices: Mapping[str, str], seed: int) ->
 
     Raises:
         ValueError: For slices that depend on the length of the data, for settings that leave open how many rows are
-            read, and for data that are not read as a stream.
+            read, for data that are not read as a stream, and for streams without a row in a slice.
     """
     _check(config, slices)
     builder = builder_of(config.dataset)
@@ -40,6 +40,8 @@ def streamed_splits(config: TaskConfig, slices: Mapping[str, str], seed: int) ->
         rows = between.shuffle(seed=seed, buffer_size=BUFFER).take(_count(config, purpose))
         with reading(config.dataset):
             splits[purpose] = as_dataset(rows, purpose)
+        if not len(splits[purpose]):
+            raise ValueError(f"splits.{purpose}: '{slices[purpose]}' must not be empty, but the stream ends before it")
     return splits
 
 

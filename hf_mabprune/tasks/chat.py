@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from hf_mabprune.data.columns import RowError, full_column, is_text
+from hf_mabprune.data.columns import RowError, full_column, is_list, is_text
 from hf_mabprune.errors import in_words
 from hf_mabprune.tasks.batch import LABELS
 from hf_mabprune.tasks.readout import NO_TARGET
@@ -54,7 +54,7 @@ def check_chats(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, columns: d
 
 def _check_messages(values: pa.ChunkedArray, where: str, answered: bool) -> None:
     """Refuses what are no lists of messages, and lists without a message, or without an answer where one must be."""
-    inner = values.type.value_type if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) else None
+    inner = values.type.value_type if is_list(values.type) else None
     if inner is None or not pa.types.is_struct(inner) or min(map(inner.get_field_index, ("role", "content"))) < 0:
         raise ValueError(f"{where}: chats must be lists of messages with a role and a content, got {values.type}")
     values = values.combine_chunks()

@@ -45,8 +45,8 @@ def build_task(
     if config.dataset.path == SAMPLE_TEXT and not task.takes_plain_text:
         served = ", ".join(name for name in TASKS.names() if TASKS.get(name).takes_plain_text)
         raise ValueError(
-            f"task '{name}' takes data with what is right in them: name them in task.dataset; the sample text of "
-            f"hf_mabprune is for {served}"
+            f"task '{name}' needs data of its own, named in task.dataset; the sample text of hf_mabprune is for "
+            f"{served}"
         )
     own = {setting: value for setting in OWN_SETTINGS if (value := getattr(config, setting)) is not None}
     foreign = own.keys() - {field.name for field in fields(task)}

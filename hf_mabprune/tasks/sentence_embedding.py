@@ -170,6 +170,7 @@ class SentenceEmbedding(TokenTask):
         return any(metric != COSINE for metric in self.metrics)
 
     def resolve_length(self, default: int) -> int:
+        """See `TokenTask.resolve_length`; at most what the folder of the embedder says, where nobody names one."""
         length = super().resolve_length(default)
         own = self.files.max_length if self.max_length is None else None
         return length if own is None else min(length, own)

@@ -68,6 +68,11 @@ def test_what_was_streamed_is_said(files: list[str]) -> None:
         (BOUNDS | {"test": "train[50:60]+train[70:80]"}, {}, "of a stream a purpose reads one slice, got splits.test"),
         (BOUNDS | {"test": "tset"}, {}, "no split 'tset' in the data set. Its splits: train"),
         (BOUNDS | {"test": "train"}, {}, "share rows of 'train'"),
+        (
+            BOUNDS | {"calibration": "train[400:]"},
+            {},
+            r"'train\[400:\]' must not be empty, but the stream ends before",
+        ),
     ],
 )
 def test_what_a_stream_cannot_serve_is_refused(

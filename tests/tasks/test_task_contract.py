@@ -197,7 +197,7 @@ def test_the_sample_text_is_read_or_refused(case: Bound) -> None:
     task, model, _ = case
     config = TaskConfig(type=name_of(task))
     if not task.takes_plain_text:
-        with pytest.raises(ValueError, match=r"takes data with what is right in them: .* is for .*causal_lm"):
+        with pytest.raises(ValueError, match=r"needs data of its own, named in task.dataset; .* is for .*causal_lm"):
             build_task(config, task.processor, model.config, type(model).__name__)
         return
     task.columns = {}
