@@ -20,6 +20,7 @@ from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.checkpoints.save import round_weights
 from hf_mabprune.checks import check_settings
 from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.data.columns import with_fields
 from hf_mabprune.data.given import Given, given_splits
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.evaluation.comparison import Comparison
@@ -53,6 +54,7 @@ def prune(
     target: dict[str, Any],
     output_dir: str | Path,
     *,
+    certification: Given | None = None,
     task: dict[str, Any] | None = None,
     prune: dict[str, Any] | None = None,
     search: dict[str, Any] | None = None,
@@ -73,6 +75,8 @@ def prune(
         target: Fractions to remove, e.g. `{"parameters": 0.3}` or `{"neurons": 0.5, "heads": 0.5}`; a list of
             fractions gives several sizes from one search.
         output_dir: Folder for the checkpoint, the report and the card.
+        certification: Data that share no examples with those, which the bounds of the report are computed on; None
+            takes test.
         task, prune, search, compensation, recovery, output: Parts of the YAML config, under the same keys.
         seed: Seed of everything random.
         resume: Whether to go on with the same call that was interrupted.
@@ -103,7 +107,10 @@ def prune(
         }
     )
     check_settings(settings, resume)
-    splits = given_splits(calibration=calibration, validation=validation, test=test)
+    given = {"calibration": calibration, "validation": validation, "test": test}
+    given |= {} if certification is None else {"certification": certification}
+    splits = given_splits(**given)
+    splits = {purpose: with_fields(data, settings.task.columns.values()) for purpose, data in splits.items()}
     check_usable(dense)
     paths = RunFolder(settings.output.dir).under_way
     accelerator = make_accelerator(settings, paths.logs)

@@ -26,8 +26,8 @@ from hf_mabprune.compensation import (
     compensate,
     make_compensation,
 )
-from hf_mabprune.config import ModelConfig, PruneConfig, TaskConfig
-from hf_mabprune.data.splits import load_splits
+from hf_mabprune.config import REFIT_SHARE, ModelConfig, PruneConfig, TaskConfig
+from hf_mabprune.data.splits import load_splits, notes_on
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.reserve import Reserve
@@ -41,13 +41,12 @@ from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.lookup import build_task, check_head, loaded_class, task_for_model
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
-from hf_mabprune.tasks.together import check_splits
+from hf_mabprune.tasks.together import check_splits, warned
 from hf_mabprune.tasks.vocabulary import large_head
 
-SPLITS = ("calibration", "validation", "test")
+SPLITS = ("calibration", "validation", "test", "certification")  # the last one where it is named
 REFIT = "refit"  # further examples of the calibration split
 REFIT_READ = 0.5  # of `Compensation.read`, where tokens are predicted
-REFIT_SHARE = 3  # of them, for each one that choices are made on, where that is text for a language model
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def open_session(settings: PruneConfig, accelerator: Accelerator) -> Session:
     Raises:
         ValueError, OSError: As `load_splits` and `load_model`.
     """
-    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    splits = main_first(accelerator, lambda: load_splits(settings.task, settings.seed))
     stored = stored_config(settings.model)
     model, processor = load_model(settings.model, settings.task, splits, stored)
     save_dtype = saved_precision(settings.model, stored, model.dtype)
@@ -172,7 +171,8 @@ def make_session(
     # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
     task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
     check_reward(settings.search.reward, task.predicts_classes, task.has_loss)
-    warnings = check_splits(task, {split: splits[split] for split in SPLITS})
+    splits = {split: splits[split] for split in SPLITS if split in splits}
+    warnings = [*warned(notes_on(settings.task)), *check_splits(task, splits)]
     batches = make_batches(settings, task, splits)
     example = task.inputs(typical_example(batches["calibration"]))
     batches["calibration"] = affordable(settings, task, model, example, batches["calibration"], settings.seed)
@@ -199,7 +199,7 @@ def make_session(
 def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) -> dict[str, Sequence[Batch]]:
     """Samples, encodes and collates: split -> batches; those that refits alone read are under `REFIT`."""
     batches: dict[str, Sequence[Batch]] = {}
-    for split in over(SPLITS, "encoding", "splits"):
+    for split in over(list(splits), "encoding", "splits"):
         if split == "calibration":
             batches |= calibration_batches(settings.task, task, splits[split], settings.seed)
         else:

@@ -175,6 +175,33 @@ def test_random_rows_and_the_after_row_are_what_they_say(
     assert "With 95% confidence on data like the test split" in (folder / "README.md").read_text()
 
 
+def test_bounds_may_come_from_a_split_of_their_own(
+    tmp_path: Path, files: dict[str, str], finished: tuple[PruneResult, Path]
+) -> None:
+    """The same model, whose figures are of the same test split; bounds from fewer examples are wider."""
+    plain, _ = finished
+    splits = {"test": "test", "validation": "validation[:-12]", "certification": "validation[-12:]"}
+    settings = settings_for(tmp_path, files, "bert", task={"splits": splits})
+    report = prune_from_config(settings).report
+    assert report.certified_on == "certification" and plain.report.certified_on == "test"
+    assert report.after.metrics == plain.report.after.metrics and report.after.changed == plain.report.after.changed
+    assert report.after.kl_bound is not None and report.after.kl_bound != plain.report.after.kl_bound
+    assert report.random[0].figures.kl_bound == plain.report.random[0].figures.kl_bound
+    assert "95% confidence on data like the certification split" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_first_try_of_a_language_model_needs_no_data(tmp_path: Path, files: dict[str, str]) -> None:
+    given = settings_for(tmp_path, files, "llama", task={"evaluation_examples": 16}).model_dump()
+    given["task"] = {
+        name: given["task"][name] for name in ("evaluation_examples", "calibration_examples", "batch_size")
+    }
+    report = prune_from_config(check(given)).report
+    assert report.dataset == "sample-text" and list(report.after.metrics) == ["perplexity"]
+    assert any("no data were named" in warning for warning in report.warnings)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "a sample of WikiText-2, CC BY-SA 3.0" in card and "no data were named" in card
+
+
 def test_a_criterion_stands_alone_beside_the_result(tmp_path: Path, files: dict[str, str]) -> None:
     """What it leaves is what a run by that criterion leaves, compared on the same examples."""
     output = {"dir": str(tmp_path / "out"), "criteria": ["magnitude"]}

@@ -61,6 +61,15 @@ def test_the_wheel_carries_its_licence(wheel: Path) -> None:
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
 
 
+def test_the_sample_text_travels_with_its_own_licence(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+        beside = archive.read(f"{PACKAGE}/data/text/LICENSE.md").decode()
+    assert "License-Expression: Apache-2.0 AND CC-BY-SA-3.0" in metadata
+    assert f"License-File: {PACKAGE}/data/text/LICENSE.md" in metadata
+    assert "CC-BY-SA-3.0" in beside and "https://en.wikipedia.org/wiki/" in beside
+
+
 def test_the_wheel_alone_prunes_the_quickstart(wheel: Path, tmp_path: Path) -> None:
     """The command that an installation brings, in a folder of its own; what it leaves loads there."""
     site, elsewhere, example = tmp_path / "site", tmp_path / "elsewhere", ROOT / "examples/quickstart"

@@ -26,7 +26,7 @@ from hf_mabprune.artifacts.redaction import (
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
 from hf_mabprune.checkpoints.load import kind_of_processor
-from hf_mabprune.config import PruneConfig, check, parse_yaml
+from hf_mabprune.config import SAMPLE_TEXT, PruneConfig, check, parse_yaml
 from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.evaluation.figures import SearchFigures
 from hf_mabprune.evaluation.report import Report
@@ -273,6 +273,8 @@ def _dataset_name(settings: PruneConfig) -> str:
     path = settings.task.dataset.path
     if path == "in-memory":
         return "data given in Python"
+    if path == SAMPLE_TEXT:
+        return "a sample of WikiText-2, CC BY-SA 3.0"
     return f"local {path} files" if path in NOT_ON_THE_HUB else last_part(path)
 
 

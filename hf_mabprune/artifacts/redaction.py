@@ -13,12 +13,12 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_mabprune.config import PruneConfig, check, parse_yaml
-from hf_mabprune.data.splits import FILE_LOADERS
+from hf_mabprune.config import SAMPLE_TEXT, PruneConfig, check, parse_yaml
+from hf_mabprune.data.loaders import FILE_LOADERS
 from hf_mabprune.errors import without_credentials, without_credentials_in
 from hf_mabprune.evaluation.report import Report
 
-NOT_ON_THE_HUB = {*FILE_LOADERS, "in-memory"}  # loaders, and data handed over in Python
+NOT_ON_THE_HUB = {*FILE_LOADERS, "in-memory", SAMPLE_TEXT}  # loaders, data handed over in Python, and our own
 ABSOLUTE = re.compile(r"(?<![\w:/\\.~<-])(?:~|[A-Za-z]:|\.{1,2}|file:/{2})?(?:[/\\]+[\w.@+~-]+)+[/\\]?")
 
 

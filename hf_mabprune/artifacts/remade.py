@@ -129,7 +129,7 @@ class _Remaking:
         if not (recorded := self.parts.report.calibration_sha256):
             raise NotChecked("the report does not say which data the run had")
         try:
-            splits = load_splits(self.settings.task)
+            splits = load_splits(self.settings.task, self.settings.seed)
         except Exception as error:  # of the data, the network or the disk
             raise NotChecked(f"the data are not there ({in_words(error)}); name them with --task.dataset") from error
         dtype = stored_dtype(stored_tensors(self.parts.run.root))

@@ -38,7 +38,7 @@ def evaluate_checkpoint(settings: EvaluateConfig) -> tuple[Task, ModelFigures]:
         OSError: If model or data cannot be read.
     """
     accelerator = make_accelerator()
-    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    splits = main_first(accelerator, lambda: load_splits(settings.task, settings.seed))
     model, processor = load_model(settings.model, settings.task, {"test": splits["test"]})
     on_device(model, accelerator.device).eval()
     task = build_task(settings.task, processor, model.config, type(model).__name__)

@@ -1,7 +1,7 @@
 """Every setting of a run, checked before any compute; the YAML file is this tree written down."""
 
 from hf_mabprune.config.base import Strict, check_as
-from hf_mabprune.config.data import DatasetConfig, SplitsConfig, TaskConfig
+from hf_mabprune.config.data import REFIT_SHARE, SAMPLE_TEXT, DatasetConfig, SplitsConfig, TaskConfig
 from hf_mabprune.config.errors import known_types
 from hf_mabprune.config.reader import parse_yaml, read_yaml
 from hf_mabprune.config.recovery import RecoveryConfig
@@ -10,6 +10,8 @@ from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.config.target import PruningConfig, TargetConfig
 
 __all__ = [
+    "REFIT_SHARE",
+    "SAMPLE_TEXT",
     "DatasetConfig",
     "EvaluateConfig",
     "ModelConfig",

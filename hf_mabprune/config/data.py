@@ -6,11 +6,17 @@ from pydantic import Field
 
 from hf_mabprune.config.base import Place, Strict
 
+REFIT_SHARE = 3  # examples for refits, for each one that choices are made on, where nobody says how many
+SAMPLE_TEXT = "sample-text"  # what the text that comes with the package is called in the place of a path
+
 
 class DatasetConfig(Strict):
     """Where the examples come from: a name on the Hub, or local files."""
 
-    path: Place = Field(description="Hub name, or a loader for local files: parquet, json, csv, text, imagefolder")
+    path: Place = Field(
+        description="Hub name, a loader for local files (parquet, json, csv, text, imagefolder), a folder of such "
+        "files or of save_to_disk, or sample-text: what comes with hf_mabprune"
+    )
     name: str | None = Field(None, description="configuration of the data set on the Hub")
     data_files: dict[str, Place | list[Place]] | None = Field(
         None, description="split -> file or files, for local files"
@@ -18,6 +24,11 @@ class DatasetConfig(Strict):
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     options: dict[str, Any] = Field(
         {}, description="options of the loader of the files, e.g. {sep: ';', keep_default_na: false} for csv"
+    )
+    streaming: bool = Field(
+        False,
+        description="read only as many rows as the run asks for, shuffled within a buffer, without the rest; takes "
+        "evaluation_examples",
     )
 
 
@@ -27,14 +38,31 @@ class SplitsConfig(Strict):
     calibration: str = Field("train", description="slice that pulls are measured on, e.g. train[2000:]")
     validation: str = Field("validation", description="slice that choices such as the layout are made on")
     test: str = Field("test", description="slice that only the report reads")
+    certification: str | None = Field(
+        None, description="slice that only the bounds of the report are computed on; null: test"
+    )
+    shuffle: bool = Field(
+        False, description="shuffle all rows with the seed before they are sliced, for files sorted by label"
+    )
+
+    def slices(self) -> dict[str, str]:
+        """Gives purpose -> slice, of those that are read."""
+        named = self.model_dump(exclude={"shuffle"})
+        return {purpose: spec for purpose, spec in named.items() if spec is not None}
 
 
 class TaskConfig(Strict):
     """The data and the kind of task."""
 
     type: str | None = Field(None, description="kind of task; taken from the model's head when left out")
-    dataset: DatasetConfig = Field(description="where the examples come from")
-    columns: dict[str, str] = Field({}, description="role -> column; roles depend on the task: text, image, label")
+    dataset: DatasetConfig = Field(
+        DatasetConfig(path=SAMPLE_TEXT),
+        description="where the examples come from; a sample of Wikipedia when left out",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        description="role -> column, or a field of one: answers.text; roles depend on the task: text, image, label",
+    )
     splits: SplitsConfig = Field(SplitsConfig(), description="which slice serves which purpose")
     calibration_examples: int = Field(1024, gt=0, description="examples (for language models: windows) for pulls")
     refit_examples: int | None = Field(

@@ -102,7 +102,7 @@ class PruneConfig(Strict):
     """Everything about one pruning run."""
 
     model: ModelConfig = Field(description="which model is pruned")
-    task: TaskConfig = Field(description="the data and the kind of task")
+    task: TaskConfig = Field(TaskConfig(), description="the data and the kind of task")
     prune: PruningConfig = Field(description="what may be removed, and how much")
     search: SearchConfig = Field(SearchConfig(), description="how the arms are found")
     compensation: str | dict[str, Any] | None = Field(
@@ -198,7 +198,7 @@ class EvaluateConfig(Strict):
     """Which checkpoint is measured on what."""
 
     model: ModelConfig = Field(description="the checkpoint")
-    task: TaskConfig = Field(description="the data and the kind of task")
+    task: TaskConfig = Field(TaskConfig(), description="the data and the kind of task")
     seed: int = Field(0, ge=0, description="of the draw of examples")
 
 

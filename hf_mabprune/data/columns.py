@@ -4,6 +4,7 @@ Symbols: N rows.
 """
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,41 @@ def _refuse_broken_texts(values: pa.ChunkedArray, where: str) -> None:
             except UnicodeDecodeError as error:
                 raise ValueError(f"{where}: the text in row {row} is no UTF-8; save it again, or remove it") from error
         raise
+
+
+def with_fields(dataset: Dataset, paths: Iterable[str]) -> Dataset:
+    """Makes columns of the fields that paths lead to: `answers.text` of a column of mappings, `answers.text.0` of the
+    first item of a list in it. What is no such path stays for others to refuse.
+
+    Args:
+        dataset: Data set that has the columns.
+        paths: Names of columns, or paths.
+    """
+    wanted, unfolded = list(paths), set()
+    for path in wanted:
+        while path not in dataset.column_names:
+            column = max((name for name in dataset.column_names if path.startswith(f"{name}.")), key=len, default="")
+            parts = _parts(dataset, column, path.removeprefix(f"{column}.").split(".")[0]) if column else {}
+            if not parts:
+                break
+            for name, values in parts.items():
+                dataset = dataset.add_column(name, values)
+            unfolded.add(column)
+    return dataset.remove_columns(sorted(unfolded.difference(wanted)))
+
+
+def _parts(dataset: Dataset, column: str, step: str) -> dict[str, pa.ChunkedArray]:
+    """Gives what a column holds one step further, name -> values: all fields of mappings, or one item of each list;
+    nothing where there is no such step."""
+    values = column_of(dataset, column)
+    if pa.types.is_struct(values.type) and values.type.get_field_index(step) >= 0:
+        fields = {f"{column}.{field.name}": pc.struct_field(values, field.name) for field in values.type}
+        return {name: field for name, field in fields.items() if name not in dataset.column_names}
+    if is_list(values.type) and step.isdecimal():
+        long_enough = pc.greater(pc.list_value_length(values), int(step))
+        items = pc.if_else(pc.fill_null(long_enough, False), values, pa.scalar(None, values.type))
+        return {f"{column}.{step}": pc.list_element(items, int(step))}
+    return {}
 
 
 def columns_in_words(dataset: Dataset) -> str:

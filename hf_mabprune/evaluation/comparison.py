@@ -184,6 +184,7 @@ class Comparison:
                 *of_the_run(selection, found, refitted, trained),
                 *of_the_result(after, random, kept),
             ],
+            certified_on="certification" if "certification" in session.batches else "test",
             dense_sha256=self.origin[0],
             calibration_sha256=self.origin[1],
         )
@@ -231,8 +232,18 @@ class Comparison:
         behind = paired_difference(session.task.main_metric, tested, self.dense)
         before = replace(self._figures(self.dense, session.totals), behind=behind)
         after = self._figures(tested, self._counts(small))
+        after = self._certified(after, small) if "certification" in session.batches else after
         slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])
         return replace(before, latency_ms=slow), replace(after, latency_ms=fast)
+
+    def _certified(self, after: ModelFigures, small: PreTrainedModel) -> ModelFigures:
+        """Gives the figures of the pruned model with bounds from the split that is for them alone."""
+        split = "certification"
+        forward = forward_of(small, self.session.task, self.session.batches[split])
+        evaluation = self.measured(forward, split, intervals=False)
+        dense = self.measured(self._dense_on(split), split, beside_dense=False, intervals=False)
+        kl_bound, _, changed_bound = self._bounds(evaluation, self._finite(dense, split))
+        return replace(after, kl_bound=kl_bound, changed_bound=changed_bound)
 
     def _tested(self, small: PreTrainedModel) -> Evaluation:
         """A cut model on the test split."""
@@ -260,25 +271,25 @@ class Comparison:
 
     def _figures(self, evaluation: Evaluation, counts: Mapping[str, Any]) -> ModelFigures:
         pruned = evaluation is not self.dense
-        changed, bound = self._changed(evaluation) if pruned else (None, None)
+        kl_bound, changed, changed_bound = self._bounds(evaluation, self.dense) if pruned else (None, None, None)
         return ModelFigures(
             **counts,
             loss=evaluation.loss,
             kl=float(evaluation.kl.mean()),
             metrics=evaluation.metrics,
             intervals=evaluation.intervals,
-            kl_bound=upper_mean(np.nan_to_num(evaluation.kl, nan=1.0).clip(0, 1)) if pruned else None,
+            kl_bound=kl_bound,
             changed=changed,
-            changed_bound=bound,
+            changed_bound=changed_bound,
         )
 
-    def _changed(self, evaluation: Evaluation) -> tuple[float | None, float | None]:
-        """Gives the part of answers that are others than the dense model's, and its bound; None where answers are no
-        classes, or are not kept."""
-        task = self.session.task
+    def _bounds(self, evaluation: Evaluation, dense: Evaluation) -> tuple[float, float | None, float | None]:
+        """Gives the bound of the mean KL divergence, the part of answers that are others than the dense model's, and
+        its bound; None where answers are no classes, or are not kept."""
+        task, kl_bound = self.session.task, upper_mean(np.nan_to_num(evaluation.kl, nan=1.0).clip(0, 1))
         if not (task.predicts_classes and task.keeps_predictions and evaluation.scores.answers.any()):
-            return None, None
-        return changed_answers(evaluation.scores, self.dense.scores)
+            return kl_bound, None, None
+        return kl_bound, *changed_answers(evaluation.scores, dense.scores)
 
     def _search_figures(self, settings: PruneConfig, found: SearchResult, cost: Cost) -> SearchFigures:
         by_pulls = settings.search.criterion is None

@@ -57,10 +57,11 @@ class ModelFigures:
         intervals: name -> 95% bootstrap interval over test examples.
         latency_ms: Median time of one forward pass over one batch of the test split; None where not measured.
         checkpoint_bytes: Of the weights on disk; None where not written.
-        kl_bound: With 95% confidence, the mean of KL clipped at 1 nat is at most this on data like the test split.
+        kl_bound: With 95% confidence, the mean of KL clipped at 1 nat is at most this on data like the test split; of
+            the pruned model, like the split that `Report.certified_on` names.
         changed: Part of an example's answers that are another class than the dense model's, mean over the test split;
             of the test examples, where each has one answer.
-        changed_bound: With 95% confidence, that part is at most this on data like the test split.
+        changed_bound: With 95% confidence, that part is at most this on such data.
         behind: For the dense model and for a control, by how much the main metric of the pruned model is above its
             own, with the 95% interval of the difference (paired bootstrap over the same test examples).
         kl_above: For a control, by how much its KL is above that of the pruned model, in the same way.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -46,6 +46,7 @@ class Report:
             were not trained.
         sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
+        certified_on: Split that the bounds of the pruned model are computed on.
         dense_sha256: Of the dense model's weights (`runtime.hashes`); empty where a run did not say it.
         calibration_sha256: Of the calibration batches, in the same way.
     """
@@ -75,6 +76,7 @@ class Report:
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[Text, Number] = field(default_factory=dict)
     warnings: list[Text] = field(default_factory=list)
+    certified_on: Literal["test", "certification"] = "test"
     dense_sha256: Text = ""
     calibration_sha256: Text = ""
     versions: dict[Text, Text] = field(default_factory=lambda: installed_versions())
@@ -159,14 +161,15 @@ class Report:
         return 1 - (self.after.ffn_parameters + self.after.attention_parameters) / before
 
     def certificate(self) -> str:
-        """What holds with 95% confidence on data like the test split, in a sentence; empty where nothing is known."""
+        """What holds with 95% confidence on data like a split, in a sentence; empty where nothing is known."""
         after = self.after
         said = []
         if after.kl_bound is not None:
             said.append(f"mean KL (each example's clipped at 1 nat) at most {after.kl_bound:.3g}")
         if after.changed_bound is not None:
-            said.append(f"at most {after.changed_bound:.1%} of answers changed ({after.changed:.1%} were)")
-        return "with 95% confidence on data like the test split: " + ", ".join(said) if said else ""
+            seen = f" ({after.changed:.1%} were)" if self.certified_on == "test" else ""
+            said.append(f"at most {after.changed_bound:.1%} of answers changed{seen}")
+        return f"with 95% confidence on data like the {self.certified_on} split: {', '.join(said)}" if said else ""
 
     def better_than_draws(self) -> tuple[int, int]:
         """Counts the random draws whose main metric is worse, and of them those of which the 95% interval of the

@@ -4,25 +4,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch.nn.utils.rnn import pad_sequence
 
 from hf_mabprune.data.columns import RowError
 from hf_mabprune.tasks.base import TASKS
-from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.readout import NO_TARGET, Readout
-from hf_mabprune.tasks.token_task import TokenTask, refuse_encoder
+from hf_mabprune.tasks.batch import LABELS, Batch
+from hf_mabprune.tasks.decoder_task import DecoderTask
+from hf_mabprune.tasks.readout import NO_TARGET
 
 QUESTIONS = ("question", "prompt", "instruction")
 ANSWERS = ("answer", "completion", "response", "output")
 PROMPT = "Question: {}\nAnswer:"
-PADDING = 0  # any token will do, since an answer does not see what stands to its right
 
 
 @TASKS.register("answer")
 @dataclass(kw_only=True)
-class Answer(TokenTask):
+class Answer(DecoderTask):
     """Predicts the tokens of an answer. Roles: `question` and `answer`. Has to be asked for: task.type: answer.
 
     An example is one row: `Question: ...`, a new line, `Answer: ...`, and the tokenizer's end-of-sequence token if it
@@ -30,21 +27,10 @@ class Answer(TokenTask):
     longer than `max_length` tokens (512 by default, or what the model can take) is cut at the end.
     """
 
-    auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    pipeline_tag: ClassVar[str | None] = "text-generation"
-    heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
     roles: ClassVar[tuple[str, ...]] = ("question", "answer")
-    default_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
-    metric_inputs: ClassVar[dict[str, str]] = {"losses": "losses", "positions": "positions"}
     default_length: ClassVar[int] = 512
     rows_are_examples: ClassVar[bool] = True
     asked_for_by_name: ClassVar[bool] = True
-    forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
-    predicts_tokens: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        refuse_encoder(self.model_config)
-        super().__post_init__()
 
     def usual_columns(self) -> list[dict[str, str]]:
         """Lists all combinations of the usual names."""
@@ -88,18 +74,8 @@ class Answer(TokenTask):
         return encoded
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Makes `input_ids` and `attention_mask`, padded on the right, and `labels`: the ids, -100 where no answer is;
-        [B, T] each. The shift is made where logits are read."""
-        ids = [torch.tensor(example["input_ids"]) for example in examples]
-        labels = [row.clone() for row in ids]
-        for row, example in zip(labels, examples, strict=True):
-            row[: example["prompt"]] = NO_TARGET
-        return Batch(
-            input_ids=pad_sequence(ids, batch_first=True, padding_value=PADDING),
-            attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            labels=pad_sequence(labels, batch_first=True, padding_value=NO_TARGET),
+        """Makes inputs and labels, [B, T] each, padded on the right; labels are -100 where no answer is."""
+        asked = [(example["input_ids"], example["prompt"]) for example in examples]
+        return self.with_targets(
+            [{"input_ids": ids, LABELS: [NO_TARGET] * prompt + ids[prompt:]} for ids, prompt in asked]
         )
-
-    def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """Takes all positions but the last, [B, T, C] -> [B, T - 1, C]; their targets are the tokens that follow."""
-        return Readout(outputs=logits[:, :-1], targets=batch["labels"][:, 1:])

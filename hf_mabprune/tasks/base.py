@@ -60,6 +60,7 @@ class Task(ABC):
     default_metrics: ClassVar[tuple[str, ...]]  # the main one first
     metric_inputs: ClassVar[dict[str, str]]  # input of a metric -> attribute of `Scores`
     rows_are_examples: ClassVar[bool]  # whether an encoded example is one row of the data set
+    takes_plain_text: ClassVar[bool] = False  # whether rows need a text alone, so that the sample text will do
     batches_are_large: ClassVar[bool] = False  # whether those of evaluation are made anew each time they are read
     reads_one_position: ClassVar[bool] = False  # whether the logits of a sequence come from one position
     predicts_classes: ClassVar[bool] = True  # else numbers
@@ -181,7 +182,8 @@ class Task(ABC):
             columns = usual | self.columns
             if all(column in dataset.column_names for column in columns.values()):
                 return columns
-        needed = ", ".join(f"{role}: ..." for role in self.roles if role not in self.columns)
+        roles = min(self.usual_columns(), key=len, default=self.roles)
+        needed = ", ".join(f"{role}: ..." for role in self.roles if role in roles and role not in self.columns)
         raise ValueError(
             f"split '{split}' has none of the usual columns; set task.columns to {{{needed}}}. Its columns: {present}"
         )
@@ -189,6 +191,10 @@ class Task(ABC):
     @abstractmethod
     def check(self, dataset: Dataset, split: str) -> None:
         """Refuses missing columns, empty data and labels that do not fit the head; the ValueError names the split."""
+
+    def draws_rows(self, dataset: Dataset) -> bool:
+        """Tells whether an encoded example is one row of a data set, where that depends on its columns."""
+        return self.rows_are_examples
 
     def targets(self, dataset: Dataset, split: str) -> NDArray[Any] | None:
         """Gives what the model is to say of each row, class numbers [N] or numbers, [N] or [N, outputs]; None where

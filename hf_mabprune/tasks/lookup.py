@@ -5,7 +5,7 @@ from dataclasses import fields
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_mabprune.checkpoints.load import Processor, kind_of_processor
-from hf_mabprune.config import TaskConfig
+from hf_mabprune.config import SAMPLE_TEXT, TaskConfig
 from hf_mabprune.errors import kind_of
 from hf_mabprune.tasks.base import TASKS, Task
 
@@ -42,6 +42,12 @@ def build_task(
     elif isinstance(processor, PreTrainedTokenizerBase) != (task.processor_class == "AutoTokenizer"):
         kind = kind_of_processor(task.processor_class)
         raise ValueError(f"task '{name}' needs the model's {kind}, got {kind_of(processor)}")
+    if config.dataset.path == SAMPLE_TEXT and not task.takes_plain_text:
+        served = ", ".join(name for name in TASKS.names() if TASKS.get(name).takes_plain_text)
+        raise ValueError(
+            f"task '{name}' needs data of its own, named in task.dataset; the sample text of hf_mabprune is for "
+            f"{served}"
+        )
     own = {setting: value for setting in OWN_SETTINGS if (value := getattr(config, setting)) is not None}
     foreign = own.keys() - {field.name for field in fields(task)}
     if not task.predicts_tokens:

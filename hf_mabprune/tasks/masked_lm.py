@@ -36,6 +36,7 @@ class MaskedLM(TokenTask):
     metric_inputs: ClassVar[dict[str, str]] = {"losses": "losses", "positions": "positions", "correct": "correct"}
     default_length: ClassVar[int] = 128
     rows_are_examples: ClassVar[bool] = False
+    takes_plain_text: ClassVar[bool] = True
     predicts_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ def encode_sample(task: Task, dataset: Dataset, count: int | None, seed: int, fu
     split = f"split '{dataset.split or 'data'}'"
 
     try:
-        if task.rows_are_examples:
+        if task.draws_rows(dataset):
             return task.encode(draw(dataset, count, seed, further))
         return draw(task.encode(dataset), count, seed, further)
     except RowError as error:

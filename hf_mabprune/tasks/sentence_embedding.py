@@ -124,6 +124,7 @@ class SentenceEmbedding(TokenTask):
     }
     default_length: ClassVar[int] = 512
     rows_are_examples: ClassVar[bool] = True
+    takes_plain_text: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
     has_loss: ClassVar[bool] = False
     loss_name: ClassVar[str] = "distance from the dense model's embeddings, 1 - cosine"
@@ -168,8 +169,9 @@ class SentenceEmbedding(TokenTask):
         """Tells whether a metric reads scores."""
         return any(metric != COSINE for metric in self.metrics)
 
-    def _resolve_length(self) -> int:
-        length = super()._resolve_length()
+    def resolve_length(self, default: int) -> int:
+        """See `TokenTask.resolve_length`; at most what the folder of the embedder says, where nobody names one."""
+        length = super().resolve_length(default)
         own = self.files.max_length if self.max_length is None else None
         return length if own is None else min(length, own)
 

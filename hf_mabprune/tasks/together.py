@@ -19,7 +19,9 @@ from hf_mabprune.tasks.base import Task
 TOO_MANY = 0.2  # of the rows of a split, beyond what chance explains
 DOUBTFUL, SURELY_NOT = 1e-4, 1e-6  # chances at which what a split lacks is said, and refused
 FEW = 5  # rows, of which the range says nothing
-REMEDY = "data may be sorted by label: shuffle the file before it is sliced, or take another slice"
+REMEDY = (
+    "data may be sorted by label: shuffle the file, as task.splits.shuffle: true does before slicing, or take others"
+)
 
 
 def check_splits(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
@@ -42,10 +44,14 @@ def check_splits(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
         except Exception as error:
             own = isinstance(error, ValueError)
             raise ValueError(one_line(str(error)) if own else f"split '{split}': {in_words(error)}") from error
-    said = [*shared_rows(task, splits), *missing_labels(task, splits)]
-    for text in said:
-        warnings.warn(text, stacklevel=2)
-    return said
+    return warned([*shared_rows(task, splits), *missing_labels(task, splits)])
+
+
+def warned(notes: list[str]) -> list[str]:
+    """Gives notes on what is read, after a warning of each."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return notes
 
 
 def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
@@ -61,7 +67,7 @@ def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
     Raises:
         ValueError: If two hold the same rows, or one holds all of another.
     """
-    said = []
+    found = []
     rows = {split: _hashes(task, dataset, split) for split, dataset in splits.items()}
     for (one, seen), (other, read) in combinations(rows.items(), 2):
         count, by_chance = shared(read, seen), max(repeated(seen), repeated(read))
@@ -77,11 +83,11 @@ def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
                 f"splits must not overlap, but all {count:,} rows of {other} are in {one}, too; take other data for "
                 "one of them"
             )
-        said.append(
+        found.append(
             f"{count:,} of the {len(read):,} rows of {other} are in {one}, too: figures on {other} are not of unseen "
             "data"
         )
-    return said
+    return found
 
 
 def _hashes(task: Task, dataset: Dataset, split: str) -> Hashes:

@@ -39,13 +39,21 @@ class TokenTask(Task):
     length: int = field(init=False)  # the resolved max_length
 
     def __post_init__(self) -> None:
-        self.length = self._resolve_length()
+        self.length = self.resolve_length(self.default_length)
         super().__post_init__()
 
-    def _resolve_length(self) -> int:
+    def resolve_length(self, default: int) -> int:
+        """Gives `max_length`, or where nobody names one a default, as far as model and tokenizer go.
+
+        Args:
+            default: Tokens.
+
+        Raises:
+            ValueError: For a length that the model has no positions for.
+        """
         positions = max_positions(self.model_config)
         if self.max_length is None:
-            return min(self.default_length, positions, self.processor.model_max_length)
+            return min(default, positions, self.processor.model_max_length)
         if self.max_length > positions:
             raise ValueError(f"max_length must be at most {positions}, the model's positions, got {self.max_length}")
         return self.max_length

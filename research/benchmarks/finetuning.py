@@ -101,7 +101,7 @@ def finetune(base: str, out: str | Path, settings: PruneConfig, training: Traini
         raise ValueError(f"task.type must be set, for a base model has no head yet: {', '.join(TASKS.names())}")
     set_seed(settings.seed)
     accelerator = make_accelerator()
-    splits = main_first(accelerator, lambda: load_splits(settings.task))
+    splits = main_first(accelerator, lambda: load_splits(settings.task, settings.seed))
     model = load_base(base, settings, splits["calibration"])
     processor = load_processor(TASKS.get(str(settings.task.type)).processor_class, base)
     task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)

@@ -133,7 +133,12 @@ def test_base_model_can_be_given(report: Report, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "shown"), [(LOCAL, "local parquet files"), ({"path": "in-memory"}, "data given in Python")]
+    ("dataset", "shown"),
+    [
+        (LOCAL, "local parquet files"),
+        ({"path": "in-memory"}, "data given in Python"),
+        ({"path": "sample-text"}, "a sample of WikiText-2, CC BY-SA 3.0"),
+    ],
 )
 def test_data_that_are_not_on_the_hub(report: Report, tmp_path: Path, dataset: dict[str, Any], shown: str) -> None:
     path = write_card(replace(report, dataset=dataset["path"]), config(dataset=dataset), tmp_path)

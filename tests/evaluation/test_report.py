@@ -195,3 +195,14 @@ def test_random_draws_that_are_beaten_are_counted_and_those_beyond_doubt(report:
     lower_is_better = replace(report, random=draws, greater_is_better=False).against_random()
     assert "accuracy is better than 1 (0 by" in lower_is_better
     assert report.against_random() == ""
+
+
+def test_the_bounds_name_the_split_that_they_are_computed_on(report: Report) -> None:
+    after = replace(report.after, kl_bound=0.02, changed=0.01, changed_bound=0.03)
+    on_test, apart = (replace(report, after=after, certified_on=split) for split in ("test", "certification"))
+    assert on_test.certificate() == (
+        "with 95% confidence on data like the test split: mean KL (each example's clipped at 1 nat) at most 0.02, "
+        "at most 3.0% of answers changed (1.0% were)"
+    )
+    assert apart.certificate().startswith("with 95% confidence on data like the certification split: ")
+    assert apart.certificate().endswith("at most 3.0% of answers changed")

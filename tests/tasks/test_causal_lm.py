@@ -122,3 +122,11 @@ def test_an_encoder_is_no_language_model() -> None:
     decoder.config.is_decoder = False
     with pytest.raises(ValueError, match="must not see the tokens that it predicts, but this bert attends in both"):
         task_of(decoder, make_tokenizer("plain"))
+
+
+def test_a_row_is_a_text_or_a_chat() -> None:
+    both = Dataset.from_dict({"text": ["a b c d"], "messages": [[{"role": "assistant", "content": "a"}]]})
+    assert language_task().find_columns(both, "train") == {"text": "text"}
+    assert language_task(columns={"messages": "messages"}).find_columns(both, "train") == {"messages": "messages"}
+    with pytest.raises(ValueError, match=r"a row is a text, or messages, or .* got columns for text, prompt"):
+        language_task(columns={"text": "text", "prompt": "prompt"})

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.positions import NO_LIMIT, max_positions
 from hf_mabprune.config import DatasetConfig, TaskConfig
+from hf_mabprune.data.splits import load_splits
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.image_classification import ImageClassification
 from hf_mabprune.tasks.lookup import build_task, task_for_model
@@ -189,6 +190,20 @@ def test_a_number_of_tokens_is_refused_where_none_are_predicted(case: Bound, set
     task, model, _ = case
     with pytest.raises(ValueError, match=rf"task\.{setting} means nothing to task '{name_of(task)}', got 4; leave it"):
         task_of(model, task.processor, type=name_of(task), **{setting: 4})
+
+
+@every_task
+def test_the_sample_text_is_read_or_refused(case: Bound) -> None:
+    task, model, _ = case
+    config = TaskConfig(type=name_of(task))
+    if not task.takes_plain_text:
+        with pytest.raises(ValueError, match=r"needs data of its own, named in task.dataset; .* is for .*causal_lm"):
+            build_task(config, task.processor, model.config, type(model).__name__)
+        return
+    task.columns = {}
+    rows = load_splits(config)["test"]
+    task.check(rows, "test")
+    assert len(encode_sample(task, rows, 20, seed=0)) == 20
 
 
 @every_task
