@@ -11,6 +11,7 @@
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
     python scripts/benchmark.py language --config run.yaml --prune.target.layer_parameters "[0.1, 0.2]"
+    python scripts/benchmark.py language --config run.yaml --methods obs --only allocation=equal
     python scripts/benchmark.py language --report --out runs/language.jsonl
 
 `--plugin FILE` brings policies, criteria, tasks or model types from elsewhere.
@@ -123,7 +124,7 @@ def compare_on_a_language_model(options: argparse.Namespace, settings: Arguments
     if options.report:
         return f"{language_report.report(out)}\n"
     data = options.tests, options.choices, options.questions
-    language.run(read_settings(settings), out, options.methods, *data)
+    language.run(read_settings(settings), out, options.methods, *data, options.only)
     return ""
 
 

@@ -46,6 +46,7 @@ from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
 from research.benchmarks.draw import spread
 from research.benchmarks.endings import Question, answered, read_questions
 from research.benchmarks.meter import Meter
+from research.benchmarks.only import matching
 from research.benchmarks.rivals import RIVALS, Chosen, non_embedding_parameters, removed_parameters
 from research.benchmarks.specs import EQUAL, OWN, Allocation
 from research.benchmarks.suite import digest
@@ -76,6 +77,7 @@ def run(
     texts: Sequence[str] = (),
     choices: Sequence[str] = (),
     questions: int = 200,
+    only: Sequence[str] = (),
 ) -> None:
     """Measures every cell that the file does not hold, and writes its row at once.
 
@@ -86,12 +88,13 @@ def run(
         texts: Further test texts, NAME=FILE each.
         choices: Files of questions, NAME=FILE each, see `endings.read_questions`.
         questions: Number that is drawn of each.
+        only: Filters of cells, see `matching`.
 
     Raises:
         ValueError, OSError: For settings, methods, a model or data that cannot work.
     """
     files, asked = dict(named(text) for text in texts), dict(named(choice) for choice in choices)
-    settings, cells = comparable(settings), cells_of(settings, methods)
+    settings, cells = comparable(settings), matching(cells_of(settings, methods), only, Cell._fields)
     rows = Rows(out, digest([settings.model_dump(exclude={"output"}), files, asked, questions]))
     todo = [cell for cell in cells if cell not in rows.there()]
     accelerator = make_accelerator()

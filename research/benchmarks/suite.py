@@ -15,6 +15,7 @@ from hf_mabprune.criteria.base import CRITERIA, Criterion
 from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.registry import check_options, nearest
 from hf_mabprune.search.run import make_policy, make_rule
+from research.benchmarks.only import matching
 from research.benchmarks.overlays import dotted, merged
 from research.benchmarks.specs import (
     EQUAL,
@@ -145,22 +146,12 @@ class Suite(Strict):
         """Gives every cell, or those that are asked for.
 
         Args:
-            only: Filters `name=value` or `name=value,value` of a cell's fields, e.g. `task=sst2`; all must hold.
+            only: Filters, see `matching`.
 
         Raises:
             ValueError: For a field or a value that no cell has.
         """
-        cells = list(self._cells())
-        for wanted in only:
-            name, _, values = wanted.partition("=")
-            if name not in FILTERS or not values:
-                raise ValueError(f"--only takes name=value with a name of {', '.join(FILTERS)}, got '{wanted}'")
-            known = dict.fromkeys(str(getattr(cell, name)) for cell in self._cells())
-            for value in values.split(","):
-                if value not in known:
-                    raise ValueError(f"--only: no {name} '{value}'.{nearest(value, known)} Known: {', '.join(known)}")
-            cells = [cell for cell in cells if str(getattr(cell, name)) in values.split(",")]
-        return cells
+        return matching(list(self._cells()), only, FILTERS)
 
     def _cells(self) -> Iterator["Cell"]:
         for task in self.runs:
