@@ -25,7 +25,7 @@ from hf_mabprune.artifacts.redaction import (
 )
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
-from hf_mabprune.checkpoints.load import kind_of_processor
+from hf_mabprune.checkpoints.load import OWN_PROCESSORS, kind_of_processor
 from hf_mabprune.config import SAMPLE_TEXT, PruneConfig, check, parse_yaml
 from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.evaluation.figures import SearchFigures
@@ -143,6 +143,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "library": task.library,
         "auto_class": task.auto_class,
         "processor_class": task.processor_class,
+        "own_processor": task.processor_class in OWN_PROCESSORS,
         "processor": kind_of_processor(task.processor_class).split()[-1] if task.processor_class else None,
         "summary": _summary(report, base),
         "results": results_table(report),
