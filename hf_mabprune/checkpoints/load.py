@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -294,15 +295,30 @@ def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         OSError: If there is no such checkpoint.
     """
     options = {option: kwargs[option] for option in (*ORIGIN, "trust_remote_code") if option in kwargs}
-    classes = load_config(str(folder), **options).architectures
-    if not classes:
-        raise ValueError(f"{folder}: config.json names no architecture")
-    name = classes[0]
-    home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
-    loader = getattr(home, name, None)
-    if not isinstance(loader, type) or not issubclass(loader, PreTrainedModel):
-        raise ValueError(f"{folder}: config.json names the architecture {name!r:.99}, which transformers has not")
+    loader = model_class_of(load_config(str(folder), **options), str(folder))
     return _complete(loader, str(folder), kwargs)
+
+
+def model_class_of(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+    """Finds the class that a config names: one that an AutoModel class builds for it, as for a plugin's type, or any
+    other of transformers.
+
+    Args:
+        config: Config of a stored model.
+        name: Folder or Hub name, for messages.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    if not config.architectures:
+        raise ValueError(f"{name}: config.json names no architecture")
+    wanted = config.architectures[0]
+    home = modeling_pruned if wanted.startswith(modeling_pruned.CLASS_PREFIX) else transformers
+    built = chain.from_iterable(modeling_pruned.auto_classes(type(config)).values())
+    found: Any = next((model for model in built if model.__name__ == wanted), getattr(home, wanted, None))
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        raise ValueError(f"{name}: config.json names the architecture {wanted!r:.99}, which transformers has not")
+    return found
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.checkpoints.load import register_auto_classes
+from hf_mabprune.checkpoints.load import load_pruned, register_auto_classes
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.cli.commands import main
 from hf_mabprune.compensation import DenseReference, compensate, make_compensation
@@ -36,6 +36,7 @@ from tests.research.studies.small_table import small_table
 from tests.seeds import moved
 
 PAPER = Path(__file__).parents[3] / "research" / "studies" / "paper"
+PLUGIN = "research.studies.paper.mlp"
 WIDTH = 12
 
 
@@ -43,8 +44,8 @@ WIDTH = 12
 def family() -> Iterator[ModuleType]:
     """The plugin, loaded as `--plugin` loads it, and forgotten afterwards."""
     with apart(PAPER):
-        load_plugin("research.studies.paper.mlp")
-        yield sys.modules["research.studies.paper.mlp"]
+        load_plugin(PLUGIN)
+        yield sys.modules[PLUGIN]
 
 
 @pytest.fixture(params=["classification", "regression"])
@@ -90,6 +91,7 @@ def test_masked_equals_pruned_equals_reloaded(
         assert (model(**inputs).logits - by_mask).abs().max() > 1e-4
     assert type(again).__name__.removeprefix("Mabprune") == type(model).__name__
     assert (type(again) is type(model)) == (layout == "uniform")
+    assert type(load_pruned(tmp_path)) is type(again)
     handed_on = {name: weight for piece in pieces(model, keep, layout) for name, weight in piece.items()}
     assert handed_on.keys() == small.state_dict().keys()
     assert all(torch.equal(weight, handed_on[name]) for name, weight in small.state_dict().items())
@@ -171,7 +173,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_as_one_that_is_not(
     without_figures: None,
 ) -> None:
     config, keep = settings(tmp_path), RunState.keep
-    command = ["prune", "--plugin", "research.studies.paper.mlp", "--config", config]
+    command = ["prune", "--plugin", PLUGIN, "--config", config]
     assert main([*command, "--output.dir", str(tmp_path / "whole")]) == 0
 
     def stop(self: RunState, search: Any, round_ended: bool) -> None:
@@ -189,7 +191,8 @@ def test_a_run_that_is_stopped_and_resumed_ends_as_one_that_is_not(
     assert sum(site.units for site in architecture_of(small).sites(small)) == WIDTH, "half of twice as many"
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "from hf_mabprune import TableProcessor" in card and "tabular-classification" in card
-    capsys.readouterr()
+    assert main(["verify", "--plugin", PLUGIN, str(tmp_path / "whole"), "--base", str(tmp_path / "model")]) == 0
+    assert "shapes: ok" in (said := capsys.readouterr().out) and "logits: ok" in said
 
 
 def test_a_network_without_hidden_layers_is_refused(family: ModuleType) -> None:
