@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.markdown import LONGEST_NAME, code, fenced, text
@@ -144,6 +145,8 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "auto_class": task.auto_class,
         "processor_class": task.processor_class,
         "own_processor": task.processor_class in OWN_PROCESSORS,
+        "model_type": code(report.architecture),
+        "of_plugin": report.architecture not in CONFIG_MAPPING_NAMES,
         "processor": kind_of_processor(task.processor_class).split()[-1] if task.processor_class else None,
         "summary": _summary(report, base),
         "results": results_table(report),

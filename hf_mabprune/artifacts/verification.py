@@ -215,7 +215,7 @@ def _family(folder: Path) -> str:
 
 
 def _processor(parts: Parts) -> str:
-    """Reads the tokenizer, image processor or table processor that the task needs."""
+    """Reads the tokenizer or processor that the task needs."""
     reader = TASKS.get(parts.report.task).processor_class
     if reader is None:
         raise NotChecked("the task needs none")

@@ -138,6 +138,8 @@ def load_processor(auto_class: str | None, name: str, **origin: Any) -> Processo
     remedy = f"save it beside the model ({kind.split()[-1]}.save_pretrained)"
     try:
         reader: Any = OWN_PROCESSORS.get(auto_class) or getattr(transformers, auto_class)
+        # Where this is not said, transformers asks on the terminal whether code may run.
+        origin = {"trust_remote_code": False, **origin}
         processor: PreTrainedTokenizerBase | BaseImageProcessor | TableProcessor
         processor = reader.from_pretrained(name, **origin)
     except BaseException as error:  # the library behind raises bare Exceptions, and panics that are not even those
@@ -180,12 +182,9 @@ def kind_of_processor(auto_class: str) -> str:
 
 def is_processor_of(auto_class: str, processor: Any) -> bool:
     """Tells whether a processor is what a class reads: a tokenizer for "AutoTokenizer"."""
-    own = tuple(OWN_PROCESSORS.values())
-    if auto_class in OWN_PROCESSORS:
-        return isinstance(processor, OWN_PROCESSORS[auto_class])
-    return not isinstance(processor, own) and isinstance(processor, PreTrainedTokenizerBase) == (
-        auto_class == "AutoTokenizer"
-    )
+    if (own := type(processor).__name__) in OWN_PROCESSORS or auto_class in OWN_PROCESSORS:
+        return own == auto_class
+    return isinstance(processor, PreTrainedTokenizerBase) == (auto_class == "AutoTokenizer")
 
 
 def load_weights(

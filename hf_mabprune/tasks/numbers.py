@@ -106,6 +106,22 @@ def numbers_of(dataset: Dataset, column: str, split: str, outputs: int) -> NDArr
     return targets if outputs > 1 else targets[:, 0]
 
 
+def check_regressor(model_config: PreTrainedConfig, task: str, for_classes: str) -> None:
+    """Refuses heads that predict classes, with a ValueError.
+
+    Args:
+        model_config: Config of the model.
+        task: Name of the task.
+        for_classes: Name of the task for such heads.
+    """
+    if not is_regression(model_config):
+        raise ValueError(
+            f"{task} needs a model whose config says problem_type: regression, or num_labels: 1, got problem_type "
+            f"{model_config.problem_type} and num_labels {model_config.num_labels}; set task.type: {for_classes} for "
+            "a classifier"
+        )
+
+
 def is_regression(model_config: PreTrainedConfig | None) -> bool:
     """Tells whether a head predicts numbers: its config says so, or leaves it open and has one output.
 

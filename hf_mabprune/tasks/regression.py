@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from hf_mabprune.data.columns import column_of, first_column
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.numbers import is_regression, numbers_of, numbers_readout, some_numbers
+from hf_mabprune.tasks.numbers import check_regressor, is_regression, numbers_of, numbers_readout, some_numbers
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.scores import Scores
 from hf_mabprune.tasks.text_task import TextTask
@@ -50,12 +50,7 @@ class Regression(TextTask):
 
     def check_head(self) -> None:
         """Refuses classifiers."""
-        if not is_regression(self.model_config):
-            raise ValueError(
-                f"regression needs a model whose config says problem_type: regression, or num_labels: 1, got "
-                f"problem_type {self.model_config.problem_type} and num_labels {self.classes}; set task.type: "
-                "sequence_classification for a classifier"
-            )
+        check_regressor(self.model_config, "regression", for_classes="sequence_classification")
 
     def rehearsal(self) -> Scores:
         """Makes examples with different numbers, all predicted right."""

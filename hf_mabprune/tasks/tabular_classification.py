@@ -36,7 +36,7 @@ class TabularClassification(TableTask):
 
     def check_head(self) -> None:
         """Refuses regression, and classes that do not exclude each other."""
-        check_classifier(self.model_config)
+        check_classifier(self.model_config, for_numbers="tabular_regression")
 
     def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.int64]:
         """Gives the class number of each row, as the head counts, [N]."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.numbers import is_regression, numbers_of, numbers_readout, some_numbers
+from hf_mabprune.tasks.numbers import check_regressor, numbers_of, numbers_readout, some_numbers
 from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.scores import Scores
 from hf_mabprune.tasks.table_task import TableTask
@@ -38,11 +38,7 @@ class TabularRegression(TableTask):
 
     def check_head(self) -> None:
         """Refuses classifiers."""
-        if not is_regression(self.model_config):
-            raise ValueError(
-                f"tabular_regression needs a model whose config says problem_type: regression, or num_labels: 1, got "
-                f"problem_type {self.model_config.problem_type} and num_labels {self.classes}"
-            )
+        check_regressor(self.model_config, "tabular_regression", for_classes="tabular_classification")
 
     def rehearsal(self) -> Scores:
         """Makes examples with different numbers, all predicted right."""

@@ -57,7 +57,7 @@ class Table:
     def strata(self) -> Ints:
         """Gives what splits are to have the same shares of, [N]: classes, or ranges of the number."""
         if self.classifies:
-            return np.unique(self.target, return_inverse=True)[1]
+            return np.unique(self.target, return_inverse=True)[1].astype(np.int64)
         inner = np.quantile(self.target, np.arange(1, BINS) / BINS)
         return np.searchsorted(inner, self.target).astype(np.int64)
 

@@ -21,7 +21,17 @@ from research.studies.paper.mlp import (
     TabularMLPForClassification,
     TabularMLPForRegression,
 )
-from research.studies.paper.tables import LABEL, Split, Table, data_sets, processor_of, read_table, splits
+from research.studies.paper.tables import (
+    FOLDS,
+    LABEL,
+    REPEATS,
+    Split,
+    Table,
+    data_sets,
+    processor_of,
+    read_table,
+    splits,
+)
 
 RECIPE = Recipe(steps=800, batch_size=32, learning_rate=1e-3, weight_decay=1.0, bfloat16=False)
 
@@ -107,6 +117,6 @@ if __name__ == "__main__":
     parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the tables, with index.json")
     parser.add_argument("--table", required=True, help="name of the table")
-    parser.add_argument("--split", type=int, default=0, help="number of the split, from 0 to 9")
+    parser.add_argument("--split", type=int, choices=range(FOLDS * REPEATS), default=0, help="number of the split")
     options = parser.parse_args()
     make(options.data, options.table, options.split, options.out, replace(RECIPE, seed=options.seed))
