@@ -52,12 +52,12 @@ class Table:
 
     def groups(self) -> Ints:
         """Gives rows of the same features the same number, [N]."""
-        return self.features.groupby(list(self.features), dropna=False).ngroup().to_numpy(dtype=np.int64)
+        return np.asarray(self.features.groupby(list(self.features), dropna=False).ngroup(), dtype=np.int64)
 
     def strata(self) -> Ints:
         """Gives what splits are to have the same shares of, [N]: classes, or ranges of the number."""
         if self.classifies:
-            return np.unique(self.target, return_inverse=True)[1].astype(np.int64)
+            return np.unique(self.target, return_inverse=True)[1]
         inner = np.quantile(self.target, np.arange(1, BINS) / BINS)
         return np.searchsorted(inner, self.target).astype(np.int64)
 
