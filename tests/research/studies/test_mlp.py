@@ -191,7 +191,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_as_one_that_is_not(
     assert sum(site.units for site in architecture_of(small).sites(small)) == WIDTH, "half of twice as many"
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "from hf_mabprune import TableProcessor" in card and "tabular-classification" in card
-    assert "Transformers does not know model type `tabular_mlp`" in card and "trust_remote_code" not in card
+    assert "Transformers does not know model type `tabular_mlp`" in card and "trust_remote_code=True" not in card
     assert main(["verify", "--plugin", PLUGIN, str(tmp_path / "whole"), "--base", str(tmp_path / "model")]) == 0
     assert "\nshapes: ok" in capsys.readouterr().out
 
