@@ -299,9 +299,10 @@ def fed_by(site: Site, sites: Sequence[Site]) -> Site | None:
         site: Any site of a model.
         sites: All sites of the model.
     """
-    own = (other for other in sites if other.prefix == site.prefix and other.expert is None)
+    others = (other for other in sites if other.prefix == site.prefix and other.expert is None)
+    behind = (other for other in others if other.name != site.name)  # a router is named by rows of its own
     return next(
-        (other for other in own if any(other.prefix + rows.path == site.name for rows in other.spec.rows)), None
+        (other for other in behind if any(other.prefix + rows.path == site.name for rows in other.spec.rows)), None
     )
 
 
