@@ -21,6 +21,7 @@ from hf_mabprune.checkpoints.load import load_pruned, register_auto_classes  # n
 if TYPE_CHECKING:
     from hf_mabprune.artifacts.publish import push_checkpoint
     from hf_mabprune.artifacts.stored import evaluate_checkpoint
+    from hf_mabprune.checkpoints.table_processor import TableProcessor
     from hf_mabprune.config import PruneConfig
     from hf_mabprune.effects.masking import masked
     from hf_mabprune.pipeline import prune, prune_from_config
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "PruneConfig": "config",
     "PruneResult": "result",
+    "TableProcessor": "checkpoints.table_processor",
     "cut_run": "recut",
     "evaluate_checkpoint": "artifacts.stored",
     "masked": "effects.masking",
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = [
     "PruneConfig",
     "PruneResult",
+    "TableProcessor",
     "cut_run",
     "evaluate_checkpoint",
     "load_pruned",

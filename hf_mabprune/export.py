@@ -58,5 +58,5 @@ def export_checkpoint(checkpoint: str | Path, to: str, output: str | Path) -> fl
 
 
 def _processor_of(model: PreTrainedModel, checkpoint: str) -> Processor:
-    """Reads the tokenizer or image processor beside a model; None where its inputs come from neither."""
+    """Reads the tokenizer or processor beside a model; None where its inputs come from neither."""
     return load_processor(PROCESSORS.get(model.main_input_name), checkpoint)

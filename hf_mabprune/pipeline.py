@@ -68,7 +68,7 @@ def prune(
 
     Args:
         model: A supported model, in the precision that the search should run in (float32, best).
-        tokenizer: Tokenizer of the model, or its image processor; it is saved with the checkpoint.
+        tokenizer: Tokenizer of the model, or its image or table processor; it is saved with the checkpoint.
         calibration, validation, test: Data sets that share no examples, as `datasets`, pandas or torch have them (see
             `data.given.as_dataset`). Rewards see calibration, the choice of the layout sees validation, and the report
             sees test.

@@ -113,7 +113,7 @@ class PruneResult:
         return self.finished.cut(sizes[0])
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Writes checkpoint, tokenizer or image processor, report, figures and model card into one folder.
+        """Writes checkpoint, tokenizer or processor, report, figures and model card into one folder.
 
         Args:
             folder: Made where it does not exist.

@@ -56,7 +56,7 @@ class Session:
     Attributes:
         settings: Run settings.
         dense: The model before pruning, on the device of the launch, in evaluation mode; it is never changed.
-        processor: Tokenizer or image processor of the model, as it came.
+        processor: Tokenizer or processor of the model, as it came.
         batches: Split -> batches; and, under `REFIT`, further ones of calibration for refits alone.
         example: Inputs of one sequence, which MACs are counted for.
         totals: `parameters`, `ffn_parameters`, `attention_parameters` and `macs` of the dense model.
@@ -159,7 +159,7 @@ def make_session(
     Args:
         settings: Run settings.
         model: The dense model, on the device of the launch.
-        processor: Tokenizer or image processor of the model.
+        processor: Tokenizer or processor of the model.
         splits: Split -> data set.
         save_dtype: Precision of saved weights.
 
@@ -245,7 +245,7 @@ def load_model(
     stored: PreTrainedConfig | None = None,
 ) -> tuple[PreTrainedModel, Processor]:
     """Loads the model with the head that the task needs, in the precision of the search, and its
-    tokenizer or image processor.
+    tokenizer or processor.
 
     Args:
         settings: Which model.

@@ -27,7 +27,7 @@ def tiny_model(model_type: str, auto_class: str, **changes: object) -> PreTraine
     """A random model, in evaluation mode, whose biases are not zero (a cut bias must be seen)."""
     torch.manual_seed(moved(0))
     config = tiny_config(model_type, **changes)
-    model = modeling_pruned.auto_classes(type(config))[auto_class](config)
+    model = modeling_pruned.auto_classes(type(config))[auto_class][0](config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:  # tables that are made anew when a model is read are not

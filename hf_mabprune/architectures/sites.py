@@ -292,6 +292,20 @@ def kept_of(site: Site, keep: KeepIndices) -> Ints:
     return np.unique(keep.get(site.name, np.arange(site.units)))
 
 
+def fed_by(site: Site, sites: Sequence[Site]) -> Site | None:
+    """Finds the site whose units are what a site's projection gives, in layers that follow one another without a sum.
+
+    Args:
+        site: Any site of a model.
+        sites: All sites of the model.
+    """
+    others = (other for other in sites if other.prefix == site.prefix and other.expert is None)
+    behind = (other for other in others if other.name != site.name)  # a router is named by rows of its own
+    return next(
+        (other for other in behind if any(other.prefix + rows.path == site.name for rows in other.spec.rows)), None
+    )
+
+
 def columns_behind(router: Site, own: Sequence[Site], keep: KeepIndices) -> Ints:
     """Lists the columns that stay, [S], of all experts behind a router side by side.
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_mabprune.checkpoints import modeling_pruned
-from hf_mabprune.checkpoints.load import load_config
+from hf_mabprune.checkpoints.load import load_config, model_class_of
 from hf_mabprune.checkpoints.modeling_file import MODELING_FILE, is_own_modeling_file
 from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.checkpoints.weight_files import no_larger_than, safetensors_headers, stored_weights
@@ -95,22 +94,18 @@ def fitted_model(folder: Path, spare: bool = False) -> PreTrainedModel:
     """Builds the model that a checkpoint's config says, without memory, and compares its weights with the files.
 
     Args:
-        folder: Checkpoint of a family that transformers knows, or of layout per_layer.
+        folder: Checkpoint of a family that transformers or a plugin knows, or of layout per_layer.
         spare: Whether tensors may be left over that the model does not have.
 
     Returns:
         The model, on the meta device.
 
     Raises:
-        ValueError: If the config cannot be read, tensors are missing, not the model's, or of other shapes.
+        ValueError: If the config cannot be read or names no model class, or tensors are missing, not the model's, or
+            of other shapes.
     """
     config = load_config(str(folder))
-    name = str((config.architectures or [""])[0])
-    home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
-    with outside(f"{folder / CONFIG} names the class {name!r:.80}, which is not there"):
-        loader: Any = getattr(home, name)
-    if PreTrainedModel not in getattr(loader, "__mro__", ()):
-        raise OutsideError(f"{folder / CONFIG} names the class {name!r:.80}, which is no model of transformers")
+    loader: Any = model_class_of(config, str(folder))
     options: dict[str, Any] = {
         "device_map": {"": "meta"},
         "output_loading_info": True,

@@ -26,6 +26,7 @@ PROCESSOR_FILES = (
     "vocab.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "table_processor.json",
 )
 
 

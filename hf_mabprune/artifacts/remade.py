@@ -64,7 +64,7 @@ class _Remaking:
         parts: What was read of its folder.
         settings: Settings of the run, with the base for its model.
         dense: The base.
-        processor: Tokenizer or image processor of the base.
+        processor: Tokenizer or processor of the base.
         session: What refits are made with; None where the data are not the run's, or not there.
         why_not: Why there is no session.
         made: The checkpoint made again; there once it is.

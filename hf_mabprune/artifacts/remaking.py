@@ -61,7 +61,7 @@ def remake(
         parts: What was read of the run's folder.
         settings: Settings of the run.
         dense: The base.
-        processor: Tokenizer or image processor of the base.
+        processor: Tokenizer or processor of the base.
         session: What refits are made with; None makes none.
         folder: Empty folder to save in.
 

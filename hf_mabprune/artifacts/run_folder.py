@@ -1,6 +1,6 @@
 """Where the files of a run lie: the one place that spells their paths.
 
-    DIR/                            the checkpoint: weights, config.json, tokenizer or image processor
+    DIR/                            the checkpoint: weights, config.json, tokenizer or processor
       README.md, figures/           model card
       mabprune/                     details: config.yaml, report.json, arms.parquet, search_state.safetensors, and
                                     SHA256SUMS of all files

@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures import ARCHITECTURES, architecture_of
 from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.arms import LAYER, ArmTable
 from hf_mabprune.artifacts import checksums
 from hf_mabprune.artifacts.fit import (
+    CONFIG,
     check_code,
     fitted_model,
     is_per_layer,
@@ -180,7 +182,7 @@ def _unchanged(run: RunFolder) -> str:
 def _whole(folder: Path) -> str:
     """Reads all weights: the files end where their headers say, and every number is finite."""
     tensors = stored_tensors(folder)
-    wanted = str(read_json(folder / "config.json").get("dtype"))
+    wanted = str(read_json(folder / CONFIG).get("dtype"))
     others = [name for name, stored in tensors.items() if stored.dtype in FLOATS and precision(stored.dtype) != wanted]
     if others:
         raise ValueError(f"{some(others)}: not in {wanted}, as config.json says")
@@ -196,12 +198,24 @@ def precision(dtype: str) -> str:
 def _fitting(folder: Path) -> str:
     """Compares all shapes with those of the model that the config says."""
     count = len(stored_tensors(folder))
-    fitted_model(folder)
+    _known_model(folder)
     return f"all {count:,} tensors have the shapes that config.json says, none is missing, none is left over"
 
 
+def _known_model(folder: Path) -> PreTrainedModel:
+    """Builds the model that a config says, on the meta device, where its type is known here."""
+    if (family := _family(folder)) not in ARCHITECTURES.names():
+        raise NotChecked(f"model type '{family:.80}' is not known here: name the plugin that has it (--plugin FILE)")
+    return fitted_model(folder)
+
+
+def _family(folder: Path) -> str:
+    """Reads the stock model type of a checkpoint."""
+    return str(read_json(folder / CONFIG).get("model_type")).removeprefix(TYPE_PREFIX)
+
+
 def _processor(parts: Parts) -> str:
-    """Reads the tokenizer or image processor that the task needs."""
+    """Reads the tokenizer or processor that the task needs."""
     reader = TASKS.get(parts.report.task).processor_class
     if reader is None:
         raise NotChecked("the task needs none")
@@ -211,8 +225,7 @@ def _processor(parts: Parts) -> str:
 def _same_run(parts: Parts) -> str:
     """Compares report, settings and config.json, as far as they say the same things."""
     report, settings = parts.report, parts.settings
-    stored = read_json(parts.run.root / "config.json")
-    family = str(stored.get("model_type")).removeprefix(TYPE_PREFIX)
+    stored = read_json(parts.run.root / CONFIG)
     said = {
         "model": (report.model, settings.model.name),
         "seed": (report.seed, settings.seed),
@@ -223,7 +236,7 @@ def _same_run(parts: Parts) -> str:
         "layout asked for": (
             report.layout, report.layout if settings.prune.layout == "auto" else settings.prune.layout,
         ),
-        "architecture": (report.architecture.removeprefix(TYPE_PREFIX), family),
+        "architecture": (report.architecture.removeprefix(TYPE_PREFIX), _family(parts.run.root)),
         "compensation": ((report.compensation or {}).get("name", settings.compensation), settings.compensation),
         "recovery": (report.recovery is not None, settings.recovery is not None),
     }  # fmt: skip
@@ -248,7 +261,7 @@ def _same_arms(parts: Parts) -> str:
 
 def _same_figures(parts: Parts) -> str:
     """Compares what the report says of the checkpoint with its files: sizes of sites, parameters, bytes."""
-    report, model = parts.report, fitted_model(parts.run.root)
+    report, model = parts.report, _known_model(parts.run.root)
     sites = architecture_of(model).sites(model, empty=True)
     wrong = []
     for kind, counts in report.kept.items():

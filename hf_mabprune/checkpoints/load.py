@@ -1,8 +1,9 @@
-"""Loads stored models, configs, tokenizers and image processors, whole or not at all; per-layer checkpoints too."""
+"""Loads stored models, configs and what makes their inputs, whole or not at all; per-layer checkpoints too."""
 
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from hf_mabprune.checkpoints.dequantise import dequantised
 from hf_mabprune.checkpoints.modeling_file import check_code
 from hf_mabprune.checkpoints.offload import on_device, places_of, take_over
 from hf_mabprune.checkpoints.stored_files import ORIGIN, broken_side_file, read_json, stored_file
+from hf_mabprune.checkpoints.table_processor import TableProcessor
 from hf_mabprune.checkpoints.weight_files import REMEDY, StoredWeights, check_numbers, no_larger_than, stored_weights
 from hf_mabprune.errors import in_words, outside
 
-# Makes texts, or images, into inputs of a model; None where rows are inputs as they are.
-Processor = PreTrainedTokenizerBase | BaseImageProcessor | None
+# Makes texts, images or rows of a table into inputs of a model; None where rows are inputs as they are.
+Processor = PreTrainedTokenizerBase | BaseImageProcessor | TableProcessor | None
+OWN_PROCESSORS = {TableProcessor.__name__: TableProcessor}  # that transformers has not
 CONFIG = "config.json"
 GGUF_SUFFIX = ".gguf"
 LANGUAGE_MODELS = {**MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
@@ -120,10 +123,11 @@ def refuse_unknown_family(settings: dict[str, Any]) -> None:
 
 
 def load_processor(auto_class: str | None, name: str, **origin: Any) -> Processor:
-    """Reads the tokenizer or the image processor of a stored model; other arguments as those of `load_config`.
+    """Reads what makes the inputs of a stored model; other arguments as those of `load_config`.
 
     Args:
-        auto_class: Name of the class that reads it, "AutoTokenizer" or "AutoImageProcessor"; None where there is none.
+        auto_class: Name of the class that reads it, "AutoTokenizer", "AutoImageProcessor" or "TableProcessor"; None
+            where there is none.
 
     Raises:
         ValueError: If there is none.
@@ -133,13 +137,18 @@ def load_processor(auto_class: str | None, name: str, **origin: Any) -> Processo
     kind = kind_of_processor(auto_class)
     remedy = f"save it beside the model ({kind.split()[-1]}.save_pretrained)"
     try:
-        reader = getattr(transformers, auto_class)
-        processor: PreTrainedTokenizerBase | BaseImageProcessor = reader.from_pretrained(name, **origin)
+        reader: Any = OWN_PROCESSORS.get(auto_class) or getattr(transformers, auto_class)
+        # Where this is not said, transformers asks on the terminal whether code may run.
+        origin = {"trust_remote_code": False, **origin}
+        processor: PreTrainedTokenizerBase | BaseImageProcessor | TableProcessor
+        processor = reader.from_pretrained(name, **origin)
     except BaseException as error:  # the library behind raises bare Exceptions, and panics that are not even those
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         reason = broken_side_file(name, **origin) or in_words(error)
         raise ValueError(f"the {kind} of {name} cannot be read ({reason}): {remedy}") from error
+    if isinstance(processor, TableProcessor):
+        return processor
     # Where there are no files, transformers makes a tokenizer from the config that knows no word.
     if isinstance(processor, BaseImageProcessor):
         check_image_sizes(processor, name)
@@ -168,7 +177,14 @@ def check_image_sizes(processor: BaseImageProcessor, name: str) -> None:
 
 def kind_of_processor(auto_class: str) -> str:
     """Says in words what a class reads: "image processor" for "AutoImageProcessor"."""
-    return " ".join(re.findall("[A-Z][a-z]+", auto_class)[1:]).lower()
+    return " ".join(re.findall("[A-Z][a-z]+", auto_class.removeprefix("Auto"))).lower()
+
+
+def is_processor_of(auto_class: str, processor: Any) -> bool:
+    """Tells whether a processor is what a class reads: a tokenizer for "AutoTokenizer"."""
+    if (own := type(processor).__name__) in OWN_PROCESSORS or auto_class in OWN_PROCESSORS:
+        return own == auto_class
+    return isinstance(processor, PreTrainedTokenizerBase) == (auto_class == "AutoTokenizer")
 
 
 def load_weights(
@@ -278,15 +294,30 @@ def load_pruned(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         OSError: If there is no such checkpoint.
     """
     options = {option: kwargs[option] for option in (*ORIGIN, "trust_remote_code") if option in kwargs}
-    classes = load_config(str(folder), **options).architectures
-    if not classes:
-        raise ValueError(f"{folder}: config.json names no architecture")
-    name = classes[0]
-    home = modeling_pruned if name.startswith(modeling_pruned.CLASS_PREFIX) else transformers
-    loader = getattr(home, name, None)
-    if not isinstance(loader, type) or not issubclass(loader, PreTrainedModel):
-        raise ValueError(f"{folder}: config.json names the architecture {name!r:.99}, which transformers has not")
+    loader = model_class_of(load_config(str(folder), **options), str(folder))
     return _complete(loader, str(folder), kwargs)
+
+
+def model_class_of(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+    """Finds the class that a config names: one that an AutoModel class builds for it, as for a plugin's type, or any
+    other of transformers.
+
+    Args:
+        config: Config of a stored model.
+        name: Folder or Hub name, for messages.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    if not config.architectures:
+        raise ValueError(f"{name}: config.json names no architecture")
+    wanted = config.architectures[0]
+    home = modeling_pruned if wanted.startswith(modeling_pruned.CLASS_PREFIX) else transformers
+    built = chain.from_iterable(modeling_pruned.auto_classes(type(config)).values())
+    found: Any = next((model for model in built if model.__name__ == wanted), getattr(home, wanted, None))
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        raise ValueError(f"{name}: config.json names the architecture {wanted!r:.99}, which transformers has not")
+    return found
 
 
 @torch.inference_mode()

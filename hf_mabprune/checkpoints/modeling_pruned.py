@@ -444,7 +444,7 @@ def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     name = CLASS_PREFIX + stock.__name__
     if name not in _classes:
         config: Any = stock.config_class
-        autos = [auto for auto, model in auto_classes(config).items() if model is stock]
+        autos = [auto for auto, models in auto_classes(config).items() if stock in models]
         body = {
             "__module__": __name__,
             "config_class": config_class(config),
@@ -454,23 +454,24 @@ def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return _classes[name]
 
 
-def auto_classes(stock: type[PretrainedConfig]) -> dict[str, type[PreTrainedModel]]:
-    """Maps each AutoModel class name to the stock model class that it builds for a stock config class."""
+def auto_classes(stock: type[PretrainedConfig]) -> dict[str, tuple[type[PreTrainedModel], ...]]:
+    """Maps each AutoModel class name to the stock model classes that it builds for a stock config class, the usual one
+    first; where there are several, a config says which by its `architectures`."""
     found = {}
     for name, auto in vars(modeling_auto).items():
         mapping = getattr(auto, "_model_mapping", None)
         if name.startswith("AutoModel") and mapping is not None and stock in mapping:
             models = mapping[stock]
-            model = models[0] if isinstance(models, (tuple, list)) else models
-            if model.config_class is stock:  # some auto classes borrow another family's config
-                found[name] = model
+            models = tuple(models) if isinstance(models, (tuple, list)) else (models,)
+            if models[0].config_class is stock:  # some auto classes borrow another family's config
+                found[name] = models
     return found
 
 
 def auto_map(stock: type[PretrainedConfig]) -> dict[str, str]:
     """Writes the `auto_map` of config.json: every auto class that knows the stock config, and where its class is."""
     here = __name__.rpartition(".")[2]
-    names = {auto: model.__name__ for auto, model in auto_classes(stock).items()}
+    names = {auto: models[0].__name__ for auto, models in auto_classes(stock).items()}
     return {"AutoConfig": f"{here}.{CLASS_PREFIX}{stock.__name__}"} | {
         auto: f"{here}.{CLASS_PREFIX}{name}" for auto, name in names.items()
     }
@@ -480,8 +481,9 @@ def _register_models(config: type[Any]) -> None:
     """Enters the model classes of a per-layer config class in the AutoModel classes, once, when it is first used."""
     if config in AutoModel._model_mapping._extra_content:
         return
-    for auto, model in auto_classes(stock_config_class(config)).items():
-        getattr(modeling_auto, auto).register(config, model_class(model), exist_ok=True)
+    for auto, models in auto_classes(stock_config_class(config)).items():
+        own = tuple(map(model_class, models))
+        getattr(modeling_auto, auto).register(config, own if len(own) > 1 else own[0], exist_ok=True)
 
 
 def register(model_types: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Writes checkpoints: weights, config, tokenizer or image processor and, for per-layer sizes, their model
+"""Writes checkpoints: weights, config, tokenizer or processor and, for per-layer sizes, their model
 file."""
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def save_checkpoint(
     Args:
         model: Model to save, stock or per-layer; it is as before afterwards.
         folder: Folder to write to.
-        processor: Tokenizer or image processor to save beside it, if any.
+        processor: Tokenizer or processor to save beside it, if any.
         dtype: Precision of the weights on disk.
         beside: Name below the folder -> text of further files.
 

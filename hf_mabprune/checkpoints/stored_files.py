@@ -18,6 +18,7 @@ SIDE_FILES = (
     "vocab.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "table_processor.json",
 )
 
 

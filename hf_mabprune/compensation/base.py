@@ -37,31 +37,35 @@ class Regression:
         y: [D] float64, E[y].
         xx: [S, S], E[x x'], in float32 or float64, as moments are.
         yx: [D, S], E[y x'], in the same precision.
-        yy: E[|y|^2].
+        yy: [D] float64, E[y^2].
     """
 
     x: torch.Tensor
     y: torch.Tensor
     xx: torch.Tensor
     yx: torch.Tensor
-    yy: float
+    yy: torch.Tensor
 
     @classmethod
     def of_moments(cls, inputs: Moments, projection: Projection) -> "Regression":
         """From moments of h alone, where x is all of h: y = W h + b is linear in it, so no output need be seen.
 
-        E[y] = W E[h] + b, E[y h'] = W E[h h'] + b E[h]' and E|y|^2 = tr(W E[h h'] W') + 2 b' W E[h] + |b|^2.
+        E[y] = W E[h] + b, E[y h'] = W E[h h'] + b E[h]' and E[y^2] = diag(W E[h h'] W') + 2 b W E[h] + b^2.
         """
         weight, bias = projection.float64()
         mean = weight @ inputs.mean  # [D], W E[h]
         yx = weight.to(inputs.second.dtype) @ inputs.second.to(weight.device)  # [D, C], W E[h h']
-        yy = float((yx.double() * weight).sum() + 2 * bias @ mean + bias @ bias)
+        yy = (yx.double() * weight).sum(1) + 2 * bias * mean + bias**2
         return cls(inputs.mean, mean + bias, inputs.second, yx.add_(torch.outer(bias, inputs.mean)), yy)
 
     def at(self, columns: torch.Tensor) -> "Regression":
         """Gives the same regression with x at some columns alone, [S]."""
         xx = self.xx[columns[:, None], columns].to(self.x.device)
         return Regression(self.x[columns], self.y, xx, self.yx[:, columns].to(self.x.device), self.yy)
+
+    def of(self, outputs: torch.Tensor | slice) -> "Regression":
+        """Gives the same regression of some outputs alone, [D]."""
+        return Regression(self.x, self.y[outputs], self.xx, self.yx[outputs], self.yy[outputs])
 
     @classmethod
     def of_pairs(
@@ -75,11 +79,11 @@ class Regression:
             if weights is not None:
                 own = next(weights)
                 rx, ry = x * own, y * own
-            parts = [part.double() for part in (rx.sum(0), ry.sum(0), rx.T @ x, ry.T @ x, (ry * y).sum())]
+            parts = [part.double() for part in (rx.sum(0), ry.sum(0), rx.T @ x, ry.T @ x, (ry * y).sum(0))]
             sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
             count += len(x)
         x, y, xx, yx, yy = (total / count for total in sums)
-        return cls(x, y, xx, yx, float(yy))
+        return cls(x, y, xx, yx, yy)
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives covariances, [S, S] of x and [D, S] of y with x: E[x x'] - E[x] E[x]' and E[y x'] - E[y] E[x]'."""
@@ -100,8 +104,9 @@ class Regression:
         xx, yx = self.plain()
         quadratic = ((weight @ xx - 2 * yx) * weight).sum()
         linear = bias @ (2 * (weight @ self.x - self.y) + bias)
-        variance = self.yy - self.y @ self.y
-        return float((quadratic + linear + self.yy) / variance) if variance > ROUNDING * self.yy else 0.0
+        squares = self.yy.sum()
+        variance = squares - self.y @ self.y
+        return float((quadratic + linear + squares) / variance) if variance > ROUNDING * squares else 0.0
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_mabprune.architectures import Projection, Site
+from hf_mabprune.architectures import Projection, Site, architecture_of
 from hf_mabprune.architectures.projections import cuts
 from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.arms import Ints
@@ -80,7 +80,7 @@ class InputSide:
         for projection in self.projections:
             weight, bias = projection.float64()
             part = slice(start, start := start + len(weight))
-            own = Regression(both.x, both.y[part], both.xx, both.yx[part], both.yy)
+            own = both.of(part)
             biased = projection.bias is not None
             new = method.fit(weight, *(own.centred() if biased else (own.xx, own.yx)), 1)
             after.append((new, own.y - new @ own.x if biased else bias))
@@ -95,7 +95,7 @@ class InputSide:
 
 
 def made_by(dense: PreTrainedModel, site: Site, units: Ints) -> dict[str, torch.Tensor]:
-    """Finds the projections that make a site's columns: path of each -> rows that stay.
+    """Finds the projections that make a site's columns and belong to no other site: path of each -> rows that stay.
 
     Args:
         dense: The dense model.
@@ -105,11 +105,11 @@ def made_by(dense: PreTrainedModel, site: Site, units: Ints) -> dict[str, torch.
     if site.kind == "expert" or site.expert is not None:
         return {}
     elsewhere = {site.prefix + rows.path for rows in site.spec.rows if rows.elsewhere}
+    elsewhere |= {other.name for other in architecture_of(dense).sites(dense)}  # which are refitted as projections
     found: dict[str, torch.Tensor] = {}
     for cut in cuts(dense.base_model, site, units):
         path = cut.path.removesuffix(".weight")
-        linear = isinstance(part_at(dense.base_model, path), nn.Linear | Conv1D)
-        if linear and path != site.name and path not in elsewhere:
+        if isinstance(part_at(dense.base_model, path), nn.Linear | Conv1D) and path not in elsewhere:
             found[path] = torch.as_tensor(cut.index)
     return found
 

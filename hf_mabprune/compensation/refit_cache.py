@@ -7,7 +7,7 @@ import torch
 
 from hf_mabprune.effects.reserve import Reserve
 
-Key = tuple[str, bytes]  # path of the projection, and the columns that stay
+Key = tuple[str, bytes]  # path of the projection, and the columns (and outputs) that stay
 Values = tuple[torch.Tensor, torch.Tensor]  # weight [D, S] and bias [D]
 
 

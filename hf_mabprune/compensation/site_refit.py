@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Projection, Site, architecture_of, projection_of
-from hf_mabprune.architectures.projections import spread
-from hf_mabprune.architectures.sites import columns_behind, kept_of, members
+from hf_mabprune.architectures.projections import cuts, spread
+from hf_mabprune.architectures.sites import columns_behind, fed_by, kept_of, members
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation.base import Compensation, Refused, Regression
 from hf_mabprune.compensation.dense_reference import DenseReference
@@ -70,12 +70,14 @@ class SiteRefit:
         name, others = renamed(site.name), architecture_of(small).sites(small, empty=True)
         there = next(other for other in others if other.name == name)
         self.small, self.there, self.columns = small, there, _columns(reference.model, site, keep)
+        self.outputs = _outputs(reference.model, site, keep)
         self.had_bias, self.biased = self.projection.bias is not None, may_have_bias(small, there)
         self.reason = ""
         refit_below = bool(below) and len(self.columns) > 0
         made = reference.model, small, site, kept_of(site, keep), renamed
         self.input_side = InputSide(*made) if refit_below else None
-        key = site.name, self.columns.numpy().tobytes()
+        outputs = self.outputs.numpy().tobytes() if torch.is_tensor(self.outputs) else b""
+        key = site.name, self.columns.numpy().tobytes() + outputs
         values = cache.get(key) if cache else None
         try:
             values = values or self._fitted()
@@ -98,7 +100,7 @@ class SiteRefit:
         """Weight [D, S] and bias [D] as surgery left them."""
         dense = projection_of(self.reference.model, self.site)
         bias = dense.weight.new_zeros(len(dense.weight)) if dense.bias is None else dense.bias
-        return dense.weight.detach()[:, self.columns], bias.detach()
+        return dense.weight.detach()[self.outputs][:, self.columns], bias.detach()[self.outputs]
 
     def values(self) -> list[Values]:
         """Copies weights and biases as they are now: the projection's, and those of the other side."""
@@ -130,6 +132,9 @@ class SiteRefit:
 
     def _regression(self, held_out: bool) -> Regression:
         """Gives the site's moments on the data that refits are made from, or on held-out data."""
+        return self._of_all_outputs(held_out).of(self.outputs)
+
+    def _of_all_outputs(self, held_out: bool) -> Regression:
         reference, site = self.reference, self.site
         if self.below:
             weights = None if held_out else reference.weights_of(site)
@@ -193,6 +198,15 @@ def cut_sites(model: PreTrainedModel, keep: KeepIndices, up: bool = False) -> li
         cut = [site for site in sites if len(kept_of(site, keep)) < site.units]
     together = {part.name for site in cut if site.kind == "expert" for part in members(site, sites)}
     return [site for site in cut if site.name not in together]
+
+
+def _outputs(model: PreTrainedModel, site: Site, keep: KeepIndices) -> torch.Tensor | slice:
+    """[D], the outputs of a site's projection that stay: all, unless they are the units of another site."""
+    follower = fed_by(site, architecture_of(model).sites(model))
+    if follower is None or follower.name not in keep:
+        return slice(None)
+    found = cuts(model.base_model, follower, kept_of(follower, keep))
+    return torch.as_tensor(next(cut.index for cut in found if cut.path == f"{site.name}.weight"))
 
 
 def _columns(model: PreTrainedModel, site: Site, keep: KeepIndices) -> torch.Tensor:

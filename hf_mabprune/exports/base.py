@@ -49,7 +49,7 @@ class Export(ABC):
 
         Args:
             model: Model in evaluation mode, on the CPU, float32.
-            processor: Its tokenizer or image processor; None where it has none.
+            processor: Its tokenizer or processor; None where it has none.
             folder: Empty folder.
         """
 

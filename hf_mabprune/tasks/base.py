@@ -39,7 +39,7 @@ class Task(ABC):
     `check`, `encode`, `collate` and `read`, which lead from rows to logits with targets.
 
     Args:
-        processor: What makes rows into inputs of the model: its tokenizer, or its image processor.
+        processor: What makes rows into inputs of the model: its tokenizer, image processor or table processor.
         model_config: Config of the model: its classes, positions and vocabulary.
         columns: Role -> column name in the data set; missing roles are found among the usual names.
         metrics: Names of metrics, the main one first; none means the task's own. Names that are unknown here go to
@@ -51,7 +51,7 @@ class Task(ABC):
     """
 
     auto_class: ClassVar[str]  # e.g. "AutoModelForSequenceClassification"
-    processor_class: ClassVar[str | None]  # e.g. "AutoTokenizer"; None where rows are a model's inputs as they are
+    processor_class: ClassVar[str | None]  # "AutoTokenizer", "AutoImageProcessor" or "TableProcessor", or none at all
     pipeline_tag: ClassVar[str | None] = None  # what the Hub calls it, where it has a name for it
     library: ClassVar[str] = "transformers"  # that a checkpoint is made for
     tags: ClassVar[tuple[str, ...]] = ()  # further ones of a card
@@ -187,6 +187,11 @@ class Task(ABC):
         raise ValueError(
             f"split '{split}' has none of the usual columns; set task.columns to {{{needed}}}. Its columns: {present}"
         )
+
+    def columns_read(self, dataset: Dataset, split: str) -> list[str]:
+        """Names all columns of a data set that the task reads; arguments and errors as those of `find_columns`."""
+        columns = self.find_columns(dataset, split)
+        return [columns[role] for role in self.roles if role in columns]
 
     @abstractmethod
     def check(self, dataset: Dataset, split: str) -> None:

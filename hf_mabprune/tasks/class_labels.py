@@ -36,12 +36,17 @@ def new_classes(dataset: Dataset, column: str) -> dict[str, Any]:
     return {"num_labels": int(pc.max(values.cast(pa.int64())).as_py()) + 1}
 
 
-def check_classifier(model_config: PreTrainedConfig) -> None:
+def check_classifier(model_config: PreTrainedConfig, for_numbers: str = "regression") -> None:
     """Refuses heads for regression, classes that do not exclude each other, and names of classes that contradict each
-    other, with a ValueError."""
+    other, with a ValueError.
+
+    Args:
+        model_config: Config of the model.
+        for_numbers: Name of the task for heads that predict numbers.
+    """
     if (classes := int(model_config.num_labels or 0)) < 2:
         raise ValueError(
-            f"num_labels must be at least 2, got {classes}: regression; set task.type: regression, or use a model "
+            f"num_labels must be at least 2, got {classes}: regression; set task.type: {for_numbers}, or use a model "
             "with a class for each label"
         )
     if model_config.problem_type not in (None, "single_label_classification"):

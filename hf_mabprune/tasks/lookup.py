@@ -2,9 +2,9 @@
 
 from dataclasses import fields
 
-from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import MODEL_MAPPING, PreTrainedConfig
 
-from hf_mabprune.checkpoints.load import Processor, kind_of_processor
+from hf_mabprune.checkpoints.load import Processor, is_processor_of, kind_of_processor
 from hf_mabprune.config import SAMPLE_TEXT, TaskConfig
 from hf_mabprune.errors import kind_of
 from hf_mabprune.tasks.base import TASKS, Task
@@ -24,7 +24,7 @@ def build_task(
 
     Args:
         config: Task settings of the user.
-        processor: Tokenizer or image processor of the model.
+        processor: Tokenizer, image processor or table processor of the model.
         model_config: Config of the model.
         architecture: Name of the model class; None takes the one that the checkpoint's config names.
 
@@ -39,7 +39,7 @@ def build_task(
         check_head(name, architecture)
     if task.processor_class is None:
         processor = None
-    elif isinstance(processor, PreTrainedTokenizerBase) != (task.processor_class == "AutoTokenizer"):
+    elif not is_processor_of(task.processor_class, processor):
         kind = kind_of_processor(task.processor_class)
         raise ValueError(f"task '{name}' needs the model's {kind}, got {kind_of(processor)}")
     if config.dataset.path == SAMPLE_TEXT and not task.takes_plain_text:

@@ -158,6 +158,22 @@ class MeanSquaredError(OfflineMetric):
         return {"mse": float(np.mean(np.square(np.subtract(predictions, references))))}
 
 
+class R2(OfflineMetric):
+    """Coefficient of determination, 1 - sum of squared errors / sum of squares about the mean of the right numbers.
+
+    Of several outputs, the mean over them; where the right numbers are all the same, 1 if all are met, else 0.
+    """
+
+    inputs = NUMBERS
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+        predicted, right = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
+        missed, spread = ((right - each) ** 2 for each in (predicted, right.mean(axis=0)))
+        missed, spread = missed.sum(axis=0), spread.sum(axis=0)
+        shares = np.where(spread == 0, missed > 0, missed / np.where(spread == 0, 1, spread))
+        return {"r2": float(np.mean(1 - shares))}
+
+
 class Cosine(OfflineMetric):
     """Mean cosine of embeddings with the dense model's, from their distances 1 - cosine."""
 
@@ -192,6 +208,7 @@ METRICS: dict[str, type[OfflineMetric]] = {
     "mse": MeanSquaredError,
     "pearson": Pearson,
     "perplexity": Perplexity,
+    "r2": R2,
     "spearman": Spearman,
     "token_accuracy": TokenAccuracy,
     "word_f1": WordF1,

@@ -13,8 +13,9 @@ from hf_mabprune.data.columns import first_column
 from hf_mabprune.tasks.base import TASKS
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.class_labels import check_classifier, class_numbers, new_classes
+from hf_mabprune.tasks.numbers import is_regression
 from hf_mabprune.tasks.readout import Readout
-from hf_mabprune.tasks.text_task import TextTask, is_regression
+from hf_mabprune.tasks.text_task import TextTask
 
 
 @TASKS.register("sequence_classification")

@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from transformers import PreTrainedConfig
 
 from hf_mabprune.data.columns import RowError, column_of
 from hf_mabprune.tasks.batch import Batch
@@ -105,14 +104,3 @@ class TextTask(TokenTask):
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Makes inputs [B, T], padded on the right, and labels [B] or [B, outputs]."""
         return Batch(self.padded(examples), labels=torch.tensor([example["labels"] for example in examples]))
-
-
-def is_regression(model_config: PreTrainedConfig | None) -> bool:
-    """Tells whether a head predicts numbers: its config says so, or leaves it open and has one output.
-
-    Transformers chooses the loss of a head by the same rule.
-    """
-    if model_config is None:
-        return False
-    kind = model_config.problem_type
-    return bool(kind == "regression" or (kind is None and model_config.num_labels == 1))

@@ -92,9 +92,9 @@ def shared_rows(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
 
 def _hashes(task: Task, dataset: Dataset, split: str) -> Hashes:
     """Gives a number for what the task reads of each row, [N]."""
-    columns = task.find_columns(dataset, split)
-    flat = dataset if all(column in dataset.column_names for column in columns.values()) else dataset.flatten()
-    return row_hashes(flat, [columns[role] for role in task.roles if role in columns])
+    columns = task.columns_read(dataset, split)
+    flat = dataset if all(column in dataset.column_names for column in columns) else dataset.flatten()
+    return row_hashes(flat, columns)
 
 
 def missing_labels(task: Task, splits: Mapping[str, Dataset]) -> list[str]:

@@ -290,6 +290,16 @@ def test_data_that_are_gone_are_not_taken_for_a_fault(copy: Path, run: Path, ver
     assert found.code == 0 and "another SHA-256" in found.checks["calibration data"][1]
 
 
+def test_a_model_type_that_is_not_known_leaves_the_rest_to_be_checked(copy: Path, verify: Verify) -> None:
+    change_json(copy / "config.json", model_type="mabprune_acme")
+    change_json(RunFolder(copy).report, architecture="acme")
+    write_sums(copy)
+    found = verify(copy)
+    details = {name: detail for name, (outcome, detail) in found.checks.items() if outcome == "not checked"}
+    assert found.code == 0 and set(details) == {"shapes", "report and weights"}
+    assert all("'acme'" in detail and "--plugin FILE" in detail for detail in details.values())
+
+
 def test_another_base_is_found(copy: Path, run: Path, verify: Verify, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run.parent / "model", tmp_path / "other"))
     flip(other, SLICED, 0, 5)

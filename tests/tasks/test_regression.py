@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.lookup import task_for_model
-from hf_mabprune.tasks.regression import NumbersReadout, Regression
+from hf_mabprune.tasks.numbers import NumbersReadout
+from hf_mabprune.tasks.regression import Regression
 from hf_mabprune.tasks.sampling import batches_of
 from hf_mabprune.tasks.scores import Scores
 from tests.tasks.tiny_tasks import bert, make_tokenizer, regressor, task_of

@@ -150,11 +150,12 @@ def test_parts_of_a_batch_hold_all_of_it(problem: Problem) -> None:
 def test_macs_are_counted_over_one_sequence(problem: Problem) -> None:
     """Embeddings and heads apart: two layers of 4 D^2 + 2 or 3 D F a token, and the attention products.
 
-    Patches of an image go through a product of their own; a decoder reads the encoder by an attention more.
+    Patches of an image, and features of a table, go through a product of their own; a decoder reads the encoder by an
+    attention more.
     """
     task, model, batches, _ = problem
     config, example, kind = model.config, task.inputs(typical_example(batches, 9)), model.config.model_type
-    tokens = 2 * 2 + 1 if kind == "vit" else 9
+    tokens = 2 * 2 + 1 if kind == "vit" else example["features"].shape[1] if "features" in example else 9
     keys = config.num_key_value_heads / config.num_attention_heads if kind == "llama" else 1
     layer = (2 + 2 * keys) * 16 * 16 + (3 if kind == "llama" else 2) * 16 * 24
     macs = 2 * (tokens * layer + 2 * tokens * tokens * 16)
@@ -174,6 +175,7 @@ def test_macs_are_counted_over_one_sequence(problem: Problem) -> None:
         macs += 16 * 16
     else:
         macs += (4 * 48 * 16 if kind == "vit" else 16 * 16) + 16 * model.classifier.out_features
+        macs += tokens * 16 if "features" in example else 0
     # Older versions of transformers make the angles of rotary positions by a product, which counts.
     assert count_macs(model, example) == pytest.approx(macs, rel=1e-3)
 

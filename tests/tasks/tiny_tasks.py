@@ -35,6 +35,7 @@ from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.lookup import build_task
 from tests.seeds import moved
+from tests.tasks.tiny_tables import CLASSES, NUMBERS, table_classifier, table_processor, table_regressor
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghij"]
 TAGS = ["O", "B-X", "I-X"]
@@ -66,7 +67,9 @@ def make_tokenizer(kind: str, **options: Any) -> PreTrainedTokenizerFast:
 
 
 def make_processor(kind: str) -> Processor:
-    """The image processor of `vit` for "image", else the tokenizer of that kind."""
+    """The image processor of `vit` for "image", that of tables for "table", else the tokenizer of that kind."""
+    if kind == "table":
+        return table_processor()
     return ViTImageProcessor(size={"height": 8, "width": 8}) if kind == "image" else make_tokenizer(kind)
 
 
@@ -300,6 +303,8 @@ CASES = {
         {"image": pictures(5), "label": [0, 2, 1, 1, 0]},
         features=Features({"image": Image(), "label": Value("int64")}),
     ),
+    "tabular_classification": Case(table_classifier, "table", CLASSES),
+    "tabular_regression": Case(table_regressor, "table", NUMBERS, losses=squared_error_by_hand),
     "seq2seq": Case(
         t5,
         "end",

@@ -1,0 +1,1 @@
+"""Studies that can be repeated; each has a folder."""
