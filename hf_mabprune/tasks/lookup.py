@@ -74,9 +74,13 @@ def task_for_model(model: PreTrainedConfig | str, model_config: PreTrainedConfig
     model_config = model_config if isinstance(model, str) else model
     if architecture is None:
         raise ValueError(f"the model's config names no architecture; set task.type: {', '.join(TASKS.names())}")
-    for name in TASKS.names():
-        if TASKS.get(name).serves(architecture, model_config):
-            return name
+    serving = [name for name in TASKS.names() if TASKS.get(name).serves(architecture, model_config)]
+    if serving:  # MarianMTModel ends in Model as well
+
+        def told(name: str) -> int:
+            return max((len(head) for head in TASKS.get(name).heads if architecture.endswith(head)), default=0)
+
+        return max(serving, key=told)
     served = "; ".join(f"{name} for *{' and *'.join(TASKS.get(name).heads)}" for name in TASKS.names())
     raise ValueError(f"no task is known for the head of {architecture}; use a model with another. Known: {served}")
 

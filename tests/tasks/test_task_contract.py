@@ -220,3 +220,8 @@ def test_an_unknown_head_lists_the_known_ones() -> None:
         ValueError, match=r"BertForPreTraining.*causal_lm for \*ForCausalLM.*\*ForSequenceClassification"
     ):
         task_for_model("BertForPreTraining")
+
+
+@pytest.mark.parametrize(("model", "task"), [("MarianMTModel", "seq2seq"), ("GPT2LMHeadModel", "causal_lm")])
+def test_the_longest_end_of_a_name_says_what_a_model_is_for(model: str, task: str) -> None:
+    assert task_for_model(model) == task
