@@ -33,7 +33,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.progress import over, stage
-from hf_mabprune.recovery.recover import check_labels
+from hf_mabprune.recovery.recover import check_losses
 from hf_mabprune.runtime.free_memory import make_reserve
 from hf_mabprune.runtime.processes import main_first
 from hf_mabprune.tasks.base import TASKS, Task
@@ -183,7 +183,7 @@ def make_session(
     compensation = make_compensation(settings.compensation) if settings.compensation else None
     training = None
     if settings.recovery:
-        check_labels(settings.recovery, task)
+        check_losses(settings.recovery, task, model)
         training = encode_sample(task, splits["calibration"], settings.recovery.examples, settings.seed)
     data = task, arms, batches, example, totals
     outputs = DenseOutputs(make_reserve(settings.search.memory, model.device))

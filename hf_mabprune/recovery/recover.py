@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import numpy as np
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work, stage
 from hf_mabprune.recovery.batching import batch_order
 from hf_mabprune.recovery.trained import trained
-from hf_mabprune.recovery.trainer import DistillationTrainer, not_finite, training_arguments
+from hf_mabprune.recovery.trainer import STATES, DistillationTrainer, not_finite, training_arguments
 from hf_mabprune.tasks.base import Task
 
 LAST_PART = 0.1  # part of the steps that the final loss is a mean over
@@ -83,11 +84,17 @@ def check_recovery(settings: RecoveryConfig, processes: int) -> None:
         )
 
 
-def check_labels(settings: RecoveryConfig, task: Task) -> None:
-    """Refuses, with a ValueError, to train by labels alone where the data of a task have none."""
+def check_losses(settings: RecoveryConfig, task: Task, model: PreTrainedModel) -> None:
+    """Refuses, with a ValueError, to train by what is not there: labels alone where the data of a task have none, or
+    hidden states that the model does not give."""
     if not (settings.alpha or settings.hidden_weight or task.has_loss):
         raise ValueError(
             "recovery.alpha must be above 0, since the data of this task say nothing of what is right, got 0"
+        )
+    taken = signature(model.forward).parameters.values()
+    if settings.hidden_weight and not any(each.name == STATES or each.kind is each.VAR_KEYWORD for each in taken):
+        raise ValueError(
+            f"recovery.hidden_weight compares hidden states, which {type(model).__name__} does not give: leave it out"
         )
 
 

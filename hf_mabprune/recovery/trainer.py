@@ -39,6 +39,7 @@ STACKS = {
     "encoder_hidden_states": "attention_mask",
     "decoder_hidden_states": "decoder_attention_mask",
 }
+STATES = "output_hidden_states"  # argument of models that give them
 TOKENS = 2048  # about so many are differentiated at a time
 
 
@@ -115,7 +116,7 @@ class DistillationTrainer(Trainer):
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Readout, dict[str, Sequence[torch.Tensor]]]:
         """Gives what a task reads off a forward pass and, if needed, the states after each layer of each stack."""
         with_states = self.settings.hidden_weight > 0
-        options = {"output_hidden_states": True} if with_states else {}
+        options = {STATES: True} if with_states else {}
         half = torch.autocast(self.args.device.type, torch.bfloat16) if self.half else self.accelerator.autocast()
         with half:
             readout, outputs = self.task.run(model, batch, **options)
