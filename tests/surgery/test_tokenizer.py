@@ -1,8 +1,10 @@
 """A tokenizer without some tokens: the same tokens where all of them stay, and no text that it cannot read."""
 
+import json
 from pathlib import Path
 
 import pytest
+import transformers
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -30,6 +32,25 @@ def test_texts_whose_tokens_all_stay_are_cut_into_the_same_tokens(kind: str, tmp
         for text in CORPUS:
             assert cut(text)["input_ids"] == [ids[number] for number in tokenizer(text)["input_ids"]]
             assert cut.tokenize(text) == tokenizer.tokenize(text)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizer", "T5Tokenizer", "XLMRobertaTokenizer"])
+def test_classes_that_make_their_tokenizers_anew_read_what_was_cut(name: str, tmp_path: Path) -> None:
+    kind = {"GPT2Tokenizer": "byte-level", "LlamaTokenizer": "byte-fallback"}.get(name, "unigram")
+    model = json.loads(small_tokenizer(kind).backend_tokenizer.to_str())["model"]
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if name == "XLMRobertaTokenizer" else ["<pad>", "</s>", "<unk>"]
+    if kind == "unigram":
+        made = {"vocab": [*((token, 0.0) for token in special), *map(tuple, model["vocab"][len(SPECIAL) :])]}
+    else:
+        made = {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+    tokenizer = getattr(transformers, name)(**made)
+    smaller, ids = cut_to(tokenizer, CORPUS)
+    smaller.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(again) is type(tokenizer) and again.get_vocab() == smaller.get_vocab()
+    assert len(again) < len(tokenizer)
+    for text in CORPUS:
+        assert again(text)["input_ids"] == [ids[number] for number in tokenizer(text)["input_ids"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
