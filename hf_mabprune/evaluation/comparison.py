@@ -70,7 +70,8 @@ class Comparison:
     @cached_property
     def vocabulary(self) -> VocabularyFigures | None:
         """What went of the vocabulary, and what that changed; None where all of it stays."""
-        return vocabulary_figures(self.session, self.dense)
+        cut = self.session.vocabulary
+        return vocabulary_figures(self.session, cut, self.dense) if cut else None
 
     @cached_property
     def doubts(self) -> list[str]:

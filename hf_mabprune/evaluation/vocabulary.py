@@ -23,17 +23,15 @@ from hf_mabprune.tasks.sampling import batches_of, encode_sample, evaluation_bat
 from hf_mabprune.vocabulary import CutVocabulary
 
 
-@stage("evaluation")
-def vocabulary_figures(session: Session, dense: Evaluation) -> VocabularyFigures | None:
-    """Measures the model as it came beside that without some tokens; None where all stay.
+@stage("vocabulary")
+def vocabulary_figures(session: Session, cut: CutVocabulary, dense: Evaluation) -> VocabularyFigures:
+    """Measures the model as it came beside that without some tokens.
 
     Args:
         session: Session of the run.
-        dense: The model without them, on the test split.
+        cut: What was cut.
+        dense: The model without these tokens, on the test split.
     """
-    cut = session.vocabulary
-    if cut is None:
-        return None
     parameters = count_parameters(cut.whole)["parameters"], session.totals["parameters"]
     found = _in_bits(session, cut, dense) if session.task.predicts_tokens else _in_pairs(session, cut)
     return VocabularyFigures(cut.corpus, cut.tokens, parameters, *found)
