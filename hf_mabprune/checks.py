@@ -7,7 +7,8 @@ from pathlib import Path
 from hf_mabprune.artifacts.publish import check_name, checked_token
 from hf_mabprune.artifacts.run_folder import SEARCH_STATE, RunFolder
 from hf_mabprune.compensation import make_compensation
-from hf_mabprune.config import PruneConfig
+from hf_mabprune.config import PruneConfig, VocabularyConfig
+from hf_mabprune.data.corpus import check_texts
 from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.recovery.recover import check_recovery
 from hf_mabprune.runtime.accelerator import check_trackers
@@ -37,6 +38,7 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
         make_rule(settings)
     for name in settings.output.criteria:
         make_criterion(name, settings.prune.kinds())
+    check_texts((settings.prune.vocabulary or VocabularyConfig()).files())
     check_offload(settings, processes := int(os.environ.get("WORLD_SIZE", "1")))
     if settings.recovery:
         check_recovery(settings.recovery, processes)
@@ -74,6 +76,11 @@ def check_offload(settings: PruneConfig, processes: int) -> None:
         raise ValueError(
             "recovery trains all weights at once, and model.device_map keeps some elsewhere: set recovery: null and "
             "train the checkpoint afterwards, or leave model.device_map out"
+        )
+    if settings.prune.vocabulary:
+        raise ValueError(
+            "prune.vocabulary cuts embeddings in memory, and model.device_map keeps some elsewhere: leave one of the "
+            "two out"
         )
     if settings.search.products != "auto":
         raise ValueError(

@@ -151,7 +151,7 @@ def _run(session: Session, run: RunState) -> PruneResult:
     check_space(settings.output.dir, len(sizes) * session.totals["parameters"] * session.save_dtype.itemsize)
     rehearse_checkpoint(session)
     accelerator.print(header(session.dense, session.arms, accelerator))
-    accelerator.print(baseline(session.task, comparison.dense, comparison.doubts))
+    accelerator.print(baseline(session.task, comparison.dense, comparison.doubts, comparison.vocabulary))
     run.begin(session.dense, chain.from_iterable(session.batches.values()))
 
     if settings.stages > 1:

@@ -88,6 +88,8 @@ def _describe_arms(session: Session) -> list[str]:
         f"{model.config.model_type} | {layers} layers | {session.totals['parameters']:,} parameters | "
         f"{session.totals['macs'] / 1e6:,.1f}M MACs for {_size(session.example)} | {session.accelerator.device}"
     ]
+    if vocabulary := session.vocabulary:
+        lines.append("vocabulary: {1:,} of {0:,} tokens stay, those {2}".format(*vocabulary.tokens, vocabulary.corpus))
     if LAYER not in arms.kinds() and not (session.settings.prune.min_heads or session.settings.prune.min_neurons):
         lines.append(f"layers that go where both of their blocks do: {len(can_go_empty(model))} of {layers}")
     for kind, name in UNITS.items():

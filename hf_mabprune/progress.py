@@ -32,6 +32,7 @@ StageName = Literal[
     # of a run, in the order of pipeline.py
     "reading data",
     "loading model",
+    "vocabulary",
     "counting arms",
     "rehearsal",
     "dense model on test",

@@ -40,9 +40,10 @@ from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.lookup import build_task, check_head, loaded_class, task_for_model
 from hf_mabprune.tasks.readout import Readout
-from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
+from hf_mabprune.tasks.sampling import batches_of, encode_sample, evaluation_batches, thinned
 from hf_mabprune.tasks.together import check_splits, warned
 from hf_mabprune.tasks.vocabulary import large_head
+from hf_mabprune.vocabulary import CutVocabulary, cut_vocabulary
 
 SPLITS = ("calibration", "validation", "test", "certification")  # the last one where it is named
 REFIT = "refit"  # further examples of the calibration split
@@ -64,6 +65,7 @@ class Session:
         compensation: How pruned models are refitted, the random draws as well; None leaves them as they are.
         training: Encoded examples of the calibration split for recovery, where the run asks for it.
         warnings: What a reader of the report must know of the data.
+        vocabulary: The model as it came, where `dense` is that without some tokens.
         outputs: Record of what the dense model says.
     """
 
@@ -80,6 +82,7 @@ class Session:
     compensation: Compensation | None = None
     training: Dataset | None = None
     warnings: Sequence[str] = ()
+    vocabulary: CutVocabulary | None = None
     outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
 
     @property
@@ -158,7 +161,8 @@ def make_session(
 
     Args:
         settings: Run settings.
-        model: The dense model, on the device of the launch.
+        model: The dense model, on the device of the launch; where settings cut its vocabulary, a copy without the
+            tokens that go takes its place.
         processor: Tokenizer or processor of the model.
         splits: Split -> data set.
         save_dtype: Precision of saved weights.
@@ -168,6 +172,8 @@ def make_session(
     """
     set_seed(settings.seed)
     model.eval()
+    if vocabulary := cut_vocabulary(settings, model, processor, splits) if settings.prune.vocabulary else None:
+        model, processor = vocabulary.model, vocabulary.processor
     # Calls leave their truncation and padding in a tokenizer; the one that is saved must be as it came.
     task = build_task(settings.task, copy.deepcopy(processor), model.config, type(model).__name__)
     check_reward(settings.search.reward, task.predicts_classes, task.has_loss)
@@ -188,7 +194,17 @@ def make_session(
     data = task, arms, batches, example, totals
     outputs = DenseOutputs(make_reserve(settings.search.memory, model.device))
     session = Session(
-        settings, model, processor, *data, accelerator, save_dtype, compensation, training, warnings, outputs
+        settings,
+        model,
+        processor,
+        *data,
+        accelerator,
+        save_dtype,
+        compensation,
+        training,
+        warnings,
+        vocabulary,
+        outputs,
     )
     if compensation:
         _ = session.reference  # too few batches for it are refused before any pull
@@ -203,9 +219,7 @@ def make_batches(settings: PruneConfig, task: Task, splits: dict[str, Dataset]) 
         if split == "calibration":
             batches |= calibration_batches(settings.task, task, splits[split], settings.seed)
         else:
-            encoded = encode_sample(task, splits[split], settings.task.evaluation_examples, settings.seed)
-            made = batches_of(task, encoded, settings.task.batch_size, by_length=True)
-            batches[split] = thinned(made, settings.task.evaluation_positions, settings.seed)
+            batches[split] = evaluation_batches(settings.task, task, splits[split], settings.seed)
     return batches
 
 

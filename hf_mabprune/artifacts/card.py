@@ -161,6 +161,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "against_random": text(report.against_random()),
         "calibration": f"{code(splits.calibration)} of {dataset}, {examples}",
         "verdict": _verdict(report),
+        "vocabulary": text(without_paths(str(report.vocabulary or ""))),
         "reason": text(without_paths(report.layout_reason)),
         "sizes": kept_table(report.kept),
         "facts": _facts(report, settings, base),

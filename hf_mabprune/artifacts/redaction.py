@@ -98,7 +98,7 @@ def _public(value: Any, key: str = "", files_are_local: bool = True) -> Any:
         return value
     if "://" in value:
         return public_url(value)
-    paths = {"dir", "data_files"} if files_are_local else {"dir"}
+    paths = {"dir", "keep", "data_files"} if files_are_local else {"dir", "keep"}
     is_local = key in {"name", "path"} and (not is_repo_id(value) or _is_there(value))
     return last_part(value) if key in paths or is_local or _is_absolute(value) else value
 

@@ -21,7 +21,7 @@ from hf_mabprune.artifacts.remaking import Made, remake, stored_dtype
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import HALF_TOLERANCE, TOLERANCE
 from hf_mabprune.artifacts.verification import Check, Further, NotChecked, Parts, checked, some
-from hf_mabprune.checkpoints.load import Processor, load_pruned
+from hf_mabprune.checkpoints.load import Processor, load_processor, load_pruned
 from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
@@ -32,6 +32,7 @@ from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.session import Session, load_model, make_session
 from hf_mabprune.surgery.cut import Layout, cut
+from hf_mabprune.vocabulary import with_vocabulary_of
 
 ON_REFITS = 1e-3  # of a refitted number, over the root mean square of its tensor
 VERSIONS = ("transformers", "torch")
@@ -51,7 +52,13 @@ def against_base(base: str, settings_of: Callable[[Path], PruneConfig]) -> Furth
         revision = None if Path(base).exists() else settings.model.revision
         which = {"name": base, "revision": revision}
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=which)})
-        yield from _Remaking(parts, settings, *load_model(settings.model, settings.task)).checks()
+        model, processor = load_model(settings.model, settings.task)
+        if settings.prune.vocabulary:  # its texts need not be here: what stayed, the stored tokenizer says
+            stored = load_processor("AutoTokenizer", str(parts.run.root))
+            model, processor = with_vocabulary_of(stored, model, processor)
+            prune = settings.prune.model_copy(update={"vocabulary": None})
+            settings = settings.model_copy(update={"prune": prune})
+        yield from _Remaking(parts, settings, model, processor).checks()
 
     return further
 
@@ -63,8 +70,8 @@ class _Remaking:
     Attributes:
         parts: What was read of its folder.
         settings: Settings of the run, with the base for its model.
-        dense: The base.
-        processor: Tokenizer or processor of the base.
+        dense: The base; where the run cut its vocabulary, with the tokens that the run kept.
+        processor: Tokenizer or processor of the base, with the same tokens.
         session: What refits are made with; None where the data are not the run's, or not there.
         why_not: Why there is no session.
         made: The checkpoint made again; there once it is.

@@ -7,7 +7,7 @@ from hf_mabprune.config.reader import parse_yaml, read_yaml
 from hf_mabprune.config.recovery import RecoveryConfig
 from hf_mabprune.config.run import EvaluateConfig, ModelConfig, OutputConfig, PruneConfig, check
 from hf_mabprune.config.search import SearchConfig
-from hf_mabprune.config.target import PruningConfig, TargetConfig
+from hf_mabprune.config.target import PruningConfig, TargetConfig, VocabularyConfig
 
 __all__ = [
     "REFIT_SHARE",
@@ -24,6 +24,7 @@ __all__ = [
     "Strict",
     "TargetConfig",
     "TaskConfig",
+    "VocabularyConfig",
     "check",
     "check_as",
     "known_types",

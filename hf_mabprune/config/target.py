@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hf_mabprune.config.base import Strict
+from hf_mabprune.config.base import Place, Strict
 
+CALIBRATION = "calibration"
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fractions = Fraction | Annotated[list[Fraction], Field(min_length=1)]
 
@@ -65,6 +66,22 @@ class TargetConfig(Strict):
         return "-".join(f"{name}-{fraction:g}" for name, fraction in self.fractions().items())
 
 
+class VocabularyConfig(Strict):
+    """Which tokens stay. The others go before anything else is done, out of tokenizer, embeddings and head."""
+
+    keep: Place | Annotated[list[Place], Field(min_length=1)] = Field(
+        CALIBRATION,
+        description="texts whose tokens stay: calibration, for the calibration split, or files of text (.parquet, "
+        ".jsonl, .json and .csv: all columns of texts; others: plain text)",
+    )
+    min_count: int = Field(1, gt=0, description="a token stays that occurs so often in these texts")
+
+    def files(self) -> list[str]:
+        """Lists the files of text; none where the calibration split is meant."""
+        named = [self.keep] if isinstance(self.keep, str) else self.keep
+        return [] if named == [CALIBRATION] else named
+
+
 class PruningConfig(Strict):
     """What may be removed, and how much."""
 
@@ -95,6 +112,9 @@ class PruningConfig(Strict):
         1, ge=0, description="heads (key-value groups) that every layer keeps at least; 0 lets whole attentions go"
     )
     min_neurons: int = Field(1, ge=0, description="FFN neurons that every layer keeps at least; 0 lets whole FFNs go")
+    vocabulary: VocabularyConfig | None = Field(
+        None, description="cuts tokens that a corpus does not use, before the search; null: all stay"
+    )
 
     def sizes(self) -> list["PruningConfig"]:
         """Gives the same settings for each size that the target lists, from the largest model to the smallest."""

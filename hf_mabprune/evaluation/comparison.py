@@ -17,7 +17,7 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.bounds import upper_mean
 from hf_mabprune.evaluation.cautions import of_the_result, of_the_run
 from hf_mabprune.evaluation.chance import below_chance
-from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures, SearchFigures
+from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures, SearchFigures, VocabularyFigures
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import (
     Evaluation,
@@ -30,6 +30,7 @@ from hf_mabprune.evaluation.quality import (
     paired_divergence,
 )
 from hf_mabprune.evaluation.report import Report
+from hf_mabprune.evaluation.vocabulary import vocabulary_figures
 from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
@@ -65,6 +66,12 @@ class Comparison:
         with stage("dense model on test"):
             evaluation = self.measured(self._dense_on("test"), "test", beside_dense=False)
         return self._finite(evaluation, "test")
+
+    @cached_property
+    def vocabulary(self) -> VocabularyFigures | None:
+        """What went of the vocabulary, and what that changed; None where all of it stays."""
+        cut = self.session.vocabulary
+        return vocabulary_figures(self.session, cut, self.dense) if cut else None
 
     @cached_property
     def doubts(self) -> list[str]:
@@ -178,6 +185,7 @@ class Comparison:
             search=self._search_figures(settings, found, cost),
             compensation={"name": settings.compensation, **asdict(refitted)} if refitted else None,
             recovery=asdict(trained) if trained else None,
+            vocabulary=self.vocabulary,
             warnings=[
                 *session.warnings,
                 *self._worse_than_chance(tested),
@@ -230,7 +238,8 @@ class Comparison:
         """The dense and the cut model on the test split, with latencies measured in turns."""
         session, test = self.session, self.session.batches["test"]
         behind = paired_difference(session.task.main_metric, tested, self.dense)
-        before = replace(self._figures(self.dense, session.totals), behind=behind)
+        whole = session.vocabulary.whole if session.vocabulary else session.dense
+        before = replace(self._figures(self.dense, self._counts(whole)), behind=behind)
         after = self._figures(tested, self._counts(small))
         after = self._certified(after, small) if "certification" in session.batches else after
         slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])

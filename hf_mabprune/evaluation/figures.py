@@ -125,6 +125,38 @@ class SearchFigures:
 
 
 @dataclass(frozen=True)
+class VocabularyFigures:
+    """What a vocabulary was cut to before the search, and what that changed by itself.
+
+    Attributes:
+        corpus: What decided which tokens stay.
+        tokens: Tokens before and after.
+        parameters: Of the dense model, before and after.
+        measure: What `quality` is: bits per byte of the text that is predicted, or the main metric.
+        quality: Of the dense model on the test split, before and after.
+        kl: Mean divergence of the outputs from those before, in nats; None where tokens are predicted.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    corpus: Text
+    tokens: tuple[Count, Count]
+    parameters: tuple[Count, Count]
+    measure: Text
+    quality: tuple[Number, Number]
+    kl: Number | None = None
+
+    def __str__(self) -> str:
+        (tokens, left), (parameters, fewer), (before, after) = self.tokens, self.parameters, self.quality
+        said = [
+            f"{left:,} of {tokens:,} tokens stay, those {self.corpus}",
+            f"parameters from {parameters:,} to {fewer:,}",
+            f"{self.measure} on test from {before:.4f} to {after:.4f}",
+        ]
+        return "; ".join([*said, *([] if self.kl is None else [f"KL {self.kl:.2g}"])])
+
+
+@dataclass(frozen=True)
 class SizeFigures:
     """One of several sizes cut from the same search, in short."""
 

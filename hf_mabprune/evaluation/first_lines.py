@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KINDS, ArmTable
+from hf_mabprune.evaluation.figures import VocabularyFigures
 from hf_mabprune.evaluation.quality import Evaluation
 from hf_mabprune.tasks.base import Task
 
@@ -25,17 +26,22 @@ def header(model: PreTrainedModel, arms: ArmTable, accelerator: Accelerator) -> 
     return " | ".join([model.config.model_type, f"{len(architecture_of(model).layers(model))} layers", *counts, where])
 
 
-def baseline(task: Task, dense: Evaluation, doubts: Sequence[str] = ()) -> str:
+def baseline(
+    task: Task, dense: Evaluation, doubts: Sequence[str] = (), vocabulary: VocabularyFigures | None = None
+) -> str:
     """What the dense model reaches: a wrong head or wrong labels are seen before the search.
 
     Args:
         task: Task of the model.
         dense: The dense model on the test split.
         doubts: What is wrong with it, a line each.
+        vocabulary: What went of its vocabulary before.
     """
     low, high = dense.intervals[task.main_metric]
     line = (
         f"dense: {task.main_metric} {dense.metrics[task.main_metric]:.4g} ({low:.4g}-{high:.4g}), "
         f"loss {dense.loss:.3f} on {len(dense.scores.losses):,} test examples"
     )
-    return "\n".join([line, *(f"warning: {doubt}" for doubt in doubts)])
+    return "\n".join(
+        [*([f"vocabulary: {vocabulary}"] if vocabulary else []), line, *(f"warning: {doubt}" for doubt in doubts)]
+    )

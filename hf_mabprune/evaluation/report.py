@@ -24,6 +24,7 @@ from hf_mabprune.evaluation.figures import (
     SizeFigures,
     Target,
     Text,
+    VocabularyFigures,
 )
 from hf_mabprune.evaluation.terminal_table import terminal_table
 
@@ -44,6 +45,9 @@ class Report:
             `name`; None where there was none. The random draws had the same.
         recovery: What training did and cost (`recovery.RecoveryFigures`); None where there was none. The random draws
             were not trained.
+        vocabulary: What went of the vocabulary before the search; None where all tokens stay. Then `before` has the
+            parameters and MACs of the model as it came, and the quality and latency of that with fewer tokens, which
+            all else is compared with.
         sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
         certified_on: Split that the bounds of the pruned model are computed on.
@@ -72,6 +76,7 @@ class Report:
     search: SearchFigures
     compensation: Options | None = None
     recovery: Options | None = None
+    vocabulary: VocabularyFigures | None = None
     alone: dict[Text, ModelFigures] = field(default_factory=dict)
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[Text, Number] = field(default_factory=dict)

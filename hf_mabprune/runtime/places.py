@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
 
-from hf_mabprune.config import PruneConfig
+from hf_mabprune.config import PruneConfig, VocabularyConfig
 from hf_mabprune.errors import beginning, in_words
 from hf_mabprune.runtime.files import LONGEST, MARK, REMEDY, is_plain_folder, kind_of, nearest_parent, refuse_strangers
 
@@ -38,6 +38,7 @@ def protected_by(settings: PruneConfig, logs: Path, configs: Sequence[str | Path
         configs: Files that the settings were read from.
     """
     dataset, output = settings.task.dataset, settings.output
+    vocabulary = settings.prune.vocabulary or VocabularyConfig()
     files = [
         file
         for given in (dataset.data_files or {}).values()
@@ -48,6 +49,7 @@ def protected_by(settings: PruneConfig, logs: Path, configs: Sequence[str | Path
         Protected("the model", Path(settings.model.name), whole=True),
         Protected("the data", Path(dataset.path), whole=True),
         *(Protected("the data", _without_pattern(Path(file))) for file in files),
+        *(Protected("the texts whose tokens stay", Path(file)) for file in vocabulary.files()),
         *(Protected("the config", Path(file)) for file in configs),
         Protected("the logs", Path(output.log_dir or logs)),
         Protected("the working directory", Path.cwd()),

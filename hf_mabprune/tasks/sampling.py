@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_mabprune.config import TaskConfig
 from hf_mabprune.data.columns import RowError
 from hf_mabprune.data.splits import draw, drawn_rows
 from hf_mabprune.errors import OutsideError, in_words
@@ -104,6 +105,22 @@ def batches_of(
         encoded = encoded.select(range(len(encoded) - len(encoded) % batch_size))
     batches = LazyBatches(task, encoded, batch_size)
     return batches if task.batches_are_large else list(batches)
+
+
+def evaluation_batches(settings: TaskConfig, task: Task, dataset: Dataset, seed: int) -> Sequence[Batch]:
+    """Draws what a model is measured on, from the shortest example to the longest.
+
+    Args:
+        settings: Task settings: how many examples, and tokens of each, count.
+        task: Task that reads them.
+        dataset: Validation or test split.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: As `encode_sample`.
+    """
+    encoded = encode_sample(task, dataset, settings.evaluation_examples, seed)
+    return thinned(batches_of(task, encoded, settings.batch_size, by_length=True), settings.evaluation_positions, seed)
 
 
 def thinned(batches: Sequence[Batch], positions: int | None, seed: int) -> Sequence[Batch]:
