@@ -25,7 +25,7 @@ from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import RefitCache, compensate, refit_all
 from hf_mabprune.config import PruneConfig, PruningConfig, check
-from hf_mabprune.criteria import CalibrationStatistics
+from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.comparison import Comparison
@@ -84,7 +84,7 @@ def run(
     Args:
         settings: A run of `mabprune prune` with a target of layer parameters.
         out: JSON-lines file of the rows.
-        methods: Some of `METHODS`.
+        methods: Some of `METHODS`, or other criteria, which may be of other arms, such as layers.
         texts: Further test texts, NAME=FILE each.
         choices: Files of questions, NAME=FILE each, see `endings.read_questions`.
         questions: Number that is drawn of each.
@@ -135,10 +135,10 @@ def cells_of(settings: PruneConfig, methods: Sequence[str]) -> list[Cell]:
     Raises:
         ValueError: For an unknown method.
     """
-    cells = []
+    cells, known = [], dict.fromkeys([*METHODS, *CRITERIA.names()])
     for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"no method '{method}'.{nearest(method, METHODS)} Known: {', '.join(METHODS)}")
+        if method not in known:
+            raise ValueError(f"no method '{method}'.{nearest(method, known)} Known: {', '.join(known)}")
         rival = method in RIVALS
         ways = product([OWN], [ITS_OWN, REFIT]) if rival else product([OWN, EQUAL], [REFIT])
         sizes = [fraction_of(size) for size in settings.prune.sizes()]
