@@ -8,6 +8,7 @@ import numpy as np
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import LAYER
 from hf_mabprune.checkpoints.offload import bytes_at_hand
+from hf_mabprune.checkpoints.ways import needed
 from hf_mabprune.checks import check_settings
 from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.effects.pulls.cost import Cost
@@ -104,12 +105,9 @@ def _describe_arms(session: Session) -> list[str]:
 
 
 def _describe_layouts(session: Session, reach: dict[str, dict[str, float]], refused: dict[str, str]) -> list[str]:
-    loads = {
-        "uniform": "loads with plain AutoModel",
-        "per_layer": "loads after import hf_mabprune, or with trust_remote_code=True",
-    }
+    model_type = str(session.dense.config.model_type)
     lines = [
-        f"layout {layout}: {loads[layout]}; can remove up to "
+        f"layout {layout}: loads {needed(layout, model_type) or 'with plain AutoModel'}; can remove up to "
         + ", ".join(f"{name} {fraction:.3g}" for name, fraction in found.items())
         for layout, found in reach.items()
     ]

@@ -14,6 +14,7 @@ from hf_mabprune.arms import ArmTable
 from hf_mabprune.artifacts import publish as hub
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import RunWriter
+from hf_mabprune.checkpoints.ways import needed
 from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.comparison import Comparison
@@ -154,7 +155,7 @@ class PruneResult:
         """
         report = self.report
         auto_class = TASKS.get(report.task).auto_class
-        needs = "" if report.layout == "uniform" else "   # after import hf_mabprune, or with trust_remote_code=True"
+        needs = f"   # {first}" if (first := needed(report.layout, report.architecture)) else ""
         several = len(self.sizes) > 1
         place = Path(folder) / report.size_name if several else folder
         tables = "\n".join(f"{size.size_name}\n{size.table()}" for size in self.sizes) if several else self.table()

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.markdown import LONGEST_NAME, code, fenced, text
@@ -27,6 +26,7 @@ from hf_mabprune.artifacts.redaction import (
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
 from hf_mabprune.checkpoints.load import OWN_PROCESSORS, kind_of_processor
+from hf_mabprune.checkpoints.ways import is_known
 from hf_mabprune.config import SAMPLE_TEXT, PruneConfig, check, parse_yaml
 from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.evaluation.figures import SearchFigures
@@ -146,7 +146,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "processor_class": task.processor_class,
         "own_processor": task.processor_class in OWN_PROCESSORS,
         "model_type": code(report.architecture),
-        "of_plugin": report.architecture not in CONFIG_MAPPING_NAMES,
+        "of_plugin": not is_known(report.architecture),
         "processor": kind_of_processor(task.processor_class).split()[-1] if task.processor_class else None,
         "summary": _summary(report, base),
         "results": results_table(report),
