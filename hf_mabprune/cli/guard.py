@@ -111,6 +111,8 @@ def _speak_if_alone(message: str) -> None:
 def _write(stream: TextIO, message: str) -> None:
     """Prints, as far as the terminal can and is there; no credentials, and nothing that steers a terminal."""
     message = without_credentials("\n".join(map(printable, message.split("\n"))))
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # what was printed before stands before it, where both streams go to one place
     with suppress(OSError, ValueError):
         encoding = getattr(stream, "encoding", None) or "utf-8"
         stream.write(message.encode(encoding, "backslashreplace").decode(encoding))

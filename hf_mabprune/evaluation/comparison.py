@@ -238,8 +238,8 @@ class Comparison:
         """The dense and the cut model on the test split, with latencies measured in turns."""
         session, test = self.session, self.session.batches["test"]
         behind = paired_difference(session.task.main_metric, tested, self.dense)
-        whole = session.vocabulary.whole if session.vocabulary else session.dense
-        before = replace(self._figures(self.dense, self._counts(whole)), behind=behind)
+        counts = self._counts(session.vocabulary.whole) if session.vocabulary else session.totals
+        before = replace(self._figures(self.dense, counts), behind=behind)
         after = self._figures(tested, self._counts(small))
         after = self._certified(after, small) if "certification" in session.batches else after
         slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])

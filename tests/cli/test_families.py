@@ -19,9 +19,10 @@ def test_all_types_have_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys)
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert lines.keys() >= {*ARCHITECTURES.names()}
-    assert lines["olmo2"].split() == ["olmo2", "both", "stay", "both"]
-    assert lines["llama"].split() == ["llama", "both", "both", "both", *["divisors", "of", "the", "hidden", "size"]]
-    assert lines["bert"].split() == ["bert", "both", "per_layer", "both"]
+    assert lines["olmo2"].split()[:4] == ["olmo2", "both", "stay", "both"]
+    assert lines["llama"].split()[:4] == ["llama", "both", "both", "both"]
+    assert "divisors of the hidden size" in lines["llama"]
+    assert lines["bert"].split()[:4] == ["bert", "both", "per_layer", "both"]
     assert "shown with transformers" in text
 
 
