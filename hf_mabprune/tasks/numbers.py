@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from hf_mabprune.data.columns import full_column, is_list
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.readout import Readout, wide_dtype
 from hf_mabprune.tasks.scores import Scores
 
@@ -64,9 +67,23 @@ class NumbersReadout(Readout):
         yield from (change / change.shape[1] ** 0.5).unbind(1)
 
 
-def numbers_readout(outputs: torch.Tensor, labels: torch.Tensor) -> NumbersReadout:
-    """Makes each output a position, [B, outputs] -> [B, outputs, 1]."""
-    return NumbersReadout(outputs=outputs.unsqueeze(-1), targets=labels.reshape(outputs.shape))
+class NumbersTask(Task):
+    """What tasks share whose models predict numbers, whatever they read."""
+
+    predicts_classes: ClassVar[bool] = False
+    loss_name: ClassVar[str] = "squared error"
+
+    def rehearsal(self) -> Scores:
+        """Makes examples with different numbers, all predicted right."""
+        return some_numbers(self.classes)
+
+    def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.float64]:
+        """Gives the numbers of each row, [N] or [N, outputs]."""
+        return numbers_of(dataset, column, split, self.classes)
+
+    def read(self, logits: torch.Tensor, batch: Batch) -> NumbersReadout:
+        """Makes each output a position, [B, outputs] -> [B, outputs, 1]."""
+        return NumbersReadout(outputs=logits.unsqueeze(-1), targets=batch[LABELS].reshape(logits.shape))
 
 
 def some_numbers(outputs: int) -> Scores:

@@ -3,24 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from datasets import Dataset
-from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from hf_mabprune.data.columns import column_of, first_column
 from hf_mabprune.tasks.base import TASKS
-from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.numbers import check_regressor, is_regression, numbers_of, numbers_readout, some_numbers
-from hf_mabprune.tasks.readout import Readout
-from hf_mabprune.tasks.scores import Scores
+from hf_mabprune.tasks.numbers import NumbersTask, check_regressor, is_regression
 from hf_mabprune.tasks.text_task import TextTask
 
 
 @TASKS.register("regression")
 @dataclass(kw_only=True)
-class Regression(TextTask):
+class Regression(NumbersTask, TextTask):
     """Predicts numbers. Roles: `text`, `text_pair` (optional) and `label`, a number, or a list of one for each output.
 
     For heads whose config says `problem_type: regression`, or leaves it open and has `num_labels: 1`. The loss is the
@@ -32,8 +26,6 @@ class Regression(TextTask):
     """
 
     default_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman", "mse")
-    predicts_classes: ClassVar[bool] = False
-    loss_name: ClassVar[str] = "squared error"
     usual_labels: ClassVar[tuple[str, ...]] = ("score", "relatedness_score", "relatedness", "label", "labels")
 
     @classmethod
@@ -51,15 +43,3 @@ class Regression(TextTask):
     def check_head(self) -> None:
         """Refuses classifiers."""
         check_regressor(self.model_config, "regression", for_classes="sequence_classification")
-
-    def rehearsal(self) -> Scores:
-        """Makes examples with different numbers, all predicted right."""
-        return some_numbers(self.classes)
-
-    def labels(self, dataset: Dataset, column: str, split: str) -> NDArray[np.float64]:
-        """Gives the numbers of each row, [N] or [N, outputs]."""
-        return numbers_of(dataset, column, split, self.classes)
-
-    def read(self, logits: torch.Tensor, batch: Batch) -> Readout:
-        """Makes each output a position, [B, outputs] -> [B, outputs, 1]."""
-        return numbers_readout(logits, batch["labels"])
