@@ -20,7 +20,7 @@ LOSS, KL, NO_REWARD = "loss", "kl", ""
 DENSE = "dense"  # the method that removes nothing
 CELLS, SECONDS, SETTINGS = "cells.parquet", "seconds.parquet", "settings.json"
 TIME = "seconds"  # the one column that differs between runs
-KEY = ["suite", "setting", "draw", "method", "reward", "fraction", "tuned"]
+KEY = ["suite", "setting", "draw", "method", "reward", "variant", "fraction", "tuned"]
 DIGITS = 6  # decimals that are kept of a figure
 
 
@@ -34,6 +34,7 @@ class Row:
         draw: Number of the split or of the pruning seed.
         method: Name of a policy, criterion or rival; `dense` for the network as it was trained.
         reward: What pulls measured, `loss` or `kl`; empty for a method without pulls.
+        variant: What was done otherwise than the study does it, to see what that changes; empty for the study itself.
         fraction: Fraction of the hidden neurons that was removed; 0 for `dense` and for rivals.
         tuned: Whether the network was trained a little further afterwards, as all others were.
         metric: Name of what `score` is.
@@ -42,8 +43,9 @@ class Row:
         loss: Mean loss; not a number where there is none.
         kl: Mean divergence from the dense network, in nats; not a number where there is none.
         pulls: Number of pulls of the search.
-        tokens: Examples (in tables: rows; in images: images) or tokens that the search sent forward.
-        seconds: Seconds of the search (of the fit, for a rival).
+        tokens: Tokens that the search sent forward, or rows of a table, or images; of `dense`, what its training sent
+            forward, three times, since a step back costs about two more.
+        seconds: Seconds of the search; of `dense` and of rivals, of training.
         chance: Whether the dense network is so near to chance that the setting cannot count.
     """
 
@@ -52,6 +54,7 @@ class Row:
     draw: int
     method: str
     reward: str = NO_REWARD
+    variant: str = ""
     fraction: float = 0.0
     tuned: bool = False
     metric: str
