@@ -22,6 +22,8 @@ CELLS, SECONDS, SETTINGS = "cells.parquet", "seconds.parquet", "settings.json"
 TIME = "seconds"  # the one column that differs between runs
 KEY = ["suite", "setting", "draw", "method", "reward", "variant", "fraction", "tuned"]
 DIGITS = 6  # decimals that are kept of a figure
+FIGURES = ["fraction", "score", "dense_score", "loss", "kl", TIME]
+NAMES = ["suite", "setting", "method", "reward", "variant", "metric"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +147,27 @@ def _parquet(frame: pd.DataFrame) -> bytes:
     content = io.BytesIO()
     frame.to_parquet(content, index=False, compression="zstd")
     return content.getvalue()
+
+
+def write_results(cells: Sequence[pd.DataFrame], path: str | Path) -> None:
+    """Writes the cells of several runs into one small file.
+
+    Args:
+        cells: Rows as `read_cells` gives them.
+        path: Parquet file; figures are rounded to what the page of the study shows and a digit more.
+
+    Raises:
+        ValueError: If two runs have the same cell.
+    """
+    rows = pd.concat(cells, ignore_index=True).sort_values(KEY, ignore_index=True)
+    if (twice := rows.duplicated(KEY)).any():
+        raise ValueError(f"two runs have the cell {rows.loc[twice, KEY].iloc[0].to_dict()}")
+    small = {column: "float32" for column in FIGURES} | {column: "category" for column in NAMES}
+    write_atomically(Path(path), _parquet(rows.round({**dict.fromkeys(FIGURES, 4), TIME: 3}).astype(small)))
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Reads what `write_results` has written."""
+    rows = pd.read_parquet(path)
+    wide = {column: "float64" for column in FIGURES} | {column: "str" for column in NAMES}
+    return rows.astype(wide).round(dict.fromkeys(FIGURES, 4))
