@@ -6,13 +6,12 @@ reward, took a critical value for far fewer methods than it compared, and did no
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from research.benchmarks.statistics import rank_table
+from research.benchmarks.statistics import critical_value, rank_error, rank_table
 from research.studies.paper.claims import p_value
 from research.studies.paper.methods import CUMULATIVE, SAME_SPLIT
 from research.studies.paper.rows import CLASSIFICATION, DENSE, REGRESSION
-from research.studies.paper.statistics import SIX, Design, View, all_methods, rank_error, score_table
+from research.studies.paper.statistics import SIX, Design, View, all_methods, score_table
 
 FEW = 5  # methods, of the critical value that is too small
 
@@ -57,7 +56,7 @@ def _values(design: Design) -> tuple[str, str]:
     gaps = np.abs(np.subtract.outer(design.ranks.to_numpy(), design.ranks.to_numpy()))[np.triu_indices(methods, 1)]
     told = []
     for number in (methods, FEW):
-        q = stats.studentized_range.ppf(0.95, number, np.inf) / np.sqrt(2)
+        q = critical_value(number)
         found = int((gaps > q * rank_error(count, methods)).sum())
         told.append(f"{found} of {len(gaps)} pairs of {methods} methods differ (q = {q:.2f})")
     return told[0], told[1]

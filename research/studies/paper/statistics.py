@@ -21,7 +21,7 @@ from autorank import autorank
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from research.benchmarks.statistics import Friedman, friedman, nemenyi, rank_table
+from research.benchmarks.statistics import Friedman, critical_value, friedman, nemenyi, rank_error, rank_table
 from research.studies.paper.methods import CRITERIA, POLICIES
 from research.studies.paper.rivals import RIVALS
 from research.studies.paper.rows import DEEP, DENSE, KL, LOSS
@@ -135,7 +135,7 @@ class Design:
 
     def separated(self, one: str, other: str) -> bool:
         """Tells whether two methods differ by Nemenyi's test."""
-        return bool(self.pairs.loc[one, other] < ALPHA)
+        return bool(float(self.pairs[one][other]) < ALPHA)
 
     def separations(self, methods: Sequence[str]) -> tuple[int, int]:
         """Counts the pairs of some methods that differ, and all their pairs."""
@@ -147,10 +147,9 @@ class Design:
 def critical_difference(settings: int, methods: int, alpha: float = ALPHA) -> float:
     """Gives Nemenyi's critical difference: the least difference of mean ranks that counts when it is observed.
 
-    q sqrt(k (k + 1) / (6 N)), q the studentised range of k over infinitely many degrees of freedom by sqrt 2.
+    q sqrt(k (k + 1) / (6 N)), q that of k methods.
     """
-    q = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / math.sqrt(2)
-    return float(q * rank_error(settings, methods))
+    return critical_value(methods, alpha) * rank_error(settings, methods)
 
 
 def detectable_difference(settings: int, methods: int, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -159,11 +158,6 @@ def detectable_difference(settings: int, methods: int, alpha: float = ALPHA, pow
     The critical difference, and that quantile of the error of an observed one, as large as among equal methods.
     """
     return critical_difference(settings, methods, alpha) + float(stats.norm.ppf(power)) * rank_error(settings, methods)
-
-
-def rank_error(settings: int, methods: int) -> float:
-    """Gives the standard error of a difference of mean ranks among equal methods, sqrt(k (k + 1) / (6 N))."""
-    return math.sqrt(methods * (methods + 1) / (6 * settings))
 
 
 def compare_pairs(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -184,7 +178,7 @@ def compare_pairs(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.
     there = [pair for pair in pairs if set(pair) <= set(scores)]
     table = pd.DataFrame([_pair(scores[one] - scores[other], one, other, len(there)) for one, other in there])
     if len(table):
-        table["holm"] = multipletests(table["p"], method="holm")[1]
+        table["holm"] = multipletests(table["p"].to_numpy(), method="holm")[1]
     return table
 
 
@@ -237,7 +231,7 @@ def effect_sizes(scores: pd.DataFrame) -> pd.DataFrame:
 
 def pruning_labels(scores: pd.DataFrame) -> list[str]:
     """Lists the labels of scores that are neither a rival's nor the dense network's."""
-    return [name for name in scores if name not in (*RIVALS, DENSE)]
+    return [str(name) for name in scores if name not in (*RIVALS, DENSE)]
 
 
 def policy_view(cells: pd.DataFrame, view: View) -> Design:
