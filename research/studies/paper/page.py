@@ -69,8 +69,9 @@ def page_text(cells: pd.DataFrame, figures: Sequence[str]) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Writes a table, a line a row, without padding."""
-    rows = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    columns = list(map(str, table))
+    rows = [columns, ["---"] * len(columns), *([f"{value}" for value in row] for row in table.to_numpy())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _counts(cells: pd.DataFrame) -> str:

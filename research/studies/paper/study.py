@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 import transformers
 from datasets.utils import disable_progress_bars
+from threadpoolctl import threadpool_limits
 
 from hf_mabprune.progress import SWITCH, stage
 from research.benchmarks.only import matching
@@ -28,7 +29,9 @@ from research.studies.paper.tables import FOLDS, INDEX, REPEATS, read_table, spl
 from research.studies.paper.train import PASSES, RECIPE
 
 NETWORKS = "networks"  # folder of trained networks, below that of the study
-QUICK = Protocol(splits=2, variant_splits=1, tuning_steps=20)
+QUICK = Protocol(
+    splits=2, fractions=(0.1, 0.5), pulls_per_arm=1.5, rounds=4, tuning_steps=20, variant_splits=1, tuning_rows=150
+)
 QUICK_TABLES = ("iris", "wine", "glass", "haberman", "servo", "cpu", "auto_mpg", "pollution")
 
 
@@ -138,7 +141,7 @@ def _make(study: Study, store: Store, unit: Unit) -> str:
     shown = os.environ.get(SWITCH)
     os.environ[SWITCH] = "off"  # of the stages of every search
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", UserWarning)  # that data are few
             store.add(unit.name, cells(table, unit.draw, split, study.out / NETWORKS, study.protocol))
     finally:
