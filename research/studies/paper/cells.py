@@ -29,7 +29,7 @@ from hf_mabprune.tasks.table_task import FEATURES
 from research.benchmarks.sessions import under
 from research.studies.paper.methods import SAME_SPLIT, Method, Protocol, pruning_methods
 from research.studies.paper.networks import Network, network
-from research.studies.paper.rivals import Rows, fit_rivals
+from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, fit_rivals
 from research.studies.paper.rows import CLASSIFICATION, DENSE, REGRESSION, Row
 from research.studies.paper.tables import LABEL, Split, Table, data_sets
 from research.studies.paper.train import RECIPE, all_rows, train_on
@@ -136,7 +136,8 @@ class Bench:
             Rows(batch[FEATURES].numpy().astype(float), batch[LABELS].numpy())
             for batch in (self.train, self.session.batches["test"][0])
         )
-        for rival in fit_rivals(train, test, self.table.classifies, self.protocol.tuning_rows, self.number):
+        wanted = [name for name in (*RIVALS, SKLEARN_MLP) if self.protocol.takes(name)]
+        for rival in fit_rivals(wanted, train, test, self.table.classifies, self.protocol.tuning_rows, self.number):
             yield replace(self.blank, method=rival.name, score=rival.score, seconds=rival.seconds)
 
     def _measured(self, small: PreTrainedModel, row: Row) -> Iterator[Row]:

@@ -1,12 +1,13 @@
 """What the abstract of arXiv 2606.07615 claims, in its words, and whether it holds in the cells at hand.
 
 A claim holds where it is true of the numbers and by a test. It does not hold where it is not true of the numbers, or,
-where it is about a test, where the test finds nothing. It is not decidable where the design is too small for any
-difference to count, or where what is true of the numbers cannot be told from chance.
+where it is about a test, where the test finds nothing. It is not decidable where most studies of this size would miss
+any difference, or where what is true of the numbers cannot be told from chance.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -216,9 +217,9 @@ def planned(cells: pd.DataFrame, view: View) -> pd.DataFrame:
     return compare_pairs(score_table(cells, view), PLANNED)
 
 
-def points(pair: "pd.Series[float]") -> str:
-    """Writes a mean difference with its interval."""
-    return f"{pair['difference']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
+def points(line: Any) -> str:
+    """Writes the mean difference of a line of a table, with its interval."""
+    return f"{line['difference']:+.3f} ({line['low']:+.3f} to {line['high']:+.3f})"
 
 
 def p_value(p: float) -> str:

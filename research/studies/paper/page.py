@@ -16,44 +16,45 @@ from research.studies.paper.rows import DENSE, SUITES, TIME
 from research.studies.paper.statistics import (
     SIX,
     View,
-    effect_sizes,
     label,
     left_out,
     policy_view,
     score_table,
+    summary,
 )
 from research.studies.paper.words import CHOICES, COSTS, DESIGNS, HEAD, HOW_TO, MISTAKES, RANKS, SIX_POLICIES
 
 FIGURES = "figures"
 
 
-def write_page(cells: pd.DataFrame, page: Path) -> str:
+def write_page(cells: pd.DataFrame, page: Path, protocol: Protocol) -> str:
     """Writes the page, and its figures into a folder beside it.
 
     Args:
         cells: Rows as `rows.read_results` gives them.
         page: File of the page.
+        protocol: How cells of tables were made.
 
     Returns:
         The claims, for a terminal.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
     names = plots.save(cells, page.parent / FIGURES)
-    write_atomically(page, page_text(cells, names).encode())
+    write_atomically(page, page_text(cells, names, protocol).encode())
     lines = [f"{claim.suite}: {claim.words}: {claim.verdict}" for claim in all_claims(cells)]
     return "\n".join([*lines, f"written to {page}", ""])
 
 
-def page_text(cells: pd.DataFrame, figures: Sequence[str]) -> str:
+def page_text(cells: pd.DataFrame, figures: Sequence[str], protocol: Protocol) -> str:
     """Makes the text of the page.
 
     Args:
         cells: All cells.
         figures: Names of the figures that there are.
+        protocol: How cells of tables were made.
     """
     suites = [suite for suite in SUITES if suite in set(cells["suite"])]
-    protocol = asdict(Protocol())
-    protocol["fractions"] = ", ".join(f"{fraction:.0%}" for fraction in protocol["fractions"])
+    choices = {**asdict(protocol), "fractions": ", ".join(f"{fraction:.0%}" for fraction in protocol.fractions)}
     parts = [HEAD, _counts(cells), _claims(cells), findings(cells), _designs(cells)]
     parts += [_suite(cells, suite, figures) for suite in suites]
     parts += [
@@ -61,7 +62,7 @@ def page_text(cells: pd.DataFrame, figures: Sequence[str]) -> str:
         _mistakes(cells),
         _costs(cells),
         straw_man(cells),
-        CHOICES.format(**protocol),
+        CHOICES.format(**choices),
         HOW_TO,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -118,19 +119,19 @@ def _suite(cells: pd.DataFrame, suite: str, figures: Sequence[str]) -> str:
         )
     everything = score_table(cells, view)
     if min(everything.shape) >= 2:
-        table = effect_sizes(everything).sort_values("meanrank", kind="stable")
-        tuned = score_table(cells, View(suite, tuned=True)).mean()
+        table, tuned = summary(everything), score_table(cells, View(suite, tuned=True)).mean()
         rows = [
             (
                 name,
-                f"{line['meanrank']:.2f}",
+                f"{line['rank']:.2f}",
+                f"{line['median']:.3f} ({line['mad']:.3f})",
                 f"{everything[name].mean():.3f}",
+                points(line) if "difference" in line else "",
                 f"{tuned[name]:.3f}" if name in tuned else "",
-                f"{line['effect_size']:+.2f}",
             )
             for name, line in zip(map(str, table.index), table.to_dict("records"), strict=True)
         ]
-        columns = ["method", "mean rank", "mean score", "mean score, trained further", "effect size"]
+        columns = ["method", "mean rank", "median (MAD)", "mean", "less dense (95%)", "mean, trained further"]
         parts.append(f"{RANKS}\n\n{markdown(pd.DataFrame(rows, columns=columns))}")
     parts.append(_planned(cells, view))
     parts += [f"![{name}]({FIGURES}/{name}.png)" for name in figures if name.endswith(f"-{suite}")]

@@ -6,8 +6,6 @@ one such table would decide every average.
 Symbols: N settings, k methods.
 """
 
-import contextlib
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from autorank import autorank
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -130,8 +127,8 @@ class Design:
 
     @property
     def decidable(self) -> bool:
-        """Whether any difference of mean ranks could be told from chance at all."""
-        return self.possible and critical_difference(*self.scores.shape) <= self.largest
+        """Whether there can be a difference of mean ranks that most studies of this size would find."""
+        return self.possible and detectable_difference(*self.scores.shape) <= self.largest
 
     def separated(self, one: str, other: str) -> bool:
         """Tells whether two methods differ by Nemenyi's test."""
@@ -217,16 +214,22 @@ def interval(values: "pd.Series[float]") -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def effect_sizes(scores: pd.DataFrame) -> pd.DataFrame:
-    """Gives mean rank, median and effect size of every method, by autorank.
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Describes every method, by mean rank: [k] rows.
 
-    The effect size is Akinshin's gamma against the method of the best mean rank: a difference of medians over pooled
-    median absolute deviations.
+    Returns:
+        Columns rank (mean), median and mad (median absolute deviation over settings); and, where there is a dense
+        network, difference from it (mean), low and high (95% bootstrap over settings).
     """
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        table = autorank(scores, alpha=ALPHA, verbose=False, force_mode="nonparametric").rankdf
-    return table[["meanrank", "median", "effect_size"]]
+    ranks = rank_table(scores, greater_is_better=True).mean().sort_values(kind="stable")
+    table = pd.DataFrame({"rank": ranks, "median": scores.median(), "mad": scores.apply(stats.median_abs_deviation)})
+    table = table.loc[ranks.index]
+    if DENSE in scores:
+        gains = scores.sub(scores[DENSE], axis=0)[list(table.index)]
+        bounds = [interval(gains[name]) if gains[name].any() else (0.0, 0.0) for name in gains]
+        table["difference"] = gains.mean()
+        table["low"], table["high"] = np.array(bounds).T
+    return table
 
 
 def pruning_labels(scores: pd.DataFrame) -> list[str]:

@@ -18,8 +18,8 @@ Differences of mean ranks: what has to be observed to count (Nemenyi, 5%), the t
 SIX_POLICIES = """The six policies and the dense network: F = {f:.2f}, p = {p} (Iman-Davenport); critical difference
 {difference:.2f}; of {pairs} pairs of policies {found} differ (Nemenyi)."""
 
-RANKS = """All methods that every setting has, by mean rank; the effect size is Akinshin's gamma against the first
-(autorank). Policies with the paper's reward bear their names alone."""
+RANKS = """All methods that every setting has, by mean rank: score over settings, and the mean difference
+from the dense network with its bootstrap interval. Policies with the paper's reward bear their names alone."""
 
 MISTAKES = """## What four mistakes would have changed
 
@@ -42,9 +42,9 @@ CHOICES = """## What this project decided, because the abstract does not say it
 
 - **Networks.** Two hidden layers of 64 neurons; AdamW, at least 800 steps of 32 rows and 25 passes; trained once a
   split and cached. All hidden neurons are arms.
-- **Data.** Ten splits a table, 60% training, 20% validation, 20% test, stratified, rows of the same features on one
-  side. Columns are imputed, scaled and encoded by what training rows say. Rewards read training rows alone (at most
-  {calibration_rows}), scores are on test rows.
+- **Data.** {splits} splits a table, 60% training, 20% validation, 20% test, stratified, rows of the same features on
+  one side. Columns are imputed, scaled and encoded by what training rows say. Rewards read training rows alone (at
+  most {calibration_rows}), scores are on test rows.
 - **Reward.** The fall in loss on one mini-batch of {batch_size} rows (a quarter of the training rows, where that is
   less), signed and not clipped; UCB1, softmax, Hedge and EXP3 map it to [0, 1] by the 5th and 95th percentile of
   first pulls. Beside it, the fall in KL divergence from the dense network.
@@ -53,17 +53,17 @@ CHOICES = """## What this project decided, because the abstract does not say it
   half the weight of what was learnt before.
 - **Fractions.** {fractions} of the hidden neurons, over both layers together, all from one search; cut out, not
   masked.
-- **Training afterwards.** {tuning_steps} steps of the same recipe for every cell, and for the dense network; rows say
-  which.
+- **Training afterwards.** {tuning_steps} steps of the same recipe for every cell, and for the dense network; rows
+  say which.
 - **Options of policies** are the defaults of [components](components.md#policies-searchpolicyname).
 - **Averages.** Over splits and fractions before tables are ranked. An R^2 below 0 counts as 0.
 - **Rivals.** The best of 8 configurations by 3-fold validation on at most {tuning_rows} training rows, then trained
   on all of them; the Gaussian process on at most 1,000.
 - **Verdicts.** Held: true of the numbers, and by a test at 5%. Not held: not true of the numbers, or a test that
-  finds nothing where the claim is that it does. Not decidable: no difference could count, or what is true of the
-  numbers may be chance. "Highest mean rank" asks for a lead over the next policy by Nemenyi's test; "improves" and
-  "effective" for Wilcoxon's with Holm's correction over the pairs named before the runs; "competitive" for a
-  bootstrap interval that ends above -0.05 R^2, for two rivals."""
+  finds nothing where the claim is that it does. Not decidable: most studies of this size would miss any difference,
+  or what is true of the numbers may be chance. "Highest mean rank" asks for a lead over the next policy by Nemenyi's
+  test; "improves" and "effective" for Wilcoxon's with Holm's correction over the pairs named before the runs;
+  "competitive" for a bootstrap interval that ends above -0.05 R^2, for two rivals."""
 
 HOW_TO = """## Repeat it
 
