@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel, set_seed
 
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.effects.dense_outputs import DenseOutputs
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.quality import forward_of
-from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.selection.selected import Selection
@@ -84,7 +84,7 @@ class Bench:
         splits = {"calibration": data["train"], "validation": data["validation"], "test": data["test"]}
         size = max(1, min(protocol.batch_size, len(split.train) // LEAST_BATCHES))
         settings = run_settings(protocol, number, size, {"criterion": "magnitude"})
-        session = make_session(settings, model, task.processor, splits, make_accelerator(), torch.float32)
+        session = make_session(settings, model, task.processor, splits, Accelerator(cpu=True), torch.float32)
         train, test = all_rows(task, data["train"]), all_rows(task, data["test"])
         session = replace(session, batches={**session.batches, "test": [test]})
         dense = Comparison(session).dense

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_mabprune.effects.masking import keep_masks
 from research.studies.paper.cells import Bench
 from research.studies.paper.methods import CRITERIA, POLICIES, VARIANTS, Protocol, pruning_methods
 from research.studies.paper.networks import network
@@ -79,7 +78,7 @@ def test_rewards_on_the_rows_of_the_report_read_test_rows_and_nothing_else(
     np.testing.assert_array_equal(rows, test["features"].numpy()[: len(rows)])
     seen = {tuple(row) for batch in bench.session.batches["calibration"] for row in batch["features"].numpy().tolist()}
     assert seen <= {tuple(row) for row in bench.train["features"].numpy().tolist()}
-    assert len(bench.session.batches["calibration"]) >= 4 and keep_masks(bench.network.model, {}) == {}
+    assert len(bench.session.batches["calibration"]) >= 4
 
 
 @pytest.mark.whole
