@@ -4,7 +4,7 @@ Policies are the six of arXiv 2606.07615. The abstract says how an arm is pulled
 budget, fractions or stopping: those are choices of this project, `Protocol`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,12 @@ class Protocol:
     variant_splits: int = 3
     tuning_rows: int = 500
     methods: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Protocol":
+        """Reads a protocol from what JSON has made of one."""
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        return cls(**dict[str, Any](given))
 
     def takes(self, method: str) -> bool:
         """Tells whether a method is one of those that are compared."""

@@ -1,6 +1,6 @@
 """The page of the study, made from its cells: claims, designs, ranks, planned pairs, mistakes, costs and choices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from research.studies.paper.claims import all_claims, p_value, planned, points, 
 from research.studies.paper.findings import findings, straw_man
 from research.studies.paper.methods import Protocol
 from research.studies.paper.mistakes import mistakes
-from research.studies.paper.rows import DENSE, SUITES, TIME
+from research.studies.paper.rows import DEEP, DENSE, SUITES, TABLES, TIME
 from research.studies.paper.statistics import (
     SIX,
     View,
@@ -22,39 +22,50 @@ from research.studies.paper.statistics import (
     score_table,
     summary,
 )
-from research.studies.paper.words import CHOICES, COSTS, DESIGNS, HEAD, HOW_TO, MISTAKES, RANKS, SIX_POLICIES
+from research.studies.paper.words import (
+    CHOICES,
+    COSTS,
+    DESIGNS,
+    HEAD,
+    HOW_TO,
+    MISTAKES,
+    OF_DEEP,
+    OF_TABLES,
+    RANKS,
+    SIX_POLICIES,
+    VERDICTS,
+)
 
 FIGURES = "figures"
 
 
-def write_page(cells: pd.DataFrame, page: Path, protocol: Protocol) -> str:
+def write_page(cells: pd.DataFrame, page: Path, protocols: Mapping[str, Protocol]) -> str:
     """Writes the page, and its figures into a folder beside it.
 
     Args:
         cells: Rows as `rows.read_results` gives them.
         page: File of the page.
-        protocol: How cells of tables were made.
+        protocols: How cells were made, of tables and of deep settings.
 
     Returns:
         The claims, for a terminal.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
     names = plots.save(cells, page.parent / FIGURES)
-    write_atomically(page, page_text(cells, names, protocol).encode())
+    write_atomically(page, page_text(cells, names, protocols).encode())
     lines = [f"{claim.suite}: {claim.words}: {claim.verdict}" for claim in all_claims(cells)]
     return "\n".join([*lines, f"written to {page}", ""])
 
 
-def page_text(cells: pd.DataFrame, figures: Sequence[str], protocol: Protocol) -> str:
+def page_text(cells: pd.DataFrame, figures: Sequence[str], protocols: Mapping[str, Protocol]) -> str:
     """Makes the text of the page.
 
     Args:
         cells: All cells.
         figures: Names of the figures that there are.
-        protocol: How cells of tables were made.
+        protocols: How cells were made, of tables and of deep settings.
     """
     suites = [suite for suite in SUITES if suite in set(cells["suite"])]
-    choices = {**asdict(protocol), "fractions": ", ".join(f"{fraction:.0%}" for fraction in protocol.fractions)}
     parts = [HEAD, _counts(cells), _claims(cells), findings(cells), _designs(cells)]
     parts += [_suite(cells, suite, figures) for suite in suites]
     parts += [
@@ -62,10 +73,20 @@ def page_text(cells: pd.DataFrame, figures: Sequence[str], protocol: Protocol) -
         _mistakes(cells),
         _costs(cells),
         straw_man(cells),
-        CHOICES.format(**choices),
+        _choices(protocols),
         HOW_TO,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _choices(protocols: Mapping[str, Protocol]) -> str:
+    """What was decided, of the parts of the study that there are."""
+    parts = [CHOICES]
+    for part, words in ((TABLES, OF_TABLES), (DEEP, OF_DEEP)):
+        if part in protocols:
+            fractions = ", ".join(f"{fraction:.0%}" for fraction in protocols[part].fractions)
+            parts.append(words.format(**{**asdict(protocols[part]), "fractions": fractions}))
+    return "\n\n".join([*parts, VERDICTS])
 
 
 def markdown(table: pd.DataFrame) -> str:

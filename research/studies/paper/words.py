@@ -40,30 +40,41 @@ so that there is little to lose: {weak}."""
 
 CHOICES = """## What this project decided, because the abstract does not say it
 
+- **Reward.** The fall in loss on one mini-batch, signed and not clipped; UCB1, softmax, Hedge and EXP3 map it to
+  [0, 1] by the 5th and 95th percentile of first pulls. Beside it, the fall in KL divergence from the dense network.
+- **Options of policies** are the defaults of [components](components.md#policies-searchpolicyname). Of the six, one
+  arm is pulled before the estimates are updated; arms go by mean reward.
+- **Averages.** Over draws and fractions before settings are ranked. An R^2 below 0 counts as 0."""
+
+OF_TABLES = """**Tables.**
+
 - **Networks.** Two hidden layers of 64 neurons; AdamW, at least 800 steps of 32 rows and 25 passes; trained once a
   split and cached. All hidden neurons are arms.
 - **Data.** {splits} splits a table, 60% training, 20% validation, 20% test, stratified, rows of the same features on
-  one side. Columns are imputed, scaled and encoded by what training rows say. Rewards read training rows alone (at
-  most {calibration_rows}), scores are on test rows.
-- **Reward.** The fall in loss on one mini-batch of {batch_size} rows (a quarter of the training rows, where that is
-  less), signed and not clipped; UCB1, softmax, Hedge and EXP3 map it to [0, 1] by the 5th and 95th percentile of
-  first pulls. Beside it, the fall in KL divergence from the dense network.
-- **Budget and stopping.** {pulls_per_arm:g} pulls a neuron in all, one arm a pull, estimates updated after each;
-  {rounds} rounds, each of which removes its share of what the largest fraction asks for, by mean reward, and keeps
-  half the weight of what was learnt before.
-- **Fractions.** {fractions} of the hidden neurons, over both layers together, all from one search; cut out, not
-  masked.
-- **Training afterwards.** {tuning_steps} steps of the same recipe for every cell, and for the dense network; rows
-  say which.
-- **Options of policies** are the defaults of [components](components.md#policies-searchpolicyname).
-- **Averages.** Over splits and fractions before tables are ranked. An R^2 below 0 counts as 0.
-- **Rivals.** The best of 8 configurations by 3-fold validation on at most {tuning_rows} training rows, then trained
-  on all of them; the Gaussian process on at most 1,000.
-- **Verdicts.** Held: true of the numbers, and by a test at 5%. Not held: not true of the numbers, or a test that
-  finds nothing where the claim is that it does. Not decidable: most studies of this size would miss any difference,
-  or what is true of the numbers may be chance. "Highest mean rank" asks for a lead over the next policy by Nemenyi's
-  test; "improves" and "effective" for Wilcoxon's with Holm's correction over the pairs named before the runs;
-  "competitive" for a bootstrap interval that ends above -0.05 R^2, for two rivals."""
+  one side. Columns are imputed, scaled and encoded by what training rows say. Rewards read training rows alone, at most
+  {calibration_rows}; scores are on test rows.
+- **Batch.** {batch_size} rows, or a quarter of the training rows, where that is less.
+- **Budget and stopping.** {pulls_per_arm:g} pulls a neuron in all; {rounds} rounds, each of which removes its share of what
+  the largest fraction asks for, and halves the weight of what was learnt before.
+- **Fractions.** {fractions} of the hidden neurons, over both layers together, all from one search; cut out, not masked.
+- **Training afterwards.** {tuning_steps} steps of the same recipe for every cell, and for the dense network.
+- **Rivals.** The best of 8 configurations by 3-fold validation on at most {tuning_rows} training rows, then trained on
+  all of them; the Gaussian process on at most 1,000."""
+
+OF_DEEP = """**Deep settings.**
+
+- **Networks.** One a setting: a small vision transformer for images, a fine-tuned MiniLM for texts, SICK and
+  OpenBookQA, a small transformer that was trained on generated stories. Arms are blocks of the hidden neurons of a layer.
+- **Draws.** {splits}, of at most {calibration_rows} calibration rows; {batch_size} rows a batch.
+- **Budget and stopping.** {pulls_per_arm:g} pulls an arm in all, in {rounds} rounds, as on tables; KL for UCB1 and Thompson
+  sampling alone.
+- **Fractions.** {fractions} of the hidden neurons, all from one search. Training afterwards: {tuning_steps} steps."""
+
+VERDICTS = """**Verdicts.** Held: true of the numbers, and by a test at 5%. Not held: not true of the numbers, or a test
+that finds nothing where the claim is that it does. Not decidable: most studies of this size would miss any difference,
+or what is true of the numbers may be chance. "Highest mean rank" asks for a lead over the next policy by Nemenyi's
+test; "improves" and "effective" for Wilcoxon's with Holm's correction over the pairs named before the runs;
+"competitive" for a bootstrap interval that ends above -0.05 R^2, for two rivals."""
 
 HOW_TO = """## Repeat it
 
@@ -71,7 +82,8 @@ HOW_TO = """## Repeat it
 pip install -e ".[studies]"
 python scripts/reproduce_paper.py --data DIR --out runs/paper --processes 16   # all tables
 python scripts/reproduce_paper.py --data DIR --out runs/quick --quick          # eight of them, minutes
-python scripts/reproduce_paper.py --report --cells runs/paper                  # this page
+python -m research.studies.paper.deep.study --help                             # the deep settings
+python scripts/reproduce_paper.py --report --cells runs/paper runs/deep        # this page
 ```
 
 DIR holds the tables as CSV and `index.json`, which gives their types, targets and sources. A run that was stopped,

@@ -24,7 +24,7 @@ from research.studies.paper.mistakes import mistakes
 from research.studies.paper.page import page_text
 from research.studies.paper.plots import figures, retained
 from research.studies.paper.rivals import SKLEARN_MLP
-from research.studies.paper.rows import CLASSIFICATION, DEEP, DENSE, REGRESSION, read_results
+from research.studies.paper.rows import CLASSIFICATION, DEEP, DENSE, REGRESSION, TABLES, read_results
 from research.studies.paper.statistics import View
 from tests.research.studies.small_cells import PROTOCOL, small_cells
 
@@ -147,13 +147,13 @@ def test_the_page_has_every_part_and_shows_every_figure() -> None:
     names = [name for name, _ in figures(cells)]
     kinds = ("ranks", "fractions", "cost")
     assert names == [f"paper-{kind}-{suite}" for suite in (CLASSIFICATION, DEEP) for kind in kinds]
-    text = page_text(cells, names, PROTOCOL)
+    text = page_text(cells, names, {TABLES: PROTOCOL, DEEP: Protocol(fractions=(0.3,))})
     assert all(f"![{name}](figures/{name}.png)" in text for name in names)
     sections = [line for line in text.splitlines() if line.startswith("## ")]
     assert len(sections) == len(set(sections)) == 11
     for claim in all_claims(cells):
         assert f'| "{claim.words}" | {claim.suite} | **{claim.verdict}** | {claim.why} |' in text
-    assert "10%, 50% of the hidden neurons" in text and "{" not in text
+    assert "10%, 50% of the hidden neurons" in text and "30% of the hidden neurons" in text and "{" not in text
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="no cells are stored")
@@ -164,7 +164,8 @@ def test_the_page_is_that_of_the_stored_cells() -> None:
         f"paper-{kind}-{suite}" for suite in dict.fromkeys(cells["suite"]) for kind in ("ranks", "fractions", "cost")
     ]
     there = [name for name in names if (PAGE.parent / "figures" / f"{name}.png").is_file()]
-    assert PAGE.read_text(encoding="utf-8") == page_text(cells, there, Protocol())
+    protocols = {part: Protocol.of(stored) for part, stored in cells.attrs.items()}
+    assert PAGE.read_text(encoding="utf-8") == page_text(cells, there, protocols)
 
 
 def test_a_dense_network_is_needed_for_nothing_but_its_own_comparisons() -> None:

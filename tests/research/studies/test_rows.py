@@ -50,18 +50,26 @@ def test_the_same_cell_twice_is_refused(tmp_path: Path) -> None:
         store.add(unit, [row(0)])
     with pytest.raises(ValueError, match="two rows have the key"):
         store.collect(["a", "b"])
+    runs = [store.read([unit]) for unit in ("a", "b")]
+    runs[0].attrs = runs[1].attrs = {"protocol": {}}
     with pytest.raises(ValueError, match="two runs have the cell"):
-        write_results([store.read(["a"]), store.read(["b"])], tmp_path / "results.parquet")
+        write_results(runs, tmp_path / "results.parquet")
     with pytest.raises(ValueError, match="suite must be one of classification, regression, deep, got 'other'"):
         Row(suite="other", setting="x", draw=0, method=DENSE, metric="r2", score=0, dense_score=0)
 
 
 def test_results_come_back_as_they_were_to_four_digits(tmp_path: Path) -> None:
     cells = small_cells(suites={CLASSIFICATION: 2})
-    write_results([cells[cells["draw"] == draw] for draw in (1, 0)], tmp_path / "results.parquet")
+    runs = [cells[cells["draw"] == draw] for draw in (1, 0)]
+    runs[0].attrs = runs[1].attrs = {"protocol": {"splits": 2}, "other": "settings"}
+    write_results(runs, tmp_path / "results.parquet")
     again = read_results(tmp_path / "results.parquet")
     keys = ["setting", "draw", "method", "reward", "variant", "fraction", "tuned"]
     expected = cells.sort_values(["suite", *keys], ignore_index=True)
     pd.testing.assert_frame_equal(again[keys], expected[keys])
     assert (again["score"] - expected["score"]).abs().max() <= 5.1e-5
+    assert again.attrs == {"tables": {"splits": 2}}
     assert (tmp_path / "results.parquet").stat().st_size < 20_000
+    runs[1].attrs = {"protocol": {"splits": 3}}
+    with pytest.raises(ValueError, match="the runs of tables were made by different protocols"):
+        write_results(runs, tmp_path / "results.parquet")
