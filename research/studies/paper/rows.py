@@ -168,6 +168,7 @@ def write_results(cells: Sequence[pd.DataFrame], path: str | Path) -> None:
         raise ValueError(f"two runs have the cell {rows.loc[twice, KEY].iloc[0].to_dict()}")
     small = {column: "float32" for column in FIGURES} | {column: "category" for column in NAMES}
     rows = rows.round({**dict.fromkeys(FIGURES, 4), TIME: 3}).astype(small)
+    rows.attrs.clear()  # the settings, where those of all runs are the same
     rows.attrs.update(protocols)
     write_atomically(Path(path), _parquet(rows))
 

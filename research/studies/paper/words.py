@@ -51,11 +51,11 @@ OF_TABLES = """**Tables.**
 - **Networks.** Two hidden layers of 64 neurons; AdamW, at least 800 steps of 32 rows and 25 passes; trained once a
   split and cached. All hidden neurons are arms.
 - **Data.** {splits} splits a table, 60% training, 20% validation, 20% test, stratified, rows of the same features on
-  one side. Columns are imputed, scaled and encoded by what training rows say. Rewards read training rows alone, at most
-  {calibration_rows}; scores are on test rows.
+  one side. Columns are imputed, scaled and encoded by what training rows say. Rewards read training rows alone, at
+  most {calibration_rows}; scores are on test rows.
 - **Batch.** {batch_size} rows, or a quarter of the training rows, where that is less.
-- **Budget and stopping.** {pulls_per_arm:g} pulls a neuron in all; {rounds} rounds, each of which removes its share of what
-  the largest fraction asks for, and halves the weight of what was learnt before.
+- **Budget and stopping.** {pulls_per_arm:g} pulls a neuron in all; {rounds} rounds, each of which removes its share of
+  what the largest fraction asks for, and halves the weight of what was learnt before.
 - **Fractions.** {fractions} of the hidden neurons, over both layers together, all from one search; cut out, not masked.
 - **Training afterwards.** {tuning_steps} steps of the same recipe for every cell, and for the dense network.
 - **Rivals.** The best of 8 configurations by 3-fold validation on at most {tuning_rows} training rows, then trained on
@@ -64,10 +64,10 @@ OF_TABLES = """**Tables.**
 OF_DEEP = """**Deep settings.**
 
 - **Networks.** One a setting: a small vision transformer for images, a fine-tuned MiniLM for texts, SICK and
-  OpenBookQA, a small transformer that was trained on generated stories. Arms are blocks of the hidden neurons of a layer.
+  OpenBookQA, a small transformer for generated stories. Arms are blocks of the hidden neurons of a layer.
 - **Draws.** {splits}, of at most {calibration_rows} calibration rows; {batch_size} rows a batch.
-- **Budget and stopping.** {pulls_per_arm:g} pulls an arm in all, in {rounds} rounds, as on tables; KL for UCB1 and Thompson
-  sampling alone.
+- **Budget and stopping.** {pulls_per_arm:g} pulls an arm in all, in {rounds} rounds, as on tables; KL for UCB1
+  and Thompson sampling alone.
 - **Fractions.** {fractions} of the hidden neurons, all from one search. Training afterwards: {tuning_steps} steps."""
 
 VERDICTS = """**Verdicts.** Held: true of the numbers, and by a test at 5%. Not held: not true of the numbers, or a test
