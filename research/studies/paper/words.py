@@ -56,7 +56,8 @@ OF_TABLES = """**Tables.**
 - **Batch.** {batch_size} rows, or a quarter of the training rows, where that is less.
 - **Budget and stopping.** {pulls_per_arm:g} pulls a neuron in all; {rounds} rounds, each of which removes its share of
   what the largest fraction asks for, and halves the weight of what was learnt before.
-- **Fractions.** {fractions} of the hidden neurons, over both layers together, all from one search; cut out, not masked.
+- **Fractions.** {fractions} of the hidden neurons, over both layers together, all from one search; cut out, not
+  masked.
 - **Training afterwards.** {tuning_steps} steps of the same recipe for every cell, and for the dense network.
 - **Rivals.** The best of 8 configurations by 3-fold validation on at most {tuning_rows} training rows, then trained on
   all of them; the Gaussian process on at most 1,000."""
@@ -70,9 +71,9 @@ OF_DEEP = """**Deep settings.**
   and Thompson sampling alone.
 - **Fractions.** {fractions} of the hidden neurons, all from one search. Training afterwards: {tuning_steps} steps."""
 
-VERDICTS = """**Verdicts.** Held: true of the numbers, and by a test at 5%. Not held: not true of the numbers, or a test
-that finds nothing where the claim is that it does. Not decidable: most studies of this size would miss any difference,
-or what is true of the numbers may be chance. "Highest mean rank" asks for a lead over the next policy by Nemenyi's
+VERDICTS = """**Verdicts.** Held: true of the numbers, and by a test at 5%. Not held: not true of the numbers, or a
+test that finds nothing where the claim is that it does. Not decidable: most studies of this size would miss any
+difference, or what is true of the numbers may be chance. "Highest mean rank" asks for a lead over the next policy by Nemenyi's
 test; "improves" and "effective" for Wilcoxon's with Holm's correction over the pairs named before the runs;
 "competitive" for a bootstrap interval that ends above -0.05 R^2, for two rivals."""
 
