@@ -5,8 +5,9 @@
     python scripts/reproduce_paper.py --data DIR --out runs/paper --only suite=regression table=servo,cpu draw=0
     python scripts/reproduce_paper.py --report --cells runs/paper runs/deep
 
-The deep settings have a program of their own, `research.studies.paper.deep.study`. A run that was stopped goes on with the same command. Its page and figures go to its folder. `--report` makes those of
+A run that was stopped goes on with the same command. Its page and figures go to its folder. `--report` makes those of
 the documentation from the cells that the repository holds; with `--cells` it takes over those of finished runs first.
+The deep settings have a program of their own, `python -m research.studies.paper.deep.study`.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from research.studies.paper.rows import DEEP, KL, SUITES
 from research.studies.paper.statistics import SIX, SIX_KL, View, label, policy_view, seen
 
 DPI = 110
-SHOWN = ("ucb1", "thompson", label("ucb1", KL), label("race", KL), *CRITERIA)  # one line each
+SHOWN = ("ucb1", "thompson", label("ucb1", KL), label("race", KL), *CRITERIA)  # by name
 MARKERS = "osD^vPX<>*hd"
 QUALITY = {"r2": "R²", "accuracy": "accuracy"}
 
@@ -59,7 +59,7 @@ def retained(cells: pd.DataFrame, view: View) -> pd.DataFrame:
 
 def _fractions(cells: pd.DataFrame, suite: str) -> Figure:
     """Draws the change from the dense network over the fraction that went, without and with further training."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     for panel, tuned in zip(panels, (False, True), strict=True):
@@ -71,7 +71,8 @@ def _fractions(cells: pd.DataFrame, suite: str) -> Figure:
         panel.set_xlabel("fraction of hidden neurons removed" if suite != DEEP else "fraction removed")
         panel.set_title("trained a little further" if tuned else "as cut", fontsize=10)
     panels[0].set_ylabel(f"{_measure(cells, suite)}, less dense")
-    panels[1].legend(fontsize=7, ncols=2)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=7, ncols=4, loc="outside lower center")
     return figure
 
 
@@ -88,13 +89,16 @@ def _cost(cells: pd.DataFrame, suite: str) -> Figure:
     for name in left.index:
         colour = "C0" if name in SIX else "C1" if name in SIX_KL else "C2" if name in CRITERIA else "C3"
         panel.scatter(tokens[name], left[name], color=colour, s=24)
-        panel.annotate(str(name), (tokens[name], left[name]), fontsize=7, xytext=(4, 2), textcoords="offset points")
+        if name in SHOWN:
+            place = tokens[name], left[name]
+            panel.annotate(str(name), place, fontsize=7, xytext=(5, 3), textcoords="offset points")
     for colour, text in zip(
         ("C0", "C1", "C2", "C3"), ("policies", "policies, KL", "no pulls", "other searches"), strict=True
     ):
         panel.scatter([], [], color=colour, s=24, label=text)
     panel.axhline(0, color="grey", linewidth=0.8)
     panel.set_xscale("log")
+    panel.margins(x=0.15)
     panel.set_xlabel("rows or tokens that the search sent forward")
     panel.set_ylabel(f"{_measure(cells, suite)}, less dense")
     panel.legend(fontsize=7)

@@ -73,8 +73,8 @@ OF_DEEP = """**Deep settings.**
 
 VERDICTS = """**Verdicts.** Held: true of the numbers, and by a test at 5%. Not held: not true of the numbers, or a
 test that finds nothing where the claim is that it does. Not decidable: most studies of this size would miss any
-difference, or what is true of the numbers may be chance. "Highest mean rank" asks for a lead over
-the next policy by Nemenyi's test; "improves" and "effective" for Wilcoxon's with Holm's correction over the pairs named
+difference, or what is true of the numbers may be chance. "Highest mean rank" asks for a lead over the
+next policy by Nemenyi's test; "improves" and "effective" for Wilcoxon's with Holm's correction over the pairs named
 before the runs; "competitive" for a bootstrap interval that ends above -0.05 R^2, for two rivals."""
 
 HOW_TO = """## Repeat it
