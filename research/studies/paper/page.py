@@ -1,5 +1,6 @@
 """The page of the study, made from its cells: claims, designs, ranks, planned pairs, mistakes, costs and choices."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,9 +52,11 @@ def write_page(cells: pd.DataFrame, page: Path, protocols: Mapping[str, Protocol
         The claims, for a terminal.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
+    gc.freeze()  # statsmodels collects garbage at every correction, and what was imported is none
     names = plots.save(cells, page.parent / FIGURES)
     write_atomically(page, page_text(cells, names, protocols).encode())
     lines = [f"{claim.suite}: {claim.words}: {claim.verdict}" for claim in all_claims(cells)]
+    gc.unfreeze()
     return "\n".join([*lines, f"written to {page}", ""])
 
 

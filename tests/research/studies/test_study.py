@@ -1,6 +1,7 @@
 """Runs of the study: what cells there are and what they say, and a kill that changes nothing."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from research.studies.paper.cells import Bench
 from research.studies.paper.methods import CRITERIA, POLICIES, VARIANTS, Protocol, pruning_methods
 from research.studies.paper.networks import network
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, candidates, fit_rivals
-from research.studies.paper.rows import CELLS, DENSE
+from research.studies.paper.rows import CELLS, DENSE, read_results
 from research.studies.paper.study import Study
 from research.studies.paper.tables import read_table, splits
 from tests.research.studies.small_table import write_tables
@@ -146,3 +147,38 @@ def test_rivals_learn_and_large_tables_have_no_gaussian_process(classifies: bool
     names = ("linear", "knn", "gaussian_process", SKLEARN_MLP)
     fitted = {rival.name: rival.score for rival in fit_rivals(names, train.drawn(200, 0), test, classifies, 60, 0)}
     assert tuple(fitted) == names and min(fitted.values()) > 0.8, fitted
+
+
+def program(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """Calls scripts/reproduce_paper.py; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["reproduce_paper.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "reproduce_paper.py"), run_name="__main__")
+    return int(str(ended.value.code))
+
+
+def test_a_page_is_made_of_the_cells_of_finished_runs(
+    whole: tuple[Path, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, cells = whole
+    options = ["--results", str(tmp_path / "results.parquet"), "--page", str(tmp_path / "page.md")]
+    assert program(monkeypatch, "--report", "--cells", str(folder / "whole"), *options) == 0
+    first, said = (tmp_path / "page.md").read_text(), capsys.readouterr().out
+    assert "classification 1 settings" in first and "25%, 50% of the hidden neurons" in first
+    assert f"written to {tmp_path / 'page.md'}" in said and "deep: UCB1 and Thompson Sampling" in said
+    assert len(read_results(tmp_path / "results.parquet")) == len(cells)
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == [
+        f"paper-{kind}-{suite}" for kind in ("cost", "fractions") for suite in sorted(set(cells["suite"]))
+    ]
+
+
+def test_what_is_missing_on_the_command_line_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert program(monkeypatch, "--out", str(tmp_path)) == 2
+    assert "--data is missing: the folder of the tables, with index.json" in capsys.readouterr().err
+    assert program(monkeypatch, "--data", str(tmp_path), "--out", str(tmp_path), "--processes", "0") == 2
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err
