@@ -99,15 +99,14 @@ def _remove_blocks(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> tu
     """Removes all blocks, as `remove_blocks` does; H^-1 is used up."""
     blocks = len(inverse) // size
     state = _Elimination(weight, inverse.contiguous(), size)
-    order, added = np.empty(blocks, dtype=np.int64), inverse.new_empty(blocks)
-    for step in range(blocks):
-        errors = state.errors()
-        errors[state.gone] = torch.inf
-        block = int(errors.argmin())
-        order[step], added[step] = state.names[block], state.remove(block)
+    order = torch.empty(blocks, dtype=torch.int64, device=inverse.device)
+    added = inverse.new_empty(blocks)
+    for step in range(blocks):  # nothing here waits for the device, but for the few times that arrays shrink
+        block = state.errors().masked_fill_(state.gone, torch.inf).argmin(keepdim=True)
+        order[step], added[step] = state.names.index_select(0, block)[0], state.remove(block)
         if len(state.pending) >= PENDING:
             state.settle()
-    return order, added.cpu().numpy()
+    return order.cpu().numpy(), added.cpu().numpy()
 
 
 class _Elimination:
@@ -128,38 +127,47 @@ class _Elimination:
     def __init__(self, weight: torch.Tensor, inverse: torch.Tensor, size: int) -> None:
         blocks = len(inverse) // size
         self.size = size
-        self.names = np.arange(blocks)
+        self.names = torch.arange(blocks, device=inverse.device)
         self.gone = torch.zeros(blocks, dtype=torch.bool, device=inverse.device)
         self.inverse = inverse
         self.pending = inverse.new_empty(0, len(inverse))
         self.own = torch.einsum("aiaj->aij", inverse.reshape(blocks, size, blocks, size)).clone()
         self.columns = weight.T.clone(memory_format=torch.contiguous_format).view(blocks, size, -1)
+        self._one = torch.eye(size, dtype=inverse.dtype, device=inverse.device)
+        self._places = torch.arange(size, device=inverse.device)
 
     def errors(self) -> torch.Tensor:
         """[A], tr(W_S ([H^-1]_SS)^-1 W_S') = tr(([H^-1]_SS)^-1 W_S' W_S) of every block."""
         if self.size == 1:
             return torch.linalg.vecdot(self.columns, self.columns)[:, 0] / self.own[:, 0, 0]
-        solved = torch.linalg.solve(self.own, self.columns @ self.columns.mT)
+        solved = torch.linalg.solve_ex(self.own, self.columns @ self.columns.mT)[0]
         return solved.diagonal(dim1=1, dim2=2).sum(1)
 
-    def remove(self, block: int) -> torch.Tensor:
-        """Removes a block and refits the others; gives what that adds to the error, a scalar.
+    def remove(self, block: torch.Tensor) -> torch.Tensor:
+        """Removes a block and refits the others.
 
         With the Cholesky factor L of [H^-1]_SS, U = L^-1 [H^-1]_S,: and Y = L^-1 W_S' turn both updates into outer
         products: H^-1 loses U'U, W' loses U'Y, and the error grows by |Y|^2.
+
+        Args:
+            block: [1], its place.
+
+        Returns:
+            What that adds to the error, a scalar; not finite where [H^-1]_SS has no such factor any more.
         """
-        here = slice(block * self.size, (block + 1) * self.size)
-        root = torch.linalg.cholesky(self.own[block])
-        rows = self.inverse[here] - self.pending[:, here].T @ self.pending  # [H^-1]_S,: [size, C]
+        here = block * self.size + self._places
+        root, failed = torch.linalg.cholesky_ex(self.own.index_select(0, block)[0])
+        rows = self.inverse.index_select(0, here)  # [H^-1]_S,: [size, C]
+        rows = rows - self.pending.index_select(1, here).T @ self.pending
         update = torch.linalg.solve_triangular(root, rows, upper=False)  # U [size, C]
-        lead = torch.linalg.solve_triangular(root, self.columns[block], upper=False)  # Y [size, D]
-        self.columns.view(len(rows[0]), -1).addmm_(update.T, lead, alpha=-1)
+        lead = torch.linalg.solve_triangular(root, self.columns.index_select(0, block)[0], upper=False)  # Y [size, D]
+        self.columns.view(rows.shape[1], -1).addmm_(update.T, lead, alpha=-1)
         parts = update.reshape(self.size, -1, self.size)
         self.own -= torch.einsum("rai,raj->aij", parts, parts)  # the diagonal blocks of U'U
-        self.gone[block] = True
-        self.own[self.gone] = torch.eye(self.size, dtype=root.dtype, device=root.device)  # so that `errors` can solve
+        self.gone.index_fill_(0, block, True)
+        self.own = torch.where(self.gone[:, None, None], self._one, self.own)  # so that `errors` can solve
         self.pending = torch.cat([self.pending, update])
-        return lead.square().sum()
+        return lead.square().sum().masked_fill(failed > 0, torch.nan)
 
     def settle(self) -> None:
         """Takes the pending updates off the large matrix, and drops what has gone from all tensors.
@@ -175,4 +183,4 @@ class _Elimination:
             smaller[rows] = self.inverse[left[rows]][:, left] - pending[:, rows].T @ pending
         self.inverse, self.pending = smaller, pending[:0]
         self.own, self.columns = self.own[stay], self.columns[stay]
-        self.names, self.gone = self.names[stay.cpu().numpy()], self.gone[stay]
+        self.names, self.gone = self.names[stay], self.gone[stay]
