@@ -30,7 +30,8 @@ def test_obs_costs_the_same_on_both_devices(size: int) -> None:
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_pulls_that_are_replayed_are_those_of_the_whole_model(model_type: str) -> None:
     model, task, batches, arms = problem(model_type)
-    assert (accelerator := make_accelerator()).device.type == "cuda"
+    accelerator = make_accelerator()
+    assert accelerator.device.type == "cuda"
     model.to(accelerator.device)
     engines = (kind(model, arms, task, batches, "kl", accelerator) for kind in (ReferencePulls, ReplayPulls))
     reference, replayed = (pull_all(engine, whole(arms)) for engine in engines)
