@@ -88,7 +88,7 @@ def write_overview(reports: Sequence[Report], folder: Path) -> Path:
     """
     figures = "\n".join(f"![{alt}]({path})" for alt, path in _figures(folder))
     path, name = RunFolder(folder).card, text(last_part(reports[0].model), LONGEST_NAME)
-    first = needed("per_layer", reports[0].architecture)
+    first = text(needed("per_layer", reports[0].architecture))
     path.write_text(
         f"# {name}: {len(reports)} sizes from one search\n\n{sizes_table(reports)}\n\n"
         "Each folder is a checkpoint with a model card of its own. Layouts other than uniform load "
