@@ -3,15 +3,19 @@
 python -m research.studies.paper.train --data DIR --table german_credit --out runs/models/german_credit
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from datasets import Dataset
+from transformers import PreTrainedModel, set_seed
 
+from hf_mabprune.checkpoints.table_processor import TableProcessor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.lookup import build_task
 from hf_mabprune.tasks.sampling import batches_of
 from research.models.training import Figures, Recipe, command_line, save, train
@@ -34,6 +38,7 @@ from research.studies.paper.tables import (
 )
 
 RECIPE = Recipe(steps=800, batch_size=32, learning_rate=1e-3, weight_decay=1.0, bfloat16=False)
+PASSES = 25  # over the training rows, at least
 
 
 def fit(table: Table, split: Split, recipe: Recipe = RECIPE, **sizes: int) -> tuple[TabularMLP, Task, float]:
@@ -42,7 +47,7 @@ def fit(table: Table, split: Split, recipe: Recipe = RECIPE, **sizes: int) -> tu
     Args:
         table: Table.
         split: One of its splits.
-        recipe: How it is trained.
+        recipe: How it is trained; of many rows, longer (`long_enough`).
         sizes: Fields of the configuration that differ from its defaults.
 
     Returns:
@@ -50,14 +55,36 @@ def fit(table: Table, split: Split, recipe: Recipe = RECIPE, **sizes: int) -> tu
     """
     set_seed(recipe.seed)
     model, task = untrained(table, split, **sizes)
-    (rows,) = batches_of(task, task.encode(data_sets(table, split)["train"]), len(split.train))
+    rows = all_rows(task, data_sets(table, split)["train"])
+    return model, task, train_on(model, rows, long_enough(recipe, rows.examples))
+
+
+def long_enough(recipe: Recipe, rows: int) -> Recipe:
+    """Gives a recipe as many steps as `PASSES` over so many rows take, if it has fewer."""
+    return replace(recipe, steps=max(recipe.steps, math.ceil(PASSES * rows / recipe.batch_size)))
+
+
+def train_on(model: PreTrainedModel, rows: Batch, recipe: Recipe) -> float:
+    """Trains an MLP in place, from where it is; gives the minutes of training.
+
+    Args:
+        model: An MLP, or one that was cut.
+        rows: All training rows.
+        recipe: How it is trained.
+    """
 
     def loss(indices: torch.Tensor, progress: float) -> torch.Tensor:
         value = model(**rows.rows(indices)).loss
         assert value is not None, "labels are given"
         return value
 
-    return model, task, train(model, len(split.train), loss, recipe)
+    return train(model, rows.examples, loss, recipe)
+
+
+def all_rows(task: Task, data: Dataset) -> Batch:
+    """Encodes a data set as one batch."""
+    (batch,) = batches_of(task, task.encode(data), len(data))
+    return batch
 
 
 def untrained(table: Table, split: Split, **sizes: int) -> tuple[TabularMLP, Task]:
@@ -75,17 +102,25 @@ def untrained(table: Table, split: Split, **sizes: int) -> tuple[TabularMLP, Tas
         labels = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     settings: dict[str, Any] = {"num_features": len(processor), **labels, **sizes}
     config = TabularMLPConfig(**settings)
-    model = (TabularMLPForClassification if table.classifies else TabularMLPForRegression)(config)
+    model = model_class(table)(config)
+    return model, task_of(model, processor)
+
+
+def model_class(table: Table) -> type[TabularMLP]:
+    """Gives the class of models for a table."""
+    return TabularMLPForClassification if table.classifies else TabularMLPForRegression
+
+
+def task_of(model: TabularMLP, processor: TableProcessor) -> Task:
+    """Makes the task of a model, with the processor that was fitted for it."""
     described = TaskConfig(dataset=DatasetConfig(path="in-memory"), columns={"label": LABEL})
-    task = build_task(described, processor, config, type(model).__name__)
-    return model, task
+    return build_task(described, processor, model.config, type(model).__name__)
 
 
 @torch.inference_mode()
 def measure(model: TabularMLP, task: Task, table: Table, split: Split, part: str) -> dict[str, float]:
     """Measures a model by the metrics of its task on `train`, `validation` or `test`."""
-    rows = data_sets(table, split)[part]
-    (batch,) = batches_of(task, task.encode(rows), len(rows))
+    batch = all_rows(task, data_sets(table, split)[part])
     return task.compute_metrics(task.readout(model, batch).scores())
 
 
@@ -107,7 +142,8 @@ def make(data: Path, name: str, number: int, out: Path, recipe: Recipe = RECIPE)
     model, task, minutes = fit(table, split, recipe)
     for part, rows in data_sets(table, split).items():
         rows.to_parquet(out / "data" / f"{part}.parquet")
-    figures: Figures = {"minutes": round(minutes, 2), "steps": recipe.steps, "training_rows": len(split.train)}
+    figures: Figures = {"minutes": round(minutes, 2), "training_rows": len(split.train)}
+    figures["steps"] = long_enough(recipe, len(split.train)).steps
     figures |= {part: measure(model, task, table, split, part) for part in ("validation", "test")}
     save(model, task.processor, figures, out)
     return figures
