@@ -144,7 +144,8 @@ def questions(kind: str, seed: int) -> Iterator[tuple[str, str, str]]:
     made, rng = KINDS[kind], np.random.default_rng(seed)
     seen: set[tuple[str, str]] = set()
     while True:
-        wanted, fits = made.answers[rng.integers(len(made.answers))], []
+        wanted = made.answers[rng.integers(len(made.answers))]
+        fits: list[str] = []
         while not fits:
             world = World(rng)
             world.walk()
