@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from hf_mabprune.config import PruneConfig
+from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.quality import Evaluation, forward_of
 from hf_mabprune.recovery.recover import recover
@@ -24,11 +25,13 @@ from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session, open_session
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.sampling import evaluation_batches
 from research.benchmarks.sessions import under
 from research.studies.paper.methods import CONTROLS, CRITERIA, POLICIES, Method, Protocol, searching
 from research.studies.paper.rows import DEEP, DENSE, KL, LOSS, Row
 
 NEAR_CHANCE = 0.05  # above the best constant answer: a network that is no better has nothing to lose
+TEST_BATCH = 250  # test examples that are measured at a time
 WITH_KL = ("ucb1", "thompson")  # policies that measure the divergence, beside the paper's reward
 Settings = Callable[[dict[str, Any]], PruneConfig]  # section `search` -> settings of a run
 
@@ -81,8 +84,11 @@ class Bench:
     @classmethod
     def of(cls, name: str, draw: int, settings: Settings) -> "Bench":
         """Makes everything ready; arguments as those of `cells`."""
-        session = open_session(settings({"criterion": "magnitude"}), make_accelerator())
-        test = [batch.to(session.dense.device) for batch in session.batches["test"]]
+        given = settings({"criterion": "magnitude"})
+        session = open_session(given, make_accelerator())
+        larger = given.task.model_copy(update={"batch_size": TEST_BATCH})
+        test = evaluation_batches(larger, session.task, load_splits(given.task)["test"], draw)
+        test = [batch.to(session.dense.device) for batch in test]
         session = replace(session, batches={**session.batches, "test": test})
         dense, metric = Comparison(session).dense, session.task.main_metric
         score = dense.metrics[metric]

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 ENCODER = "encoder"
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
-MIN_COUNT = 4  # times that a token occurs in all texts, or it goes
+MIN_COUNT = 6  # times that a token occurs in all texts, or it goes
 SEED = 0  # of all draws: every run of the study reads the same rows
 SPLITS = ("train", "validation", "test")
 

@@ -10,6 +10,7 @@ after that. A run that was stopped goes on with the same command. Where there is
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -167,11 +168,13 @@ def _quietly(task: Callable[[], Made]) -> Made:
     disable_progress_bars()
     shown = os.environ.get(SWITCH)
     os.environ[SWITCH] = "off"
+    gc.freeze()  # every training collects garbage, and what was imported is none
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return task()
     finally:
+        gc.unfreeze()
         os.environ.pop(SWITCH) if shown is None else os.environ.update({SWITCH: shown})
 
 
