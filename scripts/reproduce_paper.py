@@ -7,6 +7,7 @@
 
 A run that was stopped goes on with the same command. Its page and figures go to its folder. `--report` makes those of
 the documentation from the cells that the repository holds; with `--cells` it takes over those of finished runs first.
+The deep settings have a program of their own, `python -m research.studies.paper.deep.study`.
 """
 
 import argparse
@@ -16,9 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 
+import pandas as pd
+
 from hf_mabprune.cli.guard import guarded
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import read_cells, read_results, write_results
+from research.studies.paper.rows import TABLES, read_cells, read_results, write_results
 from research.studies.paper.study import QUICK, QUICK_TABLES, Study
 
 RESULTS = ROOT / "research" / "studies" / "paper" / "results.parquet"
@@ -53,21 +56,22 @@ def run(options: argparse.Namespace) -> str:
     units = study.units(options.only)
     print(f"{len(units)} splits, {options.processes} processes; cells go to {options.out}", flush=True)
     cells = study.run(units, options.processes)
-    return page_of(cells, options.out / PAGE.name)
+    return page_of(cells, options.out / PAGE.name, {TABLES: study.protocol})
 
 
 def report(options: argparse.Namespace) -> str:
     """Makes the page from cells on disk."""
     if options.cells:
         write_results([read_cells(folder) for folder in options.cells], options.results)
-    return page_of(read_results(options.results), options.page)
+    cells = read_results(options.results)
+    return page_of(cells, options.page, {part: Protocol.of(stored) for part, stored in cells.attrs.items()})
 
 
-def page_of(cells, page: Path) -> str:  # type: ignore[no-untyped-def]
-    """Writes page and figures; both need the extra `studies`, which a run does not."""
+def page_of(cells: pd.DataFrame, page: Path, protocols: dict[str, Protocol]) -> str:
+    """Writes page and figures; both need the extra `studies`, which the cells do not."""
     from research.studies.paper.page import write_page
 
-    return write_page(cells, page)
+    return write_page(cells, page, protocols)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Symbols: N data sets (the column `task`), k methods.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,20 @@ def friedman(scores: pd.DataFrame) -> Friedman:
     chi_square = float(stats.friedmanchisquare(*scores.to_numpy().T).statistic)
     rest = n * (k - 1) - chi_square
     f = (n - 1) * chi_square / rest if rest > 1e-9 else np.inf
-    q = stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
-    difference = float(q * np.sqrt(k * (k + 1) / (6 * n)))
-    return Friedman(n, k, chi_square, float(f), float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))), difference)
+    p = float(stats.f.sf(f, k - 1, (k - 1) * (n - 1)))
+    return Friedman(n, k, chi_square, float(f), p, critical_value(k) * rank_error(n, k))
+
+
+@cache
+def critical_value(methods: int, alpha: float = 0.05) -> float:
+    """Gives q of Nemenyi's test: the studentised range of so many methods, over infinitely many degrees of freedom,
+    by sqrt 2."""
+    return float(stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2))
+
+
+def rank_error(data_sets: int, methods: int) -> float:
+    """Gives the standard error of a difference of mean ranks among equal methods, sqrt(k (k + 1) / (6 N))."""
+    return float(np.sqrt(methods * (methods + 1) / (6 * data_sets)))
 
 
 def nemenyi(scores: pd.DataFrame) -> pd.DataFrame:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel, set_seed
 
 from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.effects.dense_outputs import DenseOutputs
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.quality import forward_of
-from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.selection.selected import Selection
@@ -29,7 +29,7 @@ from hf_mabprune.tasks.table_task import FEATURES
 from research.benchmarks.sessions import under
 from research.studies.paper.methods import SAME_SPLIT, Method, Protocol, pruning_methods
 from research.studies.paper.networks import Network, network
-from research.studies.paper.rivals import Rows, fit_rivals
+from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, fit_rivals
 from research.studies.paper.rows import CLASSIFICATION, DENSE, REGRESSION, Row
 from research.studies.paper.tables import LABEL, Split, Table, data_sets
 from research.studies.paper.train import RECIPE, all_rows, train_on
@@ -84,7 +84,7 @@ class Bench:
         splits = {"calibration": data["train"], "validation": data["validation"], "test": data["test"]}
         size = max(1, min(protocol.batch_size, len(split.train) // LEAST_BATCHES))
         settings = run_settings(protocol, number, size, {"criterion": "magnitude"})
-        session = make_session(settings, model, task.processor, splits, make_accelerator(), torch.float32)
+        session = make_session(settings, model, task.processor, splits, Accelerator(cpu=True), torch.float32)
         train, test = all_rows(task, data["train"]), all_rows(task, data["test"])
         session = replace(session, batches={**session.batches, "test": [test]})
         dense = Comparison(session).dense
@@ -136,7 +136,8 @@ class Bench:
             Rows(batch[FEATURES].numpy().astype(float), batch[LABELS].numpy())
             for batch in (self.train, self.session.batches["test"][0])
         )
-        for rival in fit_rivals(train, test, self.table.classifies, self.protocol.tuning_rows, self.number):
+        wanted = [name for name in (*RIVALS, SKLEARN_MLP) if self.protocol.takes(name)]
+        for rival in fit_rivals(wanted, train, test, self.table.classifies, self.protocol.tuning_rows, self.number):
             yield replace(self.blank, method=rival.name, score=rival.score, seconds=rival.seconds)
 
     def _measured(self, small: PreTrainedModel, row: Row) -> Iterator[Row]:

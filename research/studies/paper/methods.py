@@ -4,7 +4,7 @@ Policies are the six of arXiv 2606.07615. The abstract says how an arm is pulled
 budget, fractions or stopping: those are choices of this project, `Protocol`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ class Protocol:
         tuning_steps: Steps of the training after a removal.
         variant_splits: Splits on which the mistakes of `VARIANTS` are made.
         tuning_rows: Training rows at most on which rivals are tuned; they are trained on all.
+        methods: Names of methods and rivals that are compared; empty takes all.
     """
 
     splits: int = 10
@@ -49,6 +50,17 @@ class Protocol:
     tuning_steps: int = 40
     variant_splits: int = 3
     tuning_rows: int = 500
+    methods: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Protocol":
+        """Reads a protocol from what JSON has made of one."""
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        return cls(**dict[str, Any](given))
+
+    def takes(self, method: str) -> bool:
+        """Tells whether a method is one of those that are compared."""
+        return not self.methods or method in self.methods
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,10 @@ def pruning_methods(protocol: Protocol, draw: int) -> Iterator[Method]:
         protocol: How cells are made.
         draw: Number of the split.
     """
+    return (method for method in _all_methods(protocol, draw) if protocol.takes(method.name))
+
+
+def _all_methods(protocol: Protocol, draw: int) -> Iterator[Method]:
     for reward in (LOSS, KL):
         for name in (*POLICIES, *CONTROLS):
             yield Method(name, reward, searching(protocol, name, reward))

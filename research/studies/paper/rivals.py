@@ -7,7 +7,7 @@ Symbols: N rows; F features.
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,13 @@ class Fitted:
     seconds: float
 
 
-def fit_rivals(train: Rows, test: Rows, classifies: bool, tuning_rows: int, seed: int) -> Iterator[Fitted]:
-    """Tunes, trains and tests every rival, and scikit-learn's network as it comes.
+def fit_rivals(
+    names: Sequence[str], train: Rows, test: Rows, classifies: bool, tuning_rows: int, seed: int
+) -> Iterator[Fitted]:
+    """Tunes, trains and tests rivals; scikit-learn's network is taken as it comes.
 
     Args:
+        names: Rivals, `SKLEARN_MLP` among them.
         train, test: Rows.
         classifies: Whether labels are classes.
         tuning_rows: Training rows at most that configurations are compared on.
@@ -74,12 +77,14 @@ def fit_rivals(train: Rows, test: Rows, classifies: bool, tuning_rows: int, seed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes with fewer rows than folds, and of models that go on too long
         for name, (model, grid) in candidates(train.features.shape[1], classifies, seed).items():
-            if name == "gaussian_process" and len(train.labels) > MOST_ROWS:
+            if name not in names or (name == "gaussian_process" and len(train.labels) > MOST_ROWS):
                 continue
             start = time.perf_counter()
             best = GridSearchCV(model, grid, cv=folds, refit=False).fit(some.features, some.labels).best_params_
             model.set_params(**best).fit(train.features, train.labels)
             yield Fitted(name, model.score(test.features, test.labels), time.perf_counter() - start)
+        if SKLEARN_MLP not in names:
+            return
         start = time.perf_counter()
         own = (MLPClassifier if classifies else MLPRegressor)(random_state=seed).fit(train.features, train.labels)
         yield Fitted(SKLEARN_MLP, own.score(test.features, test.labels), time.perf_counter() - start)

@@ -18,6 +18,8 @@ from hf_mabprune.runtime.files import write_atomically
 CLASSIFICATION, REGRESSION, DEEP = SUITES = ("classification", "regression", "deep")
 LOSS, KL, NO_REWARD = "loss", "kl", ""
 DENSE = "dense"  # the method that removes nothing
+PROTOCOL = "protocol"  # in the settings of a store
+TABLES = "tables"  # beside `DEEP`: the two parts of the study, with a protocol each
 CELLS, SECONDS, SETTINGS = "cells.parquet", "seconds.parquet", "settings.json"
 TIME = "seconds"  # the one column that differs between runs
 KEY = ["suite", "setting", "draw", "method", "reward", "variant", "fraction", "tuned"]
@@ -137,16 +139,12 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def read_cells(folder: str | Path) -> pd.DataFrame:
-    """Reads what `Store.collect` has written, the time taken included."""
+    """Reads what `Store.collect` has written, the time taken included; `attrs` holds the settings of the store."""
     folder = Path(folder)
     cells, seconds = (pd.read_parquet(folder / name) for name in (CELLS, SECONDS))
-    return cells.merge(seconds, on=KEY, how="left", validate="one_to_one")
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
-    content = io.BytesIO()
-    frame.to_parquet(content, index=False, compression="zstd")
-    return content.getvalue()
+    rows = cells.merge(seconds, on=KEY, how="left", validate="one_to_one")
+    rows.attrs = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return rows
 
 
 def write_results(cells: Sequence[pd.DataFrame], path: str | Path) -> None:
@@ -154,20 +152,37 @@ def write_results(cells: Sequence[pd.DataFrame], path: str | Path) -> None:
 
     Args:
         cells: Rows as `read_cells` gives them.
-        path: Parquet file; figures are rounded to what the page of the study shows and a digit more.
+        path: Parquet file; figures are rounded to what the page of the study shows and a digit more. Its `attrs` hold
+            the protocols, of `TABLES` and of `DEEP`.
 
     Raises:
-        ValueError: If two runs have the same cell.
+        ValueError: If two runs have the same cell, or tables were made by different protocols.
     """
+    protocols: dict[str, Any] = {}
+    for run in cells:
+        part = DEEP if set(run["suite"]) == {DEEP} else TABLES
+        if protocols.setdefault(part, run.attrs[PROTOCOL]) != run.attrs[PROTOCOL]:
+            raise ValueError(f"the runs of {part} were made by different protocols, and cannot stand side by side")
     rows = pd.concat(cells, ignore_index=True).sort_values(KEY, ignore_index=True)
     if (twice := rows.duplicated(KEY)).any():
         raise ValueError(f"two runs have the cell {rows.loc[twice, KEY].iloc[0].to_dict()}")
     small = {column: "float32" for column in FIGURES} | {column: "category" for column in NAMES}
-    write_atomically(Path(path), _parquet(rows.round({**dict.fromkeys(FIGURES, 4), TIME: 3}).astype(small)))
+    rows = rows.round({**dict.fromkeys(FIGURES, 4), TIME: 3}).astype(small)
+    rows.attrs.clear()  # the settings, where those of all runs are the same
+    rows.attrs.update(protocols)
+    write_atomically(Path(path), _parquet(rows))
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Reads what `write_results` has written."""
-    rows = pd.read_parquet(path)
+    """Reads what `write_results` has written; `attrs` holds the protocols."""
+    stored = pd.read_parquet(path)
     wide = {column: "float64" for column in FIGURES} | {column: "str" for column in NAMES}
-    return rows.astype(wide).round(dict.fromkeys(FIGURES, 4))
+    rows = stored.astype(wide).round(dict.fromkeys(FIGURES, 4))
+    rows.attrs.update(stored.attrs)
+    return rows
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    content = io.BytesIO()
+    frame.to_parquet(content, index=False, compression="zstd")
+    return content.getvalue()

@@ -18,17 +18,20 @@ import pandas as pd
 import torch
 import transformers
 from datasets.utils import disable_progress_bars
+from threadpoolctl import threadpool_limits
 
 from hf_mabprune.progress import SWITCH, stage
 from research.benchmarks.only import matching
 from research.studies.paper.cells import cells
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import CLASSIFICATION, REGRESSION, Store
+from research.studies.paper.rows import CLASSIFICATION, PROTOCOL, REGRESSION, Store
 from research.studies.paper.tables import FOLDS, INDEX, REPEATS, read_table, splits
 from research.studies.paper.train import PASSES, RECIPE
 
 NETWORKS = "networks"  # folder of trained networks, below that of the study
-QUICK = Protocol(splits=2, variant_splits=1, tuning_steps=20)
+QUICK = Protocol(
+    splits=2, fractions=(0.1, 0.5), pulls_per_arm=1.5, rounds=4, tuning_steps=20, variant_splits=1, tuning_rows=150
+)
 QUICK_TABLES = ("iris", "wine", "glass", "haberman", "servo", "cpu", "auto_mpg", "pollution")
 
 
@@ -100,7 +103,7 @@ class Study:
             ValueError: If it was begun under other settings.
         """
         index = hashlib.sha256((self.data / INDEX).read_bytes()).hexdigest()
-        settings: dict[str, Any] = {"protocol": asdict(self.protocol), "recipe": asdict(RECIPE), "passes": PASSES}
+        settings: dict[str, Any] = {PROTOCOL: asdict(self.protocol), "recipe": asdict(RECIPE), "passes": PASSES}
         settings["tables"] = index
         return Store(self.out, json.loads(json.dumps(settings)))
 
@@ -125,11 +128,13 @@ class Study:
         """Yields the name of every unit when it is done."""
         with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
             pool = joblib.Parallel(n_jobs=min(processes, max(1, len(units))), return_as="generator_unordered")
-            yield from pool(joblib.delayed(_make)(self, store, unit) for unit in units)
+            yield from pool(joblib.delayed(_make)(self, store, unit, os.getpid()) for unit in units)
 
 
-def _make(study: Study, store: Store, unit: Unit) -> str:
-    """Makes the cells of one unit, in whatever process, and keeps them."""
+def _make(study: Study, store: Store, unit: Unit, run: int) -> str:
+    """Makes the cells of one unit and keeps them, in the process of the run or in one that it has started."""
+    if run not in (os.getpid(), os.getppid()):
+        raise RuntimeError("the run that this belongs to was killed")
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
@@ -138,7 +143,7 @@ def _make(study: Study, store: Store, unit: Unit) -> str:
     shown = os.environ.get(SWITCH)
     os.environ[SWITCH] = "off"  # of the stages of every search
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", UserWarning)  # that data are few
             store.add(unit.name, cells(table, unit.draw, split, study.out / NETWORKS, study.protocol))
     finally:

@@ -1,13 +1,12 @@
 """Tables of the study: types, and splits that keep repeated rows together."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from research.studies.paper.tables import data_sets, processor_of, read_table, splits
-from tests.research.studies.small_table import ROWS, small_table
+from tests.research.studies.small_table import ROWS, small_table, write_tables
 
 
 @pytest.mark.parametrize("classifies", [True, False])
@@ -47,17 +46,12 @@ def test_numbers_are_scaled_by_training_rows_alone() -> None:
 
 
 def test_a_table_is_read_as_its_index_says(tmp_path: Path) -> None:
-    table = small_table()
-    table.features.assign(kind=table.target).to_csv(tmp_path / "small.csv", index=False)
-    cells = int(table.features.isna().sum().sum())
-    entry = {"name": "small", "file": "small.csv", "task": "classification", "target": "kind", "rows": ROWS}
-    entry |= {"feature_names": list(table.features), "categorical": ["colour", "doors"], "missing_cells": cells}
-    (tmp_path / "index.json").write_text(json.dumps([entry]))
+    cells = write_tables(tmp_path)[0]["missing_cells"]
     again = read_table(tmp_path, "small")
     assert again.classes == ["high", "low", "middle"]
     assert processor_of(again, next(splits(again))).categories["doors"] == ["2", "3", "4"]
-    with pytest.raises(ValueError, match="has no table 'other'; it has small"):
+    with pytest.raises(ValueError, match="has no table 'other'; it has small, numbers"):
         read_table(tmp_path, "other")
-    (tmp_path / "index.json").write_text(json.dumps([{**entry, "missing_cells": 0}]))
+    write_tables(tmp_path, missing_cells=0)
     with pytest.raises(ValueError, match=rf"must have 120 rows and 0 missing cells, .* got 120 and {cells}"):
         read_table(tmp_path, "small")

@@ -1,0 +1,228 @@
+"""The page of the study, made from its cells: claims, designs, ranks, planned pairs, mistakes, costs and choices."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from hf_mabprune.runtime.files import write_atomically
+from research.studies.paper import plots
+from research.studies.paper.claims import all_claims, p_value, planned, points, sizes
+from research.studies.paper.findings import findings, straw_man
+from research.studies.paper.methods import Protocol
+from research.studies.paper.mistakes import mistakes
+from research.studies.paper.rows import DEEP, DENSE, SUITES, TABLES, TIME
+from research.studies.paper.statistics import (
+    SIX,
+    View,
+    label,
+    left_out,
+    policy_view,
+    score_table,
+    summary,
+)
+from research.studies.paper.words import (
+    CHOICES,
+    COSTS,
+    DESIGNS,
+    HEAD,
+    HOW_TO,
+    MISTAKES,
+    OF_DEEP,
+    OF_TABLES,
+    RANKS,
+    SIX_POLICIES,
+    VERDICTS,
+)
+
+FIGURES = "figures"
+
+
+def write_page(cells: pd.DataFrame, page: Path, protocols: Mapping[str, Protocol]) -> str:
+    """Writes the page, and its figures into a folder beside it.
+
+    Args:
+        cells: Rows as `rows.read_results` gives them.
+        page: File of the page.
+        protocols: How cells were made, of tables and of deep settings.
+
+    Returns:
+        The claims, for a terminal.
+    """
+    page.parent.mkdir(parents=True, exist_ok=True)
+    gc.freeze()  # statsmodels collects garbage at every correction, and what was imported is none
+    names = plots.save(cells, page.parent / FIGURES)
+    write_atomically(page, page_text(cells, names, protocols).encode())
+    lines = [f"{claim.suite}: {claim.words}: {claim.verdict}" for claim in all_claims(cells)]
+    gc.unfreeze()
+    return "\n".join([*lines, f"written to {page}", ""])
+
+
+def page_text(cells: pd.DataFrame, figures: Sequence[str], protocols: Mapping[str, Protocol]) -> str:
+    """Makes the text of the page.
+
+    Args:
+        cells: All cells.
+        figures: Names of the figures that there are.
+        protocols: How cells were made, of tables and of deep settings.
+    """
+    suites = [suite for suite in SUITES if suite in set(cells["suite"])]
+    parts = [HEAD, _counts(cells), _claims(cells), findings(cells), _designs(cells)]
+    parts += [_suite(cells, suite, figures) for suite in suites]
+    parts += [
+        _sensitivity(cells),
+        _mistakes(cells),
+        _costs(cells),
+        straw_man(cells),
+        _choices(protocols),
+        HOW_TO,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _choices(protocols: Mapping[str, Protocol]) -> str:
+    """What was decided, of the parts of the study that there are."""
+    parts = [CHOICES]
+    for part, words in ((TABLES, OF_TABLES), (DEEP, OF_DEEP)):
+        if part in protocols:
+            fractions = ", ".join(f"{fraction:.0%}" for fraction in protocols[part].fractions)
+            parts.append(words.format(**{**asdict(protocols[part]), "fractions": fractions}))
+    return "\n\n".join([*parts, VERDICTS])
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Writes a table, a line a row, without padding."""
+    columns = list(map(str, table))
+    rows = [columns, ["---"] * len(columns), *([f"{value}" for value in row] for row in table.to_numpy())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _counts(cells: pd.DataFrame) -> str:
+    lines = []
+    for suite, rows in cells.groupby("suite", sort=False):
+        settings, draws = rows["setting"].nunique(), rows["draw"].nunique()
+        methods = rows[["method", "reward"]].drop_duplicates().shape[0]
+        lines.append(
+            f"{suite} {settings} settings, {draws} draws, {methods} methods with their rewards, {len(rows):,} cells"
+        )
+    gone = left_out(cells)
+    near = f" Near chance, shown and not ranked: {', '.join(gone)}." if gone else ""
+    return f"In these cells: {'; '.join(lines)}.{near}"
+
+
+def _claims(cells: pd.DataFrame) -> str:
+    rows = [(f'"{claim.words}"', claim.suite, f"**{claim.verdict}**", claim.why) for claim in all_claims(cells)]
+    table = pd.DataFrame(rows, columns=["the abstract says", "suite", "here", "numbers"])
+    return (
+        f"## The claims\n\nCut networks as they are, all fractions averaged, the paper's reward.\n\n{markdown(table)}"
+    )
+
+
+def _designs(cells: pd.DataFrame) -> str:
+    table = sizes(cells)
+    for column in ("critical", "detectable"):
+        table[column] = table[column].map("{:.2f}".format)
+    shown = table.set_axis(
+        ["suite", "compared", "methods", "settings", "critical difference", "detectable in 80% of studies", "largest"],
+        axis=1,
+    )
+    return f"{DESIGNS}\n\n{markdown(shown)}"
+
+
+def _suite(cells: pd.DataFrame, suite: str, figures: Sequence[str]) -> str:
+    """Ranks, planned pairs and figures of one suite."""
+    view, parts = View(suite), [f"## {suite.capitalize()}"]
+    design = policy_view(cells, view)
+    if design.possible:
+        found, pairs = design.separations(SIX)
+        test = design.test
+        parts.append(
+            SIX_POLICIES.format(f=test.f, p=p_value(test.p), difference=test.difference, pairs=pairs, found=found)
+        )
+    everything = score_table(cells, view)
+    if min(everything.shape) >= 2:
+        table, tuned = summary(everything), score_table(cells, View(suite, tuned=True)).mean()
+        rows = [
+            (
+                name,
+                f"{line['rank']:.2f}",
+                f"{line['median']:.3f} ({line['mad']:.3f})",
+                f"{everything[name].mean():.3f}",
+                points(line) if "difference" in line else "",
+                f"{tuned[name]:.3f}" if name in tuned else "",
+            )
+            for name, line in zip(map(str, table.index), table.to_dict("records"), strict=True)
+        ]
+        columns = ["method", "mean rank", "median (MAD)", "mean", "less dense (95%)", "mean, trained further"]
+        parts.append(f"{RANKS}\n\n{markdown(pd.DataFrame(rows, columns=columns))}")
+    parts.append(_planned(cells, view))
+    parts += [f"![{name}]({FIGURES}/{name}.png)" for name in figures if name.endswith(f"-{suite}")]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _planned(cells: pd.DataFrame, view: View) -> str:
+    pairs = planned(cells, view)
+    if not len(pairs):
+        return ""
+    rows = [
+        (
+            f"{line['method']} less {line['against']}",
+            points(line),
+            f"{line['detectable']:.3f}",
+            p_value(line["p"]),
+            p_value(line["holm"]) if line["decidable"] else "not decidable",
+            f"{line['won']} / {line['lost']}",
+        )
+        for _, line in pairs.iterrows()
+    ]
+    columns = ["pair, named before the runs", "difference (95%)", "detectable", "Wilcoxon p", "Holm", "won / lost"]
+    return markdown(pd.DataFrame(rows, columns=columns))
+
+
+def _sensitivity(cells: pd.DataFrame) -> str:
+    """The verdicts under other views: each fraction alone, and with training afterwards."""
+    fractions = sorted(cells.loc[cells["fraction"] > 0, "fraction"].round(6).unique())
+    views: list[tuple[str, bool, tuple[float, ...]]] = [("all, trained further", True, ())]
+    views += [
+        (f"{fraction:.0%}{', trained further' if tuned else ''}", tuned, (fraction,))
+        for fraction in fractions
+        for tuned in (False, True)
+    ]
+    main = [claim for claim in all_claims(cells) if claim.words != "computationally practical"]
+    table = pd.DataFrame(
+        {
+            "claim": [f"{claim.suite}: {claim.words[:60]}" for claim in main],
+            "all": [claim.verdict for claim in main],
+            **{
+                name: [claim.verdict for claim in all_claims(cells, tuned, chosen)[: len(main)]]
+                for name, tuned, chosen in views
+            },
+        }
+    )
+    return "## The same claims at each fraction\n\n" + markdown(table)
+
+
+def _mistakes(cells: pd.DataFrame) -> str:
+    table = mistakes(cells)
+    if not len(table):
+        return ""
+    draws = cells.loc[cells["variant"] != "", "draw"].nunique()
+    return f"{MISTAKES.format(draws=draws)}\n\n{markdown(table)}"
+
+
+def _costs(cells: pd.DataFrame) -> str:
+    """Pulls, rows or tokens sent forward, and seconds, of a search: a line a method, a column a suite."""
+    plain = cells[(cells["variant"] == "") & ~cells["tuned"]]
+    once = plain.drop_duplicates(["setting", "draw", "method", "reward"])
+    once = once[(once["fraction"] > 0) | (once["method"] == DENSE)]
+    columns: dict[str, dict[str, str]] = {}
+    for suite, rows in once.groupby("suite", sort=False):
+        columns[str(suite)] = {}
+        for (method, reward), group in rows.groupby(["method", "reward"], sort=False):
+            name = "training of the dense network" if method == DENSE else label(str(method), str(reward))
+            pulls, tokens, seconds = (group[column].mean() for column in ("pulls", "tokens", TIME))
+            columns[str(suite)][name] = f"{pulls:,.0f}; {tokens:,.0f}; {seconds:.2f}"
+    table = pd.DataFrame(columns).fillna("").rename_axis("search").reset_index()
+    return f"{COSTS}\n\n{markdown(table)}"
