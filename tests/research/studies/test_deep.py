@@ -11,7 +11,7 @@ from research.models.training import Recipe
 from research.studies.paper.deep.cells import deep_methods
 from research.studies.paper.deep.data import TEXTS, prepare
 from research.studies.paper.deep.networks import Reader
-from research.studies.paper.deep.settings import PROTOCOL, SETTINGS
+from research.studies.paper.deep.settings import FULL, SETTINGS
 from research.studies.paper.deep.stories import data_set
 from research.studies.paper.deep.study import DeepStudy
 from research.studies.paper.methods import CONTROLS, CRITERIA, POLICIES
@@ -20,7 +20,7 @@ from tests.seeds import moved
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 TINY = replace(
-    PROTOCOL,
+    FULL,
     splits=1,
     fractions=(0.5,),
     rounds=1,
@@ -93,7 +93,7 @@ def test_sources_are_drawn_from_larger_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
 def test_settings_of_every_search_are_valid(setting, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for method in deep_methods(PROTOCOL):
-        settings = setting.settings(tmp_path, tmp_path, PROTOCOL, 1, method.search)
+    for method in deep_methods(FULL):
+        settings = setting.settings(tmp_path, tmp_path, FULL, 1, method.search)
         assert setting.width % settings.block_size == 0
-        assert [size.target.neurons for size in settings.prune.sizes()] == list(PROTOCOL.fractions)
+        assert [size.target.neurons for size in settings.prune.sizes()] == list(FULL.fractions)

@@ -93,14 +93,14 @@ def _text(name: str, about: str, source: str, task: dict[str, Any], epochs: floa
 
 
 def _stories(kind: str, steps: int) -> Setting:
-    recipe = Recipe(steps=steps, batch_size=64, learning_rate=2e-3, bfloat16=False)
+    recipe = Recipe(steps=steps, batch_size=256, learning_rate=2e-3, bfloat16=False)
     task = {"type": "sequence_classification", "columns": {"text": "question", "text_pair": "story"}}
     return Setting(kind, "reasoning", kind, task, Reader(recipe), 256, 3e-4)
 
 
 _CLASSES = {"type": "sequence_classification"}
 _PAIRS = {"text": "premise", "text_pair": "hypothesis"}
-_STEPS = {"one_fact": 1_000, "two_facts": 1_500, "three_facts": 6_000, "counting": 3_000, "yes_no": 2_500}
+_STEPS = {"one_fact": 600, "two_facts": 1_500, "three_facts": 4_000, "counting": 800, "yes_no": 4_000}
 
 SETTINGS = {
     setting.name: setting
@@ -122,5 +122,5 @@ SETTINGS = {
     )
 }
 QUICK_SETTINGS = ("one_fact", "yes_no")
-PROTOCOL = Protocol(splits=3, fractions=(0.1, 0.3, 0.5), tuning_steps=16)
+FULL = Protocol(splits=3, fractions=(0.1, 0.3, 0.5), tuning_steps=16)
 QUICK = Protocol(splits=1, fractions=(0.1, 0.5), tuning_steps=4)

@@ -130,7 +130,7 @@ KINDS = {
     "two_facts": Kind(_where_things_are, ROOMS, (4, 10), 0.4),
     "three_facts": Kind(_where_things_were, ROOMS, (6, 12), 0.4),
     "counting": Kind(_how_many, NUMBERS, (4, 12), 0.7),
-    "yes_no": Kind(_whether_people_are_there, ANSWERS, (4, 10), 0.0),
+    "yes_no": Kind(_whether_people_are_there, ANSWERS, (2, 8), 0.0),
 }
 
 

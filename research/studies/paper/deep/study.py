@@ -32,9 +32,9 @@ from research.benchmarks.only import matching
 from research.studies.paper.deep.cells import cells
 from research.studies.paper.deep.data import ENCODER, prepare
 from research.studies.paper.deep.networks import make_network
-from research.studies.paper.deep.settings import PROTOCOL, QUICK, QUICK_SETTINGS, SETTINGS, Setting
+from research.studies.paper.deep.settings import FULL, QUICK, QUICK_SETTINGS, SETTINGS, Setting
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import DEEP, Store
+from research.studies.paper.rows import DEEP, PROTOCOL, Store
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class DeepStudy:
     def at(cls, data: Path, out: Path, quick: bool = False) -> "DeepStudy":
         """Gives the whole study, or the quick one of two settings."""
         chosen = {name: SETTINGS[name] for name in QUICK_SETTINGS} if quick else SETTINGS
-        return cls(data, out, QUICK if quick else PROTOCOL, chosen)
+        return cls(data, out, QUICK if quick else FULL, chosen)
 
     def units(self, only: Sequence[str] = ()) -> list[Unit]:
         """Lists the units.
@@ -101,7 +101,7 @@ class DeepStudy:
             ValueError: If it was begun under other settings.
         """
         described = {name: asdict(setting) for name, setting in self.settings.items()}
-        settings: dict[str, Any] = {"protocol": asdict(self.protocol), "settings": described}
+        settings: dict[str, Any] = {PROTOCOL: asdict(self.protocol), "settings": described}
         return Store(self.out, json.loads(json.dumps(settings)))
 
     def make_networks(self, names: Iterable[str], processes: int = 1) -> dict[str, dict[str, Any]]:
@@ -155,14 +155,17 @@ def _shared_out(tasks: Sequence[Callable[[], Made]], processes: int, count: Call
     done: list[Made] = []
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=min(processes, max(1, len(tasks))), return_as="generator_unordered")
-        for made in pool(joblib.delayed(_quietly)(task) for task in tasks):
+        for made in pool(joblib.delayed(_quietly)(task, os.getpid()) for task in tasks):
             done.append(made)
             count(len(done))
     return done
 
 
-def _quietly(task: Callable[[], Made]) -> Made:
-    """Runs a task with one thread, and without the progress of what the package does inside."""
+def _quietly(task: Callable[[], Made], run: int) -> Made:
+    """Runs a task with one thread, and without the progress of what the package does inside, in the process of the run
+    or in one that it has started."""
+    if run not in (os.getpid(), os.getppid()):
+        raise RuntimeError("the run that this belongs to was killed")
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
