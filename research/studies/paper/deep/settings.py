@@ -100,7 +100,7 @@ def _stories(kind: str, steps: int) -> Setting:
 
 _CLASSES = {"type": "sequence_classification"}
 _PAIRS = {"text": "premise", "text_pair": "hypothesis"}
-_STEPS = {"one_fact": 600, "two_facts": 1_500, "three_facts": 4_000, "counting": 800, "yes_no": 4_000}
+_STEPS = {"one_fact": 400, "two_facts": 1_000, "three_facts": 3_000, "counting": 600, "yes_no": 1_200}
 
 SETTINGS = {
     setting.name: setting

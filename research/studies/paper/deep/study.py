@@ -30,7 +30,7 @@ from datasets.utils import disable_progress_bars
 from hf_mabprune.progress import SWITCH, stage
 from research.benchmarks.only import matching
 from research.studies.paper.deep.cells import cells
-from research.studies.paper.deep.data import ENCODER, prepare
+from research.studies.paper.deep.data import ENCODER, SOURCES, prepare
 from research.studies.paper.deep.networks import make_network
 from research.studies.paper.deep.settings import FULL, QUICK, QUICK_SETTINGS, SETTINGS, Setting
 from research.studies.paper.methods import Protocol
@@ -83,7 +83,7 @@ class DeepStudy:
         return cls(data, out, QUICK if quick else FULL, chosen)
 
     def units(self, only: Sequence[str] = ()) -> list[Unit]:
-        """Lists the units.
+        """Lists the units, those of wide networks first, so that no process is left with one of them at the end.
 
         Args:
             only: Filters as those of `matching`, of `setting` and `draw`.
@@ -92,7 +92,8 @@ class DeepStudy:
             ValueError: If a filter names what there is not.
         """
         made = [Unit(name, draw) for draw in range(self.protocol.splits) for name in self.settings]
-        return matching(made, only, ("setting", "draw"))
+        asked = matching(made, only, ("setting", "draw"))
+        return sorted(asked, key=lambda unit: -self.settings[unit.setting].width)
 
     def store(self) -> Store:
         """Opens the store.
@@ -115,8 +116,9 @@ class DeepStudy:
             OSError: If data are missing.
         """
         asked = list(dict.fromkeys(names))
-        for name in asked:
-            prepare(self.settings[name].source, None, self.data)
+        for source in (self.settings[name].source for name in asked):
+            if not SOURCES[source].kind:  # stories are made by the processes
+                prepare(source, None, self.data)
         with stage("benchmark", len(asked), "networks") as work:
             made = _shared_out([partial(self._network, name) for name in asked], processes, work.count)
         return {name: figures for (name, figures) in made}
@@ -140,6 +142,7 @@ class DeepStudy:
 
     def _network(self, name: str) -> tuple[str, dict[str, Any]]:
         setting = self.settings[name]
+        prepare(setting.source, None, self.data)
         settings = setting.settings(self.data, self.out / NETWORKS, self.protocol, 0, {})
         return name, make_network(setting.network, settings, self.data / ENCODER)
 
