@@ -53,10 +53,10 @@ class Source:
 
 
 TEXTS = {
-    "sst2": Source(12_000, 500, 1_000),
-    "agnews": Source(6_000, 500, 1_000),
-    "nli_sick": Source(4_440, 495, 1_000),
-    "openbookqa": Source(4_957, 500, 500),
+    "sst2": Source(12_000, 500, 400),
+    "agnews": Source(6_000, 500, 400),
+    "nli_sick": Source(4_440, 495, 400),
+    "openbookqa": Source(4_957, 500, 400),
 }
 SOURCES = {
     "mnist": Source(5_000, 500, 1_000),

@@ -25,7 +25,7 @@ class Setting:
         name: Its name.
         about: What it is of: image, text or reasoning.
         source: Folder of its data, one of `data.SOURCES`.
-        task: Section `task` of the settings of a run, without its data set.
+        task: Section `task` of the settings of a run, without its data set; it may have a batch size of its own.
         network: What is pruned.
         width: Neurons of a layer.
         tuning_rate: Learning rate of the training after a removal.
@@ -51,15 +51,16 @@ class Setting:
             draw: Seed of the draw of calibration rows, of the policy and of training.
             search: Its section `search`.
         """
+        rows = self.task.get("batch_size", protocol.batch_size)
         files = {split: str(data / self.source / f"{split}.parquet") for split in SPLITS}
         fractions: Sequence[float] = list(protocol.fractions)
         return check(
             {
                 "model": {"name": str(networks / self.name)},
                 "task": {
-                    "batch_size": protocol.batch_size,
-                    "calibration_examples": protocol.calibration_rows,
                     **self.task,
+                    "batch_size": rows,
+                    "calibration_examples": protocol.calibration_rows,
                     "dataset": {"path": "parquet", "data_files": files},
                     "splits": PURPOSES,
                 },
@@ -72,8 +73,8 @@ class Setting:
                 "search": search,
                 "compensation": None,
                 "recovery": {
-                    "examples": protocol.tuning_steps * protocol.batch_size,
-                    "batch_size": protocol.batch_size,
+                    "examples": protocol.tuning_steps * rows,
+                    "batch_size": rows,
                     "learning_rate": self.tuning_rate,
                     "alpha": 0.0,
                 },
@@ -100,6 +101,7 @@ def _stories(kind: str, steps: int) -> Setting:
 
 _CLASSES = {"type": "sequence_classification"}
 _PAIRS = {"text": "premise", "text_pair": "hypothesis"}
+_CHOICES = {"type": "multiple_choice", "max_length": 64, "batch_size": 8}  # of four choices: 32 texts
 _STEPS = {"one_fact": 400, "two_facts": 1_000, "three_facts": 3_000, "counting": 600, "yes_no": 1_200}
 
 SETTINGS = {
@@ -117,10 +119,10 @@ SETTINGS = {
             {"type": "regression", "columns": {**_PAIRS, "label": "relatedness"}},
             3,
         ),
-        _text("openbookqa", "reasoning", "openbookqa", {"type": "multiple_choice", "max_length": 64}, 3),
+        _text("openbookqa", "reasoning", "openbookqa", _CHOICES, 3),
         *(_stories(kind, _STEPS[kind]) for kind in KINDS),
     )
 }
 QUICK_SETTINGS = ("one_fact", "yes_no")
-FULL = Protocol(splits=3, fractions=(0.1, 0.3, 0.5), tuning_steps=16)
+FULL = Protocol(splits=3, fractions=(0.1, 0.3, 0.5), tuning_steps=8)
 QUICK = Protocol(splits=1, fractions=(0.1, 0.5), tuning_steps=4)
