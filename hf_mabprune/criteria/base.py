@@ -61,6 +61,10 @@ class Criterion(ABC):
     def scores(self, statistics: CalibrationStatistics) -> Floats:
         """[K], low = safe to remove."""
 
+    def scored(self, statistics: CalibrationStatistics) -> Floats:
+        """[K], `scores` of these statistics, computed once for all sizes."""
+        return statistics.scored(repr(self), lambda: self.scores(statistics))
+
     def choose(self, statistics: CalibrationStatistics, plan: Plan) -> tuple[Bools, Ints]:
         """Removes what a plan asks for, lowest scores first; its floors hold.
 
@@ -73,7 +77,7 @@ class Criterion(ABC):
         Raises:
             ValueError: If a score is not finite.
         """
-        scores = self.scores(statistics)
+        scores = self.scored(statistics)
         if not (finite := np.isfinite(scores)).all():
             sites = ", ".join(dict.fromkeys(statistics.arms.site[~finite].tolist()))
             raise ValueError(

@@ -31,7 +31,7 @@ class FisherRearranged(Criterion):
     def choose(self, statistics: CalibrationStatistics, plan: Plan) -> tuple[Bools, Ints]:
         """As the contract says; a layer's arms take one another's places in the order, so that it ends in `kept`."""
         kept, order = super().choose(statistics, plan)
-        arms, scores = statistics.arms, self.scores(statistics)
+        arms, scores = statistics.arms, self.scored(statistics)
         for _, rows in arms.groups():
             for units in np.unique(arms.units[rows]):
                 equals = rows[arms.units[rows] == units]  # arms that may change places

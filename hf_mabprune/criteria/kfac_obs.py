@@ -47,8 +47,8 @@ class KfacOBS(Criterion):
                 factor = statistics.kfac_factors
                 costs[rows] = [whole_cost(statistics.model, part, factor[part.name]) for part in parts]
                 continue
-            factors = in_outputs(statistics.model, site, statistics.kfac_factors[site.name])
-            weight, second = (factor.cpu().numpy() for factor in factors)  # root(G) W [D, C], A [C, C]
+            # root(G) W [D, C], A [C, C]
+            weight, second = in_outputs(statistics.model, site, statistics.kfac_factors[site.name])
             size = int(statistics.arms.units[rows].max()) * site.unit_size
             costs[rows] = increases(weight, second, size, len(rows), self.damping) / 2
         return costs

@@ -52,7 +52,7 @@ class OBS(Criterion):
                 parts = members(site, statistics.all_sites)
                 costs[rows] = [1.0 if self.relative else self._scale(statistics, part) for part in parts]
                 continue
-            second = statistics.moments[site.name].second.cpu().numpy()
+            second = statistics.moments[site.name].second
             size = int(statistics.arms.units[rows].max()) * site.unit_size
             costs[rows] = increases(statistics.weight(site), second, size, len(rows), self.damping)
             if self.relative:

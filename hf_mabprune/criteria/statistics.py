@@ -88,6 +88,21 @@ class CalibrationStatistics:
     seed: int = 0
     reserve: Reserve = field(default_factory=Reserve, repr=False)
 
+    def scored(self, name: str, score: Callable[[], Floats]) -> Floats:
+        """Gives the scores of a criterion, [K], computed once.
+
+        Args:
+            name: Of the criterion, with its options.
+            score: Computes them.
+        """
+        if name not in self._scored:
+            self._scored[name] = score()
+        return self._scored[name]
+
+    @cached_property
+    def _scored(self) -> dict[str, Floats]:
+        return {}
+
     @cached_property
     def sites(self) -> list[tuple[Site, Ints]]:
         """Every site that has arms, with its arms in the order of their columns."""

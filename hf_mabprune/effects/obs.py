@@ -8,7 +8,8 @@ H = E[h h'] + lambda I. Removing the columns S means dW_S = -W_S; all others are
 After that, H without the rows and columns of S takes the place of H. Its inverse need not be computed again: it is the
 Schur complement of [H^-1]_SS in H^-1, H^-1 - [H^-1]_:,S ([H^-1]_SS)^-1 [H^-1]_S,: (block elimination).
 
-Pure: arrays in, arrays out. Source: Kurtic et al. 2023 (ZipLM), arXiv 2302.04089, section 3; Hassibi & Stork 1992.
+Pure: numbers in, numbers out; the work is done on the device of the moments.
+Source: Kurtic et al. 2023 (ZipLM), arXiv 2302.04089, section 3; Hassibi & Stork 1992.
 Symbols: D outputs and C inputs (columns) of a projection W [D, C]; A blocks of `size` columns; S those of one block.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hf_mabprune.effects.damping import damped
 
@@ -26,7 +28,9 @@ PENDING = 128  # rows of updates that are gathered before the large matrix is to
 ROWS = 256  # of the large matrix that are copied at a time
 
 
-def increases(weight: Floats, second: NDArray[Any], size: int, blocks: int, damping: float) -> Floats:
+def increases(
+    weight: torch.Tensor | Floats, second: torch.Tensor | NDArray[Any], size: int, blocks: int, damping: float
+) -> Floats:
     """Says what the removal of each block costs, in the order in which they go, each time the cheapest.
 
     The cost of a change dW is tr(dW H dW'), H = second + lambda I, with all columns that stay refitted. A block's
@@ -37,7 +41,7 @@ def increases(weight: Floats, second: NDArray[Any], size: int, blocks: int, damp
 
     Args:
         weight: [D, C].
-        second: [C, C], second moments of the inputs, float32 or float64.
+        second: [C, C], second moments of the inputs, float32 or float64, on the device that does the work.
         size: Columns of a block; the last one may have fewer.
         blocks: A.
         damping: lambda, relative to the mean of the diagonal of `second`; more where that is not positive definite.
@@ -45,23 +49,25 @@ def increases(weight: Floats, second: NDArray[Any], size: int, blocks: int, damp
     Returns:
         [A]. Takes O(C^3 + D C^2), and C^2 float64 beside the arguments.
     """
+    second = torch.as_tensor(second)
     if not second.diagonal().any():
         return np.zeros(blocks)  # nothing ever flows in: an expert that no position goes to
     spare = blocks * size - len(second)  # a smaller last block is filled up with columns of nothing
-    padded = np.pad(weight, ((0, 0), (0, spare)))
+    padded = nn.functional.pad(torch.as_tensor(weight, dtype=torch.float64, device=second.device), (0, spare))
 
     def remove(strength: float) -> tuple[Ints, Floats] | None:
-        hessian = np.zeros((len(second) + spare, len(second) + spare))
+        hessian = torch.zeros(blocks * size, blocks * size, dtype=torch.float64, device=second.device)
         hessian[: len(second), : len(second)] = second
-        hessian[np.diag_indices(len(hessian))] += np.repeat([strength, 1.0], [len(second), spare])
-        inverse = inverted(torch.as_tensor(hessian))
+        hessian.diagonal()[: len(second)] += strength
+        hessian.diagonal()[len(second) :] += 1.0
+        inverse = inverted(hessian)
         if inverse is None:
             return None
-        order, added = _remove_blocks(padded, inverse.numpy(), size)
+        order, added = _remove_blocks(padded, inverse, size)
         return (order, added) if np.isfinite(added).all() else None
 
-    first = damping * max(second.diagonal().mean(dtype=float), np.finfo(float).tiny)
-    order, added = damped(remove, float(first), float(max(second.max(), -second.min())))
+    mean = second.diagonal().double().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    order, added = damped(remove, damping * float(mean), float(second.abs().max()))
     scores = np.empty(blocks)
     scores[order] = np.maximum.accumulate(added) * (1 + 1e-9 * np.arange(blocks))  # equal increases keep their order
     return scores
@@ -86,22 +92,21 @@ def remove_blocks(weight: Floats, hessian: Floats, size: int) -> tuple[Ints, Flo
     Returns:
         The blocks in their order, [A], and what each adds to the error, [A].
     """
-    return _remove_blocks(weight, np.linalg.inv(hessian).astype(float, copy=False), size)
+    return _remove_blocks(torch.as_tensor(weight).double(), torch.as_tensor(hessian).double().inverse(), size)
 
 
-def _remove_blocks(weight: Floats, inverse: Floats, size: int) -> tuple[Ints, Floats]:
+def _remove_blocks(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> tuple[Ints, Floats]:
     """Removes all blocks, as `remove_blocks` does; H^-1 is used up."""
     blocks = len(inverse) // size
-    state = _Elimination(weight, inverse, size)
-    order, increases = np.empty(blocks, dtype=np.int64), np.empty(blocks)
-    for step in range(blocks):
-        errors = state.errors()
-        errors[state.gone] = np.inf
-        block = int(np.argmin(errors))
-        order[step], increases[step] = state.names[block], state.remove(block)
+    state = _Elimination(weight, inverse.contiguous(), size)
+    order = torch.empty(blocks, dtype=torch.int64, device=inverse.device)
+    added = inverse.new_empty(blocks)
+    for step in range(blocks):  # nothing here waits for the device, but for the few times that arrays shrink
+        block = state.errors().masked_fill_(state.gone, torch.inf).argmin(keepdim=True)
+        order[step], added[step] = state.names.index_select(0, block)[0], state.remove(block)
         if len(state.pending) >= PENDING:
             state.settle()
-    return order, increases
+    return order.cpu().numpy(), added.cpu().numpy()
 
 
 class _Elimination:
@@ -111,57 +116,68 @@ class _Elimination:
     are the rows of `pending`, with H^-1 = inverse - pending' pending. What every step reads is kept up to date apart.
 
     Attributes:
-        names: [A], the numbers of the blocks that the arrays still hold.
-        gone: [A], those that were removed since the arrays last shrank.
+        names: [A], the numbers of the blocks that the tensors still hold.
+        gone: [A], those that were removed since the tensors last shrank.
         inverse: [C, C], see above.
         pending: [rows, C], see above.
         own: [A, size, size], [H^-1]_SS of every block S; the identity for those that are gone.
         columns: [A, size, D], W_S' of every block, refitted.
     """
 
-    def __init__(self, weight: Floats, inverse: Floats, size: int) -> None:
+    def __init__(self, weight: torch.Tensor, inverse: torch.Tensor, size: int) -> None:
         blocks = len(inverse) // size
         self.size = size
-        self.names = np.arange(blocks)
-        self.gone = np.zeros(blocks, dtype=bool)
+        self.names = torch.arange(blocks, device=inverse.device)
+        self.gone = torch.zeros(blocks, dtype=torch.bool, device=inverse.device)
         self.inverse = inverse
-        self.pending = np.empty((0, len(self.inverse)))
-        self.own = np.einsum("aiaj->aij", self.inverse.reshape(blocks, size, blocks, size)).copy()
-        self.columns = np.ascontiguousarray(weight.T).reshape(blocks, size, -1)
+        self.pending = inverse.new_empty(0, len(inverse))
+        self.own = torch.einsum("aiaj->aij", inverse.reshape(blocks, size, blocks, size)).clone()
+        self.columns = weight.T.clone(memory_format=torch.contiguous_format).view(blocks, size, -1)
+        self._one = torch.eye(size, dtype=inverse.dtype, device=inverse.device)
+        self._places = torch.arange(size, device=inverse.device)
 
-    def errors(self) -> Floats:
+    def errors(self) -> torch.Tensor:
         """[A], tr(W_S ([H^-1]_SS)^-1 W_S') = tr(([H^-1]_SS)^-1 W_S' W_S) of every block."""
-        grams = self.columns @ self.columns.transpose(0, 2, 1)
-        return np.trace(np.linalg.solve(self.own, grams), axis1=1, axis2=2)
+        if self.size == 1:
+            return torch.linalg.vecdot(self.columns, self.columns)[:, 0] / self.own[:, 0, 0]
+        solved = torch.linalg.solve_ex(self.own, self.columns @ self.columns.mT)[0]
+        return solved.diagonal(dim1=1, dim2=2).sum(1)
 
-    def remove(self, block: int) -> float:
-        """Removes a block and refits the others; gives what that adds to the error.
+    def remove(self, block: torch.Tensor) -> torch.Tensor:
+        """Removes a block and refits the others.
 
         With the Cholesky factor L of [H^-1]_SS, U = L^-1 [H^-1]_S,: and Y = L^-1 W_S' turn both updates into outer
         products: H^-1 loses U'U, W' loses U'Y, and the error grows by |Y|^2.
+
+        Args:
+            block: [1], its place.
+
+        Returns:
+            What that adds to the error, a scalar; not finite where [H^-1]_SS has no such factor any more.
         """
-        here = slice(block * self.size, (block + 1) * self.size)
-        root = np.linalg.cholesky(self.own[block])
-        rows = self.inverse[here] - self.pending[:, here].T @ self.pending  # [H^-1]_S,: [size, C]
-        update = np.linalg.solve(root, rows).astype(float, copy=False)  # U [size, C]
-        lead = np.linalg.solve(root, self.columns[block])  # Y [size, D]
-        self.columns -= (update.T @ lead).reshape(self.columns.shape)
+        here = block * self.size + self._places
+        root, failed = torch.linalg.cholesky_ex(self.own.index_select(0, block)[0])
+        rows = self.inverse.index_select(0, here)  # [H^-1]_S,: [size, C]
+        rows = rows - self.pending.index_select(1, here).T @ self.pending
+        update = torch.linalg.solve_triangular(root, rows, upper=False)  # U [size, C]
+        lead = torch.linalg.solve_triangular(root, self.columns.index_select(0, block)[0], upper=False)  # Y [size, D]
+        self.columns.view(rows.shape[1], -1).addmm_(update.T, lead, alpha=-1)
         parts = update.reshape(self.size, -1, self.size)
-        self.own -= np.einsum("rai,raj->aij", parts, parts)  # the diagonal blocks of U'U
-        self.gone[block] = True
-        self.own[self.gone] = np.eye(self.size)  # of no use any more, but `errors` must be able to solve with it
-        self.pending = np.concatenate([self.pending, update])
-        return float(np.square(lead).sum())
+        self.own -= torch.einsum("rai,raj->aij", parts, parts)  # the diagonal blocks of U'U
+        self.gone.index_fill_(0, block, True)
+        self.own = torch.where(self.gone[:, None, None], self._one, self.own)  # so that `errors` can solve
+        self.pending = torch.cat([self.pending, update])
+        return lead.square().sum().masked_fill(failed > 0, torch.nan)
 
     def settle(self) -> None:
-        """Takes the pending updates off the large matrix, and drops what has gone from all arrays.
+        """Takes the pending updates off the large matrix, and drops what has gone from all tensors.
 
         What stays of the matrix moves up in its own memory, a few rows at a time: none moves beyond where it was.
         """
         stay = ~self.gone
-        left = np.flatnonzero(np.repeat(stay, self.size))
+        left = stay.repeat_interleave(self.size).nonzero()[:, 0]
         pending = self.pending[:, left]
-        smaller = self.inverse.reshape(-1)[: len(left) ** 2].reshape(len(left), len(left))
+        smaller = self.inverse.view(-1)[: len(left) ** 2].view(len(left), len(left))
         for start in range(0, len(left), ROWS):
             rows = slice(start, start + ROWS)
             smaller[rows] = self.inverse[left[rows]][:, left] - pending[:, rows].T @ pending

@@ -144,9 +144,9 @@ def _evenly_at(
     model: PreTrainedModel, arms: ArmTable, site: Site, rows: Ints, kfac: KfacFactors, damping: float
 ) -> Floats:
     """Gives `evenly` of the arms of a site; arguments as those of `_costs_at`."""
-    weight = projection_of(model, site).weight.detach().double().cpu().numpy()
+    weight = projection_of(model, site).weight.detach().double()
     size = int(arms.units[rows].max()) * site.unit_size
-    second = _inputs(model, site, kfac).cpu().numpy()
+    second = _inputs(model, site, kfac)
     return increases(weight, second, size, len(rows), damping) * float(kfac.outputs.diagonal().mean()) / 2
 
 
@@ -167,7 +167,7 @@ def _costs_at(
     """
     weight, second = in_outputs(model, site, kfac)
     size = int(arms.units[rows].max()) * site.unit_size
-    along = increases(weight.cpu().numpy(), second.cpu().numpy(), size, len(rows), damping) / 2
+    along = increases(weight, second, size, len(rows), damping) / 2
     alone, matrix = _apart(weight, second, _spans(arms, site, rows), damping, model.dtype)
     mean = kfac.inputs.mean if may_have_bias(model, site) else torch.zeros_like(kfac.inputs.mean)
     return along, alone, StandIn(mean.to(model.dtype), matrix)
@@ -204,12 +204,16 @@ def _apart(
         inverse = inverted(hessian)
         if inverse is None:
             return None
-        matrix, costs = torch.empty_like(second, dtype=dtype), []
-        for span in spans:
+        if len(spans) == len(second):  # columns one by one, all at once
+            own = inverse.diagonal()
+            costs = (weight.square().sum(0) / own / 2).cpu().numpy()
+            return (costs, (inverse / own).to(dtype)) if np.isfinite(costs).all() else None
+        matrix, costs = torch.empty_like(second, dtype=dtype), np.empty(len(spans))
+        for block, span in enumerate(spans):
             own = inverse[span, span]
             matrix[:, span] = torch.linalg.solve(own, inverse[span]).T
-            costs.append(float((torch.linalg.solve(own, weight[:, span].T) * weight[:, span].T).sum()) / 2)
-        return (np.array(costs), matrix) if np.isfinite(costs).all() and matrix.isfinite().all() else None
+            costs[block] = float((torch.linalg.solve(own, weight[:, span].T) * weight[:, span].T).sum()) / 2
+        return (costs, matrix) if np.isfinite(costs).all() and matrix.isfinite().all() else None
 
     first = damping * second.diagonal().double().mean().clamp(min=torch.finfo(torch.float64).tiny)
     return damped(remove, float(first), largest(second))

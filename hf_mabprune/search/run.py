@@ -115,7 +115,7 @@ def by_criterion(session: Session, plans: Sequence[Plan], given: str | dict[str,
     result = SearchResult(
         kept=kept,
         order=order,
-        scores=-criterion.scores(statistics),
+        scores=-criterion.scored(statistics),
         pulls=np.zeros(len(kept), dtype=np.int64),
         removed_round=(~kept).astype(np.int64),
         stopped_because=f"criterion {criterion_name(given)}, no pulls",

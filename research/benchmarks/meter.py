@@ -4,10 +4,11 @@ A criterion alone costs the passes that it declares; here the seconds of what al
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_mabprune.criteria.statistics import BySite, CalibrationStatistics
+from hf_mabprune.criteria.statistics import BySite, CalibrationStatistics, Floats
 
 STATISTICS = {  # property -> what is computed for it, and its passes over the data: forward, backward
     "moments": ("moments", 1, 0),
@@ -30,6 +31,8 @@ class Meter:
         read: Statistics that the criterion under way has read.
         started: Moment at which it began.
         computed: Seconds of statistics that were computed since.
+        scores: Criterion -> its scores, the statistics that it read for them, and its own seconds.
+        spared: Seconds of scores that were there already since the criterion under way began.
     """
 
     statistics: CalibrationStatistics
@@ -37,6 +40,8 @@ class Meter:
     read: set[str] = field(default_factory=set)
     started: float = 0.0
     computed: float = 0.0
+    scores: dict[str, tuple[Floats, frozenset[str], float]] = field(default_factory=dict)
+    spared: float = 0.0
 
     def __getattr__(self, name: str) -> Any:
         if name not in STATISTICS:
@@ -51,13 +56,25 @@ class Meter:
         self.read.add(statistic)
         return value
 
+    def scored(self, name: str, score: Callable[[], Floats]) -> Floats:
+        """Gives the scores of a criterion, [K], computed once; what that took is charged each time."""
+        first = name not in self.scores
+        if first:
+            started, before = time.monotonic(), self.computed
+            scores = score()
+            self.scores[name] = scores, frozenset(self.read), time.monotonic() - started - self.computed + before
+        scores, read, seconds = self.scores[name]
+        self.read |= read
+        self.spared += 0.0 if first else seconds
+        return scores
+
     def start(self) -> None:
         """Begins a criterion."""
-        self.read, self.computed, self.started = set(), 0.0, time.monotonic()
+        self.read, self.computed, self.spared, self.started = set(), 0.0, 0.0, time.monotonic()
 
     def stop(self) -> float:
         """Gives the seconds of the criterion: its own, and those of the statistics that it read."""
-        own = time.monotonic() - self.started - self.computed
+        own = time.monotonic() - self.started - self.computed + self.spared
         return own + sum(self.seconds[statistic] for statistic in self.read)
 
     def passes(self) -> tuple[int, int]:

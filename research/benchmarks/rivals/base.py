@@ -22,6 +22,7 @@ from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.arms import Ints, KeepIndices
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.pulls.cost import Cost
+from hf_mabprune.surgery.layers import layers_gone
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
@@ -109,7 +110,7 @@ def non_embedding_parameters(model: PreTrainedModel) -> int:
 
 
 def removed_parameters(model: PreTrainedModel, keep: KeepIndices) -> int:
-    """Counts the parameters that go: rows and columns of units, or the whole block where no unit stays.
+    """Counts the parameters that go: rows and columns of units, or the whole block where no unit or no layer stays.
 
     Of an attention that goes, queries, keys, values, outputs and their norms go; the norms before and after it stay.
 
@@ -117,9 +118,9 @@ def removed_parameters(model: PreTrainedModel, keep: KeepIndices) -> int:
         model: The dense model.
         keep: Units that stay, by name of the site.
     """
-    base, total = model.base_model, 0
+    base, total, layers = model.base_model, 0, {f"{name}." for name in layers_gone(model, keep)[0]}
     for site in architecture_of(model).sites(model):
-        units = keep.get(site.name)
+        units = np.empty(0, dtype=np.int64) if site.prefix in layers else keep.get(site.name)
         if units is None or len(units) == site.units:
             continue
         if not len(units):
