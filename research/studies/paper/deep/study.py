@@ -102,7 +102,8 @@ class DeepStudy:
             ValueError: If it was begun under other settings.
         """
         described = {name: asdict(setting) for name, setting in self.settings.items()}
-        settings: dict[str, Any] = {PROTOCOL: asdict(self.protocol), "settings": described}
+        sources = {setting.source: asdict(SOURCES[setting.source]) for setting in self.settings.values()}
+        settings: dict[str, Any] = {PROTOCOL: asdict(self.protocol), "settings": described, "sources": sources}
         return Store(self.out, json.loads(json.dumps(settings)))
 
     def make_networks(self, names: Iterable[str], processes: int = 1) -> dict[str, dict[str, Any]]:
@@ -188,7 +189,7 @@ def main() -> None:
     """Parses, runs, says what came of it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that `deep.data` has written")
+    parser.add_argument("--data", type=Path, required=True, help="folder that research.studies.paper.deep.data wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of cells and networks")
     parser.add_argument("--processes", type=int, default=1, help="that share the work")
     parser.add_argument("--quick", action="store_true", help="two settings, one draw: minutes")
