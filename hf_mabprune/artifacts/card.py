@@ -26,7 +26,7 @@ from hf_mabprune.artifacts.redaction import (
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
 from hf_mabprune.checkpoints.load import OWN_PROCESSORS, kind_of_processor
-from hf_mabprune.checkpoints.ways import is_known
+from hf_mabprune.checkpoints.ways import is_known, needed
 from hf_mabprune.config import SAMPLE_TEXT, PruneConfig, check, parse_yaml
 from hf_mabprune.errors import beginning, one_line
 from hf_mabprune.evaluation.figures import SearchFigures
@@ -88,10 +88,11 @@ def write_overview(reports: Sequence[Report], folder: Path) -> Path:
     """
     figures = "\n".join(f"![{alt}]({path})" for alt, path in _figures(folder))
     path, name = RunFolder(folder).card, text(last_part(reports[0].model), LONGEST_NAME)
+    first = text(needed("per_layer", reports[0].architecture))
     path.write_text(
         f"# {name}: {len(reports)} sizes from one search\n\n{sizes_table(reports)}\n\n"
-        "Each folder is a checkpoint with a model card of its own. Layouts other than uniform load after `import "
-        f"hf_mabprune`, or with `trust_remote_code=True`.\n\n{figures}\n"
+        "Each folder is a checkpoint with a model card of its own. Layouts other than uniform load "
+        f"{first}.\n\n{figures}\n"
     )
     return path
 

@@ -9,7 +9,7 @@ from datasets import load_dataset
 
 from hf_mabprune.errors import outside
 
-LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}  # all others hold plain text
+LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 AT_ONCE = 1000  # rows, or lines
 
 
@@ -28,7 +28,7 @@ def check_texts(files: Sequence[str]) -> None:
 
 
 def texts_of(file: str) -> Iterator[list[str]]:
-    """Reads the texts of a file, some at a time: those of all columns, or the lines of plain text.
+    """Reads the texts of a file, some at a time: those of all columns, or lines, where its name says nothing else.
 
     Raises:
         OutsideError: If it cannot be read.

@@ -26,6 +26,7 @@ from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import RefitCache, compensate, refit_all
 from hf_mabprune.config import PruneConfig, PruningConfig, check
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
+from hf_mabprune.data.corpus import LOADERS
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.comparison import Comparison
@@ -57,7 +58,6 @@ METHODS = (*ALONE, RACE, *RIVALS)
 REFIT = "least_squares"
 QUICK = {"guard": False, "bottom_up": False, "both_sides": False}
 ITS_OWN = "its own"  # the compensation that a rival comes with, if any
-LOADERS = {".parquet": "parquet", ".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 Measured = dict[str, Any]
 
 

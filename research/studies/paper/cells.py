@@ -27,12 +27,13 @@ from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.batch import LABELS, Batch
 from hf_mabprune.tasks.table_task import FEATURES
 from research.benchmarks.sessions import under
+from research.studies.paper.fitting import all_rows, train_on
 from research.studies.paper.methods import SAME_SPLIT, Method, Protocol, pruning_methods
 from research.studies.paper.networks import Network, network
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, fit_rivals
 from research.studies.paper.rows import CLASSIFICATION, DENSE, REGRESSION, Row
 from research.studies.paper.tables import LABEL, Split, Table, data_sets
-from research.studies.paper.train import RECIPE, all_rows, train_on
+from research.studies.paper.train import RECIPE
 
 NEAR_CHANCE = 0.02  # above the best constant answer: a network that is no better has nothing to lose
 LEAST_BATCHES = 4  # of calibration rows, so that pulls of an arm do not all see the same ones

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from research.studies.paper.claims import HELD, NOT_DECIDABLE, NOT_HELD, all_claims, p_value
+from research.studies.paper.claims import HELD, NOT_DECIDABLE, NOT_HELD, all_claims, p_value, planned, points
 from research.studies.paper.plots import retained
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP
 from research.studies.paper.rows import DEEP, DENSE, KL, SUITES
@@ -57,6 +57,13 @@ def _of_suite(cells: pd.DataFrame, suite: str) -> list[str]:
         f"{named} Best mean ranks of all {len(pruned)} ways to prune: {_ranked(order[:3])}; the best policy with the "
         f"paper's reward is {places[0]}, {places[1]}."
     )
+    named_before = planned(cells, view)
+    told = [
+        f"{what} {points(line)}, Holm p = {p_value(line['holm'])}"
+        for other, what in (("uniform", "even allocation of as many pulls"), ("random", "random removal"))
+        for _, line in named_before[(named_before["method"] == "ucb1") & (named_before["against"] == other)].iterrows()
+    ]
+    lines.append(f"{named} UCB1 with the paper's reward less {'; less '.join(told)}.")
     lines.append(_small_fraction(cells, suite, named))
     rivals = [name for name in RIVALS if name in scores]
     if rivals and suite != DEEP:

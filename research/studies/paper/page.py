@@ -16,6 +16,8 @@ from research.studies.paper.mistakes import mistakes
 from research.studies.paper.rows import DEEP, DENSE, SUITES, TABLES, TIME
 from research.studies.paper.statistics import (
     SIX,
+    SIX_KL,
+    Design,
     View,
     label,
     left_out,
@@ -38,6 +40,11 @@ from research.studies.paper.words import (
 )
 
 FIGURES = "figures"
+CAPTIONS = {
+    "ranks": "Mean ranks; bars join what Nemenyi's test does not separate",
+    "fractions": "Score less that of the dense network, by fraction removed",
+    "cost": "Score less that of the dense network, by what the search sent forward",
+}
 
 
 def write_page(cells: pd.DataFrame, page: Path, protocols: Mapping[str, Protocol]) -> str:
@@ -141,6 +148,10 @@ def _suite(cells: pd.DataFrame, suite: str, figures: Sequence[str]) -> str:
         parts.append(
             SIX_POLICIES.format(f=test.f, p=p_value(test.p), difference=test.difference, pairs=pairs, found=found)
         )
+    with_kl = Design(score_table(cells, view, (*SIX_KL, DENSE)))
+    if with_kl.possible and set(SIX_KL) <= set(with_kl.scores):
+        ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in with_kl.ranks.items())
+        parts.append(f"With KL in the place of the paper's reward: p = {p_value(with_kl.test.p)}; mean ranks {ranks}.")
     everything = score_table(cells, view)
     if min(everything.shape) >= 2:
         table, tuned = summary(everything), score_table(cells, View(suite, tuned=True)).mean()
@@ -158,7 +169,8 @@ def _suite(cells: pd.DataFrame, suite: str, figures: Sequence[str]) -> str:
         columns = ["method", "mean rank", "median (MAD)", "mean", "less dense (95%)", "mean, trained further"]
         parts.append(f"{RANKS}\n\n{markdown(pd.DataFrame(rows, columns=columns))}")
     parts.append(_planned(cells, view))
-    parts += [f"![{name}]({FIGURES}/{name}.png)" for name in figures if name.endswith(f"-{suite}")]
+    shown = {kind: f"paper-{kind}-{suite}" for kind in CAPTIONS}
+    parts += [f"![{CAPTIONS[kind]}]({FIGURES}/{name}.png)" for kind, name in shown.items() if name in figures]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from hf_mabprune.checkpoints.table_processor import TableProcessor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.lookup import build_task
-from hf_mabprune.tasks.sampling import batches_of
-from research.models.training import Figures, Recipe, command_line, save, train
+from research.models.training import Figures, Recipe, command_line, save
+from research.studies.paper.fitting import all_rows, train_on
 from research.studies.paper.mlp import (
     TabularMLP,
     TabularMLPConfig,
@@ -62,29 +60,6 @@ def fit(table: Table, split: Split, recipe: Recipe = RECIPE, **sizes: int) -> tu
 def long_enough(recipe: Recipe, rows: int) -> Recipe:
     """Gives a recipe as many steps as `PASSES` over so many rows take, if it has fewer."""
     return replace(recipe, steps=max(recipe.steps, math.ceil(PASSES * rows / recipe.batch_size)))
-
-
-def train_on(model: PreTrainedModel, rows: Batch, recipe: Recipe) -> float:
-    """Trains an MLP in place, from where it is; gives the minutes of training.
-
-    Args:
-        model: An MLP, or one that was cut.
-        rows: All training rows.
-        recipe: How it is trained.
-    """
-
-    def loss(indices: torch.Tensor, progress: float) -> torch.Tensor:
-        value = model(**rows.rows(indices)).loss
-        assert value is not None, "labels are given"
-        return value
-
-    return train(model, rows.examples, loss, recipe)
-
-
-def all_rows(task: Task, data: Dataset) -> Batch:
-    """Encodes a data set as one batch."""
-    (batch,) = batches_of(task, task.encode(data), len(data))
-    return batch
 
 
 def untrained(table: Table, split: Split, **sizes: int) -> tuple[TabularMLP, Task]:

@@ -6,19 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from research.studies.paper.cells import Bench
 from research.studies.paper.methods import CRITERIA, POLICIES, VARIANTS, Protocol, pruning_methods
-from research.studies.paper.networks import network
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, candidates, fit_rivals
 from research.studies.paper.rows import CELLS, DENSE, read_results
-from research.studies.paper.study import Study
 from research.studies.paper.tables import read_table, splits
+from tests.problems import apart
 from tests.research.studies.small_table import write_tables
 from tests.research.studies.tiny_study import METHODS, PROTOCOL, tiny_study
 
@@ -27,9 +26,13 @@ SECONDS = 240
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, pd.DataFrame]]:
     """The folder of a study that nothing disturbed, its tables under `data`, and its cells."""
-    folder = tmp_path_factory.mktemp("study")
+    with apart(ROOT / "research" / "studies" / "paper"):
+        yield _made(tmp_path_factory.mktemp("study"))
+
+
+def _made(folder: Path) -> tuple[Path, pd.DataFrame]:
     (folder / "data").mkdir()
     write_tables(folder / "data")
     study = tiny_study(folder / "data", folder / "whole")
@@ -68,6 +71,9 @@ def test_the_dense_network_is_what_all_are_compared_with(whole: tuple[Path, pd.D
 def test_rewards_on_the_rows_of_the_report_read_test_rows_and_nothing_else(
     whole: tuple[Path, pd.DataFrame],
 ) -> None:
+    from research.studies.paper.cells import Bench
+    from research.studies.paper.networks import network
+
     folder, _ = whole
     table = read_table(folder / "data", "small")
     split = next(splits(table))
@@ -112,9 +118,9 @@ def test_units_can_be_asked_for_and_are_refused_where_there_are_none(whole: tupl
     with pytest.raises(ValueError, match="--only: no table 'smal'"):
         study.units(["table=smal"])
     with pytest.raises(ValueError, match="splits must be from 1 to 10, got 11"):
-        Study(study.data, study.out, Protocol(splits=11)).units()
+        tiny_study(study.data, study.out, Protocol(splits=11)).units()
     with pytest.raises(ValueError, match="begun under other settings"):
-        Study(study.data, study.out, Protocol()).run([])
+        tiny_study(study.data, study.out, Protocol()).run([])
 
 
 def test_all_methods_are_those_of_the_study() -> None:
@@ -176,7 +182,10 @@ def test_a_page_is_made_of_the_cells_of_finished_runs(
 
 
 def test_what_is_missing_on_the_command_line_is_said_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    whole: tuple[Path, pd.DataFrame],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     assert program(monkeypatch, "--out", str(tmp_path)) == 2
     assert "--data is missing: the folder of the tables, with index.json" in capsys.readouterr().err

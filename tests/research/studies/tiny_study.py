@@ -5,9 +5,12 @@ python -m tests.research.studies.tiny_study DATA OUT
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from research.studies.paper.methods import Protocol
-from research.studies.paper.study import Study
+
+if TYPE_CHECKING:
+    from research.studies.paper.study import Study
 
 METHODS = ("ucb1", "race", "random", "linear")
 PROTOCOL = Protocol(
@@ -22,14 +25,17 @@ PROTOCOL = Protocol(
 )
 
 
-def tiny_study(data: Path, out: Path) -> Study:
-    """Describes it.
+def tiny_study(data: Path, out: Path, protocol: Protocol = PROTOCOL) -> "Study":
+    """Describes it. What registers the networks' model type is imported here, so that a test can let go of it.
 
     Args:
         data: Folder of tables, as `write_tables` leaves it.
         out: Folder of the study.
+        protocol: How cells are made.
     """
-    return Study(data, out, PROTOCOL)
+    from research.studies.paper.study import Study
+
+    return Study(data, out, protocol)
 
 
 if __name__ == "__main__":
