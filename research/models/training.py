@@ -44,7 +44,7 @@ def train(model: PreTrainedModel, rows: int, loss: Loss, recipe: Recipe) -> floa
     """Trains a model in place and leaves it ready for evaluation.
 
     Args:
-        model: Model with fresh weights.
+        model: Model with fresh weights, on the device that it is trained on.
         rows: Number of training rows.
         loss: Function of the drawn rows' indices, [B], and of the share of the steps that is done; returns a scalar.
         recipe: How the model is trained.
@@ -62,7 +62,7 @@ def train(model: PreTrainedModel, rows: int, loss: Loss, recipe: Recipe) -> floa
     start = time.perf_counter()
     model.train()
     for step, chosen in enumerate(shuffled(rows, recipe), 1):
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bfloat16):
             value = loss(chosen, step / recipe.steps)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image
+from torch import nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, set_seed
 
 from research.models.training import Figures, Recipe, command_line, read_split, save, train
 
+CPU = torch.device("cpu")
 SIDE = 32
 RECIPE = Recipe(steps=9_000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
 SIZES: dict[str, Any] = {
+    "patch_size": 4,
     "hidden_size": 128,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
@@ -48,34 +51,52 @@ def make(data: str, out: Path, recipe: Recipe = RECIPE, **sizes: Any) -> Figures
     Returns:
         What was measured, as in figures.json.
     """
+    rows = read_split(data, None, "train").train_test_split(test_size=1 / 12, seed=recipe.seed)
+    model, processor, minutes = fit(rows["train"], recipe, **sizes)
+    figures: Figures = {"minutes": round(minutes, 1), "steps": recipe.steps, "training_rows": len(rows["train"])}
+    for split, others in (("validation", rows["test"]), ("test", read_split(data, None, "test"))):
+        figures[split] = {"accuracy": accuracy(model, read(others, processor))}
+    save(model, processor, figures, out)
+    return figures
+
+
+def fit(
+    rows: Dataset, recipe: Recipe = RECIPE, mirrored: bool = True, device: torch.device = CPU, **sizes: Any
+) -> tuple[ViTForImageClassification, ViTImageProcessor, float]:
+    """Trains the model on some rows.
+
+    Args:
+        rows: Training rows, with an image and `label`.
+        recipe: How it is trained.
+        mirrored: Whether an image seen in a mirror shows the same, which one of a digit does not.
+        device: Where it is trained.
+        sizes: Fields of the configuration that differ from `SIZES`.
+
+    Returns:
+        The model in evaluation mode, its processor, and the minutes of training.
+    """
     set_seed(recipe.seed)
-    rows = read_split(data, None, "train")
-    halves = rows.train_test_split(test_size=1 / 12, seed=recipe.seed)
-    processor = ViTImageProcessor(size={"height": SIDE, "width": SIDE}, **statistics(halves["train"]))
-    splits = {"train": halves["train"], "validation": halves["test"], "test": read_split(data, None, "test")}
-    pictures = {split: read(dataset, processor) for split, dataset in splits.items()}
+    processor = ViTImageProcessor(size={"height": SIDE, "width": SIDE}, **statistics(rows))
+    pictures = read(rows, processor)
+    pixels, classes = pictures.pixels.to(device), pictures.labels.to(device)
     names = dict(enumerate(rows.features["label"].names))
     labels: dict[str, Any] = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
-    config = ViTConfig(image_size=SIDE, patch_size=4, **labels, **{**SIZES, **sizes})
+    config = ViTConfig(image_size=SIDE, **labels, **{**SIZES, **sizes})
     # In bfloat16 on a CPU, the backward pass of fused attention takes as long as all the rest of a step.
     config._attn_implementation = "eager"
     model = ViTForImageClassification(config)
-    chosen = pictures["train"]
+    nn.Module.to(model, device)
 
     def loss(indices: torch.Tensor, progress: float) -> torch.Tensor:
-        pixels = augmented(chosen.pixels[indices])
-        targets = F.one_hot(chosen.labels[indices], len(names)).float()
+        seen = augmented(pixels[indices], mirrored)
+        targets = F.one_hot(classes[indices], len(names)).float()
         if torch.rand(()) < 0.5:
-            pixels, targets = cut_and_mixed(pixels, targets)
+            seen, targets = cut_and_mixed(seen, targets)
         with dropped_patches(model, 0.5 * (1 - progress)):
-            logits = model(pixel_values=pixels).logits
+            logits = model(pixel_values=seen).logits
         return F.cross_entropy(logits.float(), targets, label_smoothing=0.1)
 
-    minutes = train(model, len(chosen.labels), loss, recipe)
-    figures: Figures = {"minutes": round(minutes, 1), "steps": recipe.steps, "training_rows": len(chosen.labels)}
-    figures |= {split: {"accuracy": accuracy(model, pictures[split])} for split in ("validation", "test")}
-    save(model, processor, figures, out)
-    return figures
+    return model, processor, train(model, len(classes), loss, recipe)
 
 
 def image_column(rows: Dataset) -> str:
@@ -95,19 +116,21 @@ def read(rows: Dataset, processor: ViTImageProcessor) -> Pictures:
     return Pictures(processor(images, return_tensors="pt")["pixel_values"], torch.tensor(rows["label"]))
 
 
-def augmented(pixels: torch.Tensor) -> torch.Tensor:
+def augmented(pixels: torch.Tensor, mirrored: bool = True) -> torch.Tensor:
     """Shifts every image by up to 4 pixels, mirrors half of them, changes contrast and brightness a little.
 
     Args:
         pixels: Normalised pixels, [B, 3, S, S]; what a shift uncovers is 0, the mean colour.
+        mirrored: Whether any are mirrored.
     """
     count, _, side, _ = pixels.shape
     span = torch.arange(side).expand(count, side)
     down, across = span + torch.randint(9, (count, 1)), span + torch.randint(9, (count, 1))
-    across = torch.where(torch.rand(count, 1) < 0.5, across.flip(1), across)
+    if mirrored:
+        across = torch.where(torch.rand(count, 1) < 0.5, across.flip(1), across)
     padded = F.pad(pixels, (4, 4, 4, 4)).permute(0, 2, 3, 1)
     moved = padded[torch.arange(count)[:, None, None], down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
-    contrast, brightness = torch.rand(2, count, 1, 1, 1) * 0.4 - 0.2
+    contrast, brightness = torch.rand(2, count, 1, 1, 1, device=pixels.device) * 0.4 - 0.2
     return moved * (1 + contrast) + brightness
 
 
@@ -136,7 +159,7 @@ def dropped_patches(model: ViTForImageClassification, share: float) -> Iterator[
     def keep_some(module: torch.nn.Module, args: Any, embeddings: torch.Tensor) -> torch.Tensor:
         # [B, 1 + P, D], the class token first
         count, patches, width = len(embeddings), embeddings.shape[1] - 1, embeddings.shape[2]
-        kept = torch.rand(count, patches).argsort(1)[:, : patches - int(share * patches)] + 1
+        kept = torch.rand(count, patches, device=embeddings.device).argsort(1)[:, : patches - int(share * patches)] + 1
         chosen = embeddings.gather(1, kept[..., None].expand(-1, -1, width))
         return torch.cat([embeddings[:, :1], chosen], 1)
 

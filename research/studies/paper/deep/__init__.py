@@ -1,0 +1,1 @@
+"""The deep settings of the study: images, texts and reasoning."""
