@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from research.models.training import Recipe
+from research.studies.paper.deep import cells
 from research.studies.paper.deep.cells import deep_methods
 from research.studies.paper.deep.data import TEXTS, prepare
 from research.studies.paper.deep.networks import Reader
@@ -60,14 +61,14 @@ def test_every_method_cuts_the_same_network(study: DeepStudy) -> None:
 
 def test_a_run_that_was_stopped_ends_the_same(study: DeepStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [method for method in deep_methods(TINY) if (method.name, method.reward) == ("thompson", "loss")]
-    monkeypatch.setattr("research.studies.paper.deep.cells.deep_methods", lambda protocol: some)
+    monkeypatch.setattr(cells, "deep_methods", lambda protocol: some)
     study = replace(study, protocol=replace(TINY, splits=2))
     units = study.units()
     assert [unit.name for unit in units] == ["deep/one_fact/0", "deep/one_fact/1"]
-    rows, cells = study.run(units), (study.out / CELLS).read_bytes()
+    rows, kept = study.run(units), (study.out / CELLS).read_bytes()
     (study.out / "units" / "deep--one_fact--1.parquet").unlink()
     again = study.run(units)
-    assert (study.out / CELLS).read_bytes() == cells
+    assert (study.out / CELLS).read_bytes() == kept
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), rows.drop(columns="seconds"))
 
 

@@ -30,7 +30,7 @@ from research.benchmarks import finetuning
 from research.benchmarks.finetuning import Training, load_base
 from research.models import vit
 from research.models.training import Recipe, save
-from research.studies.paper.train import all_rows, train_on
+from research.studies.paper.fitting import all_rows, train_on
 
 FIGURES = "figures.json"
 A_STEP = 3  # forward passes that a step of training costs: one, and about two for the way back
