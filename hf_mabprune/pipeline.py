@@ -4,7 +4,7 @@
 `_run` is that line; `make_size` is its second half, once for each size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,13 +19,14 @@ from hf_mabprune.artifacts.run_writer import RunWriter
 from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.checkpoints.save import round_weights
 from hf_mabprune.checks import check_settings
-from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.config import PromiseConfig, PruneConfig, PruningConfig
 from hf_mabprune.data.columns import with_fields
 from hf_mabprune.data.given import Given, given_splits
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.figures import SizeFigures
 from hf_mabprune.evaluation.first_lines import baseline, header
+from hf_mabprune.evaluation.promise import Made, check_promise, smallest_that_holds
 from hf_mabprune.iterative import prune_in_stages
 from hf_mabprune.recovery.recover import recover
 from hf_mabprune.rehearsal import rehearse_checkpoint
@@ -38,7 +39,6 @@ from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import RunState, open_run
 from hf_mabprune.runtime.wrappers import left_as_it_was, unwrap
 from hf_mabprune.search.run import search
-from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.session import Session, make_session, open_session
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.surgery.empty_layers import without_empty_layers
@@ -147,10 +147,12 @@ def _run(session: Session, run: RunState) -> PruneResult:
     """The flow, from model, data and arms to what is on disk and on the Hub."""
     settings, accelerator, comparison = session.settings, session.accelerator, Comparison(session)
     sizes = settings.prune.sizes()
-    plans = [make_plans(session.dense, session.arms, session.totals, size).search for size in sizes]
+    plans = [session.plans(size).search for size in sizes]
     check_space(settings.output.dir, len(sizes) * session.totals["parameters"] * session.save_dtype.itemsize)
     rehearse_checkpoint(session)
     accelerator.print(header(session.dense, session.arms, accelerator))
+    if settings.prune.promise:
+        check_promise(comparison, settings.prune.promise)
     accelerator.print(baseline(session.task, comparison.dense, comparison.doubts, comparison.vocabulary))
     run.begin(session.dense, chain.from_iterable(session.batches.values()))
 
@@ -159,7 +161,7 @@ def _run(session: Session, run: RunState) -> PruneResult:
         finished = FinishedSearch(comparison, stage.found, stage.cost, make_size, stage)
     else:
         finished = FinishedSearch(comparison, *search(session, plans, run), make_size)
-    result = write_sizes(finished, sizes, search_state=run.saved())
+    result = write_sizes(finished, sizes, settings.prune.promise, search_state=run.saved())
     publish(settings, run)
     run.finish([report.numbers() for report in result.sizes])
     return result
@@ -190,6 +192,7 @@ def publish_finished(settings: PruneConfig) -> None:
 def write_sizes(
     finished: FinishedSearch,
     sizes: Sequence[PruningConfig],
+    promise: PromiseConfig | None = None,
     earlier: Sequence[SizeFigures] = (),
     search_state: bytes | None = None,
 ) -> PruneResult:
@@ -198,6 +201,7 @@ def write_sizes(
     Args:
         finished: The finished search.
         sizes: From the largest model to the smallest.
+        promise: What the one size must not lose that is written then, the smallest that does not; None writes all.
         earlier: Sizes that were cut from the search before, for the comparison.
         search_state: The saved search, to lie beside the report.
 
@@ -206,16 +210,26 @@ def write_sizes(
     """
     session = finished.session
     finished = replace(finished, cost=finished.cost + session.record())  # no stage from here on runs the dense model
-    with RunWriter(RunFolder(session.settings.output.dir), session, session.settings) as writer:
-        for size in sizes:
-            result = make_size(finished, size)
+    made: Iterable[Made] = (make_model(finished, size) for size in sizes)
+    settings = session.settings
+    if promise:
+        made = [smallest_that_holds(finished.comparison, made, promise)]
+        settings = settings.model_copy(update={"prune": settings.prune.model_copy(update={"target": sizes[0].target})})
+    with RunWriter(RunFolder(session.settings.output.dir), session, settings) as writer:
+        for each in made:
+            result = report_on(finished, each)
             writer.add(result.model, result.report, result.arms_table(), result.settings.to_yaml())
         reports = writer.finish(earlier, search_state)
     return replace(result, report=reports[-1], sizes=reports)
 
 
 def make_size(finished: FinishedSearch, prune: PruningConfig) -> PruneResult:
-    """Makes one size of a finished search: the five stages after it, in their order.
+    """Makes one size of a finished search, and measures it; errors as those of `make_model`."""
+    return report_on(finished, make_model(finished, prune))
+
+
+def make_model(finished: FinishedSearch, prune: PruningConfig) -> Made:
+    """Makes one size of a finished search: selection, surgery, compensation and recovery, in their order.
 
     Raises:
         ValueError: If the target is out of reach.
@@ -235,6 +249,13 @@ def make_size(finished: FinishedSearch, prune: PruningConfig) -> PruneResult:
             trained = recover(model, session.dense, *data, settings.recovery, session.accelerator, settings.seed)
     model = without_empty_layers(model)
     round_weights(model, session.save_dtype)
-    found = finished.found
-    report = comparison.report(settings, selection, model, refitted, trained, found, finished.cost)
-    return PruneResult(model, report, session.arms, found, selection, settings, finished)
+    return Made(prune, selection, model, refitted, trained)
+
+
+def report_on(finished: FinishedSearch, made: Made) -> PruneResult:
+    """Measures one size beside the dense model and random draws."""
+    session, found, cost = finished.session, finished.found, finished.cost
+    settings = session.settings.model_copy(update={"prune": made.prune})
+    stages = made.selection, made.model, made.refitted, made.trained
+    report = replace(finished.comparison.report(settings, *stages, found, cost), promise=made.promise)
+    return PruneResult(made.model, report, session.arms, found, made.selection, settings, finished)

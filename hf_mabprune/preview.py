@@ -10,13 +10,13 @@ from hf_mabprune.arms import LAYER
 from hf_mabprune.checkpoints.offload import bytes_at_hand
 from hf_mabprune.checkpoints.ways import needed
 from hf_mabprune.checks import check_settings
-from hf_mabprune.config import PruneConfig, PruningConfig
+from hf_mabprune.config import PruneConfig, PruningConfig, in_words, name_of
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.forecast import Forecast, forecast
 from hf_mabprune.progress import over, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.search.run import criterion_name
-from hf_mabprune.selection import layouts
+from hf_mabprune.selection.layouts import Plans
 from hf_mabprune.session import Session, open_session
 from hf_mabprune.surgery.empty_layers import can_go_empty
 from hf_mabprune.tasks.batch import Batch
@@ -114,13 +114,13 @@ def _describe_layouts(session: Session, reach: dict[str, dict[str, float]], refu
     return lines + [f"layout {layout}: not possible: {reason}" for layout, reason in refused.items()]
 
 
-def _describe_target(size: PruningConfig, plans: layouts.Plans) -> str:
+def _describe_target(size: PruningConfig, plans: Plans) -> str:
     """What a target removes, in the plan's own terms."""
-    asked = ", ".join(f"{name} {fraction:g}" for name, fraction in size.target.fractions().items())
+    asked = ", ".join(name_of({name: amount}).replace("-", " ") for name, amount in size.target.amounts().items())
     plan = plans.search
     kept, _ = plan.choose(np.zeros(len(plan.arms)), np.ones(len(plan.arms), dtype=bool))
     removed = ", ".join(
-        f"{budget.cost[budget.candidates[~kept[budget.candidates]]].sum():,.0f} of {budget.total:,.0f} {budget.name}"
+        f"{in_words(plan.gone(budget, kept), budget.unit)} of {in_words(budget.total, budget.unit)} {budget.name}"
         for budget in plan.budgets
     )
     choice = "layout auto: validation decides between both" if plans.uniform else f"layout {plan.layout}"
@@ -128,10 +128,10 @@ def _describe_target(size: PruningConfig, plans: layouts.Plans) -> str:
 
 
 @stage("layout")
-def _plans(session: Session) -> list[layouts.Plans]:
+def _plans(session: Session) -> list[Plans]:
     """Plans of all sizes, least removed first."""
     sizes = over(session.settings.prune.sizes(), "plans", "sizes")
-    return [layouts.make_plans(session.dense, session.arms, session.totals, size) for size in sizes]
+    return [session.plans(size) for size in sizes]
 
 
 @stage("layout")
@@ -142,7 +142,7 @@ def _reach(session: Session, prune: PruningConfig) -> tuple[dict[str, dict[str, 
     for layout in over(("uniform", "per_layer"), "largest targets", "layouts"):
         asked = prune.model_copy(update={"layout": layout})
         try:
-            reach[layout] = layouts.largest_targets(session.dense, session.arms, session.totals, asked)
+            reach[layout] = session.largest_targets(asked)
         except ValueError as reason:
             refused[layout] = str(reason)
     return reach, refused

@@ -34,6 +34,7 @@ StageName = Literal[
     "loading model",
     "vocabulary",
     "counting arms",
+    "latency table",
     "rehearsal",
     "dense model on test",
     "dense model on validation",
@@ -46,6 +47,7 @@ StageName = Literal[
     "evaluation",
     "random draws",
     "criteria alone",
+    "certification",
     "saving",
     "upload",
     # of other commands

@@ -15,7 +15,6 @@ from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import open_run
 from hf_mabprune.search.result import SearchResult
-from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.session import open_session
 
 
@@ -36,6 +35,11 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
     """
     RunFolder(folder).check_unchanged()
     arms, report = RunFolder(folder).read()
+    if settings.prune.promise:
+        raise ValueError(
+            "cut tests no promise, for the run has looked at the certification split: set prune.promise to null, or "
+            "make a new run with all sizes"
+        )
     if settings.stages > 1:
         raise ValueError("cut trains no model on the way to a size: set recovery.stages to 1, or make a new run")
     check_settings(settings, protected=[Protected("the run to cut from", Path(folder), whole=True)])
@@ -48,7 +52,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
         finished = FinishedSearch(Comparison(session), found, paid, make_size)
         sizes = settings.prune.sizes()
         for size in sizes:
-            make_plans(session.dense, session.arms, session.totals, size)
+            session.plans(size)
         rehearse_checkpoint(session)
         result = write_sizes(finished, sizes, earlier=report.sizes)
         run.finish()

@@ -24,7 +24,6 @@ from hf_mabprune.errors import outside
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import passing_folder
 from hf_mabprune.runtime.processes import on_main
-from hf_mabprune.selection.layouts import make_plans
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.session import Session
 from hf_mabprune.surgery.cut import cut
@@ -77,7 +76,7 @@ def check_precision(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _rehearse(session: Session) -> None:
     """Goes through the layouts that the smallest size may take."""
-    plans = make_plans(session.dense, session.arms, session.totals, session.settings.prune.sizes()[-1])
+    plans = session.plans(session.settings.prune.sizes()[-1])
     model = first_layers(session.dense)
     inputs = _inputs(session, model)
     for plan in filter(None, (plans.search, plans.uniform)):

@@ -163,11 +163,14 @@ class PruneResult:
         saved = "not saved yet" if read_back is None else f"reload difference {read_back:.1g}"
         certificate = f"{held}\n" if (held := report.certificate()) and not several else ""
         vocabulary = f"vocabulary: {report.vocabulary}\n" if report.vocabulary else ""
+        reached = "".join(f"target {size.reached}\n" for size in self.sizes or [report] if size.reached)
+        reached += f"{report.promise}\n" if report.promise else ""
         beaten = f"{won}\n" if (won := report.against_random()) and not several else ""
         warnings = "".join(f"warning: {warning}\n" for warning in report.warnings)
         return (
             f"{tables}\n"
             f"{beaten}"
+            f"{reached}"
             f"{vocabulary}"
             f"{100 * report.removed_fraction():.1f}% of FFN and attention parameters removed | "
             f"layout {report.layout}, {report.layout_reason}\n"

@@ -26,16 +26,19 @@ from hf_mabprune.compensation import (
     compensate,
     make_compensation,
 )
-from hf_mabprune.config import REFIT_SHARE, ModelConfig, PruneConfig, TaskConfig
+from hf_mabprune.config import REFIT_SHARE, ModelConfig, PruneConfig, PruningConfig, TaskConfig
 from hf_mabprune.data.splits import load_splits, notes_on
 from hf_mabprune.effects.dense_outputs import WHOLE, DenseOutputs
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.effects.reserve import Reserve
 from hf_mabprune.effects.rewards import check_reward
 from hf_mabprune.progress import over, stage
+from hf_mabprune.quantities import AtHand, conditions, quantities_of
 from hf_mabprune.recovery.recover import check_losses
 from hf_mabprune.runtime.free_memory import make_reserve
 from hf_mabprune.runtime.processes import main_first
+from hf_mabprune.selection.layouts import Plans, largest_targets, make_plans
+from hf_mabprune.selection.target import Quantity
 from hf_mabprune.tasks.base import TASKS, Task
 from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.lookup import build_task, check_head, loaded_class, task_for_model
@@ -67,6 +70,7 @@ class Session:
         warnings: What a reader of the report must know of the data.
         vocabulary: The model as it came, where `dense` is that without some tokens.
         outputs: Record of what the dense model says.
+        quantities: What was measured for targets, by their conditions.
     """
 
     settings: PruneConfig
@@ -84,6 +88,7 @@ class Session:
     warnings: Sequence[str] = ()
     vocabulary: CutVocabulary | None = None
     outputs: DenseOutputs = field(default_factory=DenseOutputs, repr=False)
+    quantities: dict[str, dict[str, Quantity]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def reserve(self) -> Reserve:
@@ -128,6 +133,35 @@ class Session:
         self.reference.record([] if self.compensation.bottom_up else sorted(set(self.arms.kind.tolist())))
         tokens = (self.reference.cost - paid).forward_tokens
         return Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)
+
+    def plans(self, prune: PruningConfig) -> Plans:
+        """Checks a target against the layouts, before any pull.
+
+        Args:
+            prune: Settings with the one target of a size.
+
+        Raises:
+            ValueError: If the target is out of reach.
+        """
+        return make_plans(self.dense, self.arms, self.totals, prune, self.measured(prune))
+
+    def largest_targets(self, prune: PruningConfig) -> dict[str, float]:
+        """Finds the largest fraction of each quantity that a layout can remove; raises ValueError if it is not
+        possible."""
+        return largest_targets(self.dense, self.arms, self.totals, prune, self.measured(prune.sizes()[0]))
+
+    def measured(self, prune: PruningConfig) -> dict[str, Quantity]:
+        """Measures what a target is of, where the table of arms does not say it; errors as `quantities_of`."""
+        if (key := f"{conditions(prune.target)} {prune.min_heads} {prune.min_neurons}") not in self.quantities:
+            refitted = self.compensation is not None
+            measured = quantities_of(self.dense, self.arms, prune, self.save_dtype, refitted, self.at_hand)
+            self.quantities[key] = measured
+        return self.quantities[key]
+
+    @property
+    def at_hand(self) -> AtHand:
+        """What a model is timed with."""
+        return AtHand(self.example, self.processor, self.accelerator)
 
     @stage("refit")
     def refit(self, small: PreTrainedModel, keep: KeepIndices) -> CompensationFigures | None:

@@ -208,7 +208,9 @@ def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tupl
     facts = [
         ("made from", _source(report, settings, base)),
         ("architecture, task", f"{code(report.architecture)}, {code(report.task)}"),
-        ("target, fraction removed", _pairs(report.target)),
+        ("target, fraction removed" if not report.reached else "target", _pairs(report.target)),
+        *([("what it came to", text(str(report.reached)))] if report.reached else []),
+        *([("what is promised", text(str(report.promise)))] if report.promise else []),
         *_choosers(search),
         ("reward", code(search.reward)),
         ("search", f"{search.arms:,} arms, {search.pulls:,} pulls in {_count(len(search.rounds), 'round')}"),

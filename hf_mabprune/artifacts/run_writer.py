@@ -116,8 +116,12 @@ class RunWriter:
         session, beside = self.session, self.session.task.side_files()
         checkpoint_bytes = save_checkpoint(model, folder.root, session.processor, session.save_dtype, beside)
         dense_bytes = report.before.parameters * session.save_dtype.itemsize
+        reached = report.reached
+        if reached and reached.achieved is None:
+            reached = replace(reached, achieved=float(checkpoint_bytes))
         return replace(
             report,
+            reached=reached,
             before=replace(report.before, checkpoint_bytes=dense_bytes),
             after=replace(report.after, checkpoint_bytes=checkpoint_bytes),
             reload={"max_logit_difference": self._reload(model, folder)},

@@ -229,7 +229,7 @@ def _same_run(parts: Parts) -> str:
     said = {
         "model": (report.model, settings.model.name),
         "seed": (report.seed, settings.seed),
-        "target": (report.target, settings.prune.target.fractions()),
+        "target": (report.target, settings.prune.target.amounts()),
         "dataset": (report.dataset, settings.task.dataset.path),
         "task": (report.task, settings.task.type or report.task),
         "layout": (report.layout, "per_layer" if is_per_layer(stored) else "uniform"),

@@ -102,7 +102,11 @@ def _type_text(schema: dict[str, Any]) -> str:
         return " | ".join(schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
         words = _type_text(schema["items"])
-        items = {"a string": "strings"}.get(words, words.replace("a number", "numbers"))
+        items = {"a string": "strings"}.get(
+            words, words.replace("a number", "numbers").replace("an amount", "amounts")
+        )
         return f"a {'non-empty ' if schema.get('minItems') else ''}list of {items}"
+    if "examples" in schema:
+        return f"an amount such as {schema['examples'][0]}"
     limits = " and ".join(f"{sign} {schema[limit]:g}" for limit, sign in LIMITS.items() if limit in schema)
     return f"{NAMES[schema.get('type', 'object')]} {limits}".rstrip()

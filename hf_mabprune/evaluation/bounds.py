@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 
@@ -23,3 +24,51 @@ def upper_mean(values: Floats, confidence: float = 0.95) -> float:
 def upper_share(hits: int, count: int, confidence: float = 0.95) -> float:
     """Upper confidence bound of a probability from independent trials (Clopper & Pearson 1934, one-sided)."""
     return 1.0 if hits == count else float(stats.beta.ppf(confidence, hits + 1, count - hits))
+
+
+def is_below(values: Floats, most: float, confidence: float = 0.95) -> Bools:
+    """Tests by a bet whether the mean of independent values in [0, 1], [..., n], is below a number, at one look.
+
+    Each value is bet against in its turn, with a stake that follows from the values before it: the capital
+    prod(1 + l_i (most - x_i)) exceeds 1 / (1 - confidence) at some time with no more than that probability if the mean
+    is `most` or more. l_i = sqrt(2 ln(1 / (1 - confidence)) / (n v_i)), at most 3/4 / (1 - most), v_i the variance so
+    far with one value of 1/2 before it.
+
+    Source: Waudby-Smith & Ramdas 2023, section 4 (predictable plug-in), one-sided.
+
+    Returns:
+        [...], whether it is, with that confidence.
+    """
+    count, logarithm = values.shape[-1], np.log(1 / (1 - confidence))
+    turns = np.arange(1, count + 1)
+    means = (0.5 + np.cumsum(values, -1)) / (turns + 1)
+    variances = (0.25 + np.cumsum((values - means) ** 2, -1)) / (turns + 1)
+    before = np.concatenate([np.full((*values.shape[:-1], 1), 0.25), variances[..., :-1]], -1)
+    stakes = np.minimum(np.sqrt(2 * logarithm / (count * before)), 0.75 / (1 - most))
+    capital = np.cumsum(np.log1p(stakes * (most - values)), -1)
+    return np.asarray(capital.max(-1) >= logarithm)
+
+
+def least_examples(most: float, lost: float, confidence: float, exact: bool) -> int:
+    """Counts the examples that it takes to say that a mean is below a number, where each shows nothing lost.
+
+    Args:
+        most: Number that the mean is to be below, in (0, 1).
+        lost: Value of an example that shows nothing lost, below that.
+        confidence: Of the statement.
+        exact: Whether values are 0 or 1, and the statement is by `upper_share`; else by `is_below`.
+    """
+    if exact:
+        return int(np.ceil(np.log(1 - confidence) / np.log(1 - most)))
+
+    def enough(count: int) -> bool:
+        return bool(is_below(np.full(count, lost), most, confidence))
+
+    high = 2
+    while not enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

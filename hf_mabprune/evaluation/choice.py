@@ -8,7 +8,7 @@ from hf_mabprune.config import PruningConfig
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.progress import stage
 from hf_mabprune.search.result import SearchResult
-from hf_mabprune.selection.layouts import make_plans, width_multiple
+from hf_mabprune.selection.layouts import width_multiple
 from hf_mabprune.selection.selected import Selection
 
 
@@ -25,7 +25,7 @@ def select(comparison: Comparison, found: SearchResult, prune: PruningConfig) ->
         ValueError: If the target is out of reach.
     """
     session = comparison.session
-    plans = make_plans(session.dense, session.arms, session.totals, prune)
+    plans = session.plans(prune)
     rules = width_multiple(prune, session.dense.config), prune.min_neurons
     best = Selection.along(plans.search, found.order, *rules, plans.reason)
     if plans.uniform is None:

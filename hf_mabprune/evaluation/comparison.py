@@ -17,7 +17,12 @@ from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.evaluation.bounds import upper_mean
 from hf_mabprune.evaluation.cautions import of_the_result, of_the_run
 from hf_mabprune.evaluation.chance import below_chance
-from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures, SearchFigures, VocabularyFigures
+from hf_mabprune.evaluation.figures import (
+    ModelFigures,
+    RandomFigures,
+    SearchFigures,
+    VocabularyFigures,
+)
 from hf_mabprune.evaluation.latency import measure_latency
 from hf_mabprune.evaluation.quality import (
     Evaluation,
@@ -29,6 +34,7 @@ from hf_mabprune.evaluation.quality import (
     paired_difference,
     paired_divergence,
 )
+from hf_mabprune.evaluation.reached import target_figures
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.evaluation.vocabulary import vocabulary_figures
 from hf_mabprune.progress import stage
@@ -132,6 +138,11 @@ class Comparison:
         dense = self._dense_on(split) if beside_dense else None
         return evaluate(forward, session.task, session.batches[split], session.accelerator, dense, intervals)
 
+    @property
+    def _apart(self) -> bool:
+        """Whether bounds come from a split of their own, which has not chosen the size that they are of."""
+        return "certification" in self.session.batches and self.session.settings.prune.promise is None
+
     def _dense_on(self, split: str) -> Forward:
         """What the dense model says on a split, from the record."""
         self.session.record_split(split)
@@ -171,7 +182,7 @@ class Comparison:
             dataset=settings.task.dataset.path,
             layout=selection.plan.layout,
             layout_reason=selection.reason,
-            target=settings.prune.target.fractions(),
+            target=settings.prune.target.amounts(),
             seed=settings.seed,
             device=session.accelerator.device.type,
             sequence_length=session.example.length,
@@ -186,13 +197,14 @@ class Comparison:
             compensation={"name": settings.compensation, **asdict(refitted)} if refitted else None,
             recovery=asdict(trained) if trained else None,
             vocabulary=self.vocabulary,
+            reached=target_figures(session, settings.prune.target, selection, small),
             warnings=[
                 *session.warnings,
                 *self._worse_than_chance(tested),
                 *of_the_run(selection, found, refitted, trained),
                 *of_the_result(after, random, kept),
             ],
-            certified_on="certification" if "certification" in session.batches else "test",
+            certified_on="certification" if self._apart else "test",
             dense_sha256=self.origin[0],
             calibration_sha256=self.origin[1],
         )
@@ -241,17 +253,21 @@ class Comparison:
         counts = self._counts(session.vocabulary.whole) if session.vocabulary else session.totals
         before = replace(self._figures(self.dense, counts), behind=behind)
         after = self._figures(tested, self._counts(small))
-        after = self._certified(after, small) if "certification" in session.batches else after
+        after = self._certified(after, small) if self._apart else after
         slow, fast = measure_latency([session.dense, small], session.task, test[len(test) // 2])
         return replace(before, latency_ms=slow), replace(after, latency_ms=fast)
 
-    def _certified(self, after: ModelFigures, small: PreTrainedModel) -> ModelFigures:
-        """Gives the figures of the pruned model with bounds from the split that is for them alone."""
+    def on_certification(self, small: PreTrainedModel) -> tuple[Evaluation, Evaluation]:
+        """Measures the pruned model and the dense one on the certification split."""
         split = "certification"
         forward = forward_of(small, self.session.task, self.session.batches[split])
         evaluation = self.measured(forward, split, intervals=False)
         dense = self.measured(self._dense_on(split), split, beside_dense=False, intervals=False)
-        kl_bound, _, changed_bound = self._bounds(evaluation, self._finite(dense, split))
+        return evaluation, self._finite(dense, split)
+
+    def _certified(self, after: ModelFigures, small: PreTrainedModel) -> ModelFigures:
+        """Gives the figures of the pruned model with bounds from the split that is for them alone."""
+        kl_bound, _, changed_bound = self._bounds(*self.on_certification(small))
         return replace(after, kl_bound=kl_bound, changed_bound=changed_bound)
 
     def _tested(self, small: PreTrainedModel) -> Evaluation:

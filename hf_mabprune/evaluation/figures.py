@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from hf_mabprune.config import in_words
 from hf_mabprune.search.result import ROUND
 from hf_mabprune.states import read_state
 
@@ -37,7 +38,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=LONGEST)]
 Interval = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
 Layout = Literal["uniform", "per_layer"]
-Target = dict[Annotated[str, Field(pattern=r"^[a-z_]+$")], Share]  # it names folders
+Amount = Share | Annotated[str, Field(pattern=r"^[\w. ]+$", max_length=40)]
+Target = dict[Annotated[str, Field(pattern=r"^[a-z_]+$")], Amount]  # it names folders
 Options = dict[Text, Any]
 Rounds = Annotated[list[dict[str, Any]], AfterValidator(_as_rounds)]
 
@@ -122,6 +124,70 @@ class SearchFigures:
     broken_batches: list[Count] = field(default_factory=list)
     rule: Options = field(default_factory=dict)
     criterion: Text | Options | None = None
+
+
+@dataclass(frozen=True)
+class TargetFigures:
+    """What a target of bytes, memory or time came to.
+
+    Attributes:
+        of: What it is of, and under which conditions, in words.
+        unit: Of what follows: `B` or `ms`.
+        before: What the dense model has.
+        asked: What may be left.
+        predicted: What the selection leaves, as it was known before the model was cut.
+        achieved: What the pruned model has, measured; None until its files are written, where they decide.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    of: Text
+    unit: Literal["B", "ms"]
+    before: Positive
+    asked: Positive
+    predicted: Positive
+    achieved: Positive | None = None
+
+    def __str__(self) -> str:
+        names = ("asked", "predicted", "achieved")
+        said = [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        amounts = ", ".join(f"{in_words(value, self.unit)} {name}" for name, value in said)
+        return f"{self.of}: {amounts}, of {in_words(self.before, self.unit)}"
+
+
+@dataclass(frozen=True)
+class PromiseFigures:
+    """What a run promises of a pruned model, and the tests that it took, in their order.
+
+    Attributes:
+        of: What is promised: changed, kl or metric.
+        most: How much of it is lost at most, with `confidence`, on data like the certification split.
+        clip: Nats that the divergence of an example is clipped at.
+        examples: Of that split.
+        tests: Name of the size, what it lost on the split, and whether the promise holds; the first that does not
+            ended the tests.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    of: Literal["changed", "kl", "metric"]
+    most: Positive
+    clip: Positive
+    confidence: Share
+    examples: Count
+    tests: list[tuple[Text, Number, bool]]
+
+    def __str__(self) -> str:
+        what = {
+            "changed": f"at most {self.most:.3g} of answers changed",
+            "kl": f"mean KL (each example's clipped at {self.clip:g}) at most {self.most:.3g}",
+            "metric": f"at most {self.most:.3g} of accuracy lost",
+        }[self.of]
+        seen = ", ".join(f"{name} {lost:.3g} {'holds' if held else 'not shown'}" for name, lost, held in self.tests)
+        return (
+            f"with {self.confidence:.0%} confidence on data like the certification split, {what}; tested on "
+            f"{self.examples:,} examples, in this order: {seen}"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from hf_mabprune.config import name_of
 from hf_mabprune.errors import outside, printable, without_credentials_in
 from hf_mabprune.evaluation.figures import (
     STRICT,
@@ -19,10 +20,12 @@ from hf_mabprune.evaluation.figures import (
     ModelFigures,
     Number,
     Options,
+    PromiseFigures,
     RandomFigures,
     SearchFigures,
     SizeFigures,
     Target,
+    TargetFigures,
     Text,
     VocabularyFigures,
 )
@@ -48,6 +51,8 @@ class Report:
         vocabulary: What went of the vocabulary before the search; None where all tokens stay. Then `before` has the
             parameters and MACs of the model as it came, and the quality and latency of that with fewer tokens, which
             all else is compared with.
+        reached: What the target came to, where it is of bytes, memory or time.
+        promise: What the run promises of the pruned model; None where it was not asked to.
         sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
         certified_on: Split that the bounds of the pruned model are computed on.
@@ -77,6 +82,8 @@ class Report:
     compensation: Options | None = None
     recovery: Options | None = None
     vocabulary: VocabularyFigures | None = None
+    reached: TargetFigures | None = None
+    promise: PromiseFigures | None = None
     alone: dict[Text, ModelFigures] = field(default_factory=dict)
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[Text, Number] = field(default_factory=dict)
@@ -134,7 +141,7 @@ class Report:
     @property
     def size_name(self) -> str:
         """The target in a word, e.g. neurons-0.5-heads-0.25."""
-        return "-".join(f"{name}-{fraction:g}" for name, fraction in self.target.items())
+        return name_of(self.target)
 
     def in_short(self) -> SizeFigures:
         """The row of this size in a table of sizes."""

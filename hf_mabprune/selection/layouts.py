@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from hf_mabprune.architectures.stock import sizes_of_field, stock_config
 from hf_mabprune.arms import LAYER, ArmTable
 from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.selection.plan import Plan
-from hf_mabprune.selection.target import Limits, make_plan, reach
+from hf_mabprune.selection.target import Limits, Quantity, make_plan, reach
 
 EXPERT_MULTIPLE = 8  # widths of experts: grouped products take rows of 16 bytes, in half precision as well
 
@@ -34,7 +35,13 @@ class Plans:
     reason: str
 
 
-def make_plans(model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig) -> Plans:
+def make_plans(
+    model: PreTrainedModel,
+    arms: ArmTable,
+    totals: Mapping[str, int],
+    config: PruningConfig,
+    measured: Mapping[str, Quantity] = MappingProxyType({}),
+) -> Plans:
     """Checks the target against the layouts, before any compute.
 
     Args:
@@ -42,15 +49,15 @@ def make_plans(model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int]
         arms: All arms of the model.
         totals: `parameters` and `macs` of the model.
         config: Settings of what is pruned: target, layout, floors and rounding.
+        measured: What targets are of beside units, parameters and MACs.
 
     Raises:
         ValueError: If the target is out of reach in the layout asked for, or in every layout for `auto`.
     """
 
     def plan(layout: Literal["uniform", "per_layer"]) -> Plan:
-        return make_plan(
-            arms, config.target, _with_layers(totals, model), layout, _limits(model, arms, config, layout)
-        )
+        limits = _limits(model, arms, config, layout)
+        return make_plan(arms, config.target, _with_layers(totals, model), layout, limits, measured)
 
     if config.layout == "uniform":
         return Plans(plan("uniform"), None, "asked for")
@@ -69,7 +76,11 @@ def make_plans(model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int]
 
 
 def largest_targets(
-    model: PreTrainedModel, arms: ArmTable, totals: Mapping[str, int], config: PruningConfig
+    model: PreTrainedModel,
+    arms: ArmTable,
+    totals: Mapping[str, int],
+    config: PruningConfig,
+    measured: Mapping[str, Quantity] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Finds the largest fraction of each quantity that the layout can remove; arguments as those of `make_plans`.
 
@@ -80,7 +91,7 @@ def largest_targets(
         ValueError: If the layout is not possible at all.
     """
     layout: Literal["uniform", "per_layer"] = "uniform" if config.layout == "uniform" else "per_layer"
-    return reach(arms, _with_layers(totals, model), layout, _limits(model, arms, config, layout))
+    return reach(arms, _with_layers(totals, model), layout, _limits(model, arms, config, layout), measured)
 
 
 def _with_layers(totals: Mapping[str, int], model: PreTrainedModel) -> dict[str, int]:

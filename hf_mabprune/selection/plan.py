@@ -22,19 +22,25 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+Unit = Literal["", "B", "ms"]
+
+
 @dataclass(frozen=True)
 class Budget:
-    """One quantity that a target removes a part of: neurons, heads, parameters or MACs.
+    """One quantity that a target removes a part of: units of a kind, or a cost such as parameters, MACs or bytes.
 
     Attributes:
-        name: Name in the target: neurons, heads, parameters or macs.
+        name: Name in the target: neurons, heads, parameters, macs, ...
         candidates: [c], arms that count towards it.
-        cost: [K], units, parameters or MACs that each arm contributes.
-        total: Units, parameters or MACs of the dense model.
-        amount: Units, parameters or MACs that have to go.
+        cost: [K], what each arm contributes, which arms are compared by.
+        total: What the dense model has.
+        amount: What has to go.
         by_cost: Whether arms are compared by score per cost, and the amount is reached or passed; else arms are
             compared as they are, and the amount is rounded to.
-        last: Name of a site -> what goes besides with its last arm.
+        besides: Name of a site -> [n + 1], for each number of its n arms that stay, what has gone beside the costs of
+            the others: what goes with the last one alone, or the way from a straight line to what was measured.
+        unit: Of all of these, `B` or `ms`; empty for what is counted.
+        added: What a refit may add to a pruned model, which has to go as well.
     """
 
     name: str
@@ -43,7 +49,9 @@ class Budget:
     total: float
     amount: float
     by_cost: bool
-    last: Mapping[str, float] = field(default_factory=dict)
+    besides: Mapping[str, Floats] = field(default_factory=dict)
+    unit: Unit = ""
+    added: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,21 +113,24 @@ class Plan:
     def gone(self, budget: Budget, kept: Bools) -> float:
         """Counts what is gone of a quantity where some arms stay, [K]."""
         candidates = budget.candidates
-        besides = sum(budget.last[site] for site, rows in self._last(budget) if not kept[rows].any())
+        besides = sum(own[kept[rows].sum()] - own[len(rows)] for rows, own in self._besides(budget))
         return float(budget.cost[candidates].sum() - budget.cost[candidates[kept[candidates]]].sum() + besides)
+
+    def left(self, budget: Budget, kept: Bools) -> float:
+        """Counts what is left of a quantity where some arms stay, [K], with what a refit may add."""
+        return budget.total + budget.added - self.gone(budget, kept)
 
     def _costs(self, budget: Budget, arms: Ints, kept: Bools) -> Floats:
         """Counts what goes with each of some arms, in their order, from where some stay, [K]."""
         costs = budget.cost[arms].copy()
-        for site, rows in self._last(budget):
-            places = np.flatnonzero(np.isin(arms, rows))
-            if len(places) == kept[rows].sum() > 0:
-                costs[places[-1]] += budget.last[site]
+        for rows, own in self._besides(budget):
+            places = np.flatnonzero((arms >= rows[0]) & (arms <= rows[-1]))
+            costs[places] += np.diff(own[kept[rows].sum() - np.arange(len(places) + 1)])
         return costs
 
-    def _last(self, budget: Budget) -> list[tuple[str, Ints]]:
-        """Lists the sites whose last arm takes more with it, and their arms."""
-        return [(site, rows) for site, rows in self.arms.groups() if site in budget.last]
+    def _besides(self, budget: Budget) -> list[tuple[Ints, Floats]]:
+        """Lists the arms of the sites with which more goes than the costs of arms, or less, and how much that is."""
+        return [(rows, budget.besides[site]) for site, rows in self.arms.groups() if site in budget.besides]
 
     def restricted(self, arms: ArmTable, rows: Ints, progress: float) -> "Plan":
         """Says what is left to do once other arms are gone for good, until `progress` of every budget is spent.

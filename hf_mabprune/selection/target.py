@@ -6,21 +6,36 @@ Pure: arrays in, arrays out.
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
 from hf_mabprune.arms import ArmTable, Ints
-from hf_mabprune.config import TargetConfig
-from hf_mabprune.selection.plan import Budget, Plan, Tied
+from hf_mabprune.config import Amount, TargetConfig, in_units, in_words
+from hf_mabprune.selection.plan import Budget, Floats, Plan, Tied, Unit
 
 Layout = Literal["uniform", "per_layer"]
-# A target of cost -> column of the arms that it counts, and the totals of the model that it is a fraction of.
-COSTS = {
-    "parameters": ("parameters", ("parameters",)),
-    "layer_parameters": ("parameters", ("ffn_parameters", "attention_parameters")),
-    "macs": ("macs", ("macs",)),
-}
+PRINTED = ("parameters", "macs")  # of what is counted: how much can go of it
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A cost that a target removes a part of.
+
+    Attributes:
+        total: What the dense model has of it.
+        cost: [K], what goes with each arm, as far as that does not depend on how many go.
+        parameter: What goes with a parameter that `Limits.last` counts.
+        besides, unit, added: As those of `Budget`.
+    """
+
+    total: float
+    cost: Floats
+    parameter: float = 0.0
+    besides: Mapping[str, Floats] = field(default_factory=dict)
+    unit: Unit = ""
+    added: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,27 +55,67 @@ class Limits:
     last: Mapping[str, float] = field(default_factory=dict)
 
 
-def make_plan(arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], layout: Layout, limits: Limits) -> Plan:
+def make_plan(
+    arms: ArmTable,
+    target: TargetConfig,
+    totals: Mapping[str, int],
+    layout: Layout,
+    limits: Limits,
+    measured: Mapping[str, Quantity] = MappingProxyType({}),
+) -> Plan:
     """Turns a target into budgets and floors, and refuses what is out of reach.
 
     Args:
         arms: All arms of the model.
-        target: Fractions to remove.
+        target: What to remove.
         totals: `parameters`, `ffn_parameters`, `attention_parameters`, `macs` and `layers` of the dense model, as far
             as the target is of them.
         layout: Layout of the checkpoint.
         limits: What sites may keep.
+        measured: Further quantities, by the names that targets have for them.
 
     Raises:
         ValueError: If the target cannot be met, with the nearest one that can.
     """
     floors, tied = _bounds(arms, layout, limits)
-    plan = Plan(arms, layout, tuple(_budgets(arms, target, totals, limits.last)), floors, tied)
-    _check_reach(plan)
+    costs = {**counted(arms, totals), **measured}
+    budgets = [
+        _of_cost(arms, name, costs[name], amount, limits.last)
+        if name in costs
+        else _of_units(arms, name, amount, totals)
+        for name, amount in target.amounts().items()
+    ]
+    plan = Plan(arms, layout, tuple(budgets), floors, tied)
+    _check_reach(plan, target)
     return plan
 
 
-def reach(arms: ArmTable, totals: Mapping[str, int], layout: Layout, limits: Limits) -> dict[str, float]:
+def counted(arms: ArmTable, totals: Mapping[str, int]) -> dict[str, Quantity]:
+    """Gives the quantities that follow from a table of arms: parameters of all or of the layers, and MACs; as far as
+    totals are known."""
+    sums = {
+        "parameters": ("parameters",),
+        "layer_parameters": ("ffn_parameters", "attention_parameters"),
+        "macs": ("macs",),
+    }
+    return {
+        name: Quantity(
+            float(sum(totals[part] for part in parts)),
+            (arms.macs if name == "macs" else arms.parameters).astype(float),
+            float(name != "macs"),
+        )
+        for name, parts in sums.items()
+        if totals.keys() >= {*parts}
+    }
+
+
+def reach(
+    arms: ArmTable,
+    totals: Mapping[str, int],
+    layout: Layout,
+    limits: Limits,
+    measured: Mapping[str, Quantity] = MappingProxyType({}),
+) -> dict[str, float]:
     """Finds the largest fraction of each quantity that can be removed; arguments as those of `make_plan`.
 
     Returns:
@@ -73,11 +128,13 @@ def reach(arms: ArmTable, totals: Mapping[str, int], layout: Layout, limits: Lim
     everything = np.ones(len(arms), dtype=bool)
     largest = {}
     overlap = {"neuron", "expert"} <= set(arms.kinds())  # experts hold neurons, whose cost would count twice
-    targets = [] if overlap else [TargetConfig(parameters=0.5), TargetConfig(macs=0.5)]
-    targets += [TargetConfig(**{f"{kind}s": 0.5}) for kind in sorted(arms.kinds())]
-    for budget in (budget for target in targets for budget in _budgets(arms, target, totals, limits.last)):
-        going, _ = Plan(arms, layout, (budget,), *bounds).moves(budget, np.zeros(len(arms)), everything)
-        largest[budget.name] = float(budget.cost[going].sum() / budget.total)
+    costs = {} if overlap else {name: cost for name, cost in counted(arms, totals).items() if name in PRINTED}
+    budgets = [_of_cost(arms, name, cost, 0.5, limits.last) for name, cost in {**costs, **measured}.items()]
+    budgets += [_of_units(arms, f"{kind}s", 0.5, totals) for kind in sorted(arms.kinds())]
+    for budget in budgets:
+        plan = Plan(arms, layout, (budget,), *bounds)
+        going, _ = plan.moves(budget, np.zeros(len(arms)), everything)
+        largest[budget.name] = (plan.gone(budget, ~np.isin(np.arange(len(arms)), going)) - budget.added) / budget.total
     return largest
 
 
@@ -120,31 +177,35 @@ def _steps(
     return tuple(count for count in counts if sizes is None or int(widths[count - 1]) in sizes)
 
 
-def _budgets(
-    arms: ArmTable, target: TargetConfig, totals: Mapping[str, int], last: Mapping[str, float]
-) -> list[Budget]:
-    """Turns the fractions of a target into amounts; `last` is that of `Limits`, of parameters alone."""
-    budgets = []
+def _of_cost(arms: ArmTable, name: str, quantity: Quantity, amount: Amount, last: Mapping[str, float]) -> Budget:
+    """Turns an amount of a cost into what has to go; `last` is that of `Limits`, of parameters alone."""
+    total, besides = quantity.total, dict(quantity.besides)
+    if quantity.parameter:
+        for site, rows in arms.groups():
+            if site in last:
+                with_last = np.zeros(len(rows) + 1)
+                with_last[0] = quantity.parameter * last[site]
+                besides[site] = besides.get(site, 0.0) + with_last
+    goes = amount * total if isinstance(amount, float) else max(total - in_units(amount), 0.0)
     everything = np.arange(len(arms))
-    for name, fraction in target.fractions().items():
-        if name in COSTS:
-            cost = getattr(arms, COSTS[name][0]).astype(float)
-            total = float(sum(totals[part] for part in COSTS[name][1]))
-            besides = last if COSTS[name][0] == "parameters" else {}
-            budgets.append(Budget(name, everything, cost, total, fraction * total, True, besides))
-        else:
-            rows, units = arms.of_kind(name.removesuffix("s")), arms.units.astype(float)
-            total = float(totals.get(name, units[rows].sum()))
-            budgets.append(Budget(name, rows, units, total, fraction * total, False))
-    return budgets
+    return Budget(
+        name, everything, quantity.cost, total, goes + quantity.added, True, besides, quantity.unit, quantity.added
+    )
 
 
-def _check_reach(plan: Plan) -> None:
+def _of_units(arms: ArmTable, name: str, amount: Amount, totals: Mapping[str, int]) -> Budget:
+    """Turns a fraction of units of a kind into the number that has to go."""
+    rows, units = arms.of_kind(name.removesuffix("s")), arms.units.astype(float)
+    total = float(totals.get(name, units[rows].sum()))
+    return Budget(name, rows, units, total, float(amount) * total, False)
+
+
+def _check_reach(plan: Plan, target: TargetConfig) -> None:
     """Raises ValueError where floors, layout or arms do not let the target be met, naming the nearest that can be."""
     everything = np.ones(len(plan.arms), dtype=bool)
     kept, _ = plan.choose(np.zeros(len(plan.arms)), everything)
     for budget in plan.budgets:
-        removed = float(budget.cost[budget.candidates[~kept[budget.candidates]]].sum())
+        removed = plan.gone(budget, kept)
         grain = float(budget.cost[budget.candidates].max())
         if not budget.by_cost:
             grain *= _grain(plan, budget)
@@ -153,12 +214,22 @@ def _check_reach(plan: Plan) -> None:
         if removed == 0 or removed < too_little or removed > too_much:
             arms, moves = plan.moves(budget, np.zeros(len(plan.arms)), everything)
             nearest = removed or float(budget.cost[arms[moves == 0]].sum())
-            can = f"the nearest that can is {_rounded_down(nearest / budget.total):g}"
+            can = f"the nearest that can is {_nearest(budget, nearest - budget.added)}"
             remedy = can if nearest else "nothing can go: lower block_size, round_to, or the floors"
+            asked = target.amounts()[budget.name]
             raise ValueError(
-                f"target.{budget.name} {budget.amount / budget.total:.3g} cannot be met in layout {plan.layout} with "
-                f"these arms and floors; {remedy}"
+                f"target.{budget.name} {asked if isinstance(asked, str) else f'{asked:.3g}'} cannot be met in layout "
+                f"{plan.layout} with these arms and floors; {remedy}"
             )
+
+
+def _nearest(budget: Budget, gone: float) -> str:
+    """Says how much of a quantity can go; of one with a unit, how much is left then, which is the floor."""
+    fraction = f"{_rounded_down(gone / budget.total):g}"
+    if not budget.unit:
+        return fraction
+    before, after = (in_words(value, budget.unit) for value in (budget.total, budget.total - gone))
+    return f"{fraction}, from {before} to {after}"
 
 
 def _grain(plan: Plan, budget: Budget) -> int:

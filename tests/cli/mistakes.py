@@ -94,11 +94,13 @@ SETTINGS = {
         overrides=("--prune.target.parameters", "30%"),
     ),
     "two_kinds_of_targets": case(
-        "target must be one of: neurons, heads and / or experts, layers, parameters, layer_parameters, macs",
+        "target must be one of: neurons, heads and / or experts, layers, parameters, layer_parameters, macs, bytes, "
+        "memory, latency",
         prune__target={"neurons": 0.5, "macs": 0.2},
     ),
     "no_target": case(
-        "target must be one of: neurons, heads and / or experts, layers, parameters, layer_parameters, macs",
+        "target must be one of: neurons, heads and / or experts, layers, parameters, layer_parameters, macs, bytes, "
+        "memory, latency",
         prune__target={},
     ),
     "list_that_shrinks": case(

@@ -137,7 +137,7 @@ def test_a_config_is_a_mapping() -> None:
 def test_a_target_is_of_exactly_one_kind(target: dict[str, float]) -> None:
     assert message(settings("prune.target", target)) == (
         "prune.target: target must be one of: neurons, heads and / or experts, layers, parameters, "
-        "layer_parameters, macs"
+        "layer_parameters, macs, bytes, memory, latency"
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from hf_mabprune.config import PruningConfig
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.search.result import SearchResult
+from hf_mabprune.selection.layouts import make_plans
 from tests.problems import arms_of, problem
 
 
@@ -27,7 +28,8 @@ def test_a_loss_that_is_no_number_is_the_worse_one(per_layer: float, uniform: fl
     model, _, batches, _ = problem("bert")
     arms = arms_of(model, 16, batches, ["neuron"])
     losses = iter([per_layer, uniform])
-    session = SimpleNamespace(dense=model, arms=arms, totals={"parameters": 10**6, "macs": 10**6})
+    totals = {"parameters": 10**6, "macs": 10**6}
+    session = SimpleNamespace(dense=model, plans=lambda prune: make_plans(model, arms, totals, prune))
     comparison: Any = SimpleNamespace(session=session, masked=lambda *_, **__: SimpleNamespace(loss=next(losses)))
     found = SearchResult.of_all(len(arms))
     found.order = np.arange(len(arms))

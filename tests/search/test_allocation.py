@@ -164,9 +164,12 @@ def test_a_site_goes_as_a_whole_where_that_costs_least_and_its_floor_lets_it() -
     everything = np.arange(len(plan.arms))
     cost = np.ones(len(plan.arms))
     target = Budget("parameters", everything, cost, float(cost.sum()), len(heads[second]) + 8.0, by_cost=True)
+    with_last = np.array([3.0, *np.zeros(len(heads[second]))])
     for floor in (0, 1):
         floors = {**plan.floors, **dict.fromkeys(heads, floor)}
-        one = replace(plan, budgets=(replace(target, last={second: 3.0} if not floor else {}),), floors=floors)
+        one = replace(
+            plan, budgets=(replace(target, besides={second: with_last} if not floor else {}),), floors=floors
+        )
         twin = WholeSites(METHOD, allocation.reference, 60)
         for _ in twin.run(one, [scores], whole(one)):
             pass

@@ -16,7 +16,8 @@ def test_keys_and_values_that_go_with_the_last_head_count_in_the_size_of_its_par
     plan = make_plan(arms, TargetConfig(heads=0.5), {"parameters": 10**6, "macs": 10**6}, "per_layer", limits(arms))
     (site, rows), *_ = [group for group in arms.groups() if arms.kind[group[1][0]] == "head"]
     cost = np.ones(len(arms))
-    shared = Budget("parameters", np.arange(len(arms)), cost, float(cost.sum()), 4.0, by_cost=True, last={site: 3.0})
+    with_last = {site: np.array([3.0, *np.zeros(len(rows))])}
+    shared = Budget("parameters", np.arange(len(arms)), cost, float(cost.sum()), 4.0, by_cost=True, besides=with_last)
     start = whole(arms)
     part = next(number for number, own in enumerate(plan.parts()) if np.array_equal(own, rows))
     assert Candidates(replace(plan, budgets=(shared,)), start).size(part) == len(rows) + 3
