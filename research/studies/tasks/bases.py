@@ -15,7 +15,7 @@ from transformers import (
     set_seed,
 )
 
-LAYERS = 3  # of the encoder that stay
+LAYERS = 2  # of the encoder that stay
 CHAT = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\n' }}"
     "{% else %}{{ 'Answer:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}{% endif %}"

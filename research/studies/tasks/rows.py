@@ -19,7 +19,8 @@ Maker = Callable[[Path, str, int, np.random.Generator], Rows]
 NAME, ACRONYM = "NAME", "ACRONYM"
 TAGS = ["O", *(f"{begin}-{kind}" for kind in (NAME, ACRONYM) for begin in "BI")]
 SUBJECT = re.compile(r"((?:An?|The|Two|Some|Three|Several) .+?) (?:is|are) (.+)")
-CANDIDATES = 8  # of a query
+CANDIDATES = 5  # of a query
+WORDS = 28  # of a text whose entities are marked
 
 
 def texts_of(folder: Path, name: str, split: str, *columns: str) -> list[Any]:
@@ -37,7 +38,7 @@ def entities(folder: Path, split: str, count: int, rng: np.random.Generator) -> 
     """
     rows: Rows = {"tokens": [], "ner_tags": []}
     for text in islice(drawn(texts_of(folder, "agnews", split, "text"), rng), count):
-        words = re.findall(r"[A-Za-z][\w'.-]*[\w]|\w|[.,;:!?$%()-]", text)[:40]
+        words = re.findall(r"[A-Za-z][\w'.-]*[\w]|\w|[.,;:!?$%()-]", text)[:WORDS]
         kinds = [kind_of(word, first) for word, first in zip(words, [".", *words], strict=False)]
         rows["tokens"].append([word.lower() for word in words])
         rows["ner_tags"].append(
@@ -119,7 +120,7 @@ def order(folder: Path, split: str, count: int, rng: np.random.Generator) -> Row
 
 
 def candidates(folder: Path, split: str, count: int, rng: np.random.Generator) -> Rows:
-    """Takes the first half of a text of news as a query; the right one of eight candidates is its second half, the
+    """Takes the first half of a text of news as a query; the right one of five candidates is its second half, the
     others are second halves of other news of the same topic."""
     news = texts_of(folder, "agnews", split, "text", "label")
     parted = [(text.split()[: len(text.split()) // 2], text.split()[len(text.split()) // 2 :], n) for text, n in news]
@@ -128,8 +129,8 @@ def candidates(folder: Path, split: str, count: int, rng: np.random.Generator) -
         same = [other for _, other, n in parted if n == topic and other != answer]
         chosen = [answer, *(same[n] for n in rng.choice(len(same), CANDIDATES - 1, replace=False))]
         places = rng.permutation(CANDIDATES)
-        rows["query"].append(" ".join(query[-20:]))
-        rows["candidates"].append([" ".join(chosen[place][:20]) for place in places])
+        rows["query"].append(" ".join(query[-16:]))
+        rows["candidates"].append([" ".join(chosen[place][:16]) for place in places])
         rows["label"].append(int(np.flatnonzero(places == 0)[0]))
     return rows
 

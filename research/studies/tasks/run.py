@@ -37,7 +37,7 @@ class Study:
         target: What goes.
     """
 
-    rows: int = 1500
+    rows: int = 1000
     training: Training | None = USUAL
     base: str = "encoder"
     task: dict[str, Any] = field(default_factory=dict)
@@ -46,22 +46,19 @@ class Study:
 
 STUDIES = {
     "token_classification": Study(),
-    "question_answering": Study(rows=3000, training=Training(epochs=3, learning_rate=3e-4, batch_size=32)),
-    "masked_lm": Study(rows=4000, task={"max_length": 64}),
+    "question_answering": Study(rows=2000, training=Training(epochs=3, learning_rate=3e-4, batch_size=32)),
+    "masked_lm": Study(rows=3000, task={"max_length": 64}),
     "multi_label_classification": Study(task={"columns": {"text": "text", "label": "labels"}}),
-    "regression": Study(rows=2500, task={"columns": {"text": "text", "text_pair": "text_pair", "label": "label"}}),
+    "regression": Study(rows=1500, task={"columns": {"text": "text", "text_pair": "text_pair", "label": "label"}}),
     "seq2seq": Study(
-        rows=4000,
-        training=Training(epochs=12, learning_rate=3e-3, batch_size=64),
-        base="bart",
-        task={"max_length": 32},
+        rows=3000, training=Training(epochs=10, learning_rate=3e-3, batch_size=64), base="bart", task={"max_length": 32}
     ),
     "sentence_embedding": Study(training=None, task={"columns": PAIRS}),
-    "reranking": Study(rows=600, task={"max_length": 64}),
-    "causal_lm": Study(rows=600, training=Training(epochs=1, learning_rate=5e-4, batch_size=8), base="llama"),
+    "reranking": Study(rows=500, task={"max_length": 48}),
+    "causal_lm": Study(rows=400, training=Training(epochs=1, learning_rate=5e-4, batch_size=8), base="llama"),
     **{task: Study(target={"neurons": 0.5}) for task in TABLES},
 }
-COUNTS = {"validation": 100, "test": 400}
+COUNTS = {"validation": 100, "test": 300}
 
 
 @dataclass(frozen=True)
