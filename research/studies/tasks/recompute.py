@@ -25,6 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 from research.studies.tasks.readings import Said, load, read
 
 FIELDS = ("parameters", "loss", "kl")
+Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 def compared(name: str, folder: Path) -> str:
@@ -61,12 +62,12 @@ def parameters(name: str, model: str) -> int:
 
 
 def figures(name: str, said: list[Said], dense: list[Said]) -> dict[str, float]:
-    """Computes loss, divergence from the dense model, and metrics."""
+    """Computes loss, mean over all positions, divergence from the dense model, mean over rows, and metrics."""
     losses, distances = LOSSES.get(name, classes)
-    found = {
-        "loss": float(np.mean([float(losses(row.z, row.y)) for row in said])),
-        "kl": float(np.mean([float(distances(row.z, other.z)) for row, other in zip(said, dense, strict=True)])),
-    }
+    kl = float(np.mean([float(distances(row.z, other.z)) for row, other in zip(said, dense, strict=True)]))
+    counts = [row.y.numel() for row in said]
+    loss = float(np.average([float(losses(row.z, row.y)) for row in said], weights=counts)) if losses else kl
+    found = {"loss": loss, "kl": kl}
     return {**found, **METRICS[name](said, dense)}
 
 
@@ -101,11 +102,6 @@ def number_distance(z: Tensor, z0: Tensor) -> Tensor:
     return mse_loss(z.double(), z0.double()) / 2
 
 
-def no_loss(z: Tensor, y: Tensor) -> Tensor:
-    """Gives 0: no embedding is right."""
-    return torch.zeros(())
-
-
 def angle(z: Tensor, z0: Tensor) -> Tensor:
     """Gives 1 - cosine, mean over texts."""
     return (1 - cosine_similarity(z.double(), z0.double())).mean()
@@ -113,11 +109,11 @@ def angle(z: Tensor, z0: Tensor) -> Tensor:
 
 classes = (class_loss, class_distance)
 numbers = (number_loss, number_distance)
-LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+LOSSES: dict[str, tuple[Measure | None, Measure]] = {
     "multi_label_classification": (label_loss, label_distance),
     "regression": numbers,
     "tabular_regression": numbers,
-    "sentence_embedding": (no_loss, angle),
+    "sentence_embedding": (None, angle),  # no embedding is right, so the distance stands for the loss
 }
 
 

@@ -51,7 +51,10 @@ STUDIES = {
     "multi_label_classification": Study(task={"columns": {"text": "text", "label": "labels"}}),
     "regression": Study(rows=1500, task={"columns": {"text": "text", "text_pair": "text_pair", "label": "label"}}),
     "seq2seq": Study(
-        rows=3000, training=Training(epochs=10, learning_rate=3e-3, batch_size=64), base="bart", task={"max_length": 32}
+        rows=3000,
+        training=Training(epochs=10, learning_rate=3e-3, batch_size=64),
+        base="bart",
+        task={"max_length": 32},
     ),
     "sentence_embedding": Study(training=None, task={"columns": PAIRS}),
     "reranking": Study(rows=500, task={"max_length": 48}),
