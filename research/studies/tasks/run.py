@@ -46,7 +46,7 @@ class Study:
 
 STUDIES = {
     "token_classification": Study(),
-    "question_answering": Study(rows=2000, training=Training(epochs=3, learning_rate=3e-4, batch_size=32)),
+    "question_answering": Study(rows=1200, training=Training(epochs=3, learning_rate=4e-4, batch_size=16)),
     "masked_lm": Study(rows=3000, task={"max_length": 64}),
     "multi_label_classification": Study(task={"columns": {"text": "text", "label": "labels"}}),
     "regression": Study(rows=1500, task={"columns": {"text": "text", "text_pair": "text_pair", "label": "label"}}),
@@ -57,8 +57,10 @@ STUDIES = {
         task={"max_length": 32},
     ),
     "sentence_embedding": Study(training=None, task={"columns": PAIRS}),
-    "reranking": Study(rows=500, task={"max_length": 48}),
-    "causal_lm": Study(rows=400, training=Training(epochs=1, learning_rate=5e-4, batch_size=8), base="llama"),
+    "reranking": Study(
+        rows=300, task={"max_length": 48}, training=Training(epochs=2, learning_rate=3e-4, batch_size=8)
+    ),
+    "causal_lm": Study(rows=240, training=Training(epochs=1, learning_rate=5e-4, batch_size=8), base="llama"),
     **{task: Study(target={"neurons": 0.5}) for task in TABLES},
 }
 COUNTS = {"validation": 100, "test": 300}
