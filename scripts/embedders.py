@@ -131,7 +131,7 @@ def recall(first: torch.Tensor, second: torch.Tensor, nearest: int) -> float:
 def speed(dense: Embedder, small: Embedder, texts: int, length: int) -> float:
     """Measures how many times as fast a model is, the median over turns."""
     batch = small.tokens(texts, length)  # of tokens that both have
-    before, after = measure_latency([dense.model, small.model], dense.task, batch, repeats=31)
+    before, after = measure_latency([dense.model, small.model], dense.task, batch, repeats=11)
     return before / after
 
 

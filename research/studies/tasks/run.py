@@ -47,7 +47,9 @@ class Study:
 STUDIES = {
     "token_classification": Study(),
     "question_answering": Study(rows=1200, training=Training(epochs=3, learning_rate=4e-4, batch_size=16)),
-    "masked_lm": Study(rows=3000, task={"max_length": 64}),
+    "masked_lm": Study(
+        rows=1600, training=Training(epochs=1, learning_rate=1e-3, batch_size=32), task={"max_length": 64}
+    ),
     "multi_label_classification": Study(task={"columns": {"text": "text", "label": "labels"}}),
     "regression": Study(rows=1500, task={"columns": {"text": "text", "text_pair": "text_pair", "label": "label"}}),
     "seq2seq": Study(
