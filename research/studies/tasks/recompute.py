@@ -194,7 +194,7 @@ def of_tokens(said: list[Said], _: list[Said]) -> dict[str, float]:
 
 def of_pairs(said: list[Said], dense: list[Said]) -> dict[str, float]:
     """Gives the rank correlation of cosines with scores."""
-    cosines = [float(cosine_similarity(*row.z.double(), dim=0)) for row in said]
+    cosines = [float(cosine_similarity(row.z[0].double(), row.z[1].double(), dim=0)) for row in said]
     return {"spearman": float(spearmanr(cosines, [float(row.y) for row in said]).statistic)}
 
 
