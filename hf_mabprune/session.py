@@ -261,7 +261,7 @@ def calibration_batches(settings: TaskConfig, task: Task, dataset: Dataset, seed
     """Draws calibration data: batches that choices are made on, and under `REFIT` those that refits read as well."""
     count, further = settings.calibration_examples, settings.refit_examples
     if further is None:
-        further = REFIT_SHARE * count if task.predicts_tokens else 0
+        further = REFIT_SHARE * count if task.predicts_tokens or task.refits_read_more else 0
     encoded = encode_sample(task, dataset, count, seed, further)
     chosen, rest = encoded.select(range(min(count, len(encoded)))), range(count, len(encoded))
     return {

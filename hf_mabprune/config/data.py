@@ -69,7 +69,7 @@ class TaskConfig(Strict):
         None,
         ge=0,
         description="further examples that refits alone are made from, at one forward pass each; null: three times "
-        "calibration_examples for language models, else none",
+        "calibration_examples for language models and sentence embedders, else none",
     )
     calibration_positions: int | None = Field(
         None,

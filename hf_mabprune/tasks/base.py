@@ -67,6 +67,7 @@ class Task(ABC):
     has_loss: ClassVar[bool] = True  # whether the data say what is right; else it is what the dense model says
     loss_name: ClassVar[str] = "cross-entropy in nats"
     predicts_tokens: ClassVar[bool] = False  # whether each counted position is a token that the model's head predicts
+    refits_read_more: ClassVar[bool] = False  # whether refits gain by examples beside those of choices, as of tokens
     asked_for_by_name: ClassVar[bool] = False  # whether a model is never taken for it without task.type
     forward_options: ClassVar[dict[str, Any]] = {}  # keyword arguments of every forward pass beside the inputs
 

@@ -20,6 +20,7 @@ CLASSES = Features({"predictions": Value("int64"), "references": Value("int64")}
 NUMBERS = Features({"predictions": Value("float64"), "references": Value("float64")})
 SEVERAL = Features({**CLASSES, "answers": Value("int64")})  # how many predictions are of each example
 LOSSES = Features({"losses": Value("float64"), "positions": Value("int64")})
+RANKS = Features({"ranks": Value("float64")})
 
 
 class OfflineMetric(evaluate.Metric):
@@ -127,6 +128,27 @@ class TokenAccuracy(OfflineMetric):
         return {"token_accuracy": float(np.average(correct, weights=positions))}
 
 
+class NDCG(OfflineMetric):
+    """Normalised discounted cumulative gain, with one right candidate of rank r a query: the mean of 1 / log2(1 + r).
+
+    Järvelin and Kekäläinen, ACM TOIS 20 (2002), section 2; the ideal gain is 1.
+    """
+
+    inputs = RANKS
+
+    def _compute(self, ranks: ArrayLike) -> dict[str, float]:
+        return {"ndcg": float(np.mean(1 / np.log2(1 + np.asarray(ranks))))}
+
+
+class MeanReciprocalRank(OfflineMetric):
+    """Mean over queries of 1 / r, r being the rank of the right candidate."""
+
+    inputs = RANKS
+
+    def _compute(self, ranks: ArrayLike) -> dict[str, float]:
+        return {"mrr": float(np.mean(1 / np.asarray(ranks)))}
+
+
 class Pearson(OfflineMetric):
     """Linear correlation of predicted and right numbers, from -1 to 1; 0 where either are all the same.
 
@@ -205,7 +227,9 @@ METRICS: dict[str, type[OfflineMetric]] = {
     "macro_f1": MacroF1,
     "matthews_correlation": MatthewsCorrelation,
     "micro_f1": MicroF1,
+    "mrr": MeanReciprocalRank,
     "mse": MeanSquaredError,
+    "ndcg": NDCG,
     "pearson": Pearson,
     "perplexity": Perplexity,
     "r2": R2,

@@ -26,6 +26,7 @@ class Scores:
         answers: Number of entries of `predicted` that are of each example, [N] int64; their sum is M.
         overlap: How far the answer of each example overlaps the right one, from 0 to 1, [N] float64; empty where that
             is no question.
+        ranks: Rank of the right candidate of each example, 1 the best, [N] float64; empty where none are ranked.
     """
 
     losses: NDArray[np.float64]
@@ -35,6 +36,7 @@ class Scores:
     correct: NDArray[np.float64]
     answers: NDArray[np.int64]
     overlap: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    ranks: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":
@@ -57,7 +59,7 @@ class Scores:
             self.reference[entries],
             self.correct[rows],
             answers,
-            self.overlap[rows] if len(self.overlap) else self.overlap,
+            *(values[rows] if len(values) else values for values in (self.overlap, self.ranks)),
         )
 
     def by_example(self, values: NDArray[Any]) -> NDArray[Any]:

@@ -127,6 +127,7 @@ class SentenceEmbedding(TokenTask):
     takes_plain_text: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
     has_loss: ClassVar[bool] = False
+    refits_read_more: ClassVar[bool] = True  # sentences are short, and least squares takes tokens
     loss_name: ClassVar[str] = "distance from the dense model's embeddings, 1 - cosine"
     forward_options: ClassVar[dict[str, Any]] = {"use_cache": False}
 

@@ -76,7 +76,8 @@ def large_head(model: nn.Module) -> nn.Linear | None:
     far as is known; None for any other model."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     large = isinstance(head, nn.Linear) and len(head.weight) > LARGE_VOCABULARY
-    return head if large and head not in _CHANGED_AFTER else None
+    alone = getattr(model, "final_logits_bias", None) is None  # which BART and its like add to what the head gives
+    return head if large and alone and head not in _CHANGED_AFTER else None
 
 
 def without_head(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Head] | None:

@@ -12,6 +12,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from hf_mabprune.architectures import family_of
@@ -140,7 +141,7 @@ def load_base(base: str, settings: PruneConfig, data: Dataset) -> PreTrainedMode
 
 
 def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Training, seed: int) -> None:
-    """Trains a model in place, with its own loss, which is that of the task.
+    """Trains a model in place, with the loss of the task.
 
     Args:
         model: A model with the task's head.
@@ -152,7 +153,7 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
         examples = [{name: value for name, value in row.items() if name != "length"} for row in rows]
-        return task.inputs_with_labels(task.collate(examples))
+        return task.collate(examples)
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -173,9 +174,29 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
         )
         rows = examples.add_column("length", task.lengths(examples).tolist())
         with stage("fine-tuning") as work:
-            trainer = Trainer(model, arguments, collate, rows, callbacks=[StepsShown(work)])
+            trainer = TaskTrainer(task, model, arguments, collate, rows, callbacks=[StepsShown(work)])
             trainer.remove_callback(PrinterCallback)
             trainer.train()
+
+
+class TaskTrainer(Trainer):
+    """Trains with the loss of a task, mean over the examples of a step.
+
+    Args:
+        task: Task that makes batches and reads what a model says of them.
+        given: Arguments of `Trainer`.
+        options: Further ones.
+    """
+
+    def __init__(self, task: Task, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.task = task
+        self.model_accepts_loss_kwargs = False  # losses are means over examples: those of a step's parts are averaged
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """Gives the loss of a batch."""
+        readout, _outputs = self.task.run(model, Batch(inputs))
+        return readout.losses().mean()
 
 
 def _measured(

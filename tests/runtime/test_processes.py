@@ -15,10 +15,13 @@ import yaml
 from hf_mabprune.artifacts.run_folder import SEARCH_STATE
 from tests.problems import settings_for, write_splits
 from tests.runtime.runs import ROOT, Runs, outcome, wait_for
+from tests.small_tokenizers import small_tokenizer
+from tests.tiny_models import tiny_model
 
 LAUNCH_FILES = ROOT / "configs/accelerate"
 SIZES = ("neurons-0.25-heads-0.25", "neurons-0.5-heads-0.5")
 LAYERS = {"arms": ["layer"], "target": {"layers": 0.5}}
+CUT = {"arms": ["neuron"], "target": {"neurons": 0.5}, "vocabulary": {"keep": "calibration"}}
 
 pytestmark = pytest.mark.whole
 
@@ -88,16 +91,27 @@ def test_four_processes_give_the_same_report_and_checkpoint(runs: Runs, config: 
     assert checked(folder, finish(runs, config, 4, "--output.dir", str(folder)), 4) == alone
 
 
-def test_two_processes_remove_the_same_layers_as_one(runs: Runs, config: Path) -> None:
-    settings = yaml.safe_load(config.read_text()) | {"prune": LAYERS, "search": {"pulls_per_arm": 2}}
-    path, found = config.with_name("layers.yaml"), []
+@pytest.mark.parametrize(("name", "prune"), [("layers", LAYERS), ("vocabulary", CUT)])
+def test_two_processes_leave_the_same_layers_and_tokens_as_one(
+    name: str, prune: dict[str, Any], runs: Runs, config: Path
+) -> None:
+    settings = yaml.safe_load(config.read_text()) | {"prune": prune, "search": {"pulls_per_arm": 2}}
+    if prune is CUT:
+        tokenizer, model = small_tokenizer("wordpiece"), config.with_name("with_pieces")
+        tokenizer.save_pretrained(model)
+        tiny_model("bert", "AutoModelForSequenceClassification", vocab_size=len(tokenizer)).save_pretrained(model)
+        settings["model"] = {"name": str(model)}
+    path, found = config.with_name(f"{name}.yaml"), []
     path.write_text(yaml.safe_dump(settings))
     for processes in (1, 2):
-        folder = config.parent / f"layers{processes}"
+        folder = config.parent / f"{name}{processes}"
         finish(runs, path, processes, "--output.dir", str(folder))
-        assert json.loads((folder / "mabprune" / "report.json").read_text())["search"]["processes"] == processes
+        report = json.loads((folder / "mabprune" / "report.json").read_text())
+        assert report["search"]["processes"] == processes
         arms, weights = pd.read_parquet(folder / "mabprune" / "arms.parquet"), folder / "model.safetensors"
-        found.append((arms["kept"].tolist(), arms["mean"].tolist(), weights.read_bytes()))
+        tokens = (folder / "tokenizer.json").read_text()
+        found.append((arms["kept"].tolist(), arms["mean"].tolist(), weights.read_bytes(), tokens))
+        assert prune is LAYERS or report["vocabulary"]["tokens"][1] < len(small_tokenizer("wordpiece"))
     assert found[0] == found[1]
 
 

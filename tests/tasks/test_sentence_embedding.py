@@ -14,11 +14,11 @@ from transformers import AutoModel, BertForMaskedLM, BertModel, PreTrainedModel
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
 from hf_mabprune.checkpoints.load import load_processor
 from hf_mabprune.cli import main
-from hf_mabprune.config import EvaluateConfig, check
+from hf_mabprune.config import DatasetConfig, EvaluateConfig, TaskConfig, check
 from hf_mabprune.effects.masking import keep_masks, masked
 from hf_mabprune.evaluation.chance import below_chance
 from hf_mabprune.pipeline import prune_from_config
-from hf_mabprune.session import load_model
+from hf_mabprune.session import REFIT, calibration_batches, load_model
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.sampling import batches_of
@@ -321,3 +321,11 @@ def test_the_encoder_of_another_head_is_taken_where_asked(tmp_path: Path) -> Non
     inputs = make_tokenizer("pair")("a b c", return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).last_hidden_state, whole.bert(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize(("asked", "further"), [(None, 6), (1, 1), (0, 0)])
+def test_refits_read_three_times_as_many_rows_unless_told(asked: int | None, further: int) -> None:
+    task = task_of(embedder(), make_tokenizer("pair"))
+    settings = TaskConfig(dataset=DatasetConfig(path="in-memory"), calibration_examples=2, refit_examples=asked)
+    batches = calibration_batches(settings, task, Dataset.from_dict({"sentence": TEXTS}), 0)
+    assert [sum(batch.examples for batch in batches[part]) for part in ("calibration", REFIT)] == [2, further]

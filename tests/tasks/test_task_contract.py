@@ -100,8 +100,8 @@ def test_the_main_metric_points_the_right_way(case: Bound) -> None:
     task, _, _ = case
     count = np.arange(4) % 2
     ones = np.ones(4, dtype=np.int64)
-    right = Scores(np.full(4, 0.1), ones, count, count, np.ones(4), ones, np.ones(4))
-    wrong = Scores(np.full(4, 3.0), ones, 1 - count, count, np.zeros(4), ones, np.zeros(4))
+    right = Scores(np.full(4, 0.1), ones, count, count, np.ones(4), ones, np.ones(4), np.ones(4))
+    wrong = Scores(np.full(4, 3.0), ones, 1 - count, count, np.zeros(4), ones, np.zeros(4), np.full(4, 3.0))
     better, worse = (task.compute_metrics(scores)[task.main_metric] for scores in (right, wrong))
     assert (better > worse) == task.greater_is_better
 

@@ -209,6 +209,7 @@ def rows_like(rows: dict[str, list[Any]], count: int, start: int = 0) -> Dataset
         "multiple_choice",
         "question_answering",
         "regression",
+        "reranking",
         "sentence_embedding",
         "token_classification",
     ],

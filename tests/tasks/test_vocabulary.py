@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_mabprune.tasks import vocabulary
 from hf_mabprune.tasks.readout import HeadReadout, Readout
 from hf_mabprune.tasks.vocabulary import Head, draw, expected
+from tests.tasks.tiny_tasks import WORDS, make_tokenizer, task_of
+from tests.tiny_models import tiny_model
 
 TARGETS = torch.tensor([[3, -100, 0, 40], [-100, -100, -100, -100], [7, 7, 50, 2]])
 
@@ -116,3 +119,15 @@ def test_a_temperature_divides_the_logits() -> None:
     (dense, plain_dense), (found, plain) = _made(3), _made(4)
     softened = found.softened(2.0).divergence(dense.softened(2.0))
     torch.testing.assert_close(softened, plain.softened(2.0).divergence(plain_dense.softened(2.0)), rtol=1e-4, atol=0)
+
+
+def test_a_model_that_adds_to_what_its_head_gives_is_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As BART and its like, whose logits have a bias that is no part of the head."""
+    monkeypatch.setattr(vocabulary, "LARGE_VOCABULARY", 8)
+    model = tiny_model("bart", "AutoModelForSeq2SeqLM", vocab_size=len(WORDS))
+    model.final_logits_bias = torch.linspace(-1, 1, len(WORDS)).unsqueeze(0)
+    task = task_of(model, make_tokenizer("end"))
+    batch = task.collate(list(task.encode(Dataset.from_dict({"source": ["a b"], "target": ["b a"]}))))
+    with torch.no_grad():
+        readout, whole = task.readout(model, batch), model(**task.inputs(batch)).logits
+    torch.testing.assert_close(readout.outputs, whole)

@@ -198,6 +198,12 @@ def loss_of(task: Task, model: PreTrainedModel, batch: Batch) -> float:
     return float(model(**task.inputs_with_labels(batch)).loss)
 
 
+def loss_over_candidates(task: Task, model: PreTrainedModel, batch: Batch) -> float:
+    """Cross-entropy of a cross-encoder, which has no such loss of its own."""
+    outputs = model(**task.inputs(batch)).logits
+    return float(cross_entropy(outputs.reshape(batch.examples, -1), batch["labels"]))
+
+
 def loss_without_padding(task: Task, model: PreTrainedModel, batch: Batch) -> float:
     """The same, mean over examples one by one, of a model whose own loss counts padding."""
     examples = [batch.rows(slice(row, row + 1)) for row in range(batch.examples)]
@@ -278,6 +284,17 @@ CASES = {
             "choices": [["a", "b c d e"], ["d d d", "e"], ["f g h i j", "b"], ["c", "a b"], ["j j", "i"]],
             "label": [0, 1, 1, 0, 1],
         },
+    ),
+    "reranking": Case(
+        regressor,
+        "pair",
+        {
+            "query": ["a b c", "d", "e f", "g h i", "a a"],
+            "candidates": [["a", "b c d e"], ["d d d", "e"], ["f g h i j", "b"], ["c", "a b"], ["j j", "i"]],
+            "label": [0, 1, 1, 0, 1],
+        },
+        {"type": "reranking"},
+        own_loss=loss_over_candidates,
     ),
     "causal_lm": Case(
         llama, "plain", {"text": ["a b c d e f g", "", "h i j a\n", "b c d", "e f g h i j a b"]}, {"max_length": 5}
