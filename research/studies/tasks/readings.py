@@ -8,14 +8,13 @@ Symbols: P positions of a row that count; C classes.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-
-from research.studies.paper import mlp  # noqa: F401 - so that transformers knows the models of tables
 
 HEADS = {
     "token_classification": "AutoModelForTokenClassification",
@@ -58,6 +57,8 @@ def read(name: str, folder: str, settings: dict[str, Any]) -> Iterator[Said]:
 
 def load(name: str, model: str) -> Any:
     """Loads a model in float32; the file that comes with a pruned one says what its sizes are."""
+    if name.startswith("tabular"):
+        import_module("research.studies.paper.mlp")  # so that transformers knows such models
     loader = getattr(transformers, HEADS.get(name, OTHERS))
     return loader.from_pretrained(model, dtype=torch.float32, trust_remote_code=True).eval()
 
