@@ -182,8 +182,9 @@ def gone_at(widths: Ints, dense: float, measured: Sequence[tuple[int, float]], s
     units, times = zip(*[(int(widths[-1]), dense), *measured], strict=True)
     spared = (dense - np.array(times)) / sites
     weights = [1e6, *np.ones(len(measured))]  # that nothing has gone of the whole site is certain
-    fitted = IsotonicRegression(increasing=False, out_of_bounds="clip").fit(units, spared, sample_weight=weights)
-    gone: Floats = np.maximum(fitted.predict(widths) - fitted.predict(widths[-1:]), 0.0)
+    fitted = IsotonicRegression(increasing=False).fit(units, spared, sample_weight=weights)
+    along = np.interp(widths, fitted.X_thresholds_, fitted.y_thresholds_)  # flat beyond what was measured
+    gone: Floats = np.maximum(along - along[-1], 0.0)
     return gone
 
 

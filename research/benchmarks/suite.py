@@ -135,7 +135,7 @@ class Suite(Strict):
             given["search"] = merged(given["search"], {**self.methods[method].search, "policy": named(policy)})
         if compensation is not None:
             given["compensation"] = self._given(compensation)
-        goes = target.fractions() if target else {"neurons": 0.5, "heads": 0.5}
+        goes = target.model_dump(exclude_none=True) if target else {"neurons": 0.5, "heads": 0.5}
         arms = ["neuron", "head"]
         if any(size.experts is not None for size in self.targets_of(run)):
             arms, goes = [*arms, "expert"], goes if target else {**goes, "experts": 0.5}

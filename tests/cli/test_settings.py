@@ -255,7 +255,13 @@ def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         assert description and squeezed(description) in squeezed(text), path
 
 
-HELPED = ("recovery.", "prune.vocabulary.")  # parts with a help of their own, --recovery.help
+HELPED = (
+    "recovery.",
+    "prune.vocabulary.",
+    "prune.promise.",
+    "prune.target.memory.",
+    "prune.target.latency.",
+)  # parts with a help of their own, --recovery.help
 
 
 def test_help_names_types_in_words() -> None:

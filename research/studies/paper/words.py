@@ -43,7 +43,7 @@ CHOICES = """## What this project decided, because the abstract does not say it
 - **Reward.** The fall in loss on one mini-batch, signed and not clipped; UCB1, softmax, Hedge and EXP3 map it to
   [0, 1] by the 5th and 95th percentile of first pulls. Beside it, the fall in KL divergence from the dense network.
 - **Pulls.** The numbers are those of masking, running and restoring; what a mask does not change is not run again.
-- **Options of policies** are the defaults of [components](components.md#policies-searchpolicyname). Of the six, one
+- **Options of policies** are the defaults of [components](components.md#policies-searchpolicy). Of the six, one
   arm is pulled before the estimates are updated; arms go by mean reward.
 - **Averages.** Over draws and fractions before settings are ranked. An R^2 below 0 counts as 0."""
 

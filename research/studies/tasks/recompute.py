@@ -22,6 +22,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, r2_sco
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, kl_div, mse_loss
 
+from hf_mabprune.artifacts.run_folder import RunFolder
 from research.studies.tasks.readings import Said, load, read
 
 FIELDS = ("parameters", "loss", "kl")
@@ -33,10 +34,10 @@ def compared(name: str, folder: Path) -> str:
 
     Args:
         name: Name of the task.
-        folder: Its folder, with `config.yaml` and `run`.
+        folder: Its folder, with `task.yaml` and `run`.
     """
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    report = json.loads((folder / "run" / "mabprune" / "report.json").read_text())
+    settings = yaml.safe_load((folder / "task.yaml").read_text())
+    report = json.loads(RunFolder(folder / "run").report.read_text())
     models = [settings["model"]["name"], str(folder / "run")]
     dense, small = (list(read(name, model, settings)) for model in models)
     found = {"before": figures(name, dense, dense), "after": figures(name, small, dense)}

@@ -1,6 +1,6 @@
 """Trains a small model for every task and prunes it as the defaults do, beside five random draws of the same size.
 
-Each task has a folder: `data`, `base`, `model`, `config.yaml` and `run`. What is there is not made again.
+Each task has a folder: `data`, `base`, `model`, `task.yaml` and `run`. What is there is not made again.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 
 from hf_mabprune import config
+from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.pipeline import prune_from_config
 from research.benchmarks.finetuning import Training, finetune
@@ -101,11 +102,11 @@ def make(name: str, places: Places, out: Path) -> Report:
     settings = settings_of(name, study, model, data, folder)
     if study.training and not model.exists():
         finetune(str(folder / "base"), model, config.check(settings), study.training)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (folder / "task.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     run = folder / "run"
     if not run.exists():
         prune_from_config(config.check(settings), resume=(folder / "run.partial").exists())
-    return Report.from_json(run / "mabprune" / "report.json")
+    return Report.from_json(RunFolder(run).report)
 
 
 def there(folder: Path, make: Callable[[Path], Any]) -> None:
