@@ -6,25 +6,20 @@ not depend on how many processes there are, or on when any of them was stopped.
 
 import hashlib
 import json
-import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import pandas as pd
-import torch
-import transformers
-from datasets.utils import disable_progress_bars
-from threadpoolctl import threadpool_limits
 
-from hf_mabprune.progress import SWITCH, stage
+from hf_mabprune.progress import stage
 from research.benchmarks.only import matching
 from research.studies.paper.cells import cells
 from research.studies.paper.methods import Protocol
 from research.studies.paper.rows import CLASSIFICATION, PROTOCOL, REGRESSION, Store
+from research.studies.paper.sharing import shared_out
 from research.studies.paper.tables import FOLDS, INDEX, REPEATS, read_table, splits
 from research.studies.paper.train import PASSES, RECIPE
 
@@ -120,32 +115,13 @@ class Study:
         store = self.store()
         todo = [unit for unit in units if not store.has(unit.name)]
         with stage("benchmark", len(units), "splits", len(units) - len(todo)) as work:
-            for unit in self._done(store, todo, processes):
+            for unit in shared_out([partial(self._make, store, unit) for unit in todo], processes):
                 work.count(work.done + 1, note=unit)
         return store.collect(unit.name for unit in units)
 
-    def _done(self, store: Store, units: Sequence[Unit], processes: int) -> Iterator[str]:
-        """Yields the name of every unit when it is done."""
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-            pool = joblib.Parallel(n_jobs=min(processes, max(1, len(units))), return_as="generator_unordered")
-            yield from pool(joblib.delayed(_make)(self, store, unit, os.getpid()) for unit in units)
-
-
-def _make(study: Study, store: Store, unit: Unit, run: int) -> str:
-    """Makes the cells of one unit and keeps them, in the process of the run or in one that it has started."""
-    if run not in (os.getpid(), os.getppid()):
-        raise RuntimeError("the run that this belongs to was killed")
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    table = read_table(study.data, unit.table)
-    split = list(splits(table))[unit.draw]
-    shown = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "off"  # of the stages of every search
-    try:
-        with warnings.catch_warnings(), threadpool_limits(1):
-            warnings.simplefilter("ignore", UserWarning)  # that data are few
-            store.add(unit.name, cells(table, unit.draw, split, study.out / NETWORKS, study.protocol))
-    finally:
-        os.environ.pop(SWITCH) if shown is None else os.environ.update({SWITCH: shown})
-    return unit.name
+    def _make(self, store: Store, unit: Unit) -> str:
+        """Makes the cells of one unit and keeps them; gives its name."""
+        table = read_table(self.data, unit.table)
+        split = list(splits(table))[unit.draw]
+        store.add(unit.name, cells(table, unit.draw, split, self.out / NETWORKS, self.protocol))
+        return unit.name

@@ -10,24 +10,17 @@ after that. A run that was stopped goes on with the same command. Where there is
 """
 
 import argparse
-import gc
 import json
 import logging
-import os
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import joblib
 import pandas as pd
-import torch
-import transformers
-from datasets.utils import disable_progress_bars
 
-from hf_mabprune.progress import SWITCH, stage
+from hf_mabprune.progress import stage
 from research.benchmarks.only import matching
 from research.studies.paper.deep.cells import cells
 from research.studies.paper.deep.data import ENCODER, SOURCES, prepare
@@ -35,11 +28,11 @@ from research.studies.paper.deep.networks import make_network
 from research.studies.paper.deep.settings import FULL, QUICK, QUICK_SETTINGS, SETTINGS, Setting
 from research.studies.paper.methods import Protocol
 from research.studies.paper.rows import DEEP, PROTOCOL, Store
+from research.studies.paper.sharing import shared_out
 
 logger = logging.getLogger(__name__)
 
 NETWORKS = "networks"  # folder of trained networks, below that of the study
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -121,8 +114,11 @@ class DeepStudy:
             if not SOURCES[source].kind:  # stories are made by the processes
                 prepare(source, None, self.data)
         with stage("benchmark", len(asked), "networks") as work:
-            made = _shared_out([partial(self._network, name) for name in asked], processes, work.count)
-        return {name: figures for (name, figures) in made}
+            made = {}
+            for name, figures in shared_out([partial(self._network, name) for name in asked], processes):
+                made[name] = figures
+                work.count(len(made))
+        return made
 
     def run(self, units: Sequence[Unit], processes: int = 1) -> pd.DataFrame:
         """Makes the cells of all units that are not there yet, and puts those of all units together.
@@ -138,7 +134,8 @@ class DeepStudy:
         todo = [unit for unit in units if not store.has(unit.name)]
         self.make_networks((unit.setting for unit in todo), processes)
         with stage("benchmark", len(todo), "draws") as work:
-            _shared_out([partial(self._cells, store, unit) for unit in todo], processes, work.count)
+            for _ in shared_out([partial(self._cells, store, unit) for unit in todo], processes):
+                work.count(work.done + 1)
         return store.collect(unit.name for unit in units)
 
     def _network(self, name: str) -> tuple[str, dict[str, Any]]:
@@ -152,37 +149,6 @@ class DeepStudy:
         settings = partial(setting.settings, self.data, self.out / NETWORKS, self.protocol, unit.draw)
         figures = self._network(unit.setting)[1]
         store.add(unit.name, cells(unit.setting, unit.draw, settings, figures, self.protocol))
-
-
-def _shared_out(tasks: Sequence[Callable[[], Made]], processes: int, count: Callable[[int], None]) -> list[Made]:
-    """Runs tasks in so many processes, each with one thread; gives what they give, in the order in which they end."""
-    done: list[Made] = []
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        pool = joblib.Parallel(n_jobs=min(processes, max(1, len(tasks))), return_as="generator_unordered")
-        for made in pool(joblib.delayed(_quietly)(task, os.getpid()) for task in tasks):
-            done.append(made)
-            count(len(done))
-    return done
-
-
-def _quietly(task: Callable[[], Made], run: int) -> Made:
-    """Runs a task with one thread, and without the progress of what the package does inside, in the process of the run
-    or in one that it has started."""
-    if run not in (os.getpid(), os.getppid()):
-        raise RuntimeError("the run that this belongs to was killed")
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    shown = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "off"
-    gc.freeze()  # every training collects garbage, and what was imported is none
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return task()
-    finally:
-        gc.unfreeze()
-        os.environ.pop(SWITCH) if shown is None else os.environ.update({SWITCH: shown})
 
 
 def main() -> None:
