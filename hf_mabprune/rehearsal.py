@@ -3,7 +3,6 @@
 The place of the output is rehearsed with its lock (`runtime.files.rehearse`).
 """
 
-import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.arms import KeepIndices
@@ -27,10 +26,10 @@ from hf_mabprune.runtime.processes import on_main
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.session import Session
 from hf_mabprune.surgery.cut import cut
+from hf_mabprune.surgery.layers import Stay, shorter_config
 
 SMALL = 2_000_000  # parameters; a smaller model is rehearsed whole
 LAYERS = 2  # of a larger one, in each stack: the first is unlike the others where it makes position biases for all
-LAYER_COUNTS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 EXAMPLES = 2
 
 
@@ -133,38 +132,18 @@ def first_layers(dense: PreTrainedModel) -> PreTrainedModel:
         return dense
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model: PreTrainedModel = type(dense)(_shorter(dense.config))
+            others = {each.path for each in architecture_of(dense).layers(dense) if each.number >= LAYERS}
+            model: PreTrainedModel = type(dense)(shorter_config(dense.config, Stay(dense, others)))
         all_away(dense)
         weights = dict(_tensors(dense))
         for name, tensor in list(_tensors(model)):
             _put(model, name, weights[name], tensor)
         model.tie_weights()
-    except Exception:  # of a class that is not made from a config alone, or a config that lists its layers
+    except Exception:  # of a class that is not made from a config alone
         return dense
     if dense.can_generate():
         model.generation_config = dense.generation_config
     return on_device(model, dense.device).eval()
-
-
-def _shorter(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Copies a config with fewer layers; the plan of per-layer sizes goes with them."""
-    config = copy.deepcopy(config)
-    for field in LAYER_COUNTS:
-        if isinstance(count := getattr(config, field, None), int):
-            setattr(config, field, min(count, LAYERS))
-    if plan := getattr(config, "mabprune", None):
-        config.mabprune = {
-            part: {path: entry for path, entry in entries.items() if _layer(path) < LAYERS}
-            if isinstance(entries, dict)
-            else entries
-            for part, entries in plan.items()
-        }
-    return config
-
-
-def _layer(path: str) -> int:
-    """Gives the number of the layer in a path; 0 where there is none."""
-    return next((int(part) for part in path.split(".") if part.isdigit()), 0)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -57,7 +57,7 @@ def test_a_model_that_works_passes_and_leaves_nothing_behind(
 
 @pytest.mark.parametrize(("model_type", "head"), [each for each in every_type_and_head() if each[0] in UNLIKE][::3])
 def test_the_first_layers_have_the_weights_of_the_model(
-    model_type: str, head: str, monkeypatch: pytest.MonkeyPatch
+    model_type: str, head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rehearsal, "SMALL", 0)
     model = tiny_model(model_type, head, **THREE.get(model_type, {"num_hidden_layers": 3}))
@@ -66,6 +66,7 @@ def test_the_first_layers_have_the_weights_of_the_model(
     for name, parameter in short.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name)), name
     assert outputs_of(short, head).isfinite().all()
+    short.config.save_pretrained(tmp_path)  # which refuses a config that lists more layers than it counts
 
 
 def test_weights_beyond_the_precision_of_the_file_are_refused(
