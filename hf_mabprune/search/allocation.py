@@ -94,14 +94,15 @@ class Allocation:
             start: [K], what a larger size has kept.
         """
         started, tokens = time.perf_counter(), self.reference.cost.forward_tokens
-        made, end = Candidates(plan, start), len(self._seen) + self.trials * len(self._parts)
+        made, begun = Candidates(plan, start), len(self._seen)
+        end = begun + self.trials * len(self._parts)
         best = yield from self._halved(
             plan, [each for n, order in enumerate(orders) for each in made.between(n, order)]
         )
         order = orders[best.order]
         equal = made.equal(best.order, order)
         if made.can_go and len(self._seen) < end:
-            path = yield from self._emptied(plan, made, best)
+            path = yield from self._emptied(plan, made, best, (begun + end) // 2)
             emptied = [each for n in range(len(path)) for each in made.emptying(best.order, order, path[: n + 1])]
             best = yield from self._halved(plan, [best, *emptied])
         if made.several and len(self._seen) < end:
@@ -133,12 +134,12 @@ class Allocation:
                 alive = alive[: math.ceil(len(alive) / 2)]
         return alive[0]
 
-    def _emptied(self, plan: Plan, made: Candidates, best: Candidate) -> Generator[None, None, list[int]]:
+    def _emptied(self, plan: Plan, made: Candidates, best: Candidate, end: int) -> Generator[None, None, list[int]]:
         """Lists parts that can go as a whole, each the one that the divergence grows least by with those before it
         gone, for what goes with it.
 
         Of those that are left, the few are looked at that did best when they were looked at last. The list ends where
-        the plan lets no more go, or the divergence is that of the best allocation so far.
+        the plan lets no more go, the divergence is that of the best allocation so far, or so much was seen.
         """
         parts, path = self._some(SHARES[0]), list[int]()
         yield from self._measure(plan, made.start, parts)
@@ -152,7 +153,7 @@ class Allocation:
         for part in left:
             yield from self._measure(plan, made.without([part]), parts)
             seen[part] = growth(part)
-        while left and self._mean(made.without(path), parts) < self._mean(best.kept, parts):
+        while left and len(self._seen) < end and self._mean(made.without(path), parts) < self._mean(best.kept, parts):
             looked_at = sorted(left, key=lambda part: seen[part])[:LOOKS]
             for part in looked_at:
                 yield from self._measure(plan, made.without([*path, part]), parts)
