@@ -87,28 +87,44 @@ def kfac_factors(
     counts = dict.fromkeys((site.name for site in sites), 0)
     examples, passes = 0, 0
     for number, batch in enumerate(over(batches, "curvature of the outputs")):
-        inputs = batch.to(model.device)
-        with frozen(model), torch.enable_grad(), watched(model, sites) as seen:
-            readout = task.readout(model, inputs)
-            outputs = seen.outputs
-            # The gradient of the sum over examples is that of each: no example bears on another's.
-            gradients = [slopes_of(coordinate, outputs) for coordinate in coordinates_of(readout, seed + number)]
-        passes = len(gradients)
-        if not all(bool(tensor.isfinite().all()) for tensor in (readout.outputs, *chain.from_iterable(gradients))):
-            continue  # a broken batch tells nothing
-        examples += inputs.examples
-        for site in sites:
-            for hidden, run in seen.runs(site):
-                counted = inputs.counted(site.stack.flag, hidden)
-                if site.expert is not None:
-                    counted = counted & (hidden != 0).any(-1)  # the router sends it other positions
-                rows = in_statistics(hidden.detach()[counted])
-                found = torch.stack([grads[run].view(*hidden.shape[:2], -1)[counted] for grads in gradients])
-                counts[site.name] += len(rows)
-                sums.setdefault(site.name, _Sums()).add(rows, found)
+        passes, found = _add_batch(model, task, batch.to(model.device), sites, seed + number, sums, counts)
+        examples += found
     if not sums:
         raise ValueError(f"no calibration batch has finite outputs and gradients: {cause(model, task, batches)}")
     return {path: sums.pop(path).factors(counts[path], examples) for path in list(sums)}, passes
+
+
+def _add_batch(
+    model: PreTrainedModel,
+    task: Task,
+    inputs: Batch,
+    sites: Sequence[Site],
+    seed: int,
+    sums: dict[str, "_Sums"],
+    counts: dict[str, int],
+) -> tuple[int, int]:
+    """Adds a batch to sums and counts of positions; what its pass has kept is gone before that of the next begins.
+
+    Returns:
+        Backward passes, and the examples that were added: none of a batch that is broken, which tells nothing.
+    """
+    with frozen(model), torch.enable_grad(), watched(model, sites) as seen:
+        readout = task.readout(model, inputs)
+        outputs = seen.outputs
+        # The gradient of the sum over examples is that of each: no example bears on another's.
+        gradients = [slopes_of(coordinate, outputs) for coordinate in coordinates_of(readout, seed)]
+    if not all(bool(tensor.isfinite().all()) for tensor in (readout.outputs, *chain.from_iterable(gradients))):
+        return len(gradients), 0
+    for site in sites:
+        for hidden, run in seen.runs(site):
+            counted = inputs.counted(site.stack.flag, hidden)
+            if site.expert is not None:
+                counted = counted & (hidden != 0).any(-1)  # the router sends it other positions
+            rows = in_statistics(hidden.detach()[counted])
+            found = torch.stack([grads[run].view(*hidden.shape[:2], -1)[counted] for grads in gradients])
+            counts[site.name] += len(rows)
+            sums.setdefault(site.name, _Sums()).add(rows, found)
+    return len(gradients), inputs.examples
 
 
 @torch.no_grad()

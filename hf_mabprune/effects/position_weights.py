@@ -71,27 +71,7 @@ def position_weights(
     totals = {site.name: torch.zeros(2, dtype=torch.float64) for site in sites}
     passes = 0
     for number, batch in enumerate(over(batches, "weights of positions")):
-        inputs = batch.to(model.device)
-        with frozen(model), torch.enable_grad(), watched(model, sites) as seen:
-            readout = task.readout(model, inputs)
-            outputs = seen.outputs
-            squares = [torch.zeros(output.shape[:-1], device=output.device) for output in outputs]
-            passes = 0
-            for coordinate in coordinates_of(readout, seed + number, samples=1):
-                for total, slopes in zip(squares, slopes_of(coordinate, outputs), strict=True):
-                    total += slopes.float().square().sum(-1)
-                passes += 1
-        own: dict[str, torch.Tensor] = {}
-        for site in sites:
-            runs = list(seen.runs(site))
-            if not runs:
-                continue  # a module that did not run
-            hidden = runs[0][0]
-            square = torch.stack([squares[run] for _, run in runs]).sum(0).view(hidden.shape[:-1])
-            counted = inputs.counted(site.stack.flag, hidden)
-            if bool(square[counted].isfinite().all()):
-                own[site.name] = square
-                totals[site.name] += torch.tensor([float(square[counted].double().sum()), int(counted.sum())])
+        own, passes = _of_batch(model, task, batch.to(model.device), sites, seed + number, totals)
         found.append(own)
     means = {name: float(total[0] / total[1].clamp(min=1)) for name, total in totals.items()}
     scaled = (
@@ -99,3 +79,35 @@ def position_weights(
         for own in found
     )
     return [PositionWeights(own) for own in scaled], passes
+
+
+def _of_batch(
+    model: PreTrainedModel,
+    task: Task,
+    inputs: Batch,
+    sites: Sequence[Site],
+    seed: int,
+    totals: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Gives |g|^2 of a batch, [B, T] by site, and its backward passes, and adds to the totals of each site: sum and
+    count over positions. What the pass has kept is gone before that of the next batch begins."""
+    with frozen(model), torch.enable_grad(), watched(model, sites) as seen:
+        readout = task.readout(model, inputs)
+        squares = [torch.zeros(output.shape[:-1], device=output.device) for output in seen.outputs]
+        passes = 0
+        for coordinate in coordinates_of(readout, seed, samples=1):
+            for total, slopes in zip(squares, slopes_of(coordinate, seen.outputs), strict=True):
+                total += slopes.float().square().sum(-1)
+            passes += 1
+    own: dict[str, torch.Tensor] = {}
+    for site in sites:
+        runs = list(seen.runs(site))
+        if not runs:
+            continue  # a module that did not run
+        hidden = runs[0][0]
+        square = torch.stack([squares[run] for _, run in runs]).sum(0).view(hidden.shape[:-1])
+        counted = inputs.counted(site.stack.flag, hidden)
+        if bool(square[counted].isfinite().all()):
+            own[site.name] = square
+            totals[site.name] += torch.tensor([float(square[counted].double().sum()), int(counted.sum())])
+    return own, passes
