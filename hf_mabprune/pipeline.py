@@ -24,6 +24,7 @@ from hf_mabprune.data.columns import with_fields
 from hf_mabprune.data.given import Given, given_splits
 from hf_mabprune.evaluation.choice import select
 from hf_mabprune.evaluation.comparison import Comparison
+from hf_mabprune.evaluation.examples import examples_table
 from hf_mabprune.evaluation.figures import SizeFigures
 from hf_mabprune.evaluation.first_lines import baseline, header
 from hf_mabprune.evaluation.promise import Made, check_promise, smallest_that_holds
@@ -218,7 +219,7 @@ def write_sizes(
     with RunWriter(RunFolder(session.settings.output.dir), session, settings) as writer:
         for each in made:
             result = report_on(finished, each)
-            writer.add(result.model, result.report, result.arms_table(), result.settings.to_yaml())
+            writer.add(*result.parts())
         reports = writer.finish(earlier, search_state)
     return replace(result, report=reports[-1], sizes=reports)
 
@@ -254,8 +255,10 @@ def make_model(finished: FinishedSearch, prune: PruningConfig) -> Made:
 
 def report_on(finished: FinishedSearch, made: Made) -> PruneResult:
     """Measures one size beside the dense model and random draws."""
-    session, found, cost = finished.session, finished.found, finished.cost
+    session, comparison, found = finished.session, finished.comparison, finished.found
     settings = session.settings.model_copy(update={"prune": made.prune})
+    tested = comparison.tested(made.model)
     stages = made.selection, made.model, made.refitted, made.trained
-    report = replace(finished.comparison.report(settings, *stages, found, cost), promise=made.promise)
-    return PruneResult(made.model, report, session.arms, found, made.selection, settings, finished)
+    report = replace(comparison.report(settings, *stages, found, finished.cost, tested), promise=made.promise)
+    examples = examples_table(session.task, session.batches["test"], comparison.dense, tested)
+    return PruneResult(made.model, report, session.arms, found, made.selection, settings, finished, examples)

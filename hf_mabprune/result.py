@@ -72,6 +72,7 @@ class PruneResult:
         selection: The arms that stay.
         settings: Run settings, with the target of this size.
         finished: The search that other sizes are cut from.
+        examples: What the dense model and this one said of each test example (`evaluation.examples`).
         sizes: Reports of all sizes that the run was asked for, this one's included.
     """
 
@@ -82,6 +83,7 @@ class PruneResult:
     selection: Selection = field(repr=False)
     settings: PruneConfig = field(repr=False)
     finished: FinishedSearch = field(repr=False)
+    examples: pd.DataFrame = field(repr=False)
     sizes: Sequence[Report] = ()
 
     def table(self) -> str:
@@ -91,6 +93,10 @@ class PruneResult:
     def arms_table(self) -> pd.DataFrame:
         """One row an arm: what it is, what was found out about it, and whether it stays."""
         return self.search.table(self.arms, self.selection.kept)
+
+    def parts(self) -> tuple[PreTrainedModel, Report, pd.DataFrame, str, pd.DataFrame]:
+        """What is written of it, as `RunWriter.add` takes it."""
+        return self.model, self.report, self.arms_table(), self.settings.to_yaml(), self.examples
 
     @undisturbed()
     def cut(self, target: dict[str, Any], **prune: Any) -> "PruneResult":
@@ -127,7 +133,7 @@ class PruneResult:
         places.check_output_dir(folder, overwrite, places.protected_by(self.settings, logs))
         files.rehearse(folder)
         with RunWriter(RunFolder(folder), self.finished.session, self.settings) as writer:
-            writer.add(self.model, self.report, self.arms_table(), self.settings.to_yaml())
+            writer.add(*self.parts())
             writer.finish()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -4,7 +4,9 @@ Symbols: K arms; L layers. The effect of an arm is minus its mean reward, so mor
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.tables import kept_by_layer, layer_labels
 from hf_mabprune.errors import beginning, one_line
+from hf_mabprune.evaluation.figures import SizeFigures
 from hf_mabprune.evaluation.report import Report
 
 Floats = NDArray[np.float64]
@@ -81,29 +84,29 @@ def kept_widths(report: Report) -> Figure:
 
 def effects(arms: pd.DataFrame, reward: str) -> Figure:
     """Draws one dot an arm, by layer: what its removal did when last pulled; removed arms apart from kept ones."""
-    labels = layer_labels(arms["site"].unique().tolist())
-    names = list(dict.fromkeys(labels.values()))
-    arms = arms.assign(place=arms["site"].map(lambda site: names.index(labels[site])))
-    shown = arms[_measured(arms)].assign(effect=lambda rows: -rows["mean"])
+    placed_arms = placed(arms)
     kinds = [kind for kind in KINDS if (arms["kind"] == kind).any()]
     figure, panels = _figure(len(kinds), 1, height=0.6 + 3.1 * max(len(kinds), 1))
     for panel, kind in zip(panels, kinds, strict=True):
-        _draw_effects(panel, kind, shown[shown["kind"] == kind], EFFECTS.get(reward, f"minus reward {plain(reward)}"))
-        shown_names = range(0, len(names), -(-len(names) // 24))
-        panel.set_xticks(shown_names, [plain(names[number]) for number in shown_names])
-        panel.set_xlim(-0.6, len(names) - 0.4)
+        draw_effects(panel, kind, placed_arms, reward)
     figure.supxlabel(_effects_caption(arms), fontsize=8, color=GREY)
     return figure
 
 
+def placed(arms: pd.DataFrame) -> pd.DataFrame:
+    """Gives the arms with `place`, the number of their layer among those that there are, and `label`, its name."""
+    labels = layer_labels(arms["site"].unique().tolist())
+    names = list(dict.fromkeys(labels.values()))
+    label = arms["site"].map(labels)
+    return arms.assign(label=label, place=label.map(names.index))
+
+
 def search(report: Report) -> Figure:
     """Draws KL divergence and loss of one batch after every round, over how much of the target is reached."""
-    rounds = pd.DataFrame(report.search.rounds, columns=["removed_fraction", "kl", "loss", "loss_before"], dtype=float)
+    rounds = _rounds(report)
     figure, (upper, lower) = _figure(2, 1, height=5.4, sharex=True)
     x = 100 * rounds["removed_fraction"]
-    upper.plot(x, rounds["kl"], color=REMOVED, marker="o", zorder=3)
-    upper.set_ylabel("KL divergence from\nthe dense model (nats)")
-    _scale(upper, rounds["kl"].to_numpy())
+    draw_divergence(upper, report)
     lower.plot(x, rounds["loss"], color=REMOVED, marker="o", label="pruned so far", zorder=3)
     lower.plot(x, rounds["loss_before"], color=KEPT, marker="s", linestyle="--", label="dense, same batch")
     lower.set_ylabel("loss (nats)")
@@ -117,6 +120,19 @@ def search(report: Report) -> Figure:
     return figure
 
 
+def _rounds(report: Report) -> pd.DataFrame:
+    columns = ["removed_fraction", "kl", "loss", "loss_before"]
+    return pd.DataFrame(report.search.rounds, columns=columns, dtype=float)
+
+
+def draw_divergence(panel: Axes, report: Report) -> None:
+    """Draws the KL divergence of one batch after every round."""
+    rounds = _rounds(report)
+    panel.plot(100 * rounds["removed_fraction"], rounds["kl"], color=REMOVED, marker="o", zorder=3)
+    panel.set_ylabel("KL divergence from\nthe dense model (nats)")
+    _scale(panel, rounds["kl"].to_numpy())
+
+
 @QUIET
 def save_pareto(report: Report, folder: Path) -> Path:
     """Writes pareto.png alone."""
@@ -127,42 +143,91 @@ def save_pareto(report: Report, folder: Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Writes a figure; signs that the font lacks are boxes, without a word."""
+    """Writes a figure."""
+    with without_glyph_warnings():
+        figure.savefig(path, dpi=DPI)
+
+
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Says nothing of signs that the font lacks, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")
-        figure.savefig(path, dpi=DPI)
+        yield
+
+
+@dataclass(frozen=True)
+class CostOfSizes:
+    """Something that a model costs.
+
+    Attributes:
+        label: What it is.
+        sizes: Of each size, from the largest model to the smallest; none where it was not measured of all.
+        whole: Of the dense model.
+    """
+
+    label: str
+    sizes: list[float]
+    whole: float
+
+
+def costs_of(report: Report) -> list[CostOfSizes]:
+    """Lists what the quality of all sizes is drawn against."""
+    sizes, before = _by_size(report), report.before
+    speedups = [size.speedup for size in sizes if size.speedup]
+    return [
+        CostOfSizes("parameters (M)", [size.parameters / 1e6 for size in sizes], before.parameters / 1e6),
+        CostOfSizes("MACs of one sequence (M)", [size.macs / 1e6 for size in sizes], before.macs / 1e6),
+        CostOfSizes(
+            "latency, share of the dense",
+            [1 / speedup for speedup in speedups] if len(speedups) == len(sizes) else [],
+            1.0,
+        ),
+    ]
+
+
+def _by_size(report: Report) -> list[SizeFigures]:
+    return sorted(report.sizes, key=lambda size: -size.parameters)
 
 
 def pareto(report: Report) -> Figure:
     """Draws quality against parameters, MACs and measured latency, for all sizes of a run and random draws of each."""
-    sizes = sorted(report.sizes, key=lambda size: -size.parameters)
-    before = report.before
-    costs = [
-        ("parameters (M)", [size.parameters / 1e6 for size in sizes], before.parameters / 1e6),
-        ("MACs of one sequence (M)", [size.macs / 1e6 for size in sizes], before.macs / 1e6),
-        ("latency, share of the dense", [1 / size.speedup for size in sizes if size.speedup], 1.0),
-    ]
+    costs = costs_of(report)
     figure, panels = _figure(1, len(costs), height=3.6, sharey=True)
-    low, high = np.array([size.interval for size in sizes]).T
-    whole_low, whole_high = before.intervals[report.main_metric]
-    for panel, (label, cost, whole) in zip(panels, costs, strict=True):
-        panel.set_xlabel(label)
-        panel.scatter([whole], [before.metrics[report.main_metric]], color=GREY, marker="s", label="dense")
-        panel.axhspan(whole_low, whole_high, color=WHOLE, alpha=0.6, linewidth=0)
-        if len(cost) == len(sizes):
-            metric = np.array([size.metric for size in sizes])
-            bars = np.array([metric - low, high - metric])
-            panel.errorbar(cost, metric, bars, color=KEPT, marker="o", label="pruned", zorder=3)
-            chance = [size.random for size in sizes]
-            panel.plot(cost, chance, color=REMOVED, marker="x", linestyle="--", label="random, mean")
-        panel.set_xlim(0, 1.05 * whole)
-    panels[0].set_ylabel(
-        f"{plain(report.main_metric)}\n({'higher' if report.greater_is_better else 'lower'} is better)"
-    )
-    panels[0].legend(frameon=False, fontsize=8)
-    _title(panels[0], f"{len(sizes)} sizes from one search")
+    for panel, cost in zip(panels, costs, strict=True):
+        draw_pareto(panel, report, cost)
+    for panel in panels[1:]:
+        panel.set_ylabel("")
+        if legend := panel.get_legend():
+            legend.remove()
+    _title(panels[0], f"{len(report.sizes)} sizes from one search")
     figure.supxlabel("Bars and the grey band: 95% bootstrap intervals over test examples.", fontsize=8, color=GREY)
     return figure
+
+
+def draw_pareto(panel: Axes, report: Report, cost: CostOfSizes) -> None:
+    """Draws the quality of all sizes against something that they cost."""
+    sizes, before, name = _by_size(report), report.before, report.main_metric
+    panel.set_xlabel(cost.label)
+    panel.set_ylabel(f"{plain(name)}\n({'higher' if report.greater_is_better else 'lower'} is better)")
+    panel.scatter([cost.whole], [before.metrics[name]], color=GREY, marker="s", label="dense")
+    panel.axhspan(*before.intervals[name], color=WHOLE, alpha=0.6, linewidth=0)
+    if cost.sizes:
+        metric = np.array([size.metric for size in sizes])
+        low, high = np.array([size.interval for size in sizes]).T
+        panel.errorbar(
+            cost.sizes,
+            metric,
+            np.array([metric - low, high - metric]),
+            color=KEPT,
+            marker="o",
+            label="pruned",
+            zorder=3,
+        )
+        chance = [size.random for size in sizes]
+        panel.plot(cost.sizes, chance, color=REMOVED, marker="x", linestyle="--", label="random, mean")
+    panel.set_xlim(0, 1.05 * cost.whole)
+    panel.legend(frameon=False, fontsize=8)
 
 
 def _figure(
@@ -173,10 +238,15 @@ def _figure(
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(max(rows, 1), max(columns, 1), squeeze=False, sharex=sharex, sharey=sharey).flat)
     for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="y", color=WHOLE, linewidth=0.7)
-        panel.set_axisbelow(True)
+        plain_panel(panel)
     return figure, panels[: rows * columns]
+
+
+def plain_panel(panel: Axes) -> None:
+    """Leaves out of a panel what says nothing."""
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", color=WHOLE, linewidth=0.7)
+    panel.set_axisbelow(True)
 
 
 def plain(name: str) -> str:
@@ -211,9 +281,15 @@ def _measured(arms: pd.DataFrame) -> "pd.Series[bool]":
     return (arms["pulls"] > 0) & pd.Series(np.isfinite(arms["mean"].to_numpy(dtype=float)), index=arms.index)
 
 
-def _draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, label: str) -> None:
-    panel.set_ylabel(label)
+def draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, reward: str) -> None:
+    """Draws one dot an arm of a kind, by layer; `arms` are those of `placed`."""
+    names = list(dict.fromkeys(arms.sort_values("place")["label"]))
+    shown_names = range(0, len(names), -(-len(names) // 24))
+    panel.set_xticks(shown_names, [plain(names[number]) for number in shown_names])
+    panel.set_xlim(-0.6, len(names) - 0.4)
+    panel.set_ylabel(EFFECTS.get(reward, f"minus reward {plain(reward)}"))
     panel.set_xlabel("layer")
+    arms = arms[_measured(arms) & (arms["kind"] == kind)].assign(effect=lambda rows: -rows["mean"])
     if arms.empty:
         _title(panel, f"{ARMS[kind]}: none was pulled")
         return

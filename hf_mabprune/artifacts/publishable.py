@@ -16,7 +16,8 @@ from hf_mabprune.checkpoints.modeling_file import MODELING_FILE
 from hf_mabprune.checkpoints.stored_files import read_json
 
 SEARCH_STATES = f"{RunFolder('').search_state.with_suffix('').as_posix()}*"  # of any format there has been
-STAYS_HERE = [".*", "*/.*", SEARCH_STATES, "*.lock", "*.lock/*", "*.partial", "*.partial/*"]
+EXAMPLES = RunFolder("").examples.as_posix()  # answers to examples that may be private
+STAYS_HERE = [EXAMPLES, ".*", "*/.*", SEARCH_STATES, "*.lock", "*.lock/*", "*.partial", "*.partial/*"]
 PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

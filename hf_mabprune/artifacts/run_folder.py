@@ -2,8 +2,9 @@
 
     DIR/                            the checkpoint: weights, config.json, tokenizer or processor
       README.md, figures/           model card
-      mabprune/                     details: config.yaml, report.json, arms.parquet, search_state.safetensors, and
-                                    SHA256SUMS of all files
+      mabprune/                     details: config.yaml, report.json, arms.parquet, examples.parquet,
+                                    search_state.safetensors, and SHA256SUMS of all files
+    DIR.html                        what `mabprune report` makes of it
     DIR.state/                      lock, config.yaml and search_state.safetensors, while the run goes on
     DIR.logs/                       what trackers write that write files
 
@@ -62,6 +63,16 @@ class RunFolder:
     def arms(self) -> Path:
         """The table of arms, one row an arm."""
         return self.details / "arms.parquet"
+
+    @property
+    def examples(self) -> Path:
+        """What both models said of each test example, numbers alone; it is never published."""
+        return self.details / "examples.parquet"
+
+    @property
+    def page(self) -> Path:
+        """The page of `mabprune report`, beside the root, so that no push takes it along."""
+        return self._beside(".html")
 
     @property
     def search_state(self) -> Path:

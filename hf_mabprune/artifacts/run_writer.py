@@ -29,6 +29,7 @@ class _Size:
     report: Report
     arms: pd.DataFrame
     config_yaml: str
+    examples: pd.DataFrame
 
 
 class RunWriter:
@@ -40,7 +41,7 @@ class RunWriter:
 
         with RunWriter(RunFolder("runs/x"), session, settings) as writer:
             for result in results:
-                writer.add(result.model, result.report, result.arms_table(), result.settings.to_yaml())
+                writer.add(*result.parts())
             reports = writer.finish()
 
     Args:
@@ -71,7 +72,9 @@ class RunWriter:
         self._open.__exit__(kind, error, trace)
 
     @stage("saving")
-    def add(self, model: PreTrainedModel, report: Report, arms: pd.DataFrame, config_yaml: str) -> None:
+    def add(
+        self, model: PreTrainedModel, report: Report, arms: pd.DataFrame, config_yaml: str, examples: pd.DataFrame
+    ) -> None:
         """Saves the checkpoint of one size and reads it back.
 
         Args:
@@ -79,13 +82,14 @@ class RunWriter:
             report: Report of this size.
             arms: Table of arms, [K rows], that says which of them this size keeps.
             config_yaml: Settings of this size.
+            examples: What both models said of each test example (`evaluation.examples`).
 
         Raises:
             RuntimeError: If the checkpoint does not give the logits of the model in memory.
             OSError: If the disk is full.
         """
         report = on_main(self.session.accelerator, partial(self._save, model, report))
-        self._sizes.append(_Size(report, arms, config_yaml))
+        self._sizes.append(_Size(report, arms, config_yaml, examples))
 
     @stage("saving")
     def finish(self, earlier: Sequence[SizeFigures] = (), search_state: bytes | None = None) -> list[Report]:
@@ -166,6 +170,7 @@ def _describe(folder: RunFolder, size: _Size) -> None:
     folder.config.write_text(size.config_yaml)
     folder.report.write_text(size.report.to_json())
     size.arms.to_parquet(folder.arms)
+    size.examples.to_parquet(folder.examples)
     plots.save_figures(size.report, size.arms, folder.figures)
     card.write_card(size.report, size.config_yaml, folder.root)
 

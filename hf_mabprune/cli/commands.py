@@ -36,6 +36,7 @@ from hf_mabprune.exports import EXPORTS
 from hf_mabprune.pipeline import prune_from_config, publish_finished
 from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
+from hf_mabprune.report_page import SHOWN, write_page
 from hf_mabprune.runtime.resume import is_finished
 
 # How the model of a config is stored says nothing of another that is given in its place.
@@ -151,6 +152,31 @@ def verify(arguments: Arguments) -> str:
     return Failure(text) if any(found.outcome == "FAILED" for found in checks) else text
 
 
+def report(arguments: Arguments) -> str:
+    """report RUN [--output FILE] [--examples N] [--slice COLUMN] [--task.key value ...]: one HTML page of a run"""
+    parser = _parser_with("report", "run", "folder that a run left behind", "--task.dataset.path parquet")
+    parser.add_argument("--output", metavar="FILE", help="HTML file; RUN.html when left out")
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=SHOWN,
+        metavar="N",
+        help="test examples that are shown at most, read from the data again; 0: no texts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slice",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="column of the data by whose values examples are compared, as often as you like; those with 2 to 12 "
+        "values that the task does not read, when left out",
+    )
+    known, rest = parser.parse_known_args(list(arguments))
+    with as_file(read_run_config(known.run)) as settings:
+        read = read_settings(["--config", settings, *rest])
+    return f"page: {write_page(known.run, read, known.output, known.examples, known.slice)}\n"
+
+
 def families(arguments: Arguments) -> str:
     """families [TYPE] [--json]: what can go of each model type, in which layout; what tests have shown, and why not"""
     parser = _parser_with("families", "model_type", "model type; all when left out", required=False)
@@ -170,6 +196,7 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "push": push,
     "export": export,
     "verify": verify,
+    "report": report,
     "families": families,
 }
 

@@ -113,10 +113,10 @@ class Comparison:
         return evaluation
 
     @cached_property
-    def origin(self) -> tuple[str, str]:
-        """SHA-256 of what every size is made from: the dense model's weights and the calibration batches."""
-        session = self.session
-        return sha256_of_weights(session.dense), sha256_of_batches(session.batches["calibration"])
+    def origin(self) -> tuple[str, str, str]:
+        """SHA-256 of what every size is made from, and tested on: dense weights, calibration and test batches."""
+        calibration, test = (sha256_of_batches(self.session.batches[split]) for split in ("calibration", "test"))
+        return sha256_of_weights(self.session.dense), calibration, test
 
     def masked(self, kept: Bools, split: str, intervals: bool = True) -> Evaluation:
         """Measures the dense model with only `kept` arms, [K], by masking."""
@@ -157,6 +157,7 @@ class Comparison:
         trained: RecoveryFigures | None,
         found: SearchResult,
         cost: Cost,
+        tested: Evaluation,
     ) -> Report:
         """Measures one size, and gathers every figure but those of the files on disk.
 
@@ -168,9 +169,9 @@ class Comparison:
             trained: What its recovery did.
             found: The finished search.
             cost: Of the search.
+            tested: The smaller model on the test split.
         """
         session, task = self.session, self.session.task
-        tested = self._tested(small)
         before, after = self._before_and_after(small, tested)
         random = self._random_draws(selection, settings.output.random_seeds, tested)
         alone = {name: self.alone(name, selection, tested) for name in settings.output.criteria}
@@ -207,6 +208,7 @@ class Comparison:
             certified_on="certification" if self._apart else "test",
             dense_sha256=self.origin[0],
             calibration_sha256=self.origin[1],
+            test_sha256=self.origin[2],
         )
 
     def _random_draws(self, selection: Selection, count: int, tested: Evaluation) -> list[RandomFigures]:
@@ -240,7 +242,7 @@ class Comparison:
             small = cut(session.dense, keep, chosen.plan.layout, passing=True)
             session.refit(small, keep)
             small = without_empty_layers(small, passing=True)
-            evaluation, counts = self._tested(small), self._counts(small)
+            evaluation, counts = self.tested(small), self._counts(small)
         behind = paired_difference(session.task.main_metric, tested, evaluation)
         above = paired_divergence(evaluation, tested)
         return replace(self._figures(evaluation, counts), behind=behind, kl_above=above)
@@ -270,7 +272,7 @@ class Comparison:
         kl_bound, _, changed_bound = self._bounds(*self.on_certification(small))
         return replace(after, kl_bound=kl_bound, changed_bound=changed_bound)
 
-    def _tested(self, small: PreTrainedModel) -> Evaluation:
+    def tested(self, small: PreTrainedModel) -> Evaluation:
         """A cut model on the test split."""
         return self.measured(forward_of(small, self.session.task, self.session.batches["test"]), "test")
 

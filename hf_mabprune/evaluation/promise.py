@@ -20,7 +20,7 @@ from hf_mabprune.config import PromiseConfig, PruningConfig
 from hf_mabprune.evaluation.bounds import Floats, is_below, least_examples, upper_share
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.figures import PromiseFigures
-from hf_mabprune.evaluation.quality import Evaluation
+from hf_mabprune.evaluation.quality import Evaluation, changed_shares
 from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import RecoveryFigures
 from hf_mabprune.selection.selected import Selection
@@ -148,9 +148,8 @@ def losses_of(promise: PromiseConfig, small: Evaluation, dense: Evaluation) -> t
         return np.nan_to_num(small.kl, nan=promise.clip).clip(0, promise.clip), False
     if promise.of == "metric":
         return dense.scores.correct - scores.correct, False
-    answered = scores.answers > 0
-    shares = scores.by_example(scores.predicted != dense.scores.predicted)[answered] / scores.answers[answered]
-    return shares, bool((scores.answers == 1).all())
+    shares = changed_shares(scores, dense.scores)
+    return shares[~np.isnan(shares)], bool((scores.answers == 1).all())
 
 
 def holds(promise: PromiseConfig, lost: Floats, exact: bool) -> bool:

@@ -135,14 +135,21 @@ def paired_divergence(first: Evaluation, second: Evaluation) -> tuple[float, flo
     return float(difference.mean()), *percentiles(resample(lambda rows: difference[rows].mean(), len(difference)))
 
 
+def changed_shares(scores: Scores, dense: Scores) -> NDArray[np.float64]:
+    """Measures which part of the answers to each example are other classes than the dense model's, [N]; NaN where an
+    example has no answers, or they are not kept."""
+    with np.errstate(invalid="ignore"):
+        return scores.by_example(scores.predicted != dense.predicted) / scores.answers
+
+
 def changed_answers(scores: Scores, dense: Scores) -> tuple[float, float]:
     """Measures how many answers are other classes than the dense model's, on the same examples.
 
     Returns:
         Part of an example's answers, mean over the examples that have any, and its upper confidence bound.
     """
-    answered = scores.answers > 0
-    shares = scores.by_example(scores.predicted != dense.predicted)[answered] / scores.answers[answered]
+    shares = changed_shares(scores, dense)
+    shares = shares[~np.isnan(shares)]
     one_each = bool((scores.answers == 1).all())
     return float(shares.mean()), upper_share(int(shares.sum()), len(shares)) if one_each else upper_mean(shares)
 

@@ -57,7 +57,7 @@ class Report:
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
         certified_on: Split that the bounds of the pruned model are computed on.
         dense_sha256: Of the dense model's weights (`runtime.hashes`); empty where a run did not say it.
-        calibration_sha256: Of the calibration batches, in the same way.
+        calibration_sha256, test_sha256: Of the calibration and the test batches, in the same way.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -91,6 +91,7 @@ class Report:
     certified_on: Literal["test", "certification"] = "test"
     dense_sha256: Text = ""
     calibration_sha256: Text = ""
+    test_sha256: Text = ""
     versions: dict[Text, Text] = field(default_factory=lambda: installed_versions())
 
     def to_json(self) -> str:

@@ -100,7 +100,7 @@ def batches_of(
     if not len(encoded):
         raise ValueError("a batch takes at least one example, got none; choose a larger slice")
     if by_length:
-        encoded = encoded.select(np.argsort(task.lengths(encoded), kind="stable"))
+        encoded = encoded.select(length_order(task, encoded))
     if equal and len(encoded) > batch_size:
         encoded = encoded.select(range(len(encoded) - len(encoded) % batch_size))
     batches = LazyBatches(task, encoded, batch_size)
@@ -120,7 +120,17 @@ def evaluation_batches(settings: TaskConfig, task: Task, dataset: Dataset, seed:
         ValueError: As `encode_sample`.
     """
     encoded = encode_sample(task, dataset, settings.evaluation_examples, seed)
+    return evaluation_batches_of(settings, task, encoded, seed)
+
+
+def evaluation_batches_of(settings: TaskConfig, task: Task, encoded: Dataset, seed: int) -> Sequence[Batch]:
+    """Makes those batches of the encoded draw, whose order becomes that of `length_order`."""
     return thinned(batches_of(task, encoded, settings.batch_size, by_length=True), settings.evaluation_positions, seed)
+
+
+def length_order(task: Task, encoded: Dataset) -> NDArray[np.int64]:
+    """Gives the numbers of encoded examples from the shortest to the longest, [N]; of equals the first one first."""
+    return np.argsort(task.lengths(encoded), kind="stable")
 
 
 def thinned(batches: Sequence[Batch], positions: int | None, seed: int) -> Sequence[Batch]:
