@@ -5,7 +5,6 @@ last parts. Texts of examples come from whoever calls, since the data may be pri
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,14 @@ from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts import page_figures
 from hf_mabprune.artifacts.page_examples import Told, changed_examples, compared_groups
 from hf_mabprune.artifacts.redaction import hub_model, last_part, public_config, without_paths
-from hf_mabprune.artifacts.tables import UNITS, kept_by_layer, layer_labels
+from hf_mabprune.artifacts.tables import (
+    UNITS,
+    difference_in_words,
+    kept_by_layer,
+    layer_labels,
+    metric_in_words,
+    number_in_words,
+)
 from hf_mabprune.errors import one_line
 from hf_mabprune.evaluation.figures import ModelFigures
 from hf_mabprune.evaluation.report import Report
@@ -42,6 +48,7 @@ def page_of(sizes: Sequence[Told], missing: str = "") -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     name = one_line(hub_model(first.model) or last_part(first.model))
+    environment.filters["number"] = number_in_words
     content = {
         "mark": Markup(MARK),
         "name": name,
@@ -87,9 +94,10 @@ def headline(report: Report) -> str:
     """Says what was cut, what it cost and how fast the result is, in a sentence."""
     before, after, name = report.before, report.after, report.main_metric
     said = f"{report.removed_fraction():.0%} of the FFN and attention parameters are gone; {one_line(name)} goes from "
-    said += f"{_number(before.metrics[name])} to {_number(after.metrics[name])}"
+    said += f"{number_in_words(before.metrics[name])} to {number_in_words(after.metrics[name])}"
     if before.behind:
-        said += " ({:+.4g}, 95% interval {:+.4g} to {:+.4g})".format(*before.behind)
+        change, interval = difference_in_words(before.behind).rstrip(")").split(" (")
+        said += f" ({change}, 95% interval {interval})"
     if speedup := report.in_short().speedup:
         said += f", and a forward pass is {speedup:.2f} times as fast"
     return f"{said}."
@@ -103,9 +111,9 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         (
             "parameters",
             f"{after.parameters / before.parameters:.0%}",
-            f"{_number(after.parameters / 1e6)} of {_number(before.parameters / 1e6)} million",
+            f"{after.parameters / 1e6:,.2f}M of {before.parameters / 1e6:,.2f}M",
         ),
-        (f"{one_line(name)}", _number(after.metrics[name]), f"dense {_number(before.metrics[name])}"),
+        (f"{one_line(name)}", number_in_words(after.metrics[name]), f"dense {number_in_words(before.metrics[name])}"),
     ]
     if size.speedup and after.latency_ms and before.latency_ms:
         beside = f"{after.latency_ms:.1f} ms, dense {before.latency_ms:.1f} ms"
@@ -128,35 +136,29 @@ def _columns(report: Report) -> list[str]:
 def _figures(report: Report) -> list[tuple[str, list[str]]]:
     """Gives the table of figures: a measure a row, a model a column; of random draws the mean."""
     models, draws = [report.before, report.after, *report.alone.values()], [draw.figures for draw in report.random]
-    after = report.after
 
-    def row(name: str, written: Callable[[ModelFigures], str], number: Callable[[ModelFigures], Any]) -> None:
-        cells = [written(model) if number(model) is not None else "" for model in models]
-        numbers = [number(draw) for draw in draws]
-        if draws:
-            cells.append(_number(float(np.mean(numbers))) if None not in numbers else "")
-        if any(cells):
-            rows.append((name, cells))
+    def row(name: str, number: Callable[[ModelFigures], float | None], written: Callable[[float], str]) -> None:
+        cells = ["" if (value := number(model)) is None else written(value) for model in models]
+        rows.append((name, cells + mean([number(draw) for draw in draws], written)))
+
+    def mean(values: Sequence[float | None], written: Callable[[float], str]) -> list[str]:
+        known = [value for value in values if value is not None]
+        return [written(float(np.mean(known))) if known else ""] if draws else []
 
     rows: list[tuple[str, list[str]]] = []
-    row("parameters (M)", lambda model: _number(model.parameters / 1e6), lambda model: model.parameters / 1e6)
-    row("MACs (M)", lambda model: _number(model.macs / 1e6), lambda model: model.macs / 1e6)
-    for name in [report.main_metric, *(name for name in after.metrics if name != report.main_metric)]:
-        row(one_line(name), partial(_metric, name=name), partial(_value, name=name))
-    row("loss", lambda model: _number(model.loss), lambda model: model.loss)
-    row("KL from the dense model", lambda model: _number(model.kl or 0), lambda model: model.kl)
-    row("latency (ms)", lambda model: _number(model.latency_ms or 0), lambda model: model.latency_ms)
-    row(
-        "weights on disk (MB)",
-        lambda model: _number((model.checkpoint_bytes or 0) / 1e6),
-        lambda model: model.checkpoint_bytes and model.checkpoint_bytes / 1e6,
-    )
-    row(
-        f"{one_line(report.main_metric)} of the pruned model above it",
-        lambda model: _difference(model.behind or ()),
-        lambda model: model.behind and model.behind[0],
-    )
-    return rows
+    row("parameters (M)", lambda model: model.parameters / 1e6, "{:,.2f}".format)
+    row("MACs (M)", lambda model: model.macs / 1e6, "{:,.2f}".format)
+    for name in [report.main_metric, *(name for name in report.after.metrics if name != report.main_metric)]:
+        drawn = mean([draw.metrics[name] for draw in draws], number_in_words)
+        rows.append((one_line(name), [metric_in_words(model, name) for model in models] + drawn))
+    row("loss", lambda model: model.loss, number_in_words)
+    row("KL from the dense model", lambda model: model.kl, number_in_words)
+    row("latency (ms)", lambda model: model.latency_ms, "{:,.1f}".format)
+    row("weights (MB)", lambda model: model.checkpoint_bytes and model.checkpoint_bytes / 1e6, "{:,.1f}".format)
+    behind = [difference_in_words(model.behind) if model.behind else "" for model in models]
+    drawn = mean([draw.behind and draw.behind[0] for draw in draws], "{:+.4f}".format)
+    rows.append((f"{one_line(report.main_metric)}, pruned minus it", behind + drawn))
+    return [(name, cells) for name, cells in rows if any(cells)]
 
 
 def _kinds(report: Report) -> list[str]:
@@ -185,22 +187,6 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("seed", str(report.seed)),
         ("versions", ", ".join(f"{package} {version}" for package, version in report.versions.items())),
     ]
-
-
-def _value(model: ModelFigures, name: str) -> float:
-    return model.metrics[name]
-
-
-def _metric(model: ModelFigures, name: str) -> str:
-    value = _number(model.metrics[name])
-    if name not in model.intervals:
-        return value
-    low, high = model.intervals[name]
-    return f"{value} ({_number(low)} to {_number(high)})"
-
-
-def _difference(values: Sequence[float]) -> str:
-    return "{:+.4g} ({:+.4g} to {:+.4g})".format(*values)
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hf_mabprune.artifacts.tested_data import TestedData, shown
-from hf_mabprune.evaluation.groups import CORRECTION, LEVEL, Group, groups_of, measure_of
+from hf_mabprune.evaluation.groups import CORRECTION, LEVEL, Group, compared, groups_of, measure_of
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.tasks.base import TASKS, Task
 
@@ -50,7 +50,6 @@ def compared_groups(size: Told) -> dict[str, Any] | None:
     kind = TASKS.get(size.report.task)
     measure = measure_of(size.examples, kind.loss_name, kind.predicts_tokens)
     found = groups_of(size.examples, measure, _classes(size), size.slices or {})
-    means = {"dense": float(np.mean(measure.dense)), "pruned": float(np.mean(measure.pruned))}
     by_kind: dict[str, list[Group]] = {}
     for group in found:
         by_kind.setdefault(group.kind, []).append(group)
@@ -62,7 +61,7 @@ def compared_groups(size: Told) -> dict[str, Any] | None:
         "level": f"{LEVEL:.0%}",
         "tested": len(found),
         "worse": sum(group.worse for group in found),
-        "whole": {"examples": len(size.examples), **means},
+        "whole": compared("all", "all", measure, np.full(len(size.examples), True)),
         "kinds": by_kind,
     }
 

@@ -38,10 +38,12 @@ class Picture:
     Attributes:
         source: Its address, which holds the SVG itself.
         alt: What it shows, for those who cannot see it.
+        caption: What stands below it.
     """
 
     source: str
     alt: str
+    caption: str
 
 
 def pareto(report: Report) -> list[Picture]:
@@ -85,6 +87,12 @@ def _picture(draw: Callable[[Axes], None], alt: str) -> Picture:
     panel = figure.subplots()
     plots.plain_panel(panel)
     draw(panel)
+    caption = panel.get_title("left").replace(r"\$", "$")
+    panel.set_title("", loc="left")
+    if legend := panel.get_legend():
+        handles, names = filter(None, legend.legend_handles), [name.get_text() for name in legend.get_texts()]
+        legend.remove()
+        figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     for dots in panel.collections:
         dots.set_rasterized(len(np.asarray(dots.get_offsets())) > MANY_DOTS)
     written = io.StringIO()
@@ -96,4 +104,4 @@ def _picture(draw: Callable[[Axes], None], alt: str) -> Picture:
         text = text.replace(colour, f"var(--{name})")
     start = text.index(">") + 1
     data = base64.b64encode(f"{text[:start]}{STYLE}{text[start:]}".encode()).decode()
-    return Picture(f"data:image/svg+xml;base64,{data}", alt)
+    return Picture(f"data:image/svg+xml;base64,{data}", alt, caption)

@@ -96,7 +96,7 @@ def sizes_table(reports: Sequence[Report]) -> str:
     metric = first.main_metric
     headings = ["size", "layout", "parameters (M)", "MACs (M)", text(metric), "random, mean", "speed-up", "load"]
     dense = ["dense", "", f"{first.before.parameters / 1e6:,.2f}", f"{first.before.macs / 1e6:,.2f}"]
-    rows = [[*dense, _metric(first.before, metric), "", "", ""]]
+    rows = [[*dense, metric_in_words(first.before, metric), "", "", ""]]
     for size, report in zip((report.in_short() for report in reports), reports, strict=True):
         rows.append(
             [
@@ -104,7 +104,7 @@ def sizes_table(reports: Sequence[Report]) -> str:
                 text(size.layout),
                 f"{size.parameters / 1e6:,.2f}",
                 f"{size.macs / 1e6:,.2f}",
-                _metric(report.after, metric),
+                metric_in_words(report.after, metric),
                 f"{size.random:.4f}",
                 f"{size.speedup:.2f}x" if size.speedup else "",
                 code(f'{TASKS.get(report.task).auto_class}.from_pretrained("{size.name}")'),
@@ -117,20 +117,36 @@ def _cells(figures: ModelFigures, metrics: Sequence[str]) -> list[str]:
     return [
         f"{figures.parameters / 1e6:,.2f}",
         f"{figures.macs / 1e6:,.2f}",
-        *(_metric(figures, name) for name in metrics),
+        *(metric_in_words(figures, name) for name in metrics),
         f"{figures.loss:.4f}",
         "" if figures.kl is None else f"{figures.kl:.4f}",
         "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
         "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:,.1f}",
-        "{:+.4f} ({:+.4f} to {:+.4f})".format(*figures.behind) if figures.behind else "",
+        difference_in_words(figures.behind) if figures.behind else "",
     ]
 
 
-def _metric(figures: ModelFigures, name: str) -> str:
+def metric_in_words(figures: ModelFigures, name: str) -> str:
     """Writes the value with its interval, e.g. 0.919 (0.899 to 0.935)."""
     value = figures.metrics[name]
-    digits = 4 if abs(value) < 10 else 2
     if name not in figures.intervals:
-        return f"{value:.{digits}f}"
+        return number_in_words(value)
+    digits = _digits(value)
     low, high = figures.intervals[name]
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def number_in_words(value: float) -> str:
+    """Writes a metric: with four decimals, or two where it is large."""
+    return f"{value:.{_digits(value)}f}"
+
+
+def difference_in_words(values: Sequence[float]) -> str:
+    """Writes a difference with its interval, e.g. +0.019 (+0.012 to +0.035)."""
+    digits = _digits(values[0])
+    value, low, high = (f"{number:+.{digits}f}" for number in values)
+    return f"{value} ({low} to {high})"
+
+
+def _digits(value: float) -> int:
+    return 4 if abs(value) < 10 else 2

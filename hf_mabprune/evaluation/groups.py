@@ -120,7 +120,7 @@ def groups_of(
     for column, values in slices.items():
         kinds[column] = np.array(values, dtype=object), sorted(set(values))
     found = [
-        _compared(kind, name, measure, names == name)
+        compared(kind, name, measure, names == name)
         for kind, (names, order) in kinds.items()
         for name in _largest(names, order)
     ]
@@ -170,8 +170,8 @@ def worse_probability(lost: Floats, of_hits: bool) -> float:
     return float(stats.wilcoxon(moved, alternative="greater").pvalue)
 
 
-def _compared(kind: str, name: str, measure: Measure, inside: NDArray[np.bool_]) -> Group:
-    """Compares the models on some examples, [N] bool."""
+def compared(kind: str, name: str, measure: Measure, inside: NDArray[np.bool_]) -> Group:
+    """Compares the models on some examples, [N] bool; the test is that of this group by itself."""
     dense, pruned = (float(np.mean(values[inside])) for values in (measure.dense, measure.pruned))
     probability = worse_probability(measure.lost[inside], measure.of_hits)
     return Group(kind, name, int(inside.sum()), dense, pruned, probability, probability)
