@@ -8,8 +8,8 @@ import pandas as pd
 
 from hf_mabprune.artifacts.page import MARK, page_of
 from hf_mabprune.artifacts.page_examples import Told
+from hf_mabprune.artifacts.run_data import RunData, read_run_data, task_of_run
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.artifacts.tested_data import TestedData, read_tested_data, task_of_run
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.errors import in_words
 from hf_mabprune.evaluation.examples import check_table
@@ -84,13 +84,13 @@ def _check_place(place: Path, run: RunFolder) -> None:
             raise FileExistsError(f"{place} exists and is no page of hf_mabprune: name another file with --output")
 
 
-def _read_again(settings: PruneConfig, run: RunFolder, report: Report) -> tuple[Task | None, TestedData | None, str]:
+def _read_again(settings: PruneConfig, run: RunFolder, report: Report) -> tuple[Task | None, RunData | None, str]:
     """Gives the task of a run and its test data, as far as they can be had, and else the reason."""
     try:
         task = task_of_run(settings, run.root, report)
     except Exception as error:  # of a config, a tokenizer or their absence
         return None, None, f"the checkpoint cannot be read ({in_words(error)})"
     try:
-        return task, read_tested_data(settings, task, report), ""
+        return task, read_run_data(settings, task, report), ""
     except Exception as error:  # of the data, the network or the disk
         return task, None, in_words(error)

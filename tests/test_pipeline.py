@@ -117,6 +117,7 @@ def test_the_folder_holds_everything(finished: tuple[PruneResult, Path]) -> None
         "mabprune/config.yaml",
         "mabprune/report.json",
         "mabprune/arms.parquet",
+        "mabprune/examples.parquet",
     }
     assert not [name for name in os.listdir(folder.parent) if name.endswith((".partial", ".old"))]
 

@@ -1,7 +1,5 @@
 """The site of the documentation: it is built without a warning, its links lead somewhere, and a browser shows it."""
 
-import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,15 +13,15 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.browser import hidden_images, page_width, started
+from tests.browser import opened as browser_opened
+
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 pytest.importorskip("sphinx")
 pytestmark = pytest.mark.whole
 ROOT = Path(__file__).parents[1]
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-FLAGS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "no-proxy-server", "disable-sync"]
-FLAGS += ["disable-background-networking", "disable-component-update"]
 SOURCES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")]
 PAGES = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in SOURCES}
 LOADS = ("script", "link", "img", "iframe", "source")  # elements whose addresses a browser asks for by itself
@@ -96,33 +94,14 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
-    """A headless browser that keeps its console and its requests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install -e '.[test]'")
-    if not CHROMIUM or not DRIVER:
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with started(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 def opened(browser: "Chrome", address: str, width: int) -> None:
     """Opens a page at a width; nothing on its console, and no request to anywhere else."""
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(address)
-    said = [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    assert not [entry for entry in said if "favicon.ico" not in entry["message"]], address  # which pdoc's pages lack
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    hosts = {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "chrome:", "chrome-untrusted:"))}
-    assert hosts == {"127.0.0.1"}, address
+    asked = browser_opened(browser, address, width)
+    assert {urlsplit(url).hostname for url in asked} == {"127.0.0.1"}, address
 
 
 def navigation(browser: "Chrome", address: str) -> list[str]:
@@ -140,9 +119,8 @@ def test_every_page_of_the_navigation_shows(browser: "Chrome", address: str, wid
     for page in [address, *pages]:
         opened(browser, page, width)
         assert browser.execute_script("return document.querySelector('article h1').innerText.trim()"), page
-        hidden = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
-        assert browser.execute_script(hidden) == [], page
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width, page
+        assert hidden_images(browser) == [], page
+        assert page_width(browser) <= width, page
 
 
 def test_the_reference_is_one_click_away(browser: "Chrome", address: str) -> None:

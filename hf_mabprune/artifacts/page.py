@@ -98,7 +98,7 @@ def headline(report: Report) -> str:
     if before.behind:
         change, interval = difference_in_words(before.behind).rstrip(")").split(" (")
         said += f" ({change}, 95% interval {interval})"
-    if speedup := report.in_short().speedup:
+    if speedup := report.speedup:
         said += f", and a forward pass is {speedup:.2f} times as fast"
     return f"{said}."
 
@@ -106,7 +106,6 @@ def headline(report: Report) -> str:
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
     """Gives the main figures: a heading, the figure, and what it is beside."""
     before, after, name = report.before, report.after, report.main_metric
-    size = report.in_short()
     tiles = [
         (
             "parameters",
@@ -115,9 +114,9 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         ),
         (f"{one_line(name)}", number_in_words(after.metrics[name]), f"dense {number_in_words(before.metrics[name])}"),
     ]
-    if size.speedup and after.latency_ms and before.latency_ms:
+    if report.speedup and after.latency_ms and before.latency_ms:
         beside = f"{after.latency_ms:.1f} ms, dense {before.latency_ms:.1f} ms"
-        tiles.append((f"speed on {report.device}", f"{size.speedup:.2f}x", beside))
+        tiles.append((f"speed on {report.device}", f"{report.speedup:.2f}x", beside))
     if after.changed is not None:
         bound = f"at most {after.changed_bound:.1%} with 95% confidence" if after.changed_bound is not None else ""
         tiles.append(("answers changed", f"{after.changed:.1%}", bound))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hf_mabprune.artifacts.tested_data import TestedData, shown
+from hf_mabprune.artifacts.run_data import RunData, shown
 from hf_mabprune.evaluation.groups import CORRECTION, LEVEL, Group, compared, groups_of, measure_of
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.tasks.base import TASKS, Task
@@ -38,7 +38,7 @@ class Told:
     config_yaml: str
     examples: pd.DataFrame | None = None
     task: Task | None = None
-    data: TestedData | None = None
+    data: RunData | None = None
     slices: Mapping[str, Sequence[str]] | None = None
     most: int = 0
 

@@ -146,7 +146,6 @@ class Report:
 
     def in_short(self) -> SizeFigures:
         """The row of this size in a table of sizes."""
-        slow, fast = self.before.latency_ms, self.after.latency_ms
         metric = self.main_metric
         return SizeFigures(
             name=self.size_name,
@@ -157,9 +156,15 @@ class Report:
             metric=self.after.metrics[metric],
             interval=self.after.intervals[metric],
             random=sum(draw.figures.metrics[metric] for draw in self.random) / len(self.random),
-            latency_ms=fast,
-            speedup=slow / fast if slow and fast else None,
+            latency_ms=self.after.latency_ms,
+            speedup=self.speedup,
         )
+
+    @property
+    def speedup(self) -> float | None:
+        """Latency of the dense model over that of the pruned one, measured in turns; None where it was not."""
+        slow, fast = self.before.latency_ms, self.after.latency_ms
+        return slow / fast if slow and fast else None
 
     def numbers(self) -> dict[str, float]:
         """The main figures under flat names, for trackers."""

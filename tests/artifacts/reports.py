@@ -129,3 +129,22 @@ def report_of(arms: pd.DataFrame, rounds: int = 3) -> Report:
         "m", "bert", "sequence_classification", "d", "per_layer", "", {"neurons": 0.5}, 0, "cpu", 16, "accuracy", True,
         figures, figures, [RandomFigures(0, figures)], kept, search,
     )  # fmt: skip
+
+
+def make_examples(count: int = 8) -> pd.DataFrame:
+    """Examples of two classes; the first and the last are answered otherwise, the last one rightly."""
+    numbers = np.arange(count)
+    target = numbers % 2
+    dense, pruned = target.copy(), target.copy()
+    dense[-1], pruned[0] = 1 - target[-1], 1 - target[0]
+    changed = (dense != pruned).astype(float)
+    scores = {
+        f"{name}_{measure}": values
+        for name, answers in {"dense": dense, "pruned": pruned}.items()
+        for measure, values in {
+            "loss": 0.5 + (answers != target),
+            "correct": (answers == target).astype(float),
+        }.items()
+    }
+    columns = {"tokens": 4 + numbers, "kl": 0.01 + changed * (1 + numbers / 10), "changed": changed, **scores}
+    return pd.DataFrame({**columns, "target": target, "dense": dense, "pruned": pruned})

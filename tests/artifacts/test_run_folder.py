@@ -12,7 +12,9 @@ from tests.artifacts.reports import make_report
 
 ROOT = Path(__file__).parents[2]
 ALONE = "hf_mabprune/artifacts/run_folder.py"
-NAME = re.compile(r"(?:^|/)(?:report\.json|arms\.parquet|config\.yaml|README\.md)$|search_state|\.state\b|\.logs\b")
+NAME = re.compile(
+    r"(?:^|/)(?:report\.json|arms\.parquet|examples\.parquet|config\.yaml|README\.md)$|search_state|\.state\b|\.logs\b"
+)
 FOLDERS = {"mabprune", "figures"}  # words that are also used for something else
 SPELLED = re.compile(rf"{NAME.pattern}|(?:^|[/*])(?:{'|'.join(FOLDERS)})/")
 
@@ -45,7 +47,7 @@ def test_only_the_run_folder_spells_paths_of_a_run() -> None:
         for line, text in spelled_paths(file.read_text())
     }
     assert found == set(), "ask RunFolder for the path, or be handed it"
-    assert len({text for _, text in spelled_paths((ROOT / ALONE).read_text())}) == 9
+    assert len({text for _, text in spelled_paths((ROOT / ALONE).read_text())}) == 10
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,7 @@ def test_paths(root: str | Path) -> None:
     assert folder.size("macs-0.5").report == Path("runs/x/macs-0.5/mabprune/report.json")
     assert folder.search_state == Path("runs/x/mabprune/search_state.safetensors")
     assert (folder.card, folder.figures) == (Path("runs/x/README.md"), Path("runs/x/figures"))
+    assert folder.page == Path("runs/x.html"), "where no push takes it along"
     assert folder.logs == Path("runs/x.logs"), "beside the output, which is replaced as a whole"
     paths = folder.under_way
     assert (paths.output, paths.written, paths.logs) == (Path("runs/x"), folder.config, folder.logs)

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -15,11 +16,11 @@ from hf_mabprune.artifacts.run_writer import RunWriter
 from hf_mabprune.config import check
 from hf_mabprune.session import Session
 from hf_mabprune.tasks.batch import Batch
-from tests.artifacts.reports import config, make_arms, report_of
+from tests.artifacts.reports import config, make_arms, make_examples, report_of
 from tests.tasks.tiny_tasks import bert, make_tokenizer, task_of
 
 pytestmark = pytest.mark.usefixtures("without_figures")
-ARMS = make_arms()
+ARMS, EXAMPLES = make_arms(), make_examples()
 IDS = Batch(input_ids=torch.tensor([[3, 4, 5]]), attention_mask=torch.ones(1, 3, dtype=torch.long))
 MODEL = bert()
 NOTHING = "nothing was written"
@@ -39,7 +40,7 @@ def writer_for(place: Path, *fractions: float) -> RunWriter:
 
 def add(writer: RunWriter, fraction: float) -> None:
     report = replace(report_of(ARMS), target={"neurons": fraction})
-    writer.add(MODEL, report, ARMS, settings_text(fraction))
+    writer.add(MODEL, report, ARMS, settings_text(fraction), EXAMPLES)
 
 
 def test_one_size_lies_in_the_folder_itself(tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_one_size_lies_in_the_folder_itself(tmp_path: Path) -> None:
         (report,) = writer.finish(search_state=b"saved")
     assert folder.search_state.read_bytes() == b"saved"
     assert folder.config.read_text() == settings_text(0.5)
+    assert pd.read_parquet(folder.examples).equals(EXAMPLES)
     weights = folder.root / "model.safetensors"
     assert report.after.checkpoint_bytes == weights.stat().st_size
     assert load_file(weights)["classifier.bias"].shape == (3,)

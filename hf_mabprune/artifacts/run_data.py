@@ -34,7 +34,7 @@ ANSWERS = {"label", "score", "tags"}  # roles of what is right, which is shown i
 
 
 @dataclass(frozen=True)
-class TestedData:
+class RunData:
     """The test examples of a run.
 
     Attributes:
@@ -128,7 +128,7 @@ def task_of_run(settings: PruneConfig, checkpoint: Path, report: Report) -> Task
     return build_task(task, processor, config, head or None)
 
 
-def read_tested_data(settings: PruneConfig, task: Task, report: Report) -> TestedData:
+def read_run_data(settings: PruneConfig, task: Task, report: Report) -> RunData:
     """Reads the test split of a run again.
 
     Args:
@@ -149,9 +149,7 @@ def read_tested_data(settings: PruneConfig, task: Task, report: Report) -> Teste
         raise ValueError("the data there are not those of the run")
     drawn = task.draws_rows(dataset)
     numbers = np.arange(len(dataset)) if count is None else drawn_rows(len(dataset), count, seed)
-    return TestedData(
-        task, draw(dataset, count, seed) if drawn else None, encoded, length_order(task, encoded), numbers
-    )
+    return RunData(task, draw(dataset, count, seed) if drawn else None, encoded, length_order(task, encoded), numbers)
 
 
 def shown(text: str, longest: int = LONGEST_SHOWN) -> str:
