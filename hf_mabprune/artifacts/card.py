@@ -13,6 +13,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_mabprune.arms import KINDS
+from hf_mabprune.artifacts.base_card import Origin
 from hf_mabprune.artifacts.markdown import LONGEST_NAME, code, fenced, text
 from hf_mabprune.artifacts.redaction import (
     NOT_ON_THE_HUB,
@@ -36,6 +37,7 @@ from hf_mabprune.tasks.base import TASKS
 TEMPLATE = Path(__file__).with_name("card_template.md")
 TAGS = ["pruned", "structured-pruning", "hf_mabprune"]
 POLICY_TAG = "multi-armed-bandit"
+UNKNOWN = Origin()
 FIGURES = {
     "kept_widths": "FFN neurons and attention heads kept in each layer",
     "effects": "Effects of removed and of kept arms",
@@ -50,8 +52,9 @@ def write_card(
     folder: Path,
     *,
     base_model: str | None = None,
-    license: str | None = None,
+    origin: Origin = UNKNOWN,
     repo_id: str | None = None,
+    commit: str | None = None,
 ) -> Path:
     """Writes `folder/README.md`; needs no network.
 
@@ -60,8 +63,9 @@ def write_card(
         config_yaml: The resolved config.
         folder: Folder of the checkpoint; figures in `folder/figures` are shown.
         base_model: Hub name of the dense model; None takes the report's where that looks like one.
-        license: Identifier of the dense model's license, e.g. "apache-2.0"; None leaves it out.
+        origin: What the dense model's card says that holds for this one.
         repo_id: Hub name that the checkpoint gets, where it is known.
+        commit: Commit of the repository whose code is loaded, where it is known.
 
     Raises:
         ValueError: If the config is not one, or the report names an unknown task.
@@ -71,9 +75,9 @@ def write_card(
     name = _name((repo_id or f"{last_part(report.model)}-pruned").split("/")[-1])
     shown = public_config(config_yaml)
     content = _content(report, settings, base) | {"config": fenced(shown.strip(), "yaml")}
-    content |= {"name": text(name), "checkpoint": json.dumps(repo_id or "path/to/this/folder")}
+    content |= {"name": text(name), "checkpoint": json.dumps(repo_id or "path/to/this/folder"), "commit": commit}
     content |= {"shortened": shown != config_yaml, "figures": _figures(folder)}
-    data = _metadata(report, settings, base, license, name)
+    data = _metadata(report, settings, base, origin, name)
     path = RunFolder(folder).card
     ModelCard.from_template(data, template_path=str(TEMPLATE), **content).save(path)
     return path
@@ -97,15 +101,21 @@ def write_overview(reports: Sequence[Report], folder: Path) -> Path:
     return path
 
 
-def _metadata(
-    report: Report, settings: PruneConfig, base: str | None, license: str | None, name: str
-) -> ModelCardData:
-    """Gives the block of YAML that a card begins with, which the Hub reads."""
-    dataset = hub_dataset(settings)
+def _metadata(report: Report, settings: PruneConfig, base: str | None, origin: Origin, name: str) -> ModelCardData:
+    """Gives the block of YAML that a card begins with, which the Hub reads.
+
+    A data set is named there where the model was trained on it: so the Hub understands it, and calibration is none. Of
+    the relations to a base model that the Hub knows, finetune is the one of other weights of the same kind.
+    """
+    dataset = hub_dataset(settings) if report.recovery else None
     tags = [*TAGS[:-1], POLICY_TAG, TAGS[-1]] if report.search.policy else list(TAGS)
+    relation: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
     return ModelCardData(
         base_model=base,
-        license=license,
+        language=list(origin.language) or None,
+        license=origin.license,
+        license_name=origin.license_name,
+        license_link=origin.license_link,
         library_name=TASKS.get(report.task).library,
         pipeline_tag=TASKS.get(report.task).pipeline_tag,
         tags=[*TASKS.get(report.task).tags, *tags],
@@ -113,6 +123,7 @@ def _metadata(
         metrics=list(map(_name, report.after.metrics)),
         model_name=name,
         eval_results=_eval_results(report, settings),
+        **relation,
     )
 
 
@@ -139,7 +150,6 @@ def _eval_results(report: Report, settings: PruneConfig) -> list[EvalResult] | N
 def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[str, Any]:
     """Gives what the template shows, apart from names and the config."""
     splits, dataset, task = settings.task.splits, _dataset_link(settings), TASKS.get(report.task)
-    examples = f"at most {settings.task.calibration_examples:,} examples"
     return {
         "report": report,
         "library": task.library,
@@ -160,7 +170,8 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "device": code(report.device),
         "certificate": text(report.certificate()),
         "against_random": text(report.against_random()),
-        "calibration": f"{code(splits.calibration)} of {dataset}, {examples}",
+        "calibration": _calibration(settings),
+        "by_bandit": bool(report.search.policy),
         "verdict": _verdict(report),
         "vocabulary": text(without_paths(str(report.vocabulary or ""))),
         "reason": text(without_paths(report.layout_reason)),
@@ -216,6 +227,7 @@ def _facts(report: Report, settings: PruneConfig, base: str | None) -> list[tupl
         ("search", f"{search.arms:,} arms, {search.pulls:,} pulls in {_count(len(search.rounds), 'round')}"),
         ("cost", _cost(report)),
         ("stopped because", text(without_paths(search.stopped_because))),
+        ("calibration data", _calibration(settings)),
         ("seed", str(report.seed)),
         ("versions", text(", ".join(f"{package} {version}" for package, version in report.versions.items()))),
     ]
@@ -284,6 +296,14 @@ def _dataset_name(settings: PruneConfig) -> str:
     if path == SAMPLE_TEXT:
         return "a sample of WikiText-2, CC BY-SA 3.0"
     return f"local {path} files" if path in NOT_ON_THE_HUB else last_part(path)
+
+
+def _calibration(settings: PruneConfig) -> str:
+    """Says what arms are judged and refits are made on."""
+    task = settings.task
+    return (
+        f"{code(task.splits.calibration)} of {_dataset_link(settings)}, at most {task.calibration_examples:,} examples"
+    )
 
 
 def _dataset_link(settings: PruneConfig) -> str:

@@ -6,18 +6,19 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from hf_mabprune.artifacts import checksums
+from hf_mabprune.artifacts.base_card import Origin, read_origin
 from hf_mabprune.artifacts.card import write_card
+from hf_mabprune.artifacts.eval_results import write_eval_results
 from hf_mabprune.artifacts.publishable import (
     check_complete,
     check_fit,
@@ -25,9 +26,10 @@ from hf_mabprune.artifacts.publishable import (
     check_run_unchanged,
     publishable_files,
 )
-from hf_mabprune.artifacts.redaction import hub_model, public_config, public_report, public_url
+from hf_mabprune.artifacts.redaction import public_config, public_report, public_url
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import load_processor
+from hf_mabprune.checkpoints.modeling_file import MODELING_FILE
 from hf_mabprune.config import check, parse_yaml
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
@@ -36,7 +38,8 @@ from hf_mabprune.tasks.base import TASKS
 
 REPOSITORY = RunFolder("")  # names in a repository are paths below its root
 REPORT, CONFIG = REPOSITORY.report.as_posix(), REPOSITORY.config.as_posix()
-CHECKSUMS = REPOSITORY.checksums.as_posix()
+README, CHECKSUMS = REPOSITORY.card.as_posix(), REPOSITORY.checksums.as_posix()
+PINNING = "Pin the commit whose code the card loads"
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -53,6 +56,8 @@ def push_checkpoint(
     token: str | None = None,
 ) -> str:
     """Uploads a checkpoint folder in one commit; the folder itself stays as it is.
+
+    Where its card shows how to load code of the repository, a second commit puts the name of the first into it.
 
     What would not load, or does not belong together, is refused before anything is sent. The card of a run is written
     again, with the repository in its loading code; what is published of the run holds no local paths, and its
@@ -136,13 +141,15 @@ class _Prepared:
     Attributes:
         repo_id: Name of the repository, as it was given.
         paths: Name in the repository -> file.
-        describe: Writes anew what a run publishes of itself, for the full name of the repository; None where the
-            checkpoint is of no run.
+        describe: Writes anew what a run publishes of itself, for the full name of the repository, and the commit that
+            its card is to name; None where the checkpoint is of no run.
+        runs_code: Whether the card shows how to load it by code in the repository.
     """
 
     repo_id: str
     paths: dict[str, Path]
-    describe: Callable[[str], dict[str, Path]] | None = None
+    describe: Callable[..., dict[str, Path]] | None = None
+    runs_code: bool = False
 
 
 def _prepare(
@@ -172,16 +179,16 @@ def _prepare(
     report, config_yaml = run
     load_processor(TASKS.get(report.task).processor_class, str(folder))
     check_run_unchanged(RunFolder(folder))
-    license = license or _license(report, base_model, token)
+    origin = read_origin(report, base_model, token, license)
 
-    def describe(full_name: str) -> dict[str, Path]:
+    def describe(full_name: str, commit: str | None = None) -> dict[str, Path]:
         place = RunFolder(temporary / "described")
         shutil.rmtree(place.root, ignore_errors=True)
         place.root.mkdir(parents=True)
-        return _for_publication(report, config_yaml, paths, place, full_name, base_model, license)
+        return _for_publication(report, config_yaml, paths, place, full_name, base_model, origin, commit)
 
     describe(repo_id)  # a card that cannot be written shows before the repository is made
-    return _Prepared(repo_id, paths, describe)
+    return _Prepared(repo_id, paths, describe, MODELING_FILE in paths)
 
 
 def _send(
@@ -195,7 +202,11 @@ def _send(
     api = HfApi(token=token, library_name="hf_mabprune")
     repo_id = _make_repository(api, prepared.repo_id, private, revision)
     written = prepared.describe(repo_id) if prepared.describe else {}
-    return _commit(api, repo_id, revision, message, prepared.paths | written)
+    done = _commit(api, repo_id, revision, message, prepared.paths | written)
+    if prepared.describe and prepared.runs_code:  # the card pins the commit before its own, whose name it cannot know
+        pinned = prepared.describe(repo_id, done.oid)
+        _commit(api, repo_id, revision, PINNING, {name: pinned[name] for name in (README, CHECKSUMS)}, whole=False)
+    return done.commit_url
 
 
 def _read_run(folder: RunFolder) -> tuple[Report, str]:
@@ -229,48 +240,43 @@ def _for_publication(
     temporary: RunFolder,
     repo_id: str,
     base_model: str | None,
-    license: str | None,
+    origin: Origin,
+    commit: str | None,
 ) -> dict[str, Path]:
     """Writes anew the files of a run that are not published as they are: name -> path."""
     for name in (name for name in paths if name.startswith(f"{REPOSITORY.figures.as_posix()}/")):
         link = temporary.root / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(paths[name].resolve())  # the card shows the figures that it finds beside it
-    write_card(report, config_yaml, temporary.root, base_model=base_model, license=license, repo_id=repo_id)
+    names = {"base_model": base_model, "repo_id": repo_id, "commit": commit}
+    write_card(report, config_yaml, temporary.root, origin=origin, **names)
     temporary.details.mkdir()
     temporary.report.write_text(public_report(report))
     temporary.config.write_text(public_config(config_yaml))
-    written = {REPOSITORY.card.as_posix(): temporary.card, REPORT: temporary.report, CONFIG: temporary.config}
+    written = {README: temporary.card, REPORT: temporary.report, CONFIG: temporary.config}
     everything = {name: path for name, path in (paths | written).items() if name != CHECKSUMS}
     digests = {name: sha256(path) for name, path in everything.items()}
     temporary.checksums.write_text(checksums.as_text(digests))
-    return written | {CHECKSUMS: temporary.checksums}
+    results = {}  # hidden, and so in no list of checksums
+    if write_eval_results(report, check(parse_yaml(config_yaml, CONFIG)), temporary, repo_id):
+        results = {REPOSITORY.eval_results.as_posix(): temporary.eval_results}
+    return written | results | {CHECKSUMS: temporary.checksums}
 
 
-def _license(report: Report, base_model: str | None, token: str) -> str | None:
-    """Reads the license in the dense model's own card, in its folder or else on the Hub; None where none is read."""
-    local, name = Path(report.model) / REPOCARD_NAME, base_model or hub_model(report.model)
-    cards: list[str | Path] = [local] if local.is_file() else []
-    for card in cards + ([name] if name else []):
-        with suppress(OSError, ValueError, HTTPError, yaml.YAMLError):
-            found = ModelCard.load(card, token=token, ignore_metadata_errors=True).data.license
-            if isinstance(found, str):
-                return found
-    return None
-
-
-def _commit(api: HfApi, repo_id: str, revision: str | None, message: str, files: dict[str, Path]) -> str:
-    """Adds files and removes weights that are not among them, in one commit; gives its URL."""
+def _commit(
+    api: HfApi, repo_id: str, revision: str | None, message: str, files: dict[str, Path], whole: bool = True
+) -> CommitInfo:
+    """Adds files, and removes weights that are not among them where they are a whole checkpoint, in one commit."""
     with _one_line_errors(api, repo_id), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")  # arms.parquet
         stale = [
             CommitOperationDelete(name)
             for name in api.list_repo_files(repo_id, revision=revision)
-            if WEIGHTS.fullmatch(name) and name not in files
+            if whole and WEIGHTS.fullmatch(name) and name not in files
         ]
         added = [CommitOperationAdd(name, path) for name, path in files.items()]
         # Not upload_folder: with Xet it makes several commits.
-        return api.create_commit(repo_id, [*stale, *added], commit_message=message, revision=revision).commit_url
+        return api.create_commit(repo_id, [*stale, *added], commit_message=message, revision=revision)
 
 
 @contextmanager

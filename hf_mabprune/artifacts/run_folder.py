@@ -2,6 +2,7 @@
 
     DIR/                            the checkpoint: weights, config.json, tokenizer or processor
       README.md, figures/           model card
+      .eval_results/                the result on a data set of the Hub, as its benchmarks read it
       mabprune/                     details: config.yaml, report.json, arms.parquet, examples.parquet,
                                     search_state.safetensors, and SHA256SUMS of all files
     DIR.html                        what `mabprune report` makes of it
@@ -43,6 +44,11 @@ class RunFolder:
     def figures(self) -> Path:
         """Folder of the PNG files that the card shows."""
         return self.root / "figures"
+
+    @property
+    def eval_results(self) -> Path:
+        """The result that the Hub's benchmarks read."""
+        return self.root / ".eval_results" / "hf_mabprune.yaml"
 
     @property
     def details(self) -> Path:

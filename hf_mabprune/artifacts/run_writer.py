@@ -10,10 +10,11 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from hf_mabprune.artifacts import card, checksums, plots
+from hf_mabprune.artifacts.eval_results import write_eval_results
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
 from hf_mabprune.checkpoints.save import save_checkpoint
-from hf_mabprune.config import PruneConfig
+from hf_mabprune.config import PruneConfig, check, parse_yaml
 from hf_mabprune.evaluation.figures import SizeFigures
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
@@ -173,6 +174,7 @@ def _describe(folder: RunFolder, size: _Size) -> None:
     size.examples.to_parquet(folder.examples)
     plots.save_figures(size.report, size.arms, folder.figures)
     card.write_card(size.report, size.config_yaml, folder.root)
+    write_eval_results(size.report, check(parse_yaml(size.config_yaml, str(folder.config))), folder)
 
 
 def _describe_all(folder: RunFolder, reports: Sequence[Report], config_yaml: str) -> None:

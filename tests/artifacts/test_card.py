@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
+from hf_mabprune.artifacts.base_card import Origin, origin_of
 from hf_mabprune.artifacts.card import write_card
+from hf_mabprune.artifacts.eval_results import eval_results
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures
 from hf_mabprune.evaluation.report import Report
@@ -33,17 +35,105 @@ def code_blocks(text: str, language: str) -> list[str]:
 
 
 def test_metadata_carries_the_run(report: Report, tmp_path: Path) -> None:
-    path = write_card(report, config(), tmp_path, license="apache-2.0")
+    path = write_card(report, config(), tmp_path, origin=Origin("apache-2.0", language=["en"]))
     assert path == tmp_path / "README.md"
     data = ModelCard.load(path).data
     assert data.base_model == "textattack/bert-base-uncased-SST-2"
-    assert data.license == "apache-2.0"
+    assert (data.license, data.language, data["base_model_relation"]) == ("apache-2.0", ["en"], "finetune")
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "text-classification"
     assert data.tags == ["pruned", "structured-pruning", "multi-armed-bandit", "hf_mabprune"]
-    assert data.datasets == ["nyu-mll/glue"]
+    assert data.datasets is None, "nothing was trained, and the Hub takes what is named there for training data"
     assert data.metrics == ["accuracy", "f1"]
     assert data.model_name == "bert-base-uncased-SST-2-pruned"
+
+
+def test_data_that_a_model_was_trained_on_are_named_as_such(report: Report, tmp_path: Path) -> None:
+    trained = replace(report, recovery={"steps": 10})
+    assert ModelCard.load(write_card(trained, config(), tmp_path)).data.datasets == ["nyu-mll/glue"]
+
+
+def test_calibration_data_are_named_as_such(report: Report, tmp_path: Path) -> None:
+    link = "[nyu-mll/glue](https://huggingface.co/datasets/nyu-mll/glue) (`sst2`)"
+    assert f"| calibration data | `train[100:]` of {link}, at most 1,024 examples |" in body(
+        write_card(report, config(), tmp_path)
+    )
+
+
+def test_a_license_that_the_hub_has_no_name_for_keeps_its_own_and_its_address(report: Report, tmp_path: Path) -> None:
+    origin = origin_of(
+        {
+            "license": "other",
+            "license_name": "gemma",
+            "license_link": "LICENSE.md",
+            "language": "en",
+            "model-index": [{}],
+        },
+        "google/gemma",
+    )
+    data = ModelCard.load(write_card(report, config(), tmp_path, origin=origin)).data
+    assert (data.license, data.license_name, data.language) == ("other", "gemma", ["en"])
+    assert data.license_link == "https://huggingface.co/google/gemma/blob/main/LICENSE.md"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, Origin()),
+        ({"license": ["mit"], "language": {"en": 1}}, Origin(language=[])),
+        ({"license": "mit", "license_name": "x", "license_link": "y"}, Origin("mit", language=[])),
+        (
+            {"language": ["en", "zh-Hant", "no <b>", False, "multilingual"]},
+            Origin(language=["en", "zh-Hant", "multilingual"]),
+        ),
+        ({"license": "other"}, Origin("other", license_link="https://huggingface.co/a/b", language=[])),
+        (
+            {"license": "other", "license_name": "<b>", "license_link": "https://me:secret@x.example/terms?key=1"},
+            Origin("other", license_link="https://x.example/terms", language=[]),
+        ),
+        (
+            {"license": "other", "license_link": "../../etc/passwd"},
+            Origin("other", license_link="https://huggingface.co/a/b", language=[]),
+        ),
+    ],
+)
+def test_of_the_base_card_only_what_holds_for_both_is_taken_over(metadata: dict[str, Any], expected: Origin) -> None:
+    found = origin_of(metadata, "a/b")
+    assert replace(found, language=list(found.language)) == replace(expected, language=list(expected.language))
+
+
+def test_the_idea_is_cited_where_a_bandit_chose(report: Report, tmp_path: Path) -> None:
+    text = body(write_card(report, config(), tmp_path))
+    assert "https://arxiv.org/abs/2606.07615" in text and "eprint = {2606.07615}" in text
+    search = replace(report.search, policy={}, rule={}, criterion="magnitude")
+    assert "2606.07615" not in body(write_card(replace(report, search=search), config(), tmp_path))
+
+
+def test_the_commit_is_pinned_where_code_of_the_repository_runs(report: Report, tmp_path: Path) -> None:
+    text = body(write_card(report, config(), tmp_path, repo_id="me/x", commit="0123abc"))
+    with_package, without = code_blocks(text, "python")
+    assert "revision" not in with_package and 'revision = "0123abc"' in without
+    for line in filter(lambda line: "trust_remote_code" in line, without.splitlines()):
+        assert "revision=revision" in line
+    compile(without, "card", "exec")
+    uniform = body(write_card(replace(report, layout="uniform"), config(), tmp_path, repo_id="me/x", commit="0123abc"))
+    assert "0123abc" not in uniform
+
+
+def test_the_result_is_there_for_benchmarks_and_reads_back(report: Report) -> None:
+    settings = check(yaml.safe_load(config(dataset={**HUB, "revision": "a" * 40})))
+    text = eval_results(report, settings, "me/x")
+    assert text is not None
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("nyu-mll/glue", "sst2", "a" * 40)
+    assert entry.value == report.after.metrics["accuracy"] != report.before.metrics["accuracy"]
+    assert entry.source_url == "https://huggingface.co/me/x/blob/main/mabprune/report.json"
+    assert entry.notes == "accuracy on split validation, pruned with hf_mabprune"
+    plain = eval_results(report, check(yaml.safe_load(config())))
+    assert plain is not None and "source" not in plain and "revision" not in plain, "abc123 is no commit"
+    assert eval_results(report, check(yaml.safe_load(config(dataset=LOCAL)))) is None
+    broken = replace(report.after, metrics={"accuracy": float("nan"), "f1": 0.5})
+    assert eval_results(replace(report, after=broken), settings) is None
 
 
 def test_evaluation_results_are_the_reports(report: Report, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from huggingface_hub import parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
 from hf_mabprune.artifacts import checksums
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.whole
 TOKEN, READ_TOKEN, WRONG_TOKEN = "hf_test_writes_0123", "hf_test_reads_0123", "hf_test_unknown_0123"
 AUTO = "AutoModelForSequenceClassification"
 BASE = "textattack/bert-base-uncased-SST-2"
+BASE_CARD = b"---\nlicense: apache-2.0\nlanguage: en\nmodel-index: [{name: dense, results: []}]\n---\n# BERT\n"
+RESULTS = ".eval_results/hf_mabprune.yaml"
 CLIENT = """
 import json, os, sys
 from hf_mabprune.artifacts.publish import push_checkpoint
@@ -97,7 +100,7 @@ class Client:
 @pytest.fixture(scope="module")
 def server() -> Iterator[HubServer]:
     server = HubServer({TOKEN: ("me", True), READ_TOKEN: ("me", False)})
-    server.add_repo(BASE, {"README.md": b"---\nlicense: apache-2.0\n---\n# BERT\n"})
+    server.add_repo(BASE, {"README.md": BASE_CARD, RESULTS: b"- dataset: {id: a/b}\n  value: 1\n"})
     yield server
     server.close()
 
@@ -216,10 +219,10 @@ def test_a_run_is_published_and_loads_back(
     assert commit.message == "First"
     here = {name for name in before[0] if "hidden" not in name and "search_state" not in name}
     here -= {"a.lock", "model.partial", ".git/HEAD"}
-    assert set(commit.files) - set(first.files) == here | {"mabprune/SHA256SUMS"}
+    assert set(commit.files) - set(first.files) == here | {"mabprune/SHA256SUMS", RESULTS}
     assert {"generation_config.json", "chat_template.jinja", "tokenizer.json", "figures/effects.png"} <= here
 
-    written_again = {"README.md", "mabprune/report.json", "mabprune/config.yaml", "mabprune/SHA256SUMS"}
+    written_again = {"README.md", "mabprune/report.json", "mabprune/config.yaml", "mabprune/SHA256SUMS", RESULTS}
     for (folder, _), name in ((uniform, "me/uniform"), (per_layer, "me/per-layer")):
         again = server.rebuild(name, tmp_path / name)
         for path in set(hashes(again)) - written_again - {".gitattributes"}:
@@ -254,7 +257,8 @@ def test_the_card_is_made_for_its_repository(
     assert data["license"] == "apache-2.0"  # from the base model's card on the Hub
     assert data["library_name"] == "transformers"
     assert data["pipeline_tag"] == "text-classification"
-    assert data["datasets"] == ["nyu-mll/glue"]
+    assert data["base_model_relation"] == "finetune" and "datasets" not in data
+    assert data["language"] == ["en"]  # as the license
     assert data["metrics"] == ["accuracy", "f1"]
     assert {"pruned", "hf_mabprune"} <= set(data["tags"])
     (entry,) = data["model-index"]
@@ -279,6 +283,37 @@ def test_the_card_is_made_for_its_repository(
 
     client.push(uniform[0], "me/uniform", license="cc-by-4.0")
     assert metadata(server.repos["me/uniform"].at("main").files["README.md"].decode())["license"] == "cc-by-4.0"
+
+
+def test_results_of_this_checkpoint_alone_are_published(
+    server: HubServer, client: Client, uniform: tuple[Path, Any], per_layer: tuple[Path, Any]
+) -> None:
+    """Those of the base describe the base; those on data that are not on the Hub are for no benchmark."""
+    for _ in range(2):
+        client.push(uniform[0], "me/results")
+        (entry,) = parse_eval_result_entries(yaml.safe_load(server.repos["me/results"].at("main").files[RESULTS]))
+        assert (entry.dataset_id, entry.task_id) == ("nyu-mll/glue", "sst2")
+        assert entry.value == make_report().after.metrics["accuracy"]
+        assert entry.source_url == "https://huggingface.co/me/results/blob/main/mabprune/report.json"
+    client.push(per_layer[0], "me/none")
+    assert RESULTS not in server.repos["me/none"].at("main").files
+
+
+def test_the_card_pins_the_commit_whose_code_it_loads(
+    server: HubServer, client: Client, environment: dict[str, str], home: Path, per_layer: tuple[Path, torch.Tensor]
+) -> None:
+    url = client.push(per_layer[0], "me/pinned")
+    _, whole, pin = server.repos["me/pinned"].branches["main"]
+    assert url.endswith(whole.oid)
+    changed = {name for name in pin.files if pin.files[name] != whole.files[name]}
+    assert changed == {"README.md", "mabprune/SHA256SUMS"}
+    card = pin.files["README.md"].decode()
+    assert f'revision = "{whole.oid}"' in card and "trust_remote_code=True, revision=revision)" in card
+    digest = hashlib.sha256(pin.files["README.md"]).hexdigest()
+    assert f"{digest}  README.md\n" in pin.files["mabprune/SHA256SUMS"].decode()
+    options = {"trust_remote_code": True, "revision": whole.oid}
+    ((_, _, logits),) = load_back(environment, home, {"me/pinned": options})
+    torch.testing.assert_close(torch.tensor(logits), per_layer[1], rtol=0, atol=1e-6)
 
 
 def test_pushing_again_updates(server: HubServer, client: Client, tmp_path: Path) -> None:
