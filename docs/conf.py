@@ -19,6 +19,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/families",
             "docs/data",
             "docs/embeddings",
+            "docs/report",
             "docs/trust",
         ],
         "Understand": ["docs/architecture", "docs/science", "docs/components"],

@@ -1,3 +1,4 @@
+import re
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from hf_mabprune.artifacts.base_card import Origin, origin_of
 from hf_mabprune.artifacts.card import write_card
 from hf_mabprune.artifacts.eval_results import eval_results
+from hf_mabprune.artifacts.redaction import public_config
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.figures import ModelFigures, RandomFigures
 from hf_mabprune.evaluation.report import Report
 from tests.artifacts.reports import HUB, config, figures, kept_in, make_report
 
+ROOT = Path(__file__).parents[2]
 LOCAL = {
     "path": "parquet",
     "data_files": {"train": "/home/jo doe/sst2/train.parquet", "test": ["data/a/test.parquet", "C:\\data\\b.parquet"]},
@@ -464,3 +467,21 @@ def test_a_criterion_that_chose_alone_is_a_row(report: Report, tmp_path: Path) -
     text = body(write_card(replace(report, alone=alone), config(), tmp_path))
     (row,) = [line for line in text.splitlines() if line.startswith("| kfac\\_obs alone |")]
     assert row.endswith("| +0.0190 (-0.0010 to +0.0390) |")
+
+
+def test_the_example_in_the_repository_is_a_card_of_today(report: Report, tmp_path: Path) -> None:
+    """It is the README.md that `make prune` leaves in runs/quickstart, of the same form as a card that is written now,
+    with the settings of today's quickstart, of which new ones have their defaults."""
+    stored = ROOT / "model_cards" / "quickstart-sst2.md"
+    quickstart = check(yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text()))
+    (settings,) = code_blocks(body(stored), "yaml")
+    assert check(yaml.safe_load(settings)) == check(yaml.safe_load(public_config(quickstart.to_yaml())))
+
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "effects.png").touch()
+    local = replace(report, model="/models/model", alone={"kfac_obs": figures(0.9, 0.2)})
+    fresh = write_card(local, config(model="/models/model", dataset=LOCAL), tmp_path)
+    for form in (r"^#+ .*$", r"^\| ([a-z][\w ,]+) \|"):
+        old, new = (set(re.findall(form, body(path), re.M)) for path in (stored, fresh))
+        assert new <= old | {"random 0", "random 1"}, "make it anew: make prune"
+    assert set(ModelCard.load(stored).data.to_dict()) == set(ModelCard.load(fresh).data.to_dict())
