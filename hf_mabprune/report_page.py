@@ -4,15 +4,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from hf_mabprune.artifacts.page import MARK, page_of
 from hf_mabprune.artifacts.page_examples import Told
 from hf_mabprune.artifacts.run_data import RunData, read_run_data, task_of_run
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.errors import in_words
-from hf_mabprune.evaluation.examples import check_table
+from hf_mabprune.evaluation.examples import read_examples
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import is_plain_file, kind_of, write_atomically
@@ -47,7 +45,8 @@ def write_page(
         The file.
 
     Raises:
-        ValueError: If the folder holds no finished run, a number or a column is wrong, or the file lies in the folder.
+        ValueError: If the folder holds no finished run, a number or a column is wrong, slices are named of data that
+            are not there, or the file lies in the folder.
         FileExistsError: If something else is where the file shall be.
         OSError: If the file cannot be written.
     """
@@ -58,14 +57,17 @@ def write_page(
     read = sorted(((size, *size.read()) for size in sizes), key=lambda each: -each[2].after.parameters)
     place = Path(output) if output is not None else run.page
     _check_place(place, run)
-    task, data, missing = _read_again(settings, *read[0][::2])
+    tables = [read_examples(size.examples) for size, *_ in read]
+    task, data, missing = None, None, ""
+    if any(table is not None for table in tables):  # else there is nothing to show beside a text
+        task, data, missing = _read_again(settings, *read[0][::2])
+    if slices and not data:
+        raise ValueError(f"--slice {slices[0]} takes the data: {missing or 'the run stored no answers to examples'}")
     values = data.slices(slices) if data else {}
-    told = []
-    for size, arms, report in read:
-        table = pd.read_parquet(size.examples) if size.examples.exists() else None
-        if table is not None:
-            check_table(table, size.examples)
-        told.append(Told(report, arms, size.config.read_text(), table, task, data, values, examples))
+    told = [
+        Told(report, arms, size.config.read_text(), table, task, data, values, examples)
+        for (size, arms, report), table in zip(read, tables, strict=True)
+    ]
     write_atomically(place, page_of(told, missing).encode())
     return place
 

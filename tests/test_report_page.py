@@ -173,6 +173,7 @@ def test_a_run_of_an_older_version_has_a_page_without_examples(
     older = shutil.copytree(run, tmp_path / "older")
     RunFolder(older).examples.unlink()
     assert "make it again with this version" in page(capsys, older)
+    assert "the run stored no answers to examples" in page(capsys, older, "--slice", "source", code=2)
 
 
 def test_several_sizes_of_a_language_model_from_data_in_memory(

@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 
 from hf_mabprune.artifacts.run_data import RunData, shown
+from hf_mabprune.evaluation.examples import ANSWERS
 from hf_mabprune.evaluation.groups import CORRECTION, LEVEL, Group, compared, groups_of, measure_of
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.tasks.base import TASKS, Task
+from hf_mabprune.tasks.readout import NO_CLASS
 
 LONGEST_CLASS = 60  # letters of the name of a class
+MOST_CLASSES = 100_000  # more are no classes
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ def _classes(size: Told) -> list[str] | None:
     examples = size.examples
     if examples is None or "target" not in examples or not pd.api.types.is_integer_dtype(examples["target"]):
         return None
-    highest = int(examples[["target", "dense", "pruned"]].to_numpy().max()) + 1
+    answers = examples[list(ANSWERS)].to_numpy()
+    highest = int(answers.max()) + 1
+    if answers.min() < NO_CLASS or highest > MOST_CLASSES or examples["target"].min() < 0:
+        return None
     names = size.task.class_names if size.task and size.task.answer_classes == size.task.classes else []
     names = [shown(name, LONGEST_CLASS) for name in names]
     return names if len(set(names)) == len(names) >= highest else [str(number) for number in range(highest)]

@@ -14,19 +14,34 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hf_mabprune.errors import outside
 from hf_mabprune.evaluation.quality import Evaluation, changed_shares
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import IDS, Batch
 from hf_mabprune.tasks.scores import Scores
 
 COLUMNS = {"tokens", "kl", "changed"}  # that are always there
+ANSWERS = ("target", "dense", "pruned")  # that are there together, or not at all
 
 
-def check_table(examples: pd.DataFrame, place: Path) -> None:
-    """Refuses what is no table of `examples_table`, with a ValueError that names its place."""
-    numbers = all(pd.api.types.is_numeric_dtype(kind) for kind in examples.dtypes)
-    if COLUMNS - set(examples.columns) or not numbers or not len(examples):
+def read_examples(place: Path) -> pd.DataFrame | None:
+    """Reads a table of `examples_table` back; None where there is none.
+
+    Raises:
+        ValueError: If something else is there.
+    """
+    if not place.exists():
+        return None
+    with outside(f"{place} cannot be read", "remove it to do without"):
+        examples = pd.read_parquet(place)
+    there = set(examples.columns)
+    measures = {name.partition("_")[2] for name in there if "_" in str(name)}
+    pairs = {f"{model}_{measure}" for model in ("dense", "pruned") for measure in measures}
+    answers = set(ANSWERS) & there
+    whole = there == COLUMNS | pairs | answers and answers in (set(), set(ANSWERS)) and len(examples) > 0
+    if not whole or not all(map(pd.api.types.is_numeric_dtype, examples.dtypes)) or examples["tokens"].hasnans:
         raise ValueError(f"{place} is not of this version of hf_mabprune: remove it to do without")
+    return examples
 
 
 def examples_table(task: Task, batches: Sequence[Batch], dense: Evaluation, pruned: Evaluation) -> pd.DataFrame:
@@ -53,9 +68,9 @@ def examples_table(task: Task, batches: Sequence[Batch], dense: Evaluation, prun
     }
     for name, evaluation in {"dense": dense, "pruned": pruned}.items():
         columns |= {f"{name}_{measure}": values for measure, values in _quality(task, evaluation.scores).items()}
-    answers = {"target": dense.scores.reference, "dense": dense.scores.predicted, "pruned": pruned.scores.predicted}
     if (dense.scores.answers == 1).all() and dense.scores.predicted.ndim == 1:
-        columns |= answers
+        answers = dense.scores.reference, dense.scores.predicted, pruned.scores.predicted
+        columns |= dict(zip(ANSWERS, answers, strict=True))
     return pd.DataFrame(columns)
 
 
