@@ -51,7 +51,7 @@ NASTY = [
     "\u00e9\u4e2d\U0001f600",
     " ",
 ]
-OURS = ("https://huggingface.co/", "figures/", "parameters-0.3/")
+OURS = ("https://huggingface.co/", "figures/", "parameters-0.3/", "https://arxiv.org/abs/2606.07615")
 
 
 def tokens(markdown: str) -> list[Token]:
@@ -129,7 +129,7 @@ def test_a_card_shows_names_as_they_are(name: str, tmp_path: Path) -> None:
     check_plain(body)
     assert structure(body) == structure(plain_body)
     assert cells(body) == cells(plain_body)
-    assert set(yaml.safe_load(header)) - {"base_model"} == set(yaml.safe_load(plain_header))
+    assert set(yaml.safe_load(header)) - {"base_model", "base_model_relation"} == set(yaml.safe_load(plain_header))
     assert ModelCard.load(tmp_path / "nasty" / "README.md").data.library_name == "transformers"
 
 
