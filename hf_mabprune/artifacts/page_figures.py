@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts import plots
 from hf_mabprune.evaluation.report import Report
 
-WIDTH, HEIGHT = 4.4, 3.0  # inches; 72 of the units of the SVG each
+WIDTH, HEIGHT = 4.0, 2.8  # inches; 72 of the units of the SVG each
 MANY_DOTS = 300  # that are drawn as one image, for each would take some 100 bytes
 COLOURS = {  # what a figure is drawn with -> its name on the page, by light and by dark
     "#000000": ("ink", "#1b1f24", "#e6e8eb"),
@@ -90,7 +91,9 @@ def _picture(draw: Callable[[Axes], None], alt: str) -> Picture:
     caption = panel.get_title("left").replace(r"\$", "$")
     panel.set_title("", loc="left")
     if legend := panel.get_legend():
-        handles, names = filter(None, legend.legend_handles), [name.get_text() for name in legend.get_texts()]
+        drawn, names = panel.get_legend_handles_labels()
+        pairs = zip(drawn, filter(None, legend.legend_handles), strict=True)
+        handles = [whole if isinstance(whole, ErrorbarContainer) else shown for whole, shown in pairs]
         legend.remove()
         figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     for dots in panel.collections:

@@ -210,7 +210,7 @@ def draw_pareto(panel: Axes, report: Report, cost: CostOfSizes) -> None:
     sizes, before, name = _by_size(report), report.before, report.main_metric
     panel.set_xlabel(cost.label)
     panel.set_ylabel(f"{plain(name)}\n({'higher' if report.greater_is_better else 'lower'} is better)")
-    panel.scatter([cost.whole], [before.metrics[name]], color=GREY, marker="s", label="dense")
+    panel.scatter([cost.whole], [before.metrics[name]], color=GREY, marker="s", label="dense", zorder=3)
     panel.axhspan(*before.intervals[name], color=WHOLE, alpha=0.6, linewidth=0)
     if cost.sizes:
         metric = np.array([size.metric for size in sizes])
