@@ -23,6 +23,7 @@ from hf_mabprune.artifacts.tables import (
     layer_labels,
     metric_in_words,
     number_in_words,
+    signed_in_words,
 )
 from hf_mabprune.errors import one_line
 from hf_mabprune.evaluation.figures import ModelFigures
@@ -96,7 +97,7 @@ def headline(report: Report) -> str:
     said = f"{report.removed_fraction():.0%} of the FFN and attention parameters are gone; {one_line(name)} goes from "
     said += f"{number_in_words(before.metrics[name])} to {number_in_words(after.metrics[name])}"
     if before.behind:
-        change, interval = difference_in_words(before.behind).rstrip(")").split(" (")
+        change, interval = difference_in_words(before.behind, before.metrics[name]).rstrip(")").split(" (")
         said += f" ({change}, 95% interval {interval})"
     if speedup := report.speedup:
         said += f", and a forward pass is {speedup:.2f} times as fast"
@@ -154,8 +155,9 @@ def _figures(report: Report) -> list[tuple[str, list[str]]]:
     row("KL from the dense model", lambda model: model.kl, number_in_words)
     row("latency (ms)", lambda model: model.latency_ms, "{:,.1f}".format)
     row("weights (MB)", lambda model: model.checkpoint_bytes and model.checkpoint_bytes / 1e6, "{:,.1f}".format)
-    behind = [difference_in_words(model.behind) if model.behind else "" for model in models]
-    drawn = mean([draw.behind and draw.behind[0] for draw in draws], "{:+.4f}".format)
+    main = report.before.metrics[report.main_metric]
+    behind = [difference_in_words(model.behind, main) if model.behind else "" for model in models]
+    drawn = mean([draw.behind and draw.behind[0] for draw in draws], lambda value: signed_in_words(value, main))
     rows.append((f"{one_line(report.main_metric)}, pruned minus it", behind + drawn))
     return [(name, cells) for name, cells in rows if any(cells)]
 

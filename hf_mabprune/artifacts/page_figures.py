@@ -60,13 +60,13 @@ def pareto(report: Report) -> list[Picture]:
 
 
 def effects(arms: pd.DataFrame, reward: str) -> list[Picture]:
-    """Draws what the removal of each arm did, one figure a kind of arms."""
+    """Draws what the removal of each arm did, one figure a kind of arms of which any was measured."""
     places = plots.placed(arms)
     told = "by layer: what the removal of each did when it was last pulled, removed ones apart from kept ones"
     return [
         _picture(partial(plots.draw_effects, kind=kind, arms=places, reward=reward), f"{plots.ARMS[kind]} {told}")
         for kind in KINDS
-        if (arms["kind"] == kind).any()
+        if ((arms["kind"] == kind) & plots.measured(arms)).any()
     ]
 
 

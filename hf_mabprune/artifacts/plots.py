@@ -276,7 +276,7 @@ def _draw_widths(panel: Axes, kind: str, layers: dict[str, tuple[int, int]]) -> 
     _title(panel, f"{kept.sum():,} of {whole.sum():,} {UNITS[kind]} are kept ({kept.sum() / whole.sum():.0%})")
 
 
-def _measured(arms: pd.DataFrame) -> "pd.Series[bool]":
+def measured(arms: pd.DataFrame) -> "pd.Series[bool]":
     """Tells which arms have a mean, [K]: those that were pulled."""
     return (arms["pulls"] > 0) & pd.Series(np.isfinite(arms["mean"].to_numpy(dtype=float)), index=arms.index)
 
@@ -289,7 +289,7 @@ def draw_effects(panel: Axes, kind: str, arms: pd.DataFrame, reward: str) -> Non
     panel.set_xlim(-0.6, len(names) - 0.4)
     panel.set_ylabel(EFFECTS.get(reward, f"minus reward {plain(reward)}"))
     panel.set_xlabel("layer")
-    arms = arms[_measured(arms) & (arms["kind"] == kind)].assign(effect=lambda rows: -rows["mean"])
+    arms = arms[measured(arms) & (arms["kind"] == kind)].assign(effect=lambda rows: -rows["mean"])
     if arms.empty:
         _title(panel, f"{ARMS[kind]}: none was pulled")
         return
@@ -313,7 +313,7 @@ def _spread(arms: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _effects_caption(arms: pd.DataFrame) -> str:
-    missing = int((~_measured(arms)).sum())
+    missing = int((~measured(arms)).sum())
     left_out = f"{missing:,} of {len(arms):,} arms were never pulled and are left out. " if missing else ""
     return f"{left_out}Each arm is shown as it was last measured; left of a layer's tick: removed, right of it: kept."
 

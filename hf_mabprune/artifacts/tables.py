@@ -122,7 +122,7 @@ def _cells(figures: ModelFigures, metrics: Sequence[str]) -> list[str]:
         "" if figures.kl is None else f"{figures.kl:.4f}",
         "" if figures.latency_ms is None else f"{figures.latency_ms:.1f}",
         "" if figures.checkpoint_bytes is None else f"{figures.checkpoint_bytes / 1e6:,.1f}",
-        difference_in_words(figures.behind) if figures.behind else "",
+        difference_in_words(figures.behind, figures.metrics[metrics[0]]) if figures.behind else "",
     ]
 
 
@@ -141,11 +141,15 @@ def number_in_words(value: float) -> str:
     return f"{value:.{_digits(value)}f}"
 
 
-def difference_in_words(values: Sequence[float]) -> str:
-    """Writes a difference with its interval, e.g. +0.019 (+0.012 to +0.035)."""
-    digits = _digits(values[0])
-    value, low, high = (f"{number:+.{digits}f}" for number in values)
+def difference_in_words(values: Sequence[float], of: float) -> str:
+    """Writes a difference with its interval, e.g. +0.019 (+0.012 to +0.035), as exactly as the metric that it is of."""
+    value, low, high = (signed_in_words(number, of) for number in values)
     return f"{value} ({low} to {high})"
+
+
+def signed_in_words(value: float, of: float) -> str:
+    """Writes a difference with its sign."""
+    return f"{value:+.{_digits(of)}f}"
 
 
 def _digits(value: float) -> int:

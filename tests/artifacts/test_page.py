@@ -16,7 +16,7 @@ from hf_mabprune.artifacts.page import MARK, headline, page_of
 from hf_mabprune.artifacts.page_examples import Told
 from hf_mabprune.artifacts.run_data import RunData
 from hf_mabprune.config import check
-from hf_mabprune.evaluation.figures import SizeFigures
+from hf_mabprune.evaluation.figures import ModelFigures, SizeFigures
 from hf_mabprune.evaluation.report import Report
 from tests.artifacts.reports import config, figures, make_arms, make_examples, make_report
 from tests.browser import hidden_images, opened, page_width, started
@@ -111,6 +111,22 @@ def test_a_page_holds_all_that_it_needs_and_no_script(page: list[Told]) -> None:
     levels = outline.headings
     assert levels.count(1) == 1 and levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels)), "no level is left out"
+
+
+def test_a_criterion_alone_has_no_effects_to_draw() -> None:
+    unpulled = make_arms().assign(pulls=0, mean=np.nan)
+    text = page_of([replace(told(report()), arms=unpulled)])
+    assert "None of 30 arms was pulled" in text and "<img" not in text
+
+
+def test_figures_of_a_perplexity_are_written_as_exactly_as_it_is() -> None:
+    def perplexity(value: float, **others: Any) -> ModelFigures:
+        metrics = {"metrics": {"perplexity": value}, "intervals": {"perplexity": (value - 1, value + 1)}}
+        return replace(report().before, **metrics, **others)
+
+    made = report(task="causal_lm", main_metric="perplexity", greater_is_better=False, random=[])
+    made = replace(made, before=perplexity(20.0, behind=(3.456, 2.0, 4.567)), after=perplexity(23.456, behind=None))
+    assert "perplexity goes from 20.00 to 23.46 (+3.46, 95% interval +2.00 to +4.57)" in headline(made)
 
 
 def test_texts_of_the_data_are_shown_as_they_are_and_never_as_markup() -> None:
