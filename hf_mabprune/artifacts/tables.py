@@ -142,7 +142,7 @@ def number_in_words(value: float) -> str:
 
 
 def difference_in_words(values: Sequence[float], of: float) -> str:
-    """Writes a difference with its interval, e.g. +0.019 (+0.012 to +0.035), as exactly as the metric that it is of."""
+    """Writes a difference with its interval, e.g. +0.019 (+0.012 to +0.035), as exactly as its metric."""
     value, low, high = (signed_in_words(number, of) for number in values)
     return f"{value} ({low} to {high})"
 
