@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts import page_figures
@@ -51,7 +50,7 @@ def page_of(sizes: Sequence[Told], missing: str = "") -> str:
     name = one_line(hub_model(first.model) or last_part(first.model))
     environment.filters["number"] = number_in_words
     content = {
-        "mark": Markup(MARK),
+        "mark": MARK,
         "name": name,
         "several": len(sizes) > 1,
         "sizes": [_view(size) for size in sizes],
