@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_mabprune import load_pruned, prune
+from hf_mabprune.artifacts import page_figures
 from hf_mabprune.artifacts.publishable import publishable_files
 from hf_mabprune.artifacts.run_data import RunData, read_run_data, task_of_run
 from hf_mabprune.artifacts.run_folder import RunFolder
@@ -24,6 +25,13 @@ from tests.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("without_figures")]
 EVIL = "a b <script>alert(1)</script> c"
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a page are looked at elsewhere."""
+    for name in ("effects", "pareto"):
+        monkeypatch.setattr(page_figures, name, lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,9 @@ def sensitive_model(texts: list[str]) -> PreTrainedModel:
 def run(place: Path, files: dict[str, str]) -> Path:
     """A run whose test examples are drawn, so that their order is not that of the file, and whose answers change."""
     prune = {"target": {"neurons": 0.8, "heads": 0.75}}
-    changes = {"task": {"evaluation_examples": 40}, "prune": prune, "compensation": None}
+    search, output = {"rounds": 1, "pulls_per_arm": 1}, {"random_seeds": 1}
+    task = {"evaluation_examples": 40}
+    changes = {"task": task, "prune": prune, "search": search, "output": output, "compensation": None}
     settings = settings_for(place, files, "bert", **changes)
     sensitive_model(pd.read_parquet(files["test"])["sentence"].tolist()).save_pretrained(place / "model")
     prune_from_config(settings)
@@ -184,7 +194,7 @@ def test_several_sizes_of_a_language_model_from_data_in_memory(
     prune(
         model, tokenizer, *(pd.DataFrame(split) for split in splits), {"neurons": [0.25, 0.5]}, tmp_path / "out",
         task={"max_length": 8, "batch_size": 8}, prune={"block_size": 8, "layout": "per_layer"},
-        search={"rounds": 1, "pulls_per_arm": 1}, output={"random_seeds": 1},
+        search={"rounds": 1, "pulls_per_arm": 1}, output={"random_seeds": 1}, compensation=None,
     )  # fmt: skip
     text = page(capsys, tmp_path / "out")
     assert "2 sizes from one search" in text and text.count("Examples that moved most") == 2
