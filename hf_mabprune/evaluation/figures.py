@@ -191,6 +191,37 @@ class PromiseFigures:
 
 
 @dataclass(frozen=True)
+class PlaceFigures:
+    """What came of trying a checkpoint in one place (`places`).
+
+    Attributes:
+        recipe: What a user types there, for a checkpoint in the folder DIR.
+        outcome: "same" where the difference is rounding, "other" where it is more; "failed" where an error came of it;
+            "cannot" where that never works; "untried" where something is not here.
+        note: Why not; or what else was measured.
+        difference: Largest absolute difference from what plain Auto classes give in float32; None where not tried.
+        of: What is compared.
+        seconds: From loading to the comparison.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    place: Text
+    recipe: Text
+    outcome: Literal["same", "other", "failed", "cannot", "untried"]
+    note: Text = ""
+    difference: Number | None = None
+    of: Text = "logits"
+    seconds: Positive | None = None
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            return f"{self.outcome}: {self.note}"
+        counted = f"{self.difference:.2g} ({self.of})"
+        return f"{counted}, {self.note}" if self.note else counted
+
+
+@dataclass(frozen=True)
 class VocabularyFigures:
     """What a vocabulary was cut to before the search, and what that changed by itself.
 

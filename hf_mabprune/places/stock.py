@@ -1,0 +1,39 @@
+"""Plain Auto classes, where this package cannot be imported."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from hf_mabprune.places.base import PLACES, Found, Place
+from hf_mabprune.places.elsewhere import run_elsewhere
+from hf_mabprune.places.subject import Subject
+
+LINES = """
+import torch
+import transformers
+model = transformers.{auto_class}.from_pretrained(folder, dtype=torch.float32{options}).eval()
+with torch.inference_mode():
+    outputs = model(**inputs)[0]
+"""
+REMOTE = ", trust_remote_code=True"
+
+
+@PLACES.register("without_package")
+class WithoutPackage(Place):
+    """Transformers alone, without this package: stock classes, or the file beside the weights.
+
+    Uniform sizes load as any checkpoint does; of per-layer sizes `trust_remote_code=True` runs `modeling_pruned.py`.
+    """
+
+    at_end: ClassVar[bool] = True
+
+    def recipe(self, subject: Subject) -> str:
+        """See `Place.recipe`."""
+        return f'{subject.auto_class}.from_pretrained("DIR"{self._options(subject)})'
+
+    def reach(self, subject: Subject, work: Path) -> Found:
+        """See `Place.reach`: in another process."""
+        lines = LINES.format(auto_class=subject.auto_class, options=self._options(subject))
+        return Found(subject.difference(run_elsewhere(lines, subject, work)))
+
+    def _options(self, subject: Subject) -> str:
+        return REMOTE if subject.layout == "per_layer" else ""
