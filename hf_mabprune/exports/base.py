@@ -5,15 +5,17 @@ what it wrote with the model, in the program that is to run it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
 from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.registry import Registry
 
+Runner = Callable[..., Any]  # inputs by name -> outputs, as those of the model
 EXPORTS: Registry[type["Export"]] = Registry("export", "hf_mabprune.exports")
 
 
@@ -24,11 +26,14 @@ class Export(ABC):
         modules: What must be installed, by the names that Python imports.
         remedy: Command that installs it.
         tolerance: Largest difference of two outputs that is rounding.
+        after: Name of the export whose step comes before, as that to float32 comes before that to integers; none where
+            this is the first.
     """
 
     modules: ClassVar[tuple[str, ...]] = ()
     remedy: ClassVar[str] = ""
     tolerance: ClassVar[float] = 1e-4
+    after: ClassVar[str] = ""
 
     @classmethod
     def check_installed(cls, name: str) -> None:
@@ -57,3 +62,11 @@ class Export(ABC):
     def difference(self, model: PreTrainedModel, folder: Path) -> float:
         """Reads what was written, and gives the largest absolute difference of its outputs from the model's; nan where
         one of them is."""
+
+    def runner(self, folder: Path) -> Runner:
+        """Gives what runs an exported model here, to measure it: called as the model is, on the CPU.
+
+        Raises:
+            ValueError: If nothing here does.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be measured: nothing here runs what it writes")
