@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.architectures.shown import read_results
@@ -31,7 +31,7 @@ from hf_mabprune.cli.settings import (
 )
 from hf_mabprune.config import EvaluateConfig, PruneConfig, check, check_as
 from hf_mabprune.evaluation.report import figures_table
-from hf_mabprune.export import export_checkpoint
+from hf_mabprune.export import Comparison, export_checkpoint
 from hf_mabprune.exports import EXPORTS
 from hf_mabprune.pipeline import prune_from_config, publish_finished
 from hf_mabprune.preview import plan_run
@@ -96,12 +96,7 @@ def evaluate(arguments: Arguments) -> str:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     known, rest = parser.parse_known_args(list(arguments))
     config = read_yaml(known.config) if known.config else read_run_config(known.checkpoint)
-    if not isinstance(config.get("model", {}), dict):
-        raise ValueError(f"model must be a mapping, got {config['model']}")
-    config["model"] = {**config.get("model", {}), **AS_ANY_OTHER, "name": known.checkpoint}
-    with as_file({key: config[key] for key in EvaluateConfig.model_fields if key in config}) as base:
-        settings = check_as(parse_settings(["--config", base, *rest], EvaluateConfig), EvaluateConfig)
-    task, figures = evaluate_checkpoint(settings)
+    task, figures = evaluate_checkpoint(_measured_on(known.checkpoint, config, rest))
     return f"{json.dumps(asdict(figures), indent=2) if known.json else figures_table(task.main_metric, figures)}\n"
 
 
@@ -118,16 +113,28 @@ def push(arguments: Arguments) -> str:
 
 
 def export(arguments: Arguments) -> str:
-    """export CHECKPOINT --to onnx [--output.dir DIR]: the same model in another format, its outputs compared"""
-    parser = _parser_with("export", "checkpoint", "folder or Hub name of a model")
+    """export CHECKPOINT --to onnx [--output.dir DIR] [--measure]: the same model in another format, outputs compared"""
+    parser = _parser_with("export", "checkpoint", "folder or Hub name of a model", "--task.batch_size 8")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=f"one of: {', '.join(EXPORTS.names())}")
     parser.add_argument("--output.dir", dest="output", metavar="DIR", help="new folder; CHECKPOINT-FORMAT if left out")
-    known = parser.parse_args(list(arguments))
-    checkpoint = Path(known.checkpoint)
+    measure = (
+        "measure quality, bytes and time beside the dense model, in torch and in the format, on a run's test data"
+    )
+    parser.add_argument("--measure", action="store_true", help=measure)
+    parser.add_argument("--dense", help="with --measure: folder or Hub name of the dense model; the run's if left out")
+    known, rest = parser.parse_known_args(list(arguments))
+    comparison, checkpoint = None, Path(known.checkpoint)
+    if (rest or known.dense) and not known.measure:
+        raise ValueError(f"{rest[0] if rest else '--dense'} is of use with --measure alone: add that, or leave it out")
+    if known.measure:
+        config = read_run_config(known.checkpoint)
+        dense = known.dense or str(config["model"].get("name"))
+        comparison = Comparison(dense, _measured_on(known.checkpoint, config, rest))
     beside = checkpoint if checkpoint.exists() else Path(checkpoint.name)  # a name on the Hub has an owner before it
     output = Path(known.output or f"{beside}-{known.to}")
-    difference = export_checkpoint(known.checkpoint, known.to, output)
-    return f"exported: {output}, outputs within {difference:.1g} of the model's\n"
+    exported = export_checkpoint(known.checkpoint, known.to, output, comparison)
+    table = f"{exported}\n" if comparison else ""
+    return f"{table}exported: {output}, outputs within {exported.difference:.1g} of the model's\n"
 
 
 def verify(arguments: Arguments) -> str:
@@ -217,6 +224,15 @@ def _parser_with(
     parser = _Parser(f"mabprune {command}", description=description, epilog=settings + PLUGIN_HELP, allow_abbrev=False)
     parser.add_argument(first, nargs=None if required else "?", help=text)
     return parser
+
+
+def _measured_on(checkpoint: str, config: dict[str, Any], further: Arguments) -> EvaluateConfig:
+    """Makes settings that measure a checkpoint of a config and what is said beside it."""
+    if not isinstance(config.get("model", {}), dict):
+        raise ValueError(f"model must be a mapping, got {config['model']}")
+    config = {**config, "model": {**config.get("model", {}), **AS_ANY_OTHER, "name": checkpoint}}
+    with as_file({key: config[key] for key in EvaluateConfig.model_fields if key in config}) as base:
+        return check_as(parse_settings(["--config", base, *further], EvaluateConfig), EvaluateConfig)
 
 
 def _without(arguments: Arguments, flag: str) -> tuple[list[str], bool]:
