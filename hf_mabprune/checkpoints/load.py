@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.checkpoints import modeling_pruned
+from hf_mabprune.checkpoints.adapters import register_lora_targets
 from hf_mabprune.checkpoints.config_file import check_fields, check_sizes
 from hf_mabprune.checkpoints.dequantise import dequantised
 from hf_mabprune.checkpoints.modeling_file import check_code
@@ -49,6 +50,7 @@ LARGEST_SIDE = 10_000  # pixels
 def register_auto_classes() -> None:
     """Lets AutoConfig and AutoModel* read per-layer checkpoints of every supported type that transformers knows."""
     modeling_pruned.register([name for name in ARCHITECTURES.names() if name in CONFIG_MAPPING])
+    register_lora_targets(imported=True)
 
 
 def load_config(name: str, **origin: Any) -> PreTrainedConfig:

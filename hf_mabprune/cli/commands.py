@@ -113,7 +113,7 @@ def push(arguments: Arguments) -> str:
 
 
 def export(arguments: Arguments) -> str:
-    """export CHECKPOINT --to onnx [--output.dir DIR] [--measure]: the same model in another format, outputs compared"""
+    """export CHECKPOINT --to onnx [--output.dir DIR] [--measure]: the model in another format, its outputs compared"""
     parser = _parser_with("export", "checkpoint", "folder or Hub name of a model", "--task.batch_size 8")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=f"one of: {', '.join(EXPORTS.names())}")
     parser.add_argument("--output.dir", dest="output", metavar="DIR", help="new folder; CHECKPOINT-FORMAT if left out")
@@ -134,7 +134,10 @@ def export(arguments: Arguments) -> str:
     output = Path(known.output or f"{beside}-{known.to}")
     exported = export_checkpoint(known.checkpoint, known.to, output, comparison)
     table = f"{exported}\n" if comparison else ""
-    return f"{table}exported: {output}, outputs within {exported.difference:.1g} of the model's\n"
+    within = (
+        f"{exported.difference:.1%} of their size" if EXPORTS.get(known.to).relative else f"{exported.difference:.1g}"
+    )
+    return f"{table}exported: {output}, outputs within {within} of the model's\n"
 
 
 def verify(arguments: Arguments) -> str:

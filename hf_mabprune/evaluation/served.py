@@ -23,7 +23,7 @@ from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.readout import Readout
 
 SIZES = ((1, 32), (32, 128))  # B, T of batches that are timed
-TURNS = 20
+TURNS = 15
 WARM = 2  # turns that are not counted
 
 

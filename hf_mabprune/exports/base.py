@@ -26,6 +26,7 @@ class Export(ABC):
         modules: What must be installed, by the names that Python imports.
         remedy: Command that installs it.
         tolerance: Largest difference of two outputs that is rounding.
+        relative: Whether differences are fractions of the outputs' size.
         after: Name of the export whose step comes before, as that to float32 comes before that to integers; none where
             this is the first.
     """
@@ -33,6 +34,7 @@ class Export(ABC):
     modules: ClassVar[tuple[str, ...]] = ()
     remedy: ClassVar[str] = ""
     tolerance: ClassVar[float] = 1e-4
+    relative: ClassVar[bool] = False
     after: ClassVar[str] = ""
 
     @classmethod
@@ -60,8 +62,8 @@ class Export(ABC):
 
     @abstractmethod
     def difference(self, model: PreTrainedModel, folder: Path) -> float:
-        """Reads what was written, and gives the largest absolute difference of its outputs from the model's; nan where
-        one of them is."""
+        """Reads what was written, and gives the largest difference of its outputs from the model's, absolute or as a
+        fraction of their size; nan where one of them is."""
 
     def runner(self, folder: Path) -> Runner:
         """Gives what runs an exported model here, to measure it: called as the model is, on the CPU.

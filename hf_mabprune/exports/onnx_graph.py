@@ -22,7 +22,6 @@ FILE = "model.onnx"
 USUAL_INPUTS = ("input_ids", "attention_mask")
 SIZES = ((2, 7), (1, 5), (3, 16))  # examples and tokens: of the example that is traced, and of those that are compared
 CHOICES = 2
-LOGGER = "torch.onnx"
 MODULES = ("onnx", "onnxscript", "onnxruntime")  # that writing and running take
 REMEDY = "pip install 'hf_mabprune[onnx]'"
 Difference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of what is written from the model's own
@@ -58,7 +57,7 @@ def write_graph(model: PreTrainedModel, processor: Processor, file: Path) -> Non
     if len(axes) < example[names[0]].ndim:
         axes[1] = "choices"
     graph = _Graph(model, names)
-    with _quietly():
+    with quietly():
         program = torch.onnx.export(
             graph,
             tuple(example.values()),
@@ -135,14 +134,13 @@ def _example(model: PreTrainedModel, names: list[str], examples: int, tokens: in
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps what the exporter says of itself from the user."""
-    logger = logging.getLogger(LOGGER)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quietly() -> Iterator[None]:
+    """Keeps what exporter and quantiser say of themselves from the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

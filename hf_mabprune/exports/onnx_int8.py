@@ -7,7 +7,16 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.exports.base import EXPORTS, Export, Runner
-from hf_mabprune.exports.onnx_graph import FILE, MODULES, REMEDY, Runtime, check_graph, graph_difference, write_graph
+from hf_mabprune.exports.onnx_graph import (
+    FILE,
+    MODULES,
+    REMEDY,
+    Runtime,
+    check_graph,
+    graph_difference,
+    quietly,
+    write_graph,
+)
 
 FLOAT_FILE = "float.onnx"
 
@@ -22,7 +31,8 @@ class OnnxInt8(Export):
 
     modules = MODULES
     remedy = REMEDY
-    tolerance: ClassVar[float] = 0.5  # of the size of the outputs: more is no rounding
+    tolerance: ClassVar[float] = 0.5  # more is no rounding
+    relative: ClassVar[bool] = True
     after: ClassVar[str] = "onnx"
 
     def check(self, model: PreTrainedModel) -> None:
@@ -34,7 +44,8 @@ class OnnxInt8(Export):
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         write_graph(model, processor, folder / FLOAT_FILE)
-        quantize_dynamic(folder / FLOAT_FILE, folder / FILE, per_channel=True, weight_type=QuantType.QInt8)
+        with quietly():
+            quantize_dynamic(folder / FLOAT_FILE, folder / FILE, per_channel=True, weight_type=QuantType.QInt8)
         for file in folder.glob(f"{FLOAT_FILE}*"):  # weights may lie in a file of their own
             file.unlink()
 

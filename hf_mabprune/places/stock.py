@@ -1,7 +1,6 @@
 """Plain Auto classes, where this package cannot be imported."""
 
 from pathlib import Path
-from typing import ClassVar
 
 from hf_mabprune.places.base import PLACES, Found, Place
 from hf_mabprune.places.elsewhere import run_elsewhere
@@ -23,8 +22,6 @@ class WithoutPackage(Place):
 
     Uniform sizes load as any checkpoint does; of per-layer sizes `trust_remote_code=True` runs `modeling_pruned.py`.
     """
-
-    at_end: ClassVar[bool] = True
 
     def recipe(self, subject: Subject) -> str:
         """See `Place.recipe`."""

@@ -12,6 +12,7 @@ from tests.problems import selection
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import tiny_model
 
+COMPILING = {"torch_compile"}  # which takes a C++ compiler, and minutes
 MODELS = {"bert": "AutoModelForSequenceClassification", "llama": "AutoModelForCausalLM"}
 
 
@@ -33,7 +34,10 @@ def test_a_subject_says_what_it_is(subject: Subject) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("name", PLACES.names())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in COMPILING else []) for name in PLACES.names()],
+)
 def test_a_place_gives_what_plain_auto_classes_give(name: str, subject: Subject) -> None:
     row = tried(name, subject)
     assert "DIR" in row.recipe and str(subject.folder) not in f"{row.recipe} {row.note}"
