@@ -16,6 +16,7 @@ from hf_mabprune.artifacts.remade import against_base
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
 from hf_mabprune.artifacts.verification import verify as verify_run
+from hf_mabprune.carry import carry_adapter
 from hf_mabprune.cli.families import all_families, families_json, one_family
 from hf_mabprune.cli.guard import Failure, guarded
 from hf_mabprune.cli.settings import (
@@ -140,6 +141,21 @@ def export(arguments: Arguments) -> str:
     return f"{table}exported: {output}, outputs within {within} of the model's\n"
 
 
+def carry(arguments: Arguments) -> str:
+    """carry-adapter RUN ADAPTER --output.dir DIR [--task.key value ...]: a LoRA of the dense model, cut to fit"""
+    parser = _parser_with("carry-adapter", "run", "folder that a run left behind", "--task.dataset.path parquet")
+    parser.add_argument("adapter", help="folder or Hub name of a LoRA of the dense model")
+    parser.add_argument("--output.dir", dest="output", metavar="DIR", required=True, help="new folder")
+    parser.add_argument("--dense", help="folder or Hub name of the dense model; the run's when left out")
+    alone = "read no data: no refit of the LoRA, and nothing is measured"
+    parser.add_argument("--slice", action="store_true", help=alone)
+    known, rest = parser.parse_known_args(list(arguments))
+    with as_file(read_run_config(known.run)) as own:
+        settings = read_settings(["--config", own, *rest])
+    carried = carry_adapter(known.run, known.adapter, known.output, settings, known.dense, known.slice)
+    return f"carried over: {known.output}, {carried}\n"
+
+
 def verify(arguments: Arguments) -> str:
     """verify FOLDER [--base MODEL] [--task.key value ...] [--json]: whether a checkpoint is what its run wrote"""
     parser = _parser_with("verify", "folder", "folder that a run left behind", "--task.dataset.path parquet")
@@ -205,6 +221,7 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "evaluate": evaluate,
     "push": push,
     "export": export,
+    "carry-adapter": carry,
     "verify": verify,
     "report": report,
     "families": families,

@@ -37,7 +37,7 @@ class Peft(Place):
         own = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model(**subject.inputs)[0].float().square().mean().backward()
         torch.optim.SGD(own, 0.1).step()
-        model.save_pretrained(work)
+        model.save_pretrained(str(work))
         again = PeftModel.from_pretrained(load_pruned(subject.folder, dtype=torch.float32), str(work)).eval()
         with torch.no_grad():
             stored = (again(**subject.inputs)[0] - model(**subject.inputs)[0]).abs().max()
