@@ -25,7 +25,7 @@ from hf_mabprune.artifacts.redaction import (
     without_paths,
 )
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.artifacts.tables import UNITS, kept_table, results_table, sizes_table
+from hf_mabprune.artifacts.tables import UNITS, kept_table, places_table, results_table, sizes_table
 from hf_mabprune.checkpoints.load import OWN_PROCESSORS, kind_of_processor
 from hf_mabprune.checkpoints.ways import is_known, needed
 from hf_mabprune.config import SAMPLE_TEXT, PruneConfig, check, parse_yaml
@@ -176,6 +176,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "vocabulary": text(without_paths(str(report.vocabulary or ""))),
         "reason": text(without_paths(report.layout_reason)),
         "sizes": kept_table(report.kept),
+        "places": places_table(report.places) if report.places else "",
         "facts": _facts(report, settings, base),
         "warnings": [text(without_paths(warning)) for warning in report.warnings],
     }

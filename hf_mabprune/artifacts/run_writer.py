@@ -4,23 +4,31 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 
 import pandas as pd
+import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.artifacts import card, checksums, plots
 from hf_mabprune.artifacts.eval_results import write_eval_results
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, reload_difference
+from hf_mabprune.checkpoints.offload import places_of
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import PruneConfig, check, parse_yaml
-from hf_mabprune.evaluation.figures import SizeFigures
+from hf_mabprune.evaluation.figures import PlaceFigures, SizeFigures
 from hf_mabprune.evaluation.report import Report
+from hf_mabprune.places import Subject, tried_at_end
+from hf_mabprune.places.subject import TEXTS
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.runtime.processes import on_main
 from hf_mabprune.session import Session
+from hf_mabprune.tasks.batch import Batch
+
+MOST_PARAMETERS = 1_000_000_000  # of a model that is read back several times at the end of its run
 
 
 @dataclass(frozen=True)
@@ -130,12 +138,32 @@ class RunWriter:
             before=replace(report.before, checkpoint_bytes=dense_bytes),
             after=replace(report.after, checkpoint_bytes=checkpoint_bytes),
             reload={"max_logit_difference": self._reload(model, folder)},
+            places=self._places(model, folder, report),
         )
+
+    def _inputs(self, model: PreTrainedModel) -> Batch:
+        return self.session.task.few_inputs(model, self.session.batches["test"][-1])
+
+    @torch.inference_mode()
+    def _places(self, model: PreTrainedModel, folder: RunFolder, report: Report) -> list[PlaceFigures]:
+        """Tries the checkpoint where that takes a second or two; a large model, or one in half precision, nowhere."""
+        if model.dtype != torch.float32 or places_of(model) or report.after.parameters > MOST_PARAMETERS:
+            return []
+        task, inputs = self.session.task, self._inputs(model)
+        subject = Subject(
+            folder=folder.root,
+            model_type=report.architecture,
+            auto_class=task.auto_class,
+            layout=report.layout,
+            inputs={name: tensor.cpu() for name, tensor in inputs.items()},
+            expected=model(**inputs)[0].float().cpu(),
+            texts=TEXTS if model.main_input_name == "input_ids" else (),
+        )
+        return tried_at_end(subject)
 
     def _reload(self, model: PreTrainedModel, folder: RunFolder) -> float:
         """Gives the largest difference of the checkpoint's logits from the model's, on one batch of the test split."""
-        task, batch = self.session.task, self.session.batches["test"][-1]
-        inputs = task.few_inputs(model, batch)
+        task, inputs = self.session.task, self._inputs(model)
         difference = reload_difference(model, folder.root, task.auto_class, inputs)
         if not difference <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):  # nan is no small difference
             raise RuntimeError(
@@ -183,3 +211,25 @@ def _describe_all(folder: RunFolder, reports: Sequence[Report], config_yaml: str
     folder.config.write_text(config_yaml)
     plots.save_pareto(reports[-1], folder.figures)
     card.write_overview(reports, folder.root)
+
+
+def add_places(root: str | Path, rows: Sequence[PlaceFigures]) -> None:
+    """Puts what came of trying places into the report and the card of a finished run, over earlier rows of these.
+
+    Args:
+        root: Folder of a run, of one size.
+        rows: One a place.
+
+    Raises:
+        ValueError: If the folder holds no such run, or its files have changed.
+    """
+    folder = RunFolder(root)
+    if folder.sizes():
+        raise ValueError(f"{root} holds several sizes: name the folder of one")
+    folder.check_unchanged()
+    _, report = folder.read()
+    known = {row.place: row for row in (*report.places, *rows)}
+    report = replace(report, places=[known[name] for name in sorted(known)])
+    folder.report.write_text(report.to_json())
+    card.write_card(report, folder.config.read_text(), folder.root)
+    checksums.write(folder.root, folder.checksums)

@@ -7,8 +7,9 @@ from urllib.parse import quote
 
 from hf_mabprune.arms import KINDS
 from hf_mabprune.artifacts.markdown import code, text
+from hf_mabprune.artifacts.redaction import without_paths
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.evaluation.figures import ModelFigures
+from hf_mabprune.evaluation.figures import ModelFigures, PlaceFigures
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.tasks.base import TASKS
 
@@ -34,6 +35,13 @@ def results_table(report: Report) -> str:
     headings = ["", "parameters (M)", "MACs (M)", *map(text, metrics), "loss", "KL", "latency (ms)", "weights (MB)"]
     headings.append("after, above it")
     return markdown_table(headings, [[name, *_cells(figures, metrics)] for name, figures in rows])
+
+
+def places_table(places: Sequence[PlaceFigures]) -> str:
+    """Lays out where the checkpoint was tried, how it is loaded there, and how far it is from plain Auto classes."""
+    rows = [[text(row.place), code(row.recipe), text(without_paths(str(row)))] for row in places]
+    lines = [["place", "how, for a checkpoint in DIR", "largest difference"], ["---"] * 3, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def kept_table(kept: Kept) -> str:

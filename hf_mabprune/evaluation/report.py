@@ -20,6 +20,7 @@ from hf_mabprune.evaluation.figures import (
     ModelFigures,
     Number,
     Options,
+    PlaceFigures,
     PromiseFigures,
     RandomFigures,
     SearchFigures,
@@ -55,6 +56,7 @@ class Report:
         promise: What the run promises of the pruned model; None where it was not asked to.
         sizes: All sizes that were cut from the search, this one among them.
         reload: `max_logit_difference` between the model in memory and the checkpoint read back.
+        places: What came of trying the checkpoint where it may be put to use (`places`), for the card.
         certified_on: Split that the bounds of the pruned model are computed on.
         dense_sha256: Of the dense model's weights (`runtime.hashes`); empty where a run did not say it.
         calibration_sha256, test_sha256: Of the calibration and the test batches, in the same way.
@@ -87,6 +89,7 @@ class Report:
     alone: dict[Text, ModelFigures] = field(default_factory=dict)
     sizes: list[SizeFigures] = field(default_factory=list)
     reload: dict[Text, Number] = field(default_factory=dict)
+    places: list[PlaceFigures] = field(default_factory=list)
     warnings: list[Text] = field(default_factory=list)
     certified_on: Literal["test", "certification"] = "test"
     dense_sha256: Text = ""

@@ -104,3 +104,13 @@ def tried(name: str, subject: Subject) -> PlaceFigures:
     return PlaceFigures(
         name, recipe, outcome, found.note, found.difference, found.of, round(time.perf_counter() - start, 2)
     )
+
+
+def tried_at_end(subject: Subject) -> list[PlaceFigures]:
+    """Tries the places that are quick to try; of one that a file travels for, it says that it was not tried."""
+    rows = [tried(name, subject) for name in PLACES.names() if PLACES.get(name).at_end]
+    if subject.layout == "per_layer":
+        place = "without_package"
+        recipe = PLACES.get(place)().recipe(subject)
+        rows.append(PlaceFigures(place, recipe, "untried", "takes another process: scripts/places.py RUN --write"))
+    return [row for row in rows if row.outcome != "cannot"]

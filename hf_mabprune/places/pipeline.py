@@ -14,7 +14,7 @@ TASKS = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForCausalLM": "text-generation",
 }
-NEW_TOKENS = 8
+CONTINUED, NEW_TOKENS = 2, 8  # texts, and tokens after each
 
 
 @PLACES.register("pipeline")
@@ -42,16 +42,23 @@ class Pipeline(Place):
         """See `Place.reach`."""
         task: Any = TASKS[subject.auto_class]
         pipe = pipeline(task, str(subject.folder), dtype=torch.float32, device="cpu")
-        if not subject.generates:
-            labels = [pipe.model.config.id2label[number] for number in range(subject.expected.shape[-1])]
-            several = subject.expected.shape[-1] > 1
-            said = pipe(list(subject.texts), top_k=None, function_to_apply="softmax" if several else "none")
-            scores = [[{each["label"]: each["score"] for each in own}[label] for label in labels] for own in said]
-            wanted = subject.expected.softmax(-1) if several else subject.expected
-            return Found(float((torch.tensor(scores) - wanted).abs().max()), "scores")
         model = load_pruned(subject.folder, dtype=torch.float32).eval()
-        others = sum(_others(model, pipe, text) for text in subject.texts)
-        return Found(float(others), "greedy tokens", f"of {NEW_TOKENS * len(subject.texts)} tokens")
+        if subject.generates:
+            texts = subject.texts[:CONTINUED]
+            others = sum(_others(model, pipe, text) for text in texts)
+            return Found(float(others), "greedy tokens", f"of {NEW_TOKENS * len(texts)} tokens")
+        return Found(max(_apart(model, pipe, text) for text in subject.texts), "scores")
+
+
+def _apart(model: PreTrainedModel, pipe: Any, text: str) -> float:
+    """Compares the scores of a text with those that a forward pass gives."""
+    logits = model(**pipe.tokenizer(text, return_tensors="pt"))[0][0]
+    several = len(logits) > 1
+    said = pipe(text, top_k=None, function_to_apply="softmax" if several else "none")
+    scores = {each["label"]: each["score"] for each in said}
+    names: Any = model.config.id2label
+    found = torch.tensor([scores[names[number]] for number in range(len(logits))])
+    return float((found - (logits.softmax(-1) if several else logits)).abs().max())
 
 
 def _others(model: PreTrainedModel, pipe: Any, text: str) -> int:

@@ -32,7 +32,7 @@ class Subject:
 
     Attributes:
         folder: Folder of the checkpoint.
-        model_type: Model type of the dense model, e.g. "bert".
+        model_type: Model type of the dense model.
         auto_class: Name of the AutoModel class that loads it.
         layout: "uniform" where stock classes load it, else "per_layer".
         inputs: Arguments of a forward pass, on the CPU; of token ids [B, T].

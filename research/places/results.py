@@ -20,7 +20,7 @@ def read(file: Path = FILE) -> tuple[Rows, dict[str, str]]:
         return {}, {}
     stored = json.loads(file.read_text())
     rows = TypeAdapter(list[PlaceFigures])
-    found = {label: rows.validate_python(own) for label, own in stored["checkpoints"].items()}
+    found = {label: rows.validate_json(json.dumps(own)) for label, own in stored["checkpoints"].items()}
     return {label: {row.place: row for row in own} for label, own in found.items()}, stored["versions"]
 
 
