@@ -10,8 +10,8 @@ LOWEST_TRANSFORMERS ?= 5.19.*
 CONTRACTS := $(addprefix tests/, architectures artifacts checkpoints cli compensation config criteria effects policies \
 	runtime selection surgery tasks test_equivalence.py test_pipeline.py test_wheel.py)
 # Modules of the API reference: what is called, then what is extended; and all that lies in open folders.
-OPEN := architectures tasks policies criteria compensation exports effects/rewards search/rules
-REFERENCE := $(addprefix hf_mabprune., pipeline recut export report_page preview result session config.run config.search config.target \
+OPEN := architectures tasks policies criteria compensation exports places effects/rewards search/rules
+REFERENCE := $(addprefix hf_mabprune., pipeline recut export carry report_page preview result session config.run config.search config.target \
 	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer artifacts.verification \
 	artifacts.remade artifacts.remaking artifacts.fit artifacts.checksums effects.masking checkpoints.load \
 	checkpoints.sharded checkpoints.table_processor checkpoints.modeling_pruned evaluation.report evaluation.figures evaluation.quality evaluation.bounds evaluation.examples evaluation.groups \

@@ -21,12 +21,15 @@ from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.criteria import CRITERIA
 from hf_mabprune.effects.rewards import REWARDS
 from hf_mabprune.exports import EXPORTS
+from hf_mabprune.places import PLACES
 from hf_mabprune.policies import POLICIES, Policy
 from hf_mabprune.registry import Registry, describe_options
 from hf_mabprune.search.rules import RULES
 from hf_mabprune.tasks.base import TASKS
+from research.places import place_names, results
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 MARKED = re.compile(r"(?P<begin><!-- table of (?P<name>[\w ]+) -->\n).*?(?P<end><!-- end of table -->)", re.S)
 
 
@@ -135,6 +138,12 @@ def components(registry: Registry[Any], shared: type | None = None) -> Callable[
     return listed
 
 
+def places() -> str:
+    """Lists the places, those outside among them."""
+    names = place_names()
+    return table(("place", "what it is"), [(f"`{name}`", first_sentence(PLACES.get(name))) for name in names])
+
+
 def first_sentence(entry: Any) -> str:
     """Gives the first paragraph of a docstring."""
     return " ".join((inspect.getdoc(entry) or "").partition("\n\n")[0].split())
@@ -160,6 +169,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "criteria": components(CRITERIA),
     "compensations": components(COMPENSATIONS),
     "exports": components(EXPORTS),
+    "places": places,
+    "tried places": results.page,
 }
 
 if __name__ == "__main__":

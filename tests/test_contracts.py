@@ -29,6 +29,7 @@ RULES = {
     "criteria": Rule("One criterion never imports another", "obs", "statistics"),
     "search/rules": Rule("One removal rule never imports another", "single", "base"),
     "compensation": Rule("One compensation never imports another", "mask_tuning", "base"),
+    "places": Rule("One place never imports another", "pipeline", "base"),
     "exports": Rule("One export never imports another", "onnx", "base"),
     "architectures": Rule("One architecture never imports another", "bert", "base"),
     "tasks": Rule("One task never imports another", "answer", "text_task"),

@@ -188,7 +188,7 @@ def test_tables_of_components_show_what_is_registered() -> None:
     assert not stale_part("components.py")
     marked = {name for page in PAGES for name in re.findall(r"<!-- table of (.*) -->", page.read_text())}
     kinds = {"model types", "tasks", "rewards", "policies", "removal rules", "criteria", "compensations", "exports"}
-    assert marked == kinds | {"checks", "families", "counted families"}
+    assert marked == kinds | {"checks", "families", "counted families", "places", "tried places"}
 
 
 def reference_modules() -> list[str]:

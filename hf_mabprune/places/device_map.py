@@ -8,7 +8,7 @@ import transformers
 from hf_mabprune.places.base import PLACES, Found, Place
 from hf_mabprune.places.subject import Subject
 
-SHARE = 0.6  # of the weights that memory is said to hold
+SHARE = 0.85  # of the weights that memory is said to hold
 
 
 @PLACES.register("device_map")

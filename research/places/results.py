@@ -11,6 +11,7 @@ from hf_mabprune.evaluation.figures import PlaceFigures
 from hf_mabprune.evaluation.report import installed_versions
 
 FILE = Path(__file__).with_name("results.json")
+SHOWN = ("torch", "transformers", "accelerate")  # versions
 Rows = dict[str, dict[str, PlaceFigures]]  # checkpoint -> place -> what came of it
 
 
@@ -34,18 +35,30 @@ def add(label: str, rows: Sequence[PlaceFigures], file: Path = FILE) -> None:
     file.with_suffix(".md").write_text(f"{tables(known)}\n")
 
 
+def page() -> str:
+    """Writes the tables of all files of rows that lie here, and the versions that they were made with."""
+    rows: Rows = {}
+    versions: dict[str, str] = {}
+    for file in sorted(FILE.parent.glob("results*.json")):
+        found, own = read(file)
+        versions |= own
+        for label, places in found.items():
+            rows.setdefault(label, {}).update(places)
+    made_with = ", ".join(f"{name} {versions[name]}" for name in SHOWN if name in versions)
+    return f"{tables(dict(sorted(rows.items())))}\n\nMade with {made_with}."
+
+
 def tables(rows: Rows) -> str:
-    """Writes a table of differences, a column a checkpoint, and below it all that has to be said in words."""
+    """Writes a table of differences, a column a checkpoint, and below it how to get there, and what else was seen."""
     places = sorted({place for own in rows.values() for place in own})
     lines = [f"| place | {' | '.join(rows)} |", f"| --- |{' --- |' * len(rows)}"]
     lines += [f"| `{place}` | {' | '.join(_cell(own.get(place)) for own in rows.values())} |" for place in places]
-    lines += ["", "| place | checkpoint | how | |", "| --- | --- | --- | --- |"]
+    lines += ["", "| place | how, e.g. | |", "| --- | --- | --- |"]
     for place in places:
-        lines += [
-            f"| `{place}` | {label} | {_code(own[place].recipe)} | {_plain(_words(own[place]))} |"
-            for label, own in rows.items()
-            if place in own
-        ]
+        tried = {label: own[place] for label, own in rows.items() if place in own}
+        recipe = next(iter(tried.values())).recipe
+        words = "; ".join(f"{label}: {said}" for label, row in tried.items() if (said := _words(row)))
+        lines.append(f"| `{place}` | {_code(recipe)} | {_plain(words)} |")
     return "\n".join(lines)
 
 
