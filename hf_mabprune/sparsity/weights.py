@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_mabprune.sparsity.masks import Held, mask_of
+from hf_mabprune.sparsity.masks import Held, mask_of, masked
 
 COUNTED = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -42,7 +42,7 @@ class Weights:
     def values(self) -> torch.Tensor:
         """Gives the weights that the module computes with, masks applied, as [O, I, K], detached."""
         weight, mask = self.parameter.detach(), mask_of(self.module)
-        return self.by_unit(weight if mask is None else weight.masked_fill(~mask, 0))
+        return self.by_unit(weight if mask is None else masked(weight, mask))
 
     def by_unit(self, weight: torch.Tensor) -> torch.Tensor:
         """Views a tensor of the shape of the weights as [O, I, K]; I is that of a group of a grouped convolution."""
