@@ -54,6 +54,7 @@ StageName = Literal[
     "trial passes",
     "verification",
     "export",
+    "sparsity",
     "fine-tuning",
     "benchmark",
 ]

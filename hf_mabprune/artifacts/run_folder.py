@@ -64,6 +64,11 @@ class RunFolder:
         return self.details / "arms.parquet"
 
     @property
+    def sparsity(self) -> Path:
+        """The figures of `mabprune sparsify`, which leaves no report of a run."""
+        return self.details / "sparsity.json"
+
+    @property
     def search_state(self) -> Path:
         """The search as it was saved last."""
         return self.details / SEARCH_STATE

@@ -5,6 +5,7 @@ schedules fairly they must train equally long in all; papers often give each ste
 one-shot schedule has in all, and `iterative(..., equal=False)` makes that comparison too.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,12 @@ class Step:
 
     rate: float
     epochs: float = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"rate must be in [0, 1), got {self.rate}")
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"epochs must be 0 or more, got {self.epochs}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def iterative(
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
+    Step(rate, epochs)
     for name, value, known in (("spacing", spacing, SPACINGS), ("retrain", retrain, RETRAIN)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
