@@ -19,6 +19,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/families",
             "docs/data",
             "docs/embeddings",
+            "docs/sparsity",
             "docs/trust",
         ],
         "Understand": ["docs/architecture", "docs/science", "docs/components"],

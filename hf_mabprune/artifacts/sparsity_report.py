@@ -93,9 +93,9 @@ class SparsityReport:
 
     def sentence(self) -> str:
         """Says what is zero."""
-        share = f"{self.zeros:,} of {self.weights:,} counted weights are zero ({self.zeros / self.weights:.2%})"
         return (
-            f"{share}: {self.kind}, by {self.criterion}, rate per {self.scope}; {self.parameters:,} parameters in all"
+            f"{self.zeros:,} of {self.weights:,} counted weights are zero ({self.zeros / self.weights:.2%}), of "
+            f"{self.parameters:,} parameters in all: {self.kind}, by {self.criterion}, {PLACES[self.scope]}"
         )
 
     def summary(self, folder: str | Path) -> str:

@@ -37,7 +37,7 @@ from hf_mabprune.pipeline import prune_from_config, publish_finished
 from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
 from hf_mabprune.runtime.resume import is_finished
-from hf_mabprune.sparsify import sparsify_checkpoint
+from hf_mabprune.sparse_checkpoint import sparsify_checkpoint
 from hf_mabprune.sparsity.scores import CRITERIA as SPARSITY_CRITERIA
 from hf_mabprune.sparsity.scores import KINDS
 

@@ -71,11 +71,12 @@ def first_order(
 ) -> list[torch.Tensor]:
     """Scores groups by what the loss changes to first order when they go, |sum w dL/dw| / size, added up over batches.
 
-    For single weights this is |w dL/dw| (Molchanov et al., arXiv 1906.10771, equation 8 without the square).
+    For single weights this is |w dL/dw| (Molchanov et al., arXiv 1906.10771, section 3, without their square).
+    Raises ValueError for no batches, and for gradients that are not finite.
     """
     scores = [torch.zeros_like(kind.sums(each.values()), dtype=torch.float32) for each in weights]
     parameters = [each.parameter for each in weights]
-    wanted, training = [parameter.requires_grad for parameter in parameters], model.training
+    wanted, modes = [parameter.requires_grad for parameter in parameters], [(m, m.training) for m in model.modules()]
     model.eval()
     count = 0
     try:
@@ -93,9 +94,15 @@ def first_order(
     finally:
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     if not count:
         raise ValueError("criterion first_order takes one batch or more, got none")
+    for each, score in zip(weights, scores, strict=True):
+        if not bool(score.isfinite().all()):
+            raise ValueError(
+                f"criterion first_order: gradients of {each.name} are not finite; look for broken batches"
+            )
     return scores
 
 

@@ -40,7 +40,7 @@ class Sparsity:
     @property
     def zeros(self) -> int:
         """Counted weights that are exactly zero now."""
-        return sum(int((each.values() == 0).sum()) for each in self._weights)
+        return sum(_zeros(each) for each in self._weights)
 
     @property
     def weights(self) -> int:
@@ -55,7 +55,7 @@ class Sparsity:
     @property
     def rates(self) -> dict[str, float]:
         """The same by module."""
-        return {each.name: float((each.values() == 0).float().mean()) for each in self._weights}
+        return {each.name: _zeros(each) / each.parameter.numel() for each in self._weights}
 
     @property
     def kept_units(self) -> dict[str, torch.Tensor]:
@@ -92,7 +92,7 @@ def sparsify(
     """Sets the weights of the lowest scores to zero, in place.
 
     Rates are of all counted weights and cumulative: what is zero already goes first, so that 0.8 after 0.4 means 80%
-    in all, and what a mask holds stays at zero.
+    in all, and what a mask holds stays at zero, whatever lower rate is asked for.
 
     Args:
         model: Any network: linear layers, convolutions and transformers' Conv1D count (`find_weights`).
@@ -140,6 +140,10 @@ def sparsify(
     return sparsity
 
 
+def _zeros(weights: Weights) -> int:
+    return weights.parameter.numel() - int(weights.values().count_nonzero())
+
+
 def check_options(rate: float, kind: str, criterion: str, scope: str | None, with_batches: bool) -> None:
     """Refuses, with a ValueError, what does not go together, before anything is computed."""
     if not 0 <= rate < 1:
@@ -150,4 +154,4 @@ def check_options(rate: float, kind: str, criterion: str, scope: str | None, wit
     if scope is not None and scope not in KINDS[kind].scopes:
         raise ValueError(f"scope of {kind} must be one of {', '.join(KINDS[kind].scopes)}, got {scope!r}")
     if criterion == "first_order" and not with_batches:
-        raise ValueError("criterion first_order needs batches of calibration data")
+        raise ValueError("criterion first_order needs calibration data: give batches, or a config that names data")

@@ -76,7 +76,6 @@ def test_whole_units_go_with_their_biases() -> None:
     sparsity = sparsify(model, 1 / 3, kind="structured", head=True)
     assert sparsity.kept_units["0"].tolist() == [True, False, True]
     assert model(torch.ones(1, 2))[0, 1] == 0
-    trainer()
     sparsity.make_permanent()
     assert model[0].bias[1] == 0 and (model[0].bias != 0).sum() == 2
     assert list(dict(model.named_parameters())) == ["0.weight", "0.bias"]
@@ -94,10 +93,12 @@ def test_first_order_is_the_weight_times_its_gradient_added_up_over_batches() ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_order_leaves_no_trace_but_zeros(name: str, kind: str) -> None:
     model = network(name).requires_grad_(False).train()
+    frozen = next(iter(model.children())).eval()
     batches = [batch_for(model)]
     sparsity = sparsify(model, 0.25, kind=kind, criterion="first_order", batches=batches, loss=loss_of)
     assert 0 < sparsity.achieved < 0.5
-    assert model.training and all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert model.training and not frozen.training
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
@@ -246,6 +247,11 @@ def broken(change: str) -> nn.Module:
         ("", {"criterion": "first_order"}, "first_order needs"),
         ("", {"criterion": "first_order", "batches": [], "loss": loss_of}, "one batch or more, got none"),
         ("", {"criterion": "first_order", "batches": [1]}, "batches must be mappings"),
+        (
+            "",
+            {"criterion": "first_order", "batches": [0], "loss": lambda net, _: net[3].weight.sum() * torch.nan},
+            "gradients of 3 are not finite",
+        ),
         ("", {"exclude": ["features"]}, "exclude names modules of the model, got 'features'"),
         ("mask", {}, "0 has a mask of torch.nn.utils.prune already"),
         ("nan", {}, "3 holds weights that are not finite"),

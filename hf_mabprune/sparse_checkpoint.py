@@ -1,4 +1,4 @@
-"""Sparsify: from a stored checkpoint to one with zeros, measured, which AutoModel loads."""
+"""Sparse checkpoints: from a stored checkpoint to one with zeros, measured, which AutoModel loads."""
 
 import copy
 import shutil
@@ -201,11 +201,16 @@ def _measure(opened: OpenedCheckpoint, dense: PreTrainedModel) -> dict[str, Any]
     times = measure_latency([dense, sparse], task, batches[len(batches) // 2])
     example = task.inputs(typical_example(batches))
     difference = paired_difference(task.main_metric, after, before)
+    # Where a task has no loss, it is the divergence from the dense model.
+    figures = [
+        replace(figures_of(model, task, found, example, time), loss=found.loss)
+        for model, found, time in ((dense, before, times[0]), (sparse, after, times[1]))
+    ]
     return {
         "task": opened.settings.task.type or task_for_model(type(dense).__name__, dense.config),
         "main_metric": task.main_metric,
-        "before": replace(figures_of(dense, task, before, example, times[0]), behind=difference),
-        "after": replace(figures_of(sparse, task, after, example, times[1]), kl=float(after.kl.mean())),
+        "before": replace(figures[0], behind=difference),
+        "after": replace(figures[1], kl=float(after.kl.mean())),
     }
 
 
