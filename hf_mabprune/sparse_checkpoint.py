@@ -94,6 +94,9 @@ def sparsify_checkpoint(
         measured = _measure(opened, dense) if opened and dense else {}
         folder = RunFolder(root)
         after_files = source.save(folder.root)
+        for row, files in (("before", before_files), ("after", after_files)):
+            if row in measured:
+                measured[row] = replace(measured[row], checkpoint_bytes=files.stored)
         _read_back(model, folder.root, source.settings.trust_remote_code)
         report = SparsityReport(
             model=hub_model(str(checkpoint)) or last_part(str(checkpoint)),
