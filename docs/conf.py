@@ -20,6 +20,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/data",
             "docs/embeddings",
             "docs/report",
+            "docs/sparsity",
             "docs/trust",
         ],
         "Understand": ["docs/architecture", "docs/science", "docs/components"],

@@ -3,16 +3,13 @@
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from hf_mabprune.checkpoints.load import Processor, load_processor, load_pruned
+from hf_mabprune.checkpoints.load import load_pruned, processor_beside
 from hf_mabprune.checks import check_around
 from hf_mabprune.exports import EXPORTS
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.runtime.places import Protected, check_output_dir
-
-PROCESSORS = {"input_ids": "AutoTokenizer", "pixel_values": "AutoImageProcessor"}  # by a model's main input
 
 
 @stage("export")
@@ -42,7 +39,7 @@ def export_checkpoint(checkpoint: str | Path, to: str, output: str | Path) -> fl
     check_around(output)
     model = load_pruned(checkpoint, dtype=torch.float32).eval()
     export.check(model)
-    processor = _processor_of(model, str(checkpoint))
+    processor = processor_beside(model, str(checkpoint))
     with atomic_folder(output) as folder:
         export.write(model, processor, folder)
         difference = export.difference(model, folder)
@@ -55,8 +52,3 @@ def export_checkpoint(checkpoint: str | Path, to: str, output: str | Path) -> fl
         if processor is not None:
             processor.save_pretrained(folder)
     return difference
-
-
-def _processor_of(model: PreTrainedModel, checkpoint: str) -> Processor:
-    """Reads the tokenizer or processor beside a model; None where its inputs come from neither."""
-    return load_processor(PROCESSORS.get(model.main_input_name), checkpoint)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.architectures.shown import read_results
@@ -29,7 +29,7 @@ from hf_mabprune.cli.settings import (
     read_settings,
     read_yaml,
 )
-from hf_mabprune.config import EvaluateConfig, PruneConfig, check, check_as
+from hf_mabprune.config import EvaluateConfig, PruneConfig, SparsifyConfig, Strict, check, check_as
 from hf_mabprune.evaluation.report import figures_table
 from hf_mabprune.export import export_checkpoint
 from hf_mabprune.exports import EXPORTS
@@ -38,9 +38,14 @@ from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
 from hf_mabprune.report_page import SHOWN, write_page
 from hf_mabprune.runtime.resume import is_finished
+from hf_mabprune.sparse_checkpoint import sparsify_checkpoint
+from hf_mabprune.sparsity.scores import CRITERIA as SPARSITY_CRITERIA
+from hf_mabprune.sparsity.scores import KINDS
 
 # How the model of a config is stored says nothing of another that is given in its place.
 AS_ANY_OTHER = {"revision": None, "dequantize": False, "gguf_file": None}
+
+Settings = TypeVar("Settings", bound=Strict)
 
 
 def main(arguments: Arguments | None = None) -> int:
@@ -96,12 +101,8 @@ def evaluate(arguments: Arguments) -> str:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     known, rest = parser.parse_known_args(list(arguments))
     config = read_yaml(known.config) if known.config else read_run_config(known.checkpoint)
-    if not isinstance(config.get("model", {}), dict):
-        raise ValueError(f"model must be a mapping, got {config['model']}")
-    config["model"] = {**config.get("model", {}), **AS_ANY_OTHER, "name": known.checkpoint}
-    with as_file({key: config[key] for key in EvaluateConfig.model_fields if key in config}) as base:
-        settings = check_as(parse_settings(["--config", base, *rest], EvaluateConfig), EvaluateConfig)
-    task, figures = evaluate_checkpoint(settings)
+    config["model"] = {**_mapping(config, "model"), **AS_ANY_OTHER, "name": known.checkpoint}
+    task, figures = evaluate_checkpoint(_settings_of(config, rest, EvaluateConfig))
     return f"{json.dumps(asdict(figures), indent=2) if known.json else figures_table(task.main_metric, figures)}\n"
 
 
@@ -123,11 +124,46 @@ def export(arguments: Arguments) -> str:
     parser.add_argument("--to", required=True, metavar="FORMAT", help=f"one of: {', '.join(EXPORTS.names())}")
     parser.add_argument("--output.dir", dest="output", metavar="DIR", help="new folder; CHECKPOINT-FORMAT if left out")
     known = parser.parse_args(list(arguments))
-    checkpoint = Path(known.checkpoint)
-    beside = checkpoint if checkpoint.exists() else Path(checkpoint.name)  # a name on the Hub has an owner before it
-    output = Path(known.output or f"{beside}-{known.to}")
+    output = Path(known.output or f"{_beside(known.checkpoint)}-{known.to}")
     difference = export_checkpoint(known.checkpoint, known.to, output)
     return f"exported: {output}, outputs within {difference:.1g} of the model's\n"
+
+
+def sparsify(arguments: Arguments) -> str:
+    """sparsify CHECKPOINT --rate 0.5 [--kind connection] [--config run.yaml]: zeros in weights, for no smaller file"""
+    usage = "--task.batch_size 8, --recovery.epochs 1"
+    parser = _parser_with("sparsify", "checkpoint", "folder or Hub name of a model", usage)
+    parser.add_argument("--rate", required=True, type=float, help="part of the counted weights that is zero after it")
+    parser.add_argument("--kind", default="unstructured", help=f"what goes together, one of: {', '.join(KINDS)}")
+    parser.add_argument(
+        "--criterion", default="magnitude", help=f"what ranks it, one of: {', '.join(SPARSITY_CRITERIA)}"
+    )
+    parser.add_argument("--scope", help="where the rate holds: global, module or unit; by kind when left out")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="NAME", help="module to leave out; again for another"
+    )
+    parser.add_argument("--head", action="store_true", help="count the last layer, too")
+    parser.add_argument("--seed", type=int, help="of everything random; the config's, or 0, when left out")
+    parser.add_argument("--config", help="YAML file that names data: for first_order, recovery and measured quality")
+    parser.add_argument("--output.dir", dest="output", metavar="DIR", help="new folder; CHECKPOINT-sparse if left out")
+    parser.add_argument("--output.overwrite", dest="overwrite", action="store_true", help="replace an earlier output")
+    known, rest = parser.parse_known_args(list(arguments))
+    data = None
+    if known.config or rest:
+        config = read_yaml(known.config) if known.config else {}
+        config["model"] = {**_mapping(config, "model"), **AS_ANY_OTHER, "name": known.checkpoint}
+        if known.seed is not None:
+            config["seed"] = known.seed
+        data = _settings_of(config, rest, SparsifyConfig)
+    report = sparsify_checkpoint(
+        known.checkpoint,
+        output := Path(known.output or f"{_beside(known.checkpoint)}-sparse"),
+        known.rate,
+        **{name: getattr(known, name) for name in ("kind", "criterion", "scope", "exclude", "head", "overwrite")},
+        seed=data.seed if data else known.seed or 0,
+        data=data,
+    )
+    return report.summary(output)
 
 
 def verify(arguments: Arguments) -> str:
@@ -195,6 +231,7 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "evaluate": evaluate,
     "push": push,
     "export": export,
+    "sparsify": sparsify,
     "verify": verify,
     "report": report,
     "families": families,
@@ -217,6 +254,25 @@ def _parser_with(
     parser = _Parser(f"mabprune {command}", description=description, epilog=settings + PLUGIN_HELP, allow_abbrev=False)
     parser.add_argument(first, nargs=None if required else "?", help=text)
     return parser
+
+
+def _settings_of(config: dict[str, Any], options: Arguments, kind: type[Settings]) -> Settings:
+    """Reads settings of a kind from what a config of a run has of them, then from options."""
+    with as_file({key: config[key] for key in kind.model_fields if key in config}) as base:
+        return check_as(parse_settings(["--config", base, *options], kind), kind)
+
+
+def _mapping(config: dict[str, Any], part: str) -> dict[str, Any]:
+    """Gives a part of a config, empty where it is missing; refuses what is no mapping."""
+    if not isinstance(found := config.get(part, {}), dict):
+        raise ValueError(f"{part} must be a mapping, got {found}")
+    return found
+
+
+def _beside(checkpoint: str) -> Path:
+    """Gives the path that the name of an output begins with: beside a folder, or here for a name on the Hub, which has
+    an owner before it."""
+    return Path(checkpoint) if Path(checkpoint).exists() else Path(Path(checkpoint).name)
 
 
 def _without(arguments: Arguments, flag: str) -> tuple[list[str], bool]:
