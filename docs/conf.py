@@ -21,6 +21,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/embeddings",
             "docs/report",
             "docs/places",
+            "docs/sparsity",
             "docs/trust",
         ],
         "Understand": ["docs/architecture", "docs/science", "docs/components"],

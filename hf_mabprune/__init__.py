@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hf_mabprune.preview import plan_run
     from hf_mabprune.recut import cut_run
     from hf_mabprune.result import PruneResult
+    from hf_mabprune.sparse_checkpoint import sparsify_checkpoint
+    from hf_mabprune.sparsity import sparsify
 
 _HOMES = {
     "PruneConfig": "config",
@@ -40,6 +42,8 @@ _HOMES = {
     "prune": "pipeline",
     "prune_from_config": "pipeline",
     "push_checkpoint": "artifacts.publish",
+    "sparsify": "sparsity",
+    "sparsify_checkpoint": "sparse_checkpoint",
 }
 
 __all__ = [
@@ -54,6 +58,8 @@ __all__ = [
     "prune",
     "prune_from_config",
     "push_checkpoint",
+    "sparsify",
+    "sparsify_checkpoint",
 ]
 
 

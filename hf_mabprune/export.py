@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.positions import max_positions
-from hf_mabprune.checkpoints.load import Processor, load_processor, load_pruned
+from hf_mabprune.checkpoints.load import Processor, load_pruned, processor_beside
 from hf_mabprune.checks import check_around
 from hf_mabprune.config import EvaluateConfig
 from hf_mabprune.data.splits import load_splits
@@ -24,7 +24,6 @@ from hf_mabprune.runtime.places import Protected, check_output_dir
 from hf_mabprune.tasks.lookup import build_task
 from hf_mabprune.tasks.sampling import batches_of, encode_sample
 
-PROCESSORS = {"input_ids": "AutoTokenizer", "pixel_values": "AutoImageProcessor"}  # by a model's main input
 FIGURES = "figures.json"
 DENSE, PRUNED = "dense", "pruned"
 
@@ -88,7 +87,7 @@ def export_checkpoint(
     check_around(output)
     model = load_pruned(checkpoint, dtype=torch.float32).eval()
     export.check(model)
-    processor = _processor_of(model, str(checkpoint))
+    processor = processor_beside(model, str(checkpoint))
     with atomic_folder(output) as folder:
         export.write(model, processor, folder)
         difference = export.difference(model, folder)
@@ -154,8 +153,3 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _weights(model: PreTrainedModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _processor_of(model: PreTrainedModel, checkpoint: str) -> Processor:
-    """Reads the tokenizer or processor beside a model; None where its inputs come from neither."""
-    return load_processor(PROCESSORS.get(model.main_input_name), checkpoint)

@@ -55,6 +55,7 @@ StageName = Literal[
     "verification",
     "export",
     "report",
+    "sparsity",
     "fine-tuning",
     "benchmark",
 ]

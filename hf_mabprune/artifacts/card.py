@@ -162,6 +162,7 @@ def _content(report: Report, settings: PruneConfig, base: str | None) -> dict[st
         "summary": _summary(report, base),
         "results": results_table(report),
         "latency": report.after.latency_ms is not None,
+        "has_loss": task.has_loss,
         "loss_name": task.loss_name,
         "dataset": dataset,
         "test_split": code(splits.test),

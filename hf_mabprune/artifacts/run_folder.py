@@ -81,6 +81,11 @@ class RunFolder:
         return self._beside(".html")
 
     @property
+    def sparsity(self) -> Path:
+        """The figures of `mabprune sparsify`, which leaves no report of a run."""
+        return self.details / "sparsity.json"
+
+    @property
     def search_state(self) -> Path:
         """The search as it was saved last."""
         return self.details / SEARCH_STATE

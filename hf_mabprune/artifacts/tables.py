@@ -29,12 +29,23 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 def results_table(report: Report) -> str:
     """Lays out before | after | every control, all metrics of the test split among their columns."""
-    rows = [("before", report.before), ("**after**", report.after)]
-    rows += [(text(name), figures) for name, figures in report.controls().items()]
-    metrics = [report.main_metric, *(name for name in report.after.metrics if name != report.main_metric)]
+    rows = {"before": report.before, "**after**": report.after}
+    rows |= {text(name): figures for name, figures in report.controls().items()}
+    return figures_table(rows, report.main_metric)
+
+
+def figures_table(rows: Mapping[str, ModelFigures], main_metric: str) -> str:
+    """Lays out a line a model, all metrics among the columns, the main one first.
+
+    Args:
+        rows: Name, which is Markdown -> model; the metrics are those of the last.
+        main_metric: Metric to begin with.
+    """
+    measured = list(rows.values())[-1].metrics
+    metrics = [main_metric, *(name for name in measured if name != main_metric)]
     headings = ["", "parameters (M)", "MACs (M)", *map(text, metrics), "loss", "KL", "latency (ms)", "weights (MB)"]
     headings.append("after, above it")
-    return markdown_table(headings, [[name, *_cells(figures, metrics)] for name, figures in rows])
+    return markdown_table(headings, [[name, *_cells(figures, metrics)] for name, figures in rows.items()])
 
 
 def places_table(places: Sequence[PlaceFigures]) -> str:

@@ -37,6 +37,7 @@ from hf_mabprune.errors import in_words, outside
 # Makes texts, images or rows of a table into inputs of a model; None where rows are inputs as they are.
 Processor = PreTrainedTokenizerBase | BaseImageProcessor | TableProcessor | None
 OWN_PROCESSORS = {TableProcessor.__name__: TableProcessor}  # that transformers has not
+PROCESSORS = {"input_ids": "AutoTokenizer", "pixel_values": "AutoImageProcessor"}  # by a model's main input
 CONFIG = "config.json"
 GGUF_SUFFIX = ".gguf"
 LANGUAGE_MODELS = {**MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
@@ -122,6 +123,15 @@ def refuse_unknown_family(settings: dict[str, Any]) -> None:
     model_type = str(settings.get("model_type"))
     if model_type.startswith(modeling_pruned.TYPE_PREFIX):
         ARCHITECTURES.get(model_type.removeprefix(modeling_pruned.TYPE_PREFIX))
+
+
+def processor_beside(model: PreTrainedModel, name: str) -> Processor:
+    """Reads the tokenizer or processor beside a stored model, by its main input; None where that comes from neither.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    return load_processor(PROCESSORS.get(model.main_input_name), name)
 
 
 def load_processor(auto_class: str | None, name: str, **origin: Any) -> Processor:

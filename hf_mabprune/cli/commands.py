@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from hf_mabprune.architectures import ARCHITECTURES
 from hf_mabprune.architectures.shown import read_results
@@ -30,7 +30,7 @@ from hf_mabprune.cli.settings import (
     read_settings,
     read_yaml,
 )
-from hf_mabprune.config import EvaluateConfig, PruneConfig, check, check_as
+from hf_mabprune.config import EvaluateConfig, PruneConfig, SparsifyConfig, Strict, check, check_as
 from hf_mabprune.evaluation.report import figures_table
 from hf_mabprune.export import Comparison, export_checkpoint
 from hf_mabprune.exports import EXPORTS
@@ -39,9 +39,14 @@ from hf_mabprune.preview import plan_run
 from hf_mabprune.recut import cut_run
 from hf_mabprune.report_page import SHOWN, write_page
 from hf_mabprune.runtime.resume import is_finished
+from hf_mabprune.sparse_checkpoint import sparsify_checkpoint
+from hf_mabprune.sparsity.scores import CRITERIA as SPARSITY_CRITERIA
+from hf_mabprune.sparsity.scores import KINDS
 
 # How the model of a config is stored says nothing of another that is given in its place.
 AS_ANY_OTHER = {"revision": None, "dequantize": False, "gguf_file": None}
+
+Settings = TypeVar("Settings", bound=Strict)
 
 
 def main(arguments: Arguments | None = None) -> int:
@@ -124,15 +129,14 @@ def export(arguments: Arguments) -> str:
     parser.add_argument("--measure", action="store_true", help=measure)
     parser.add_argument("--dense", help="with --measure: folder or Hub name of the dense model; the run's if left out")
     known, rest = parser.parse_known_args(list(arguments))
-    comparison, checkpoint = None, Path(known.checkpoint)
+    comparison = None
     if (rest or known.dense) and not known.measure:
         raise ValueError(f"{rest[0] if rest else '--dense'} is of use with --measure alone: add that, or leave it out")
     if known.measure:
         config = read_run_config(known.checkpoint)
         dense = known.dense or str(config["model"].get("name"))
         comparison = Comparison(dense, _measured_on(known.checkpoint, config, rest))
-    beside = checkpoint if checkpoint.exists() else Path(checkpoint.name)  # a name on the Hub has an owner before it
-    output = Path(known.output or f"{beside}-{known.to}")
+    output = Path(known.output or f"{_beside(known.checkpoint)}-{known.to}")
     exported = export_checkpoint(known.checkpoint, known.to, output, comparison)
     table = f"{exported}\n" if comparison else ""
     within = (
@@ -154,6 +158,43 @@ def carry(arguments: Arguments) -> str:
         settings = read_settings(["--config", own, *rest])
     carried = carry_adapter(known.run, known.adapter, known.output, settings, known.dense, known.slice)
     return f"carried over: {known.output}, {carried}\n"
+
+
+def sparsify(arguments: Arguments) -> str:
+    """sparsify CHECKPOINT --rate 0.5 [--kind connection] [--config run.yaml]: zeros in weights, for no smaller file"""
+    usage = "--task.batch_size 8, --recovery.epochs 1"
+    parser = _parser_with("sparsify", "checkpoint", "folder or Hub name of a model", usage)
+    parser.add_argument("--rate", required=True, type=float, help="part of the counted weights that is zero after it")
+    parser.add_argument("--kind", default="unstructured", help=f"what goes together, one of: {', '.join(KINDS)}")
+    parser.add_argument(
+        "--criterion", default="magnitude", help=f"what ranks it, one of: {', '.join(SPARSITY_CRITERIA)}"
+    )
+    parser.add_argument("--scope", help="where the rate holds: global, module or unit; by kind when left out")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="NAME", help="module to leave out; again for another"
+    )
+    parser.add_argument("--head", action="store_true", help="count the last layer, too")
+    parser.add_argument("--seed", type=int, help="of everything random; the config's, or 0, when left out")
+    parser.add_argument("--config", help="YAML file that names data: for first_order, recovery and measured quality")
+    parser.add_argument("--output.dir", dest="output", metavar="DIR", help="new folder; CHECKPOINT-sparse if left out")
+    parser.add_argument("--output.overwrite", dest="overwrite", action="store_true", help="replace an earlier output")
+    known, rest = parser.parse_known_args(list(arguments))
+    data = None
+    if known.config or rest:
+        config = read_yaml(known.config) if known.config else {}
+        config["model"] = {**_mapping(config, "model"), **AS_ANY_OTHER, "name": known.checkpoint}
+        if known.seed is not None:
+            config["seed"] = known.seed
+        data = _settings_of(config, rest, SparsifyConfig)
+    report = sparsify_checkpoint(
+        known.checkpoint,
+        output := Path(known.output or f"{_beside(known.checkpoint)}-sparse"),
+        known.rate,
+        **{name: getattr(known, name) for name in ("kind", "criterion", "scope", "exclude", "head", "overwrite")},
+        seed=data.seed if data else known.seed or 0,
+        data=data,
+    )
+    return report.summary(output)
 
 
 def verify(arguments: Arguments) -> str:
@@ -222,6 +263,7 @@ COMMANDS: dict[str, Callable[[Arguments], str]] = {
     "push": push,
     "export": export,
     "carry-adapter": carry,
+    "sparsify": sparsify,
     "verify": verify,
     "report": report,
     "families": families,
@@ -246,13 +288,29 @@ def _parser_with(
     return parser
 
 
-def _measured_on(checkpoint: str, config: dict[str, Any], further: Arguments) -> EvaluateConfig:
-    """Makes settings that measure a checkpoint of a config and what is said beside it."""
-    if not isinstance(config.get("model", {}), dict):
-        raise ValueError(f"model must be a mapping, got {config['model']}")
-    config = {**config, "model": {**config.get("model", {}), **AS_ANY_OTHER, "name": checkpoint}}
-    with as_file({key: config[key] for key in EvaluateConfig.model_fields if key in config}) as base:
-        return check_as(parse_settings(["--config", base, *further], EvaluateConfig), EvaluateConfig)
+def _measured_on(checkpoint: str, config: dict[str, Any], options: Arguments) -> EvaluateConfig:
+    """Makes settings that measure a checkpoint on the data of a config."""
+    config = {**config, "model": {**_mapping(config, "model"), **AS_ANY_OTHER, "name": checkpoint}}
+    return _settings_of(config, options, EvaluateConfig)
+
+
+def _settings_of(config: dict[str, Any], options: Arguments, kind: type[Settings]) -> Settings:
+    """Reads settings of a kind from what a config of a run has of them, then from options."""
+    with as_file({key: config[key] for key in kind.model_fields if key in config}) as base:
+        return check_as(parse_settings(["--config", base, *options], kind), kind)
+
+
+def _mapping(config: dict[str, Any], part: str) -> dict[str, Any]:
+    """Gives a part of a config, empty where it is missing; refuses what is no mapping."""
+    if not isinstance(found := config.get(part, {}), dict):
+        raise ValueError(f"{part} must be a mapping, got {found}")
+    return found
+
+
+def _beside(checkpoint: str) -> Path:
+    """Gives the path that the name of an output begins with: beside a folder, or here for a name on the Hub, which has
+    an owner before it."""
+    return Path(checkpoint) if Path(checkpoint).exists() else Path(Path(checkpoint).name)
 
 
 def _without(arguments: Arguments, flag: str) -> tuple[list[str], bool]:

@@ -7,7 +7,7 @@ from hf_mabprune.config.errors import known_types
 from hf_mabprune.config.promise import PromiseConfig
 from hf_mabprune.config.reader import parse_yaml, read_yaml
 from hf_mabprune.config.recovery import RecoveryConfig
-from hf_mabprune.config.run import EvaluateConfig, ModelConfig, OutputConfig, PruneConfig, check
+from hf_mabprune.config.run import EvaluateConfig, ModelConfig, OutputConfig, PruneConfig, SparsifyConfig, check
 from hf_mabprune.config.search import SearchConfig
 from hf_mabprune.config.target import (
     LatencyTarget,
@@ -33,6 +33,7 @@ __all__ = [
     "PruningConfig",
     "RecoveryConfig",
     "SearchConfig",
+    "SparsifyConfig",
     "SplitsConfig",
     "Strict",
     "TargetConfig",

@@ -202,6 +202,23 @@ class EvaluateConfig(Strict):
     seed: int = Field(0, ge=0, description="of the draw of examples")
 
 
+class SparsifyConfig(EvaluateConfig):
+    """Which checkpoint gets zeros, and what they are chosen, trained and measured on."""
+
+    recovery: RecoveryConfig | None = Field(
+        None, description="training under the masks, with the dense model as teacher; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _trains_what_is_masked(self) -> "SparsifyConfig":
+        if self.recovery and (self.recovery.method != "full" or self.recovery.stages > 1):
+            raise ValueError(
+                f"recovery under masks trains all weights at once, got method {self.recovery.method} and stages "
+                f"{self.recovery.stages}: set recovery.method full and stages 1, or recovery null"
+            )
+        return self
+
+
 def check(settings: dict[str, Any]) -> PruneConfig:
     """Validates a nested dict of settings of a pruning run.
 

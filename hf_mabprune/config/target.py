@@ -193,7 +193,8 @@ class PruningConfig(Strict):
         0.02, ge=0.0, description="layout auto takes uniform if its validation loss is at most this fraction higher"
     )
     round_to: int | Literal["auto"] = Field(
-        "auto", description="kept FFN widths are multiples of this; auto: 1, and 64 from hidden size 1024 on"
+        "auto",
+        description="kept FFN widths are multiples of this; auto: 8 from hidden size 256 on, 64 from 1024 on, else 1",
     )
     min_heads: int = Field(
         1, ge=0, description="heads (key-value groups) that every layer keeps at least; 0 lets whole attentions go"

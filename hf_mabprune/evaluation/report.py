@@ -99,7 +99,7 @@ class Report:
 
     def to_json(self) -> str:
         """The text of report.json."""
-        return json.dumps(_without_nan(without_credentials_in(asdict(self))), indent=2, allow_nan=False)
+        return json.dumps(without_nan(without_credentials_in(asdict(self))), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Report":
@@ -246,12 +246,12 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Puts None in the place of numbers that JSON has no words for."""
     if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
+        return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
@@ -118,7 +119,7 @@ def _check_module(path: str, module: nn.Module) -> None:
             function = getattr(module, kind)[hook]
             function = function.func if isinstance(function, partial) else function
             home = str(getattr(inspect.unwrap(function), "__module__", None) or type(function).__module__)
-            if home.partition(".")[0] not in OWN_HOOKS:
+            if home.partition(".")[0] not in OWN_HOOKS or isinstance(function, BasePruningMethod):
                 name = getattr(function, "__qualname__", type(function).__name__)
                 raise ValueError(f"{path} has the hook {name}, which no checkpoint can hold: remove it first")
 

@@ -17,6 +17,7 @@ from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.target import Limits, Quantity, make_plan, reach
 
+MULTIPLES = ((1024, 64), (256, 8))  # least hidden size -> what FFN widths are a multiple of where nobody says
 EXPERT_MULTIPLE = 8  # widths of experts: grouped products take rows of 16 bytes, in half precision as well
 
 
@@ -222,7 +223,9 @@ def _refusal(site: Site, target: TargetConfig, reason: str) -> str:
 
 
 def width_multiple(config: PruningConfig, model_config: PretrainedConfig) -> int:
-    """Gives the number that kept FFN widths are rounded to a multiple of; `auto` says 64 from D = 1024 on, else 1."""
-    if config.round_to == "auto":
-        return 64 if getattr(model_config.get_text_config(), "hidden_size", 0) >= 1024 else 1
-    return config.round_to
+    """Gives the number that kept FFN widths are rounded to a multiple of; `auto` says 64 from D = 1024 on and 8 from
+    D = 256 on, since products with other widths take longer, and else 1, where 8 would be much of a width."""
+    if config.round_to != "auto":
+        return config.round_to
+    hidden = getattr(model_config.get_text_config(), "hidden_size", 0)
+    return next((multiple for least, multiple in MULTIPLES if hidden >= least), 1)

@@ -188,6 +188,13 @@ def test_language_model(report: Report, tmp_path: Path) -> None:
     assert "better perplexity than 1 of 1" in text
 
 
+def test_an_embedder_has_one_distance_for_loss_and_kl(report: Report, tmp_path: Path) -> None:
+    shown = body(write_card(replace(report, task="sentence_embedding"), config(), tmp_path))
+    assert "Loss and KL are both\nthe mean distance from the dense model's embeddings, 1 - cosine. MACs" in shown
+    assert "divergence of the outputs" not in shown
+    assert 'model = SentenceTransformer("path/to/this/folder"' in shown
+
+
 def test_unknown_license_is_left_out(report: Report, tmp_path: Path) -> None:
     assert "license" not in ModelCard.load(write_card(report, config(), tmp_path)).data.to_dict()
 

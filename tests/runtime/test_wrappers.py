@@ -16,6 +16,7 @@ from torch.nn.utils import prune as torch_prune
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from hf_mabprune.runtime.wrappers import left_as_it_was, unwrap
+from hf_mabprune.sparsity import sparsify
 from tests.tiny_models import outputs_of, tiny_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -144,6 +145,11 @@ def masked_by_torch(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def under_masks(model: PreTrainedModel) -> PreTrainedModel:
+    sparsify(model, 0.5)
+    return model
+
+
 def with_another_head(model: PreTrainedModel) -> PreTrainedModel:
     model.classifier = nn.Linear(32, 7)
     return model
@@ -181,6 +187,7 @@ def called_quantised(model: PreTrainedModel) -> PreTrainedModel:
         (Wrapper, "the model is inside a Wrapper, which spreads its weights"),
         (lambda _: Adapted(), "unmerged adapters. Merge them first"),
         (lambda model: model.to("meta"), "is on the meta device, without numbers"),
+        (under_masks, "has the hook Held, which no checkpoint can hold: remove it first"),
         (patched, "the forward of the model was replaced"),
         (patched_before_it_was_prepared, "the forward of the model was replaced"),
         (patched_inside, "the forward of bert.encoder.layer.1 was replaced"),

@@ -173,7 +173,16 @@ def test_models_with_per_layer_sizes_stay_per_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("round_to", "hidden_size", "multiple"), [("auto", 1023, 1), ("auto", 1024, 64), (32, 4096, 32), (8, 64, 8)]
+    ("round_to", "hidden_size", "multiple"),
+    [
+        ("auto", 255, 1),
+        ("auto", 256, 8),
+        ("auto", 1023, 8),
+        ("auto", 1024, 64),
+        (32, 4096, 32),
+        (8, 64, 8),
+        (1, 384, 1),
+    ],
 )
 def test_multiples_of_widths(round_to: int | str, hidden_size: int, multiple: int) -> None:
     config = PruningConfig.model_validate({"target": {"macs": 0.1}, "round_to": round_to})
