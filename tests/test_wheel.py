@@ -1,5 +1,7 @@
 """What is shipped: the wheel, installed alone, prunes the quickstart far from the repository."""
 
+import configparser
+import importlib
 import json
 import os
 import shutil
@@ -53,6 +55,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert names == {path.relative_to(ROOT).as_posix() for path in sources}
     needed = ("py.typed", "artifacts/card_template.md", "checkpoints/modeling_pruned.py")
     assert {f"{PACKAGE}/{name}" for name in needed} <= names
+
+
+def test_the_entry_points_of_the_wheel_are_functions(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        file = next(name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        text = archive.read(file).decode()
+    groups = configparser.ConfigParser()
+    groups.read_string(text)
+    assert groups.sections() == ["console_scripts", "vllm.general_plugins"]
+    for group in groups.sections():
+        for value in groups[group].values():
+            module, _, function = value.partition(":")
+            assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_the_wheel_carries_its_licence(wheel: Path) -> None:

@@ -65,11 +65,19 @@ def _asked(row: Row) -> str:
     return f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
 
 
-@torch.inference_mode()
 def answered(
     model: PreTrainedModel, task: Task, questions: Sequence[Question], length: int, batch_size: int
 ) -> NDArray[np.bool_]:
-    """Tells which questions a language model answers right, [N].
+    """Tells which questions a language model answers right, [N]; arguments as those of `losses_of_endings`."""
+    pairs = zip(losses_of_endings(model, task, questions, length, batch_size), questions, strict=True)
+    return np.array([int(np.argmin(losses)) == question.right for losses, question in pairs])
+
+
+@torch.inference_mode()
+def losses_of_endings(
+    model: PreTrainedModel, task: Task, questions: Sequence[Question], length: int, batch_size: int
+) -> list[NDArray[np.float64]]:
+    """Gives the mean negative log-likelihood per token of every ending, [endings] for each question.
 
     Args:
         model: The model.
@@ -86,9 +94,7 @@ def answered(
     for places in over(np.split(order, range(batch_size, len(order), batch_size)), "endings"):
         batch = _collated([encoded[place] for place in places]).to(model.device)
         losses[places] = task.readout(model, batch).losses().cpu().numpy()
-    parts = np.split(losses, np.cumsum([len(question.endings) for question in questions])[:-1])
-    pairs = zip(parts, questions, strict=True)
-    return np.array([int(np.argmin(part)) == question.right for part, question in pairs])
+    return np.split(losses, np.cumsum([len(question.endings) for question in questions])[:-1])
 
 
 def _encoded(task: Task, context: str, ending: str, length: int) -> tuple[list[int], int]:
