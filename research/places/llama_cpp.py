@@ -41,7 +41,7 @@ class LlamaCpp(Place):
     """llama.cpp, by its own converter; of sizes per layer Llamas alone, as its architecture `deci`.
 
     Weights, keys and values in 32 bits, on one thread. Where llama.cpp looks GELU up in a table of 16 bits
-    (GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h), as for Gemma, logits of a model of 270M differ by 0.05.
+    (GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h), as for Gemma 3 270M, logits differ by 0.05, partly by that.
     """
 
     tolerance: ClassVar[float] = 0.1
