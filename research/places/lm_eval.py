@@ -136,7 +136,8 @@ def own_losses(folder: str, quizzes: dict[str, list[Question]]) -> dict[str, lis
     """Gives the mean negative log-likelihoods per token of all endings, as the benchmark measures them."""
     model = load_pruned(folder, dtype=torch.float32).eval()
     task = CausalLM(processor=AutoTokenizer.from_pretrained(folder), model_config=model.config)
-    return {name: losses_of_endings(model, task, quiz, max_positions(model.config), 8) for name, quiz in quizzes.items()}
+    length = max_positions(model.config)
+    return {name: losses_of_endings(model, task, quiz, length, 8) for name, quiz in quizzes.items()}
 
 
 def _apart(answers: Answers, losses: dict[str, list[NDArray[np.float64]]], quizzes: Any, tokenizer: Any) -> float:
