@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from hf_mabprune.preview import plan_run
     from hf_mabprune.recut import cut_run
     from hf_mabprune.result import PruneResult
+    from hf_mabprune.training import PruneCallback
 
 _HOMES = {
+    "PruneCallback": "training",
     "PruneConfig": "config",
     "PruneResult": "result",
     "TableProcessor": "checkpoints.table_processor",
@@ -43,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "PruneCallback",
     "PruneConfig",
     "PruneResult",
     "TableProcessor",
