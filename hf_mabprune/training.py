@@ -262,9 +262,7 @@ def cuts_of(checkpoint: str) -> list[TrainingCut]:
 def _steps(targets: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Gives the targets in the order of their steps; raises ValueError for anything else."""
     if not isinstance(targets, Mapping) or not targets:
-        raise ValueError(
-            f"targets must map optimizer steps to targets, e.g. {{100: {{'parameters': 0.3}}}}: {targets!r}"
-        )
+        raise ValueError(f"targets must be steps with targets, e.g. {{100: {{'parameters': 0.3}}}}, got {targets!r}")
     for step in targets:
         if type(step) is not int or step < 1:
             raise ValueError(f"targets: a step must be a whole number from 1 on, got {step!r}")

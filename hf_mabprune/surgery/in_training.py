@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.arms import KeepIndices
-from hf_mabprune.surgery.biases import declare_biases
+from hf_mabprune.surgery.biases import declare_biases, may_have_bias
 from hf_mabprune.surgery.cut import cut_layers
 from hf_mabprune.surgery.layers import Stay, layers_gone
 
@@ -46,11 +46,12 @@ def give_biases(small: PreTrainedModel, names: Collection[str]) -> None:
     """Gives output projections of a cut model biases of zero, which its config says from then on.
 
     Raises:
-        ValueError: If there is no such site.
+        ValueError: If there is no such site, or its projection cannot have one.
     """
     sites = {site.name: site for site in architecture_of(small).sites(small, empty=True)}
-    if strangers := sorted({*names} - sites.keys()):
-        raise ValueError(f"the model has no site {strangers[0]}")
+    for name in names:
+        if name not in sites or not may_have_bias(small, sites[name]):
+            raise ValueError(f"the model has no site {name} that can have a bias")
     for name in names:
         projection = projection_of(small, sites[name])
         projection.write_bias(projection.weight.new_zeros(len(projection.weight)))
