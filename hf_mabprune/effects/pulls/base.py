@@ -35,7 +35,7 @@ from hf_mabprune.tasks.readout import Readout
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 SPLIT = "calibration"  # which the batches of pulls are of
-OVERHEAD = 32  # tokens that would take as long as what a forward pass costs besides them, about
+OVERHEAD = 3e7  # multiply-accumulates that would take as long as what a layer costs besides them, on a CPU, about
 LARGE = 1e15  # effects whose squares float32 may not hold
 
 
@@ -101,6 +101,8 @@ class Pulls(ABC):
         order = {name: number for number, name in enumerate(self.sites)}
         self._turn = np.array([order[name] for name in arms.site])  # [K], of the site of each arm in a forward pass
         self._depth = np.array([self.sites[name].depth for name in arms.site])  # [K], layers before each arm
+        layer = model.base_model.get_submodule(self.layers[0].path)
+        self._overhead = OVERHEAD / sum(weight.numel() for weight in layer.parameters())  # in tokens
         self.outputs = DenseOutputs() if outputs is None else outputs
         self.stand_ins = stand_ins
 
@@ -162,9 +164,13 @@ class Pulls(ABC):
             ]
             for part, inputs in enumerate(self._parts[batch]):
                 place = int(batch), part
-                passes = [len(group) * self._part_of_a_pass(arms[group[0]]) for group in groups]
-                passes[0] += self.records and place not in self._recorded
-                work = [OVERHEAD + inputs.tokens * count for count in passes]
+                passes = [self._part_of_a_pass(arms[group[0]]) for group in groups]
+                work = [
+                    part_of_it * (inputs.tokens * len(group) + self._overhead)
+                    for group, part_of_it in zip(groups, passes, strict=True)
+                ]
+                if self.records and place not in self._recorded:
+                    work[0] += inputs.tokens + self._overhead
                 cells += [Cell(place, group, own) for group, own in zip(groups, work, strict=True)]
         return cells
 
