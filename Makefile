@@ -11,14 +11,14 @@ CONTRACTS := $(addprefix tests/, architectures artifacts checkpoints cli compens
 	runtime selection surgery tasks test_equivalence.py test_pipeline.py test_wheel.py)
 # Modules of the API reference: what is called, then what is extended; and all that lies in open folders.
 OPEN := architectures tasks policies criteria compensation exports places effects/rewards search/rules
-REFERENCE := $(addprefix hf_mabprune., pipeline recut export carry report_page preview result session config.run config.search config.target \
+REFERENCE := $(addprefix hf_mabprune., pipeline recut export carry report_page preview training sparse_checkpoint sparsity.sparsity sparsity.schedules result session config.run config.search config.target \
 	artifacts.stored artifacts.publish artifacts.run_folder artifacts.run_writer artifacts.verification \
 	artifacts.remade artifacts.remaking artifacts.fit artifacts.checksums effects.masking checkpoints.load \
 	checkpoints.sharded checkpoints.table_processor checkpoints.modeling_pruned evaluation.report evaluation.figures evaluation.quality evaluation.bounds evaluation.examples evaluation.groups \
 	effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
 	effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost search.run search.loop \
 	search.allocation recovery.recover recovery.losses arms selection.plan selection.target selection.layouts \
-	selection.selected surgery.cut surgery.pieces registry plugins)
+	selection.selected surgery.cut surgery.in_training surgery.pieces registry plugins)
 REFERENCE += $(subst /,.,$(basename $(wildcard $(OPEN:%=hf_mabprune/%/[a-z]*.py))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

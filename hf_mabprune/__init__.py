@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from hf_mabprune.result import PruneResult
     from hf_mabprune.sparse_checkpoint import sparsify_checkpoint
     from hf_mabprune.sparsity import sparsify
+    from hf_mabprune.training import PruneCallback
 
 _HOMES = {
+    "PruneCallback": "training",
     "PruneConfig": "config",
     "PruneResult": "result",
     "TableProcessor": "checkpoints.table_processor",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "PruneCallback",
     "PruneConfig",
     "PruneResult",
     "TableProcessor",

@@ -30,26 +30,38 @@ def check_settings(settings: PruneConfig, resume: bool = False, protected: Seque
     Raises:
         ValueError, FileExistsError: With the rule, the value and the remedy.
     """
-    check_reward(settings.search.reward)
-    make_policy(settings, 1)
-    if settings.search.criterion is not None:
-        make_criterion(settings.search.criterion, settings.prune.kinds())
-    else:
-        make_rule(settings)
+    check_choice(settings)
     for name in settings.output.criteria:
         make_criterion(name, settings.prune.kinds())
     check_texts((settings.prune.vocabulary or VocabularyConfig()).files())
     check_offload(settings, processes := int(os.environ.get("WORLD_SIZE", "1")))
     if settings.recovery:
         check_recovery(settings.recovery, processes)
-    if settings.compensation:
-        make_compensation(settings.compensation)
     check_around(settings.output.dir)
     check_free(settings, RunFolder(settings.output.dir).under_way, resume, protected)
     check_trackers(settings.output.log_with)
     if settings.output.push_to_hub:
         check_name("output.push_to_hub", settings.output.push_to_hub)
         checked_token(None)
+
+
+def check_choice(settings: PruneConfig) -> None:
+    """Refuses components that there are not, or that do not go together: of what chooses, and of what refits.
+
+    Args:
+        settings: Run settings.
+
+    Raises:
+        ValueError: With the rule, the value and the remedy.
+    """
+    check_reward(settings.search.reward)
+    make_policy(settings, 1)
+    if settings.search.criterion is not None:
+        make_criterion(settings.search.criterion, settings.prune.kinds())
+    else:
+        make_rule(settings)
+    if settings.compensation:
+        make_compensation(settings.compensation)
     if settings.task.type is not None:
         task = TASKS.get(settings.task.type)
         check_reward(settings.search.reward, task.predicts_classes, task.has_loss)

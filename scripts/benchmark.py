@@ -3,6 +3,8 @@
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --seeds 0 1 --out runs/p.parquet
     python scripts/benchmark.py policies --config configs/benchmark/policies.yaml --variants ucb1 ucb1:loss sweep
     python scripts/benchmark.py pulls --config configs/quickstart.yaml --plot runs/pulls.png
+    python scripts/benchmark.py processes --config configs/quickstart.yaml --prune.block_size 16
+    accelerate launch --config_file configs/accelerate/cpu_2.yaml scripts/benchmark.py processes --config ...
     python scripts/benchmark.py precision --config configs/quickstart.yaml --search.products float16
     python scripts/benchmark.py estimates --config configs/quickstart.yaml
     python scripts/benchmark.py memory --config configs/quickstart.yaml --search.memory 0.5
@@ -36,6 +38,7 @@ from research.benchmarks import (
     plans,
     policies,
     precision,
+    processes,
     pulls,
     quality,
     quality_report,
@@ -48,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    kinds = "calibration estimates language memory plan policies precision pulls quality"
+    kinds = "calibration estimates language memory plan policies precision processes pulls quality"
     parser.add_argument("benchmark", choices=kinds.split())
     parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", help="policy, or policy:reward; default: all, and ucb1:loss")
@@ -96,7 +99,7 @@ def measured(options: argparse.Namespace, settings: Arguments) -> str:
         return f"{table.to_markdown(index=False, floatfmt='.4g')}\n"
     measure = {
         "precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure,
-        "memory": memory.measure,
+        "memory": memory.measure, "processes": processes.measure,
     }  # fmt: skip
     table = measure[options.benchmark](read_settings(settings))
     if options.benchmark == "pulls" and options.plot:

@@ -35,6 +35,7 @@ from hf_mabprune.tasks.readout import Readout
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 SPLIT = "calibration"  # which the batches of pulls are of
+OVERHEAD = 3e7  # multiply-accumulates that would take as long as what a layer costs besides them, on a CPU, about
 LARGE = 1e15  # effects whose squares float32 may not hold
 
 
@@ -100,6 +101,8 @@ class Pulls(ABC):
         order = {name: number for number, name in enumerate(self.sites)}
         self._turn = np.array([order[name] for name in arms.site])  # [K], of the site of each arm in a forward pass
         self._depth = np.array([self.sites[name].depth for name in arms.site])  # [K], layers before each arm
+        layer = model.base_model.get_submodule(self.layers[0].path)
+        self._overhead = OVERHEAD / sum(weight.numel() for weight in layer.parameters())  # in tokens
         self.outputs = DenseOutputs() if outputs is None else outputs
         self.stand_ins = stand_ins
 
@@ -159,21 +162,29 @@ class Pulls(ABC):
                 for site in np.split(pairs[order], sites)
                 for at in range(0, len(site), self.arms_a_forward)
             ]
-            depth = len(self.layers)
             for part, inputs in enumerate(self._parts[batch]):
-                tokens = inputs.tokens
-                shares = [(depth - int(self._depth[arms[group[0]]])) / depth for group in groups]
-                cells += [
-                    Cell((int(batch), part), group, tokens * len(group) * share)
-                    for group, share in zip(groups, shares, strict=True)
+                place = int(batch), part
+                passes = [self._part_of_a_pass(arms[group[0]]) for group in groups]
+                work = [
+                    part_of_it * (inputs.tokens * len(group) + self._overhead)
+                    for group, part_of_it in zip(groups, passes, strict=True)
                 ]
+                if self.records and place not in self._recorded:
+                    work[0] += inputs.tokens + self._overhead
+                cells += [Cell(place, group, own) for group, own in zip(groups, work, strict=True)]
         return cells
+
+    def _part_of_a_pass(self, arm: int) -> float:
+        """Says, roughly, which part of a forward pass a pull of an arm runs: all sites behind its own, if not all."""
+        sites = len(self.sites)
+        return (sites - int(self._turn[arm]) - 0.5) / sites if self.records else 1.0
 
     def _share(self, cells: list[Cell]) -> list[Cell]:
         """This process's cells: a run of neighbours, so that few places are prepared by two processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        work = np.cumsum([cell.work for cell in cells])
-        owner = ((work - work[0] / 2) / work[-1] * world).astype(int).clip(0, world - 1)
+        work = np.array([cell.work for cell in cells])
+        middles = np.cumsum(work) - work / 2
+        owner = (middles / work.sum() * world).astype(int).clip(0, world - 1)
         return [cell for cell, process in zip(cells, owner, strict=True) if process == rank]
 
     def _count_once(self, place: tuple[int, int]) -> None:
@@ -249,8 +260,8 @@ class Pulls(ABC):
         rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         own: dict[int, torch.Tensor] = {}  # of this process, by number of the place
         slopes = torch.zeros(len(self.arms), len(places), dtype=torch.float64, device=device)
-        passes = 0
-        for number in over(range(rank, len(places), world), "effects of all arms", "parts"):
+        passes, tokens = 0, [self._inputs(place).tokens for place in places]
+        for number in over(dealt(tokens, world)[rank], "effects of all arms", "parts"):
             readout, inputs = self._dense(places[number]).readout, self._inputs(places[number])
             dense = replace(readout, outputs=readout.outputs.clone())  # made in inference mode, it takes no gradients
             own[number], slopes[:, number], passes = effects(
@@ -297,6 +308,25 @@ class Pulls(ABC):
         key = SPLIT, batch, part if len(self._parts[batch]) > 1 else WHOLE  # an only part is the batch as it is
         everything = np.ones(len(self.arms), dtype=bool)
         return self.outputs.recorded(key, lambda: self._forward(self._inputs(place), everything))
+
+
+def dealt(work: Sequence[float], processes: int) -> list[list[int]]:
+    """Deals pieces of work out: the largest that is left goes to the process that has least, each time.
+
+    Args:
+        work: What each piece costs.
+        processes: Number of processes.
+
+    Returns:
+        Numbers of the pieces of each process, in their order.
+    """
+    hands: list[list[int]] = [[] for _ in range(processes)]
+    held = [0.0] * processes
+    for number in sorted(range(len(work)), key=lambda number: -work[number]):
+        least = held.index(min(held))
+        hands[least].append(number)
+        held[least] += work[number]
+    return [sorted(hand) for hand in hands]
 
 
 def observation(dense: Recorded, readout: Readout, quantities: Sequence[str]) -> Observation:
