@@ -40,7 +40,7 @@ class Recipe:
     seed: int = 0
 
 
-def train(model: PreTrainedModel, rows: int, loss: Loss, recipe: Recipe) -> float:
+def train(model: torch.nn.Module, rows: int, loss: Loss, recipe: Recipe) -> float:
     """Trains a model in place and leaves it ready for evaluation.
 
     Args:
