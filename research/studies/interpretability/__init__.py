@@ -4,6 +4,6 @@ from contextlib import suppress
 
 from research.studies.interpretability.googlenet import torchvision_module
 
-# transformers imports torchvision with any model, where it is installed: so this comes before all modules of the study.
+# transformers imports torchvision with any model, where it is installed: so this comes before all other modules.
 with suppress(ImportError):
     torchvision_module()

@@ -21,8 +21,7 @@ class Images:
 
     Attributes:
         train: Images that networks and the extractor are trained on.
-        probes: Images that units are looked at with, from the training file and in no other part; each class has
-            about as many.
+        probes: Images that units are looked at with, from the training file and in no other part.
         test: Images that accuracy is measured on.
         probe_pixels: The probes as they are seen, [N, S, S, 3], 0 to 255.
         names: Names of the classes.
@@ -35,14 +34,20 @@ class Images:
     names: tuple[str, ...]
 
     def of_classes(self, first: int, last: int) -> "Images":
-        """Gives the images of some classes, from `first` to `last`, training and test images alone."""
+        """Gives the images of some classes, from `first` to `last`, numbered from 0."""
+
+        def rows(part: Pictures) -> torch.Tensor:
+            return (part.labels >= first) & (part.labels <= last)
 
         def chosen(part: Pictures) -> Pictures:
-            rows = (part.labels >= first) & (part.labels <= last)
-            return Pictures(part.pixels[rows], part.labels[rows] - first)
+            return Pictures(part.pixels[rows(part)], part.labels[rows(part)] - first)
 
         return Images(
-            chosen(self.train), self.probes, chosen(self.test), self.probe_pixels, self.names[first : last + 1]
+            train=chosen(self.train),
+            probes=chosen(self.probes),
+            test=chosen(self.test),
+            probe_pixels=self.probe_pixels[rows(self.probes).numpy()],
+            names=self.names[first : last + 1],
         )
 
 

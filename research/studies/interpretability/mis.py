@@ -11,8 +11,8 @@ inputs from the same extremes, q+ and q-, belongs to E+. With a similarity of in
 0.5 is chance. D, and so the score, is the same for a unit and for its negative. Beside the score stands the share of
 tasks with D > 0, which does not depend on the scale of the similarity.
 
-This project's choices, which the formula leaves open: the extremes of a unit are the N (K + 1) inputs at either end, so
-that no input serves twice; a draw shares them out to tasks; ties are broken by a random order of the inputs.
+This project's choices, which the formula leaves open: the extremes of a unit are the N (K + 1) inputs at either end,
+so that no input serves twice; a draw shares them out to tasks; ties are broken by a random order of the inputs.
 
 Symbols: P inputs (probes); U units; N tasks; K references of either kind in a task.
 """
@@ -85,7 +85,7 @@ def unit_scores(activations: torch.Tensor, similarity: torch.Tensor, trials: Tri
     Raises:
         ValueError: If there are too few inputs, or the shapes do not go together.
     """
-    inputs, units = activations.shape
+    inputs = len(activations)
     if similarity.shape != (inputs, inputs):
         raise ValueError(f"similarity must be [{inputs}, {inputs}], got {list(similarity.shape)}")
     trials.check(inputs)
@@ -100,12 +100,10 @@ def unit_scores(activations: torch.Tensor, similarity: torch.Tensor, trials: Tri
     return Scores(torch.sigmoid(trials.alpha * difference).mean(1), (difference > 0).float().mean(1))
 
 
-def extremes(
-    activations: torch.Tensor, count: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def extremes(activations: torch.Tensor, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Gives the inputs that activate each unit most, the very most first, and least: twice [U, count]."""
     shuffle = torch.randperm(len(activations), generator=generator)
-    order = shuffle[activations[shuffle].argsort(0, descending=True, stable=True)].T  # [U, P]
+    order = shuffle[activations[shuffle].argsort(dim=0, descending=True, stable=True)].T  # [U, P]
     return order[:, :count], order[:, -count:].flip(1)
 
 
