@@ -75,7 +75,7 @@ def torchvision_module() -> ModuleType:
     except RuntimeError as error:
         if "does not exist" not in str(error) or _SCHEMAS:
             raise
-    _SCHEMAS.append(torch.library.Library("torchvision", "DEF"))
+    _SCHEMAS.append(torch.library.Library("torchvision", "FRAGMENT"))
     for name in ("nms", "qnms"):
         _SCHEMAS[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return import_module(MODULE)

@@ -74,7 +74,7 @@ def read_images(folder: Path, train: int, probes: int, test: int) -> Images:
 
     raw = [_pixels(part) for part in parts]
     made = [pictures(pixels, list(part["label"])) for pixels, part in zip(raw, parts, strict=True)]
-    return Images(*made, probe_pixels=raw[1], names=tuple(rows.features["label"].names))
+    return Images(made[0], made[1], made[2], raw[1], tuple(rows.features["label"].names))
 
 
 def _drawn(path: Path, count: int) -> Dataset:

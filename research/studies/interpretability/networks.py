@@ -42,17 +42,18 @@ class Logits(nn.Module):
 def vit(classes: int, width: float = 1.0) -> nn.Module:
     """Makes a small vision transformer over patches of 4 x 4 pixels: six layers of 128 at width 1."""
     size = round(128 * width)
-    config = ViTConfig(
-        image_size=32,
-        patch_size=4,
-        hidden_size=size,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=3 * size,
-        num_labels=classes,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    sizes: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 4,
+        "hidden_size": size,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "intermediate_size": 3 * size,
+        "num_labels": classes,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    config = ViTConfig(**sizes)
     config._attn_implementation = "eager"
     return Logits(ViTForImageClassification(config))
 

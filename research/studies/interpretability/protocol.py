@@ -1,7 +1,7 @@
 """How the study is made: kinds of sparsity, schedules, sizes; and which of them the quick one has."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from hf_mabprune.sparsity import Step, iterative, one_shot
@@ -107,17 +107,12 @@ class Protocol:
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Protocol":
         """Reads what `asdict` and JSON have made of one."""
-        lists = ("rates", "schedules")
-        return cls(
-            **{
-                each.name: tuple(stored[each.name]) if each.name in lists else stored[each.name]
-                for each in fields(cls)
-            }
-        )
+        values: dict[str, Any] = {**stored, "rates": tuple(stored["rates"]), "schedules": tuple(stored["schedules"])}
+        return cls(**values)
 
     def seeds_of(self, network: str) -> int:
         """Counts the seeds of a network."""
-        return {GOOGLENET: self.seeds, VIT: self.other_seeds, TEXT: 1}[network]
+        return {VIT: self.other_seeds, TEXT: 1}.get(network, self.seeds)
 
     def kinds_of(self, network: str) -> tuple[str, ...]:
         """Gives the kinds of a network; that of texts is shown beside random masks."""
@@ -125,9 +120,9 @@ class Protocol:
 
     def schedules_of(self, network: str) -> tuple[str, ...]:
         """Gives the schedules of a network: at once, for all but GoogLeNet."""
-        if network == GOOGLENET:
-            return self.schedules
-        return (AS_CUT, ONE_SHOT) if network == VIT or self.text_epochs else (AS_CUT,)
+        if network == TEXT:
+            return (AS_CUT, ONE_SHOT) if self.text_epochs else (AS_CUT,)
+        return (AS_CUT, ONE_SHOT) if network == VIT else self.schedules
 
 
 QUICK = Protocol(
@@ -137,17 +132,17 @@ QUICK = Protocol(
     steps=2,
     schedules=(AS_CUT, ONE_SHOT, EQUAL, UNEQUAL),
     width=0.125,
-    vit_width=0.5,
+    vit_width=0.25,
     base_epochs=16,
-    vit_epochs=12,
-    train=1_000,
-    probes=600,
-    test=1_000,
-    tasks=10,
+    vit_epochs=16,
+    train=800,
+    probes=400,
+    test=500,
+    tasks=8,
     extractor_epochs=20,
-    texts=300,
-    text_probes=300,
-    text_test=300,
+    texts=200,
+    text_probes=200,
+    text_test=200,
     text_epochs=0,
 )
 IMAGES = Recipe(steps=0, batch_size=64, learning_rate=3e-3, weight_decay=0.05)

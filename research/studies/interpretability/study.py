@@ -8,7 +8,7 @@ on how many processes there are or on when any of them was stopped. Networks and
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Study:
     protocol: Protocol
     text_model: str = ""
     encoder: str = ENCODER
-    image_networks: Sequence[str] = NETWORKS[:2]
+    image_networks: tuple[str, ...] = NETWORKS[:2]
 
     def units(self, only: Sequence[str] = ()) -> list[Unit]:
         """Lists the units, the controls of a network and seed first.
@@ -150,6 +150,10 @@ class Study:
 
     def bench(self, network: str, seed: int) -> Bench:
         """Makes everything ready to prune a network; trains it, and the extractor, where they are not there yet."""
+        return _kept_bench(self, network, seed)
+
+    def make_bench(self, network: str, seed: int) -> Bench:
+        """Makes what `bench` keeps."""
         protocol = self.protocol
         if network == TEXT:
             rows, probes, test = read_texts(
@@ -186,3 +190,9 @@ class Study:
         rows = bench.control_rows() if unit.kind == CONTROL else bench.pruned_rows(unit.kind, unit.rate)
         store.add(unit.name, list(rows))
         return unit.name
+
+
+@lru_cache(maxsize=1)
+def _kept_bench(study: Study, network: str, seed: int) -> Bench:
+    """Keeps what the last unit of a process made ready, which the next one often takes too."""
+    return study.make_bench(network, seed)
