@@ -38,6 +38,11 @@ class Estimate:
             return f"{self.value:+.3f}"
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
+    @property
+    def p_value(self) -> str:
+        """Writes p; a dash where there is none."""
+        return "-" if math.isnan(self.p) else f"{self.p:.3f}"
+
     def plus_minus(self) -> str:
         """Writes it as a value and half of the interval."""
         if math.isnan(self.value):

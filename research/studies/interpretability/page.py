@@ -124,13 +124,13 @@ def _pictures(network: str, figures: Sequence[str]) -> list[str]:
 def _relations(cells: pd.DataFrame, network: str) -> str:
     by_score = [dict(relations(cells, network, score)) for score in ("mis", "solved")]
     rows = [
-        (words, found.count, str(found), f"{found.p:.3f}", str(by_score[1][words]))
+        (words, found.count, str(found), found.p_value, str(by_score[1][words]))
         for words, found in by_score[0].items()
     ]
     table = pd.DataFrame(rows, columns=["over", "points", "r of rate and MIS", "p", "r of rate and tasks solved"])
     retrained = pruned(cells, network, RETRAINED)
     both = correlation(list(retrained["accuracy"]), list(retrained["mis"]))
-    return f"{RELATIONS}\n\n{markdown(table)}\n\nAccuracy and MIS of the same cells: r = {both}, p = {both.p:.3f}."
+    return f"{RELATIONS}\n\n{markdown(table)}\n\nAccuracy and MIS of the same cells: r = {both}, p = {both.p_value}."
 
 
 def _left(cells: pd.DataFrame, network: str) -> str:

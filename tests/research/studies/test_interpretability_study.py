@@ -1,5 +1,7 @@
 """Runs of the interpretability study on a tiny network: which cells there are, what they say, a run that goes on."""
 
+import runpy
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 
+from research.studies.interpretability.page import page_text
 from research.studies.interpretability.protocol import (
     AS_CUT,
     EQUAL,
@@ -18,6 +21,7 @@ from research.studies.interpretability.protocol import (
     QUICK,
     STRUCTURED,
     UNEQUAL,
+    Protocol,
 )
 from research.studies.interpretability.rows import (
     CONTROL,
@@ -29,11 +33,17 @@ from research.studies.interpretability.rows import (
     read_results,
     write_results,
 )
+from research.studies.interpretability.rows import (
+    PROTOCOL as PROTOCOL_KEY,
+)
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.unit_page import look, section
 from research.studies.paper.rows import CELLS, Store
 from tests.seeds import moved
 
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "research" / "studies" / "interpretability" / "results.parquet"
+PAGE = ROOT / "docs" / "interpretability_study.md"
 PROTOCOL = replace(
     QUICK, seeds=1, rates=(0.5,), width=0.25, base_epochs=30, train=64, probes=48, test=32, tasks=4, references=3,
     extractor_epochs=1,
@@ -137,6 +147,40 @@ def test_results_are_written_small_and_read_back(whole: tuple[Study, pd.DataFram
     read = read_results(tmp_path / "results.parquet")
     assert len(read) == len(cells) and set(read["kind"]) == set(cells["kind"])
     np.testing.assert_allclose(read["mis"], cells["mis"], atol=1e-6)
+
+
+def test_the_program_makes_the_page_of_a_finished_run(
+    whole: tuple[Study, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = ["--results", str(tmp_path / "results.parquet"), "--page", str(tmp_path / "page.md")]
+    assert program(monkeypatch, "--report", "--cells", str(whole[0].out), *places) == 0
+    assert f"written to {tmp_path / 'page.md'}" in capsys.readouterr().out
+    text = (tmp_path / "page.md").read_text()
+    assert "GoogLeNet of 0.25 times its channels, 1 seeds" in text and "N = 4 tasks of K = 3 references" in text
+    assert program(monkeypatch, "--out", str(tmp_path)) == 2
+    assert "--data is missing: the folder with cifar10/ and sst2/" in capsys.readouterr().err
+    assert program(monkeypatch, "--data", str(tmp_path), "--processes", "0") == 2
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err
+
+
+def program(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """Calls scripts/interpretability_study.py; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["interpretability_study.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "interpretability_study.py"), run_name="__main__")
+    return int(str(ended.value.code))
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="no cells are stored")
+def test_the_page_of_the_documentation_is_that_of_the_stored_cells() -> None:
+    cells = read_results(RESULTS)
+    figures = [path.stem for path in (PAGE.parent / "figures").glob("interpretability-*.png")]
+    sections = [path.read_text(encoding="utf-8").strip() for path in sorted(RESULTS.parent.glob("units/*.md"))]
+    protocol = Protocol.of(cells.attrs[PROTOCOL_KEY])
+    assert PAGE.read_text(encoding="utf-8") == page_text(cells, protocol, figures, sections)
 
 
 def test_a_unit_is_shown_before_and_after(whole: tuple[Study, pd.DataFrame], tmp_path: Path) -> None:
