@@ -24,7 +24,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/trust",
         ],
         "Understand": ["docs/architecture", "docs/science", "docs/components"],
-        "Figures": ["docs/benchmark", "docs/tasks", "docs/paper_study", "docs/interpretability_study", "LOG", "examples/quickstart/README"],
+        "Figures": ["docs/benchmark", "docs/tasks", "docs/paper_study", "LOG", "examples/quickstart/README"],
         "Change": ["CONTRIBUTING"],
     },
     "docs/benchmark": {"Tables": ["docs/benchmark/*"]},

@@ -20,8 +20,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {  # of `sparsify`
     STRUCTURED: {"kind": "structured"},
     CONNECTION: {"kind": "connection"},
     FREE: {"kind": "connection", "held": False},
-    UNSTRUCTURED: {"kind": "unstructured"},
-    RANDOM: {"kind": "unstructured", "criterion": "random"},
+    UNSTRUCTURED: {"kind": "unstructured", "scope": "global"},
+    RANDOM: {"kind": "unstructured", "scope": "global", "criterion": "random"},
 }
 AS_CUT, ONE_SHOT, EQUAL, UNEQUAL, LONG = (
     "one-shot, no training",
