@@ -76,7 +76,7 @@ CHOICES = """## What this project decided
 HOW_TO = """## Repeat it
 
 ```
-pip install -e ".[studies]" torchvision
+pip install -e ".[interpretability]"
 python scripts/interpretability_study.py --data DIR --out runs/quick --quick --processes 2
 python scripts/interpretability_study.py --data DIR --out runs/study --processes 2 --text-model NAME
 python scripts/interpretability_study.py --report --cells runs/study
