@@ -30,6 +30,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/benchmark",
             "docs/tasks",
             "docs/paper_study",
+            "docs/interpretability_study",
             "LOG",
             "examples/quickstart/README",
             "examples/training/README",

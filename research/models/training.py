@@ -40,7 +40,7 @@ class Recipe:
     seed: int = 0
 
 
-def train(model: PreTrainedModel, rows: int, loss: Loss, recipe: Recipe) -> float:
+def train(model: torch.nn.Module, rows: int, loss: Loss, recipe: Recipe) -> float:
     """Trains a model in place and leaves it ready for evaluation.
 
     Args:
@@ -59,10 +59,11 @@ def train(model: PreTrainedModel, rows: int, loss: Loss, recipe: Recipe) -> floa
         groups, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, recipe.steps // 20, recipe.steps)
+    device = next(model.parameters()).device.type
     start = time.perf_counter()
     model.train()
     for step, chosen in enumerate(shuffled(rows, recipe), 1):
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=recipe.bfloat16):
             value = loss(chosen, step / recipe.steps)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -7,7 +7,7 @@ once or not at all. When all units are there, `Store.collect` puts them into one
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,14 @@ class Store:
     Args:
         folder: Folder of the cells; it is made.
         settings: What the figures depend on; a folder is only gone on with under the same.
+        key: Columns that tell rows apart, and that they are put in order by.
 
     Raises:
         ValueError: If the folder was begun under other settings.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, settings: dict[str, Any], key: Sequence[str] = KEY) -> None:
+        self.folder, self.key = Path(folder), list(key)
         (self.folder / "units").mkdir(parents=True, exist_ok=True)
         path, text = self.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n"
         if not path.exists():
@@ -103,9 +104,9 @@ class Store:
         """Tells whether a unit is finished."""
         return self._path(unit).is_file()
 
-    def add(self, unit: str, rows: Sequence[Row]) -> None:
-        """Writes the rows of a finished unit."""
-        write_atomically(self._path(unit), _parquet(as_frame(rows)))
+    def add(self, unit: str, rows: Sequence[Any]) -> None:
+        """Writes the rows of a finished unit, dataclasses of one type, with `TIME` among their fields."""
+        write_atomically(self._path(unit), parquet_bytes(as_frame(rows)))
 
     def read(self, units: Iterable[str]) -> pd.DataFrame:
         """Reads the rows of units, in the order of their keys, whatever order they were finished in.
@@ -114,9 +115,9 @@ class Store:
             ValueError: If two rows have the same key.
         """
         rows = pd.concat([pd.read_parquet(self._path(unit)) for unit in units], ignore_index=True)
-        if (twice := rows.duplicated(KEY)).any():
-            raise ValueError(f"two rows have the key {rows.loc[twice, KEY].iloc[0].to_dict()}")
-        return rows.sort_values(KEY, ignore_index=True)
+        if (twice := rows.duplicated(self.key)).any():
+            raise ValueError(f"two rows have the key {rows.loc[twice, self.key].iloc[0].to_dict()}")
+        return rows.sort_values(self.key, ignore_index=True)
 
     def collect(self, units: Iterable[str]) -> pd.DataFrame:
         """Puts finished units into `cells.parquet`, which is the same for every run of the same settings.
@@ -127,22 +128,21 @@ class Store:
             The rows, time included.
         """
         rows = self.read(units)
-        write_atomically(self.folder / CELLS, _parquet(rows.drop(columns=TIME)))
-        write_atomically(self.folder / SECONDS, _parquet(rows[[*KEY, TIME]]))
+        write_atomically(self.folder / CELLS, parquet_bytes(rows.drop(columns=TIME)))
+        write_atomically(self.folder / SECONDS, parquet_bytes(rows[[*self.key, TIME]]))
         return rows
 
 
-def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Makes a frame with a column for each field, figures rounded to `DIGITS` decimals."""
-    columns = [field.name for field in fields(Row)]
-    return pd.DataFrame([asdict(row) for row in rows], columns=columns).round(DIGITS)
+def as_frame(rows: Sequence[Any]) -> pd.DataFrame:
+    """Makes a frame of dataclasses, with a column for each field, figures rounded to `DIGITS` decimals."""
+    return pd.DataFrame([asdict(row) for row in rows]).round(DIGITS)
 
 
-def read_cells(folder: str | Path) -> pd.DataFrame:
+def read_cells(folder: str | Path, key: Sequence[str] = KEY) -> pd.DataFrame:
     """Reads what `Store.collect` has written, the time taken included; `attrs` holds the settings of the store."""
     folder = Path(folder)
     cells, seconds = (pd.read_parquet(folder / name) for name in (CELLS, SECONDS))
-    rows = cells.merge(seconds, on=KEY, how="left", validate="one_to_one")
+    rows = cells.merge(seconds, on=list(key), how="left", validate="one_to_one")
     rows.attrs = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     return rows
 
@@ -170,7 +170,7 @@ def write_results(cells: Sequence[pd.DataFrame], path: str | Path) -> None:
     rows = rows.round({**dict.fromkeys(FIGURES, 4), TIME: 3}).astype(small)
     rows.attrs.clear()  # the settings, where those of all runs are the same
     rows.attrs.update(protocols)
-    write_atomically(Path(path), _parquet(rows))
+    write_atomically(Path(path), parquet_bytes(rows))
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
@@ -182,7 +182,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
     return rows
 
 
-def _parquet(frame: pd.DataFrame) -> bytes:
+def parquet_bytes(frame: pd.DataFrame) -> bytes:
     content = io.BytesIO()
     frame.to_parquet(content, index=False, compression="zstd")
     return content.getvalue()

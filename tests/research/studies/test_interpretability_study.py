@@ -1,0 +1,197 @@
+"""Runs of the interpretability study on a tiny network: which cells there are, what they say, a run that goes on."""
+
+import runpy
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image
+
+from research.studies.interpretability.page import page_text
+from research.studies.interpretability.protocol import (
+    AS_CUT,
+    EQUAL,
+    FREE,
+    KINDS,
+    ONE_SHOT,
+    QUICK,
+    STRUCTURED,
+    UNEQUAL,
+    Protocol,
+)
+from research.studies.interpretability.rows import (
+    CONTROL,
+    CONTROLS,
+    UNPRUNED,
+    UNTRAINED,
+    control,
+    pruned,
+    read_results,
+    write_results,
+)
+from research.studies.interpretability.rows import (
+    PROTOCOL as PROTOCOL_KEY,
+)
+from research.studies.interpretability.study import Study
+from research.studies.interpretability.unit_page import look, section
+from research.studies.paper.rows import CELLS, Store
+from tests.seeds import moved
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "research" / "studies" / "interpretability" / "results.parquet"
+PAGE = ROOT / "docs" / "interpretability_study.md"
+PROTOCOL = replace(
+    QUICK, seeds=1, rates=(0.5,), width=0.25, base_epochs=30, train=64, probes=48, test=32, tasks=4, references=3,
+    extractor_epochs=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small images of two classes: bright ones and dark ones."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(moved(0))
+    features = Features({"img": Image(), "label": ClassLabel(names=["dark", "bright"])})
+    (folder / "cifar10").mkdir()
+    for split, rows in (("train", 120), ("test", 40)):
+        labels = np.arange(rows) % 2
+        pixels = rng.integers(100, size=(rows, 32, 32, 3)) + 120 * labels[:, None, None, None]
+        columns = {"img": list(pixels.astype(np.uint8)), "label": labels.tolist()}
+        Dataset.from_dict(columns, features).to_parquet(str(folder / "cifar10" / f"{split}.parquet"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path) -> Iterator[tuple[Study, pd.DataFrame]]:
+    """A study that nothing disturbed, and its cells."""
+    study = tiny_study(data, data / "whole")
+    yield study, study.run(study.units())
+
+
+def tiny_study(data: Path, out: Path) -> Study:
+    return Study(data, out, PROTOCOL, image_networks=("tiny",))
+
+
+def test_every_kind_has_every_schedule_and_zeros_are_counted_at_the_end(whole: tuple[Study, pd.DataFrame]) -> None:
+    cells = whole[1]
+    rows = pruned(cells, "tiny").set_index(["kind", "schedule"])
+    assert set(rows.index) == {(kind, schedule) for kind in KINDS[:-1] for schedule in PROTOCOL.schedules}
+    assert set(cells.loc[cells["kind"] == CONTROL, "schedule"]) == set(CONTROLS)
+    epochs = {schedule: set(rows.xs(schedule, level="schedule")["epochs"]) for schedule in PROTOCOL.schedules}
+    assert epochs == {AS_CUT: {0}, ONE_SHOT: {2}, EQUAL: {2}, UNEQUAL: {4}}
+    for (kind, schedule), row in rows.iterrows():
+        assert row["cut"] == pytest.approx(0.5, abs=0.06)
+        if kind == FREE and schedule != AS_CUT:
+            assert row["zeros"] < 0.1  # nothing holds them
+        else:
+            assert row["zeros"] == row["cut"]
+
+
+def test_units_that_are_gone_are_left_out_and_what_that_does_is_told(whole: tuple[Study, pd.DataFrame]) -> None:
+    cells = whole[1]
+    assert (cells["units"] == 8 + 16 + 32).all()
+    for _, row in pruned(cells, "tiny").query("kind == @STRUCTURED").iterrows():
+        left = row["units"] - row["gone"]
+        assert row["gone"] >= 28
+        assert row["mis_all"] == pytest.approx((left * row["mis"] + row["gone"] * 0.5) / row["units"], abs=1e-5)
+    before = control(cells, "tiny", UNPRUNED).iloc[0]
+    assert before["gone"] == 0 and before["mis"] == before["mis_before"] == before["mis_all"]
+
+
+def test_controls_say_what_nothing_looks_like(whole: tuple[Study, pd.DataFrame]) -> None:
+    cells = whole[1]
+    assert control(cells, "tiny", UNPRUNED)["accuracy"].iloc[0] > 0.9
+    assert 0 <= control(cells, "tiny", UNTRAINED)["accuracy"].iloc[0] <= 1
+    assert ((cells["shuffled"] - 0.5).abs() < 4.5 * cells["shuffled_error"]).all()
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_file(
+    whole: tuple[Study, pd.DataFrame], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, added = tiny_study(data, data / "stopped"), Store.add
+
+    def stops(store: Store, unit: str, rows: object) -> None:
+        if len(list((store.folder / "units").iterdir())) == 2:
+            raise KeyboardInterrupt
+        added(store, unit, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "add", stops)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(study.units())
+    assert not (study.out / CELLS).exists()
+    monkeypatch.setattr(Store, "add", added)
+    study.run(study.units())
+    assert (study.out / CELLS).read_bytes() == (whole[0].out / CELLS).read_bytes()
+
+
+def test_units_are_asked_for_and_settings_are_kept(whole: tuple[Study, pd.DataFrame], data: Path) -> None:
+    study = whole[0]
+    assert [unit.name for unit in study.units(["kind=structured"])] == ["tiny/0/structured/0.5"]
+    with pytest.raises(ValueError, match="--only: no network 'tony'"):
+        study.units(["network=tony"])
+    with pytest.raises(ValueError, match="begun under other settings"):
+        Study(data, study.out, replace(PROTOCOL, epochs=3)).store()
+    with pytest.raises(ValueError, match=r"train.parquet has 120 rows, and 248 are asked for"):
+        Study(data, data / "other", replace(PROTOCOL, train=200)).bench("tiny", 0)
+    with pytest.raises(FileNotFoundError, match=r"cifar10/ with train.parquet"):
+        Study(data / "nowhere", data / "other", PROTOCOL).bench("tiny", 0)
+
+
+def test_results_are_written_small_and_read_back(whole: tuple[Study, pd.DataFrame], tmp_path: Path) -> None:
+    study, cells = whole
+    write_results(study.out, tmp_path / "results.parquet")
+    read = read_results(tmp_path / "results.parquet")
+    assert len(read) == len(cells) and set(read["kind"]) == set(cells["kind"])
+    np.testing.assert_allclose(read["mis"], cells["mis"], atol=1e-6)
+
+
+def test_the_program_makes_the_page_of_a_finished_run(
+    whole: tuple[Study, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = ["--results", str(tmp_path / "results.parquet"), "--page", str(tmp_path / "page.md")]
+    assert program(monkeypatch, "--report", "--cells", str(whole[0].out), *places) == 0
+    assert f"written to {tmp_path / 'page.md'}" in capsys.readouterr().out
+    text = (tmp_path / "page.md").read_text()
+    assert "GoogLeNet of 0.25 times its channels, 1 seeds" in text and "N = 4 tasks of K = 3 references" in text
+    assert program(monkeypatch, "--out", str(tmp_path)) == 2
+    assert "--data is missing: the folder with cifar10/ and sst2/" in capsys.readouterr().err
+    assert program(monkeypatch, "--data", str(tmp_path), "--processes", "0") == 2
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err
+
+
+def program(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """Calls scripts/interpretability_study.py; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["interpretability_study.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "interpretability_study.py"), run_name="__main__")
+    return int(str(ended.value.code))
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="no cells are stored")
+def test_the_page_of_the_documentation_is_that_of_the_stored_cells() -> None:
+    cells = read_results(RESULTS)
+    figures = [path.stem for path in (PAGE.parent / "figures").glob("interpretability-*.png")]
+    sections = [path.read_text(encoding="utf-8").strip() for path in sorted(RESULTS.parent.glob("units/*.md"))]
+    protocol = Protocol.of(cells.attrs[PROTOCOL_KEY])
+    assert PAGE.read_text(encoding="utf-8") == page_text(cells, protocol, figures, sections)
+
+
+def test_a_unit_is_shown_before_and_after(whole: tuple[Study, pd.DataFrame], tmp_path: Path) -> None:
+    bench = whole[0].bench("tiny", 0)
+    name, before, after = look(bench, STRUCTURED, 0.5, AS_CUT)
+    assert before.varies and after.varies
+    most, least = before.ends(9)
+    assert before.activations[most[0]] == before.activations.max()
+    assert before.activations[least[0]] == before.activations.min()
+    text = section(bench, name, (before, after), tmp_path)
+    assert f"MIS {before.mis:.3f}" in text and name in text
+    assert (tmp_path / "interpretability-unit-tiny.png").stat().st_size > 5_000
+    with pytest.raises(ValueError, match=r"no unit '0:99'. .*There are 56, e.g. 0:0"):
+        look(bench, STRUCTURED, 0.5, AS_CUT, "0:99")
