@@ -85,7 +85,7 @@ pip install -e ".[studies]"
 python scripts/reproduce_paper.py --data DIR --out runs/paper --processes 16   # all tables
 python scripts/reproduce_paper.py --data DIR --out runs/quick --quick          # eight of them, minutes
 python -m research.studies.paper.deep.study --help                             # the deep settings
-python scripts/reproduce_paper.py --report --cells runs/paper runs/deep        # this page
+python scripts/reproduce_paper.py --report --add runs/paper runs/deep          # this page
 ```
 
 DIR holds the tables as CSV and `index.json`, which gives their types, targets and sources. A run that was stopped,
