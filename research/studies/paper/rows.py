@@ -159,7 +159,7 @@ def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings)))
 
 
-def check_settings(what: str, stored: Mapping[str, Any], own: Mapping[str, Any], path: str) -> None:
+def check_settings(what: str, stored: Mapping[Any, Any], own: Mapping[Any, Any], path: str) -> None:
     """Compares the settings under which rows were made with those that more are made under.
 
     Args:
@@ -195,7 +195,7 @@ def add_results(runs: Sequence[pd.DataFrame], path: str | Path) -> int:
     """
     path = Path(path)
     held = read_results(path) if path.is_file() else pd.DataFrame(columns=[field.name for field in fields(Row)])
-    settings: dict[str, Any] = dict(held.attrs)
+    settings: dict[Any, Any] = dict(held.attrs)
     rows = _small(held)
     for run in runs:
         part = DEEP if set(run["suite"]) == {DEEP} else TABLES
@@ -225,7 +225,7 @@ def _joined(held: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
     if not len(held):
         return more
     both = held.merge(more, on=KEY, suffixes=("", " again"))
-    for name in (column for column in held if column not in (*KEY, TIME)):
+    for name in (field.name for field in fields(Row) if field.name not in (*KEY, TIME)):
         first, second = both[name], both[f"{name} again"]
         other = (first != second) & ~(first.isna() & second.isna())
         if other.any():
