@@ -24,7 +24,7 @@ import pandas as pd
 
 from hf_mabprune.cli.guard import guarded
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import PROTOCOL, RESULTS, TABLES, add_results, read_cells, read_results
+from research.studies.paper.rows import RESULTS, TABLES, add_results, read_cells, read_results
 from research.studies.paper.study import QUICK, QUICK_TABLES, Study
 
 PAGE = ROOT / "docs" / "paper_study.md"
@@ -71,9 +71,10 @@ def report(options: argparse.Namespace) -> str:
     if options.add:
         added = add_results([read_cells(folder) for folder in options.add], options.results)
         print(f"{added} cells are new in {options.results}", flush=True)
+    from research.studies.paper.page import protocols_of
+
     cells = read_results(options.results)
-    protocols = {part: Protocol.of(settings[PROTOCOL]) for part, settings in cells.attrs.items()}
-    return page_of(cells, options.page, protocols)
+    return page_of(cells, options.page, protocols_of(cells.attrs))
 
 
 def page_of(cells: pd.DataFrame, page: Path, protocols: dict[str, Protocol]) -> str:
