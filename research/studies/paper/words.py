@@ -35,9 +35,9 @@ those of all searches, trainings and rivals of one draw of a setting, median (la
 STRAW = """## Are the networks a straw man?
 
 Beside scikit-learn's MLPClassifier and MLPRegressor as they come, on the same rows: the mean over {splits} splits is
-within one standard deviation (of scikit-learn's, over splits; of few splits it is uncertain itself) on {within} of {tables} tables, and no further behind than that on
-{level}. Behind: {names}. On these tables the dense network is within 0.02 of the best constant answer in most splits,
-so that there is little to lose: {weak}."""
+within one standard deviation (of scikit-learn's, over splits; of few splits it is uncertain itself) on {within} of
+{tables} tables, and no further behind than that on {level}. Behind: {names}. On these tables the dense network is
+within 0.02 of the best constant answer in most splits, so that there is little to lose: {weak}."""
 
 CHOICES = """## What this project decided, because the abstract does not say it
 
