@@ -272,7 +272,7 @@ def _costs(cells: pd.DataFrame) -> str:
             pulls, tokens, seconds = (group[column].mean() for column in ("pulls", "tokens", TIME))
             columns[str(suite)][name] = f"{pulls:,.0f}; {tokens:,.0f}; {seconds:.2f}"
     table = pd.DataFrame(columns).fillna("").rename_axis("search").reset_index()
-    seconds = cells.drop_duplicates(["setting", "draw", "method", "reward", "variant"])
-    units = seconds.groupby(["suite", "setting", "draw"], sort=False)[TIME].sum().groupby("suite", sort=False)
+    each_once = cells.drop_duplicates(["setting", "draw", "method", "reward", "variant"])
+    units = each_once.groupby(["suite", "setting", "draw"], sort=False)[TIME].sum().groupby("suite", sort=False)
     told = "; ".join(f"{suite} {own.median():,.0f} ({own.max():,.0f})" for suite, own in units)
     return f"{COSTS.format(seconds=told)}\n\n{markdown(table)}"
