@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_mabprune.architectures.projections import projection_of
+from hf_mabprune.architectures.projections import matrix_of
 from hf_mabprune.architectures.sites import WHOLE_LAYER, Site, SiteSpec, Stack, part_at
 from hf_mabprune.arms import LAYER
 from hf_mabprune.registry import Registry
@@ -169,8 +169,7 @@ class Architecture(ABC):
                 group = int(getattr(config, spec.units) // getattr(config, spec.groups)) if spec.groups else 1
                 shared = spec.groups is not None and getattr(config, spec.groups) == 1 < group
                 whole = Site(inside + spec.output, spec.kind, *place, 0, size, 1 if shared else group, shared)
-                columns = projection_of(model, whole).weight.shape[1]
-                yield replace(whole, units=columns // size)
+                yield replace(whole, units=matrix_of(output, whole.name).shape[1] // size)
 
 
 def _expanded(base_model: nn.Module, path: str) -> list[str]:

@@ -88,11 +88,25 @@ def projection_of(model: PreTrainedModel, site: Site) -> Projection:
     if site.expert is not None:
         return Projection((_of_expert(part_at(base, site.inside.removesuffix(".")), site.expert),), None, device)
     module = base.get_submodule(site.name)
+    return Projection((matrix_of(module, site.name),), module, device)  # type: ignore[arg-type]
+
+
+def matrix_of(module: nn.Module, name: str) -> torch.Tensor:
+    """Gives the weights of a module, [D, C].
+
+    Args:
+        module: Linear or Conv1D.
+        name: Its path, for the error.
+
+    Raises:
+        ValueError: If the module is of no kind that can be cut.
+    """
     if isinstance(module, nn.Linear):
-        return Projection((module.weight,), module, device)
+        return module.weight
     if isinstance(module, Conv1D):
-        return Projection((module.weight.T,), module, device)
-    raise ValueError(f"{site.name} is a {type(module).__name__}, which cannot be cut: Linear and Conv1D can")
+        transposed: torch.Tensor = module.weight.T
+        return transposed
+    raise ValueError(f"{name} is a {type(module).__name__}, which cannot be cut: Linear and Conv1D can")
 
 
 def _of_expert(experts: Any, number: int) -> torch.Tensor:

@@ -75,6 +75,9 @@ def masked(
         ValueError: If the architecture is not supported or a mask does not fit it.
     """
     architecture = architecture_of(model)
+    if not masks and head_mask is None and neuron_mask is None:
+        yield model
+        return
     sites = architecture.sites(model)
     by_name = {**(masks or {}), **_by_layer(sites, "head", head_mask), **_by_layer(sites, "neuron", neuron_mask)}
     taps, others = {}, {}

@@ -35,7 +35,7 @@ def tapped(model: PreTrainedModel, taps: Mapping[str, Tap]) -> Iterator[None]:
     """
     base, examples = model.base_model, Examples()
     with ExitStack() as stack:
-        for site in architecture_of(model).sites(model):
+        for site in architecture_of(model).sites(model) if taps else ():
             if site.name not in taps:
                 continue
             stack.enter_context(examples.counted_in(base.get_submodule(site.prefix.removesuffix("."))))

@@ -88,6 +88,7 @@ class ReplayPulls(Pulls):
         self._parts = [split_by_length(batch) for batch in self.batches]
         self._recordings: dict[tuple[int, int], Recording] = {}
         self._missed: dict[str, torch.Tensor] | None = None  # by name of the site; None while nothing is recorded
+        self._masks: dict[str, torch.Tensor] | None = None  # of the context; None until they are asked for
         reads_first = architecture_of(self.model).classifies_first and self.task.reads_one_position
         self._reads_first = reads_first and self._first_suffices()
         tokens = max(part.tokens for parts in self._parts for part in parts)
@@ -97,6 +98,7 @@ class ReplayPulls(Pulls):
 
     def set_context(self, kept: Any) -> None:
         super().set_context(kept)
+        self._masks = None
         self.forget()
 
     def forget(self) -> None:
@@ -107,11 +109,12 @@ class ReplayPulls(Pulls):
     ) -> Iterator[tuple[Observation, Observation, Observation, float]]:
         inputs, recorded = self._inputs(place), self._dense(place)
         dense = observation(recorded, recorded.readout, self.reward.needs)
-        masks = keep_masks(self.model, self.arms.kept_units(self.kept))
+        if self._masks is None:
+            self._masks = keep_masks(self.model, self.arms.kept_units(self.kept))
         missed = {} if self.stand_ins is None else {name: partial(self._miss, name) for name in self.stand_ins}
         with (
             tapped(self.model, missed),  # before the masks of the context, which take away what stand-ins are made of
-            masked(self.model, masks=masks, stand_ins=None if self.kept.all() else self.stand_ins),
+            masked(self.model, masks=self._masks, stand_ins=None if self.kept.all() else self.stand_ins),
         ):
             recording = self._record(place, inputs, recorded)
             for group in groups:

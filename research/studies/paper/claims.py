@@ -200,7 +200,10 @@ def _practical(cells: pd.DataFrame) -> Iterator[Claim]:
         if not len(shares):
             continue
         median, most = shares.median(), shares.max()
-        why = f"a search sends forward {median:.0%} (median) to {most:.0%} (largest) of what training sent"
+        why = (
+            f"a search sends forward {median:.0%} (median of {len(shares)} settings) to {most:.0%} (largest) of what "
+            "training sent"
+        )
         yield Claim(words, suite, HELD if median <= 1 else NOT_HELD, why)
 
 

@@ -36,12 +36,14 @@ def _of_suite(cells: pd.DataFrame, suite: str) -> list[str]:
         return [f"{named} Too few cells to say anything."]
     six = Design(scores[list(SIX)])
     lines = []
-    if six.possible:
+    if six.decidable:
         found, pairs = six.separations(SIX)
         lines.append(
             f"{named} Among the six policies themselves p = {p_value(six.test.p)}, and {found} of {pairs} pairs "
             "differ: " + ("which one is taken matters." if found else "which one is taken does not show.")
         )
+    else:
+        lines.append(f"{named} {len(scores)} settings are too few to tell the six policies apart.")
     rewards = [(label(name, KL), name) for name in SIX if label(name, KL) in scores]
     if rewards:
         gains = compare_pairs(scores, rewards)
@@ -112,7 +114,9 @@ def straw_man(cells: pd.DataFrame) -> str:
         .mean()
     )
     weak = ", ".join(near.index[near > 0.5])
+    splits = rows[rows["method"] == SKLEARN_MLP].groupby("setting")["draw"].nunique()
     return STRAW.format(
+        splits=" to ".join(map(str, dict.fromkeys((splits.min(), splits.max())))),
         within=int((~apart).sum()),
         tables=len(ours),
         level=int((~behind).sum()),

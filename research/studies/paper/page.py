@@ -4,6 +4,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from research.studies.paper.claims import all_claims, p_value, planned, points, 
 from research.studies.paper.findings import findings, straw_man
 from research.studies.paper.methods import Protocol
 from research.studies.paper.mistakes import mistakes
-from research.studies.paper.rows import DEEP, DENSE, SUITES, TABLES, TIME
+from research.studies.paper.rows import DEEP, DENSE, PROTOCOL, SUITES, TABLES, TIME
 from research.studies.paper.statistics import (
     SIX,
     SIX_KL,
@@ -76,7 +77,7 @@ def page_text(cells: pd.DataFrame, figures: Sequence[str], protocols: Mapping[st
         protocols: How cells were made, of tables and of deep settings.
     """
     suites = [suite for suite in SUITES if suite in set(cells["suite"])]
-    parts = [HEAD, _counts(cells), _claims(cells), findings(cells), _designs(cells)]
+    parts = [HEAD, _counts(cells, protocols), _claims(cells), findings(cells), _designs(cells)]
     parts += [_suite(cells, suite, figures) for suite in suites]
     parts += [
         _sensitivity(cells),
@@ -87,6 +88,15 @@ def page_text(cells: pd.DataFrame, figures: Sequence[str], protocols: Mapping[st
         HOW_TO,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def protocols_of(settings: Mapping[Any, Any]) -> dict[str, Protocol]:
+    """Gives how cells were made, by part of the study.
+
+    Args:
+        settings: Those of the parts, as results hold them.
+    """
+    return {str(part): Protocol.of(stored[PROTOCOL]) for part, stored in settings.items()}
 
 
 def _choices(protocols: Mapping[str, Protocol]) -> str:
@@ -106,17 +116,40 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _counts(cells: pd.DataFrame) -> str:
+def _counts(cells: pd.DataFrame, protocols: Mapping[str, Protocol]) -> str:
     lines = []
     for suite, rows in cells.groupby("suite", sort=False):
-        settings, draws = rows["setting"].nunique(), rows["draw"].nunique()
         methods = rows[["method", "reward"]].drop_duplicates().shape[0]
+        all_draws = protocols[DEEP if suite == DEEP else TABLES].splits
         lines.append(
-            f"{suite} {settings} settings, {draws} draws, {methods} methods with their rewards, {len(rows):,} cells"
+            f"{suite} {rows['setting'].nunique()} settings, {_draws(rows)} of {all_draws} draws, {methods} methods "
+            f"with their rewards, {len(rows):,} cells"
         )
     gone = left_out(cells)
     near = f" Near chance, shown and not ranked: {', '.join(gone)}." if gone else ""
     return f"In these cells: {'; '.join(lines)}.{near}"
+
+
+def _draws(rows: pd.DataFrame) -> str:
+    """Says how many draws settings have: one number where all have the same."""
+    counts = rows.groupby("setting")["draw"].nunique()
+    return " to ".join(map(str, dict.fromkeys((counts.min(), counts.max()))))
+
+
+def _networks(cells: pd.DataFrame) -> str:
+    """What the networks of the deep settings reach, and of how many draws there are cells."""
+    dense = cells[(cells["suite"] == DEEP) & (cells["method"] == DENSE) & ~cells["tuned"]]
+    rows = [
+        (
+            setting,
+            own["metric"].iloc[0],
+            f"{own['dense_score'].mean():.3f}",
+            "no" if setting in left_out(cells) else "yes",
+            own["draw"].nunique(),
+        )
+        for setting, own in dense.groupby("setting")
+    ]
+    return markdown(pd.DataFrame(rows, columns=["network", "metric", "on test data", "ranked", "draws"]))
 
 
 def _claims(cells: pd.DataFrame) -> str:
@@ -141,6 +174,8 @@ def _designs(cells: pd.DataFrame) -> str:
 def _suite(cells: pd.DataFrame, suite: str, figures: Sequence[str]) -> str:
     """Ranks, planned pairs and figures of one suite."""
     view, parts = View(suite), [f"## {suite.capitalize()}"]
+    if suite == DEEP:
+        parts.append(_networks(cells))
     design = policy_view(cells, view)
     if design.possible:
         found, pairs = design.separations(SIX)
@@ -237,4 +272,7 @@ def _costs(cells: pd.DataFrame) -> str:
             pulls, tokens, seconds = (group[column].mean() for column in ("pulls", "tokens", TIME))
             columns[str(suite)][name] = f"{pulls:,.0f}; {tokens:,.0f}; {seconds:.2f}"
     table = pd.DataFrame(columns).fillna("").rename_axis("search").reset_index()
-    return f"{COSTS}\n\n{markdown(table)}"
+    each_once = cells.drop_duplicates(["setting", "draw", "method", "reward", "variant"])
+    units = each_once.groupby(["suite", "setting", "draw"], sort=False)[TIME].sum().groupby("suite", sort=False)
+    told = "; ".join(f"{suite} {own.median():,.0f} ({own.max():,.0f})" for suite, own in units)
+    return f"{COSTS.format(seconds=told)}\n\n{markdown(table)}"

@@ -1,13 +1,14 @@
 """The cells of the study: one row for each figure that was measured, and a store that a killed run goes on from.
 
 A unit is what a process computes at one go (a split of a table, a seed of a deep setting); its rows are written at
-once or not at all. When all units are there, `Store.collect` puts them into one file.
+once or not at all. When all units are there, `Store.collect` puts them into one file. `add_results` adds the finished
+units of a store, whether or not the run is over, to the small file of all results.
 """
 
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ LOSS, KL, NO_REWARD = "loss", "kl", ""
 DENSE = "dense"  # the method that removes nothing
 PROTOCOL = "protocol"  # in the settings of a store
 TABLES = "tables"  # beside `DEEP`: the two parts of the study, with a protocol each
-CELLS, SECONDS, SETTINGS = "cells.parquet", "seconds.parquet", "settings.json"
+CELLS, SECONDS, SETTINGS, UNITS = "cells.parquet", "seconds.parquet", "settings.json", "units"
+RESULTS = Path(__file__).with_name("results.parquet")  # what the repository holds
 TIME = "seconds"  # the one column that differs between runs
 KEY = ["suite", "setting", "draw", "method", "reward", "variant", "fraction", "tuned"]
 DIGITS = 6  # decimals that are kept of a figure
@@ -90,15 +92,15 @@ class Store:
 
     def __init__(self, folder: str | Path, settings: dict[str, Any], key: Sequence[str] = KEY) -> None:
         self.folder, self.key = Path(folder), list(key)
-        (self.folder / "units").mkdir(parents=True, exist_ok=True)
-        path, text = self.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n"
-        if not path.exists():
-            write_atomically(path, text.encode())
-        elif path.read_text(encoding="utf-8") != text:
-            raise ValueError(f"{path} says that this folder was begun under other settings; give another one")
+        (self.folder / UNITS).mkdir(parents=True, exist_ok=True)
+        path = self.folder / SETTINGS
+        if path.exists():
+            check_settings("cells", json.loads(path.read_text(encoding="utf-8")), as_stored(settings), str(path))
+        else:
+            write_atomically(path, (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode())
 
     def _path(self, unit: str) -> Path:
-        return self.folder / "units" / f"{unit.replace('/', '--')}.parquet"
+        return self.folder / UNITS / f"{unit.replace('/', '--')}.parquet"
 
     def has(self, unit: str) -> bool:
         """Tells whether a unit is finished."""
@@ -114,10 +116,7 @@ class Store:
         Raises:
             ValueError: If two rows have the same key.
         """
-        rows = pd.concat([pd.read_parquet(self._path(unit)) for unit in units], ignore_index=True)
-        if (twice := rows.duplicated(self.key)).any():
-            raise ValueError(f"two rows have the key {rows.loc[twice, self.key].iloc[0].to_dict()}")
-        return rows.sort_values(self.key, ignore_index=True)
+        return _read((self._path(unit) for unit in units), self.key)
 
     def collect(self, units: Iterable[str]) -> pd.DataFrame:
         """Puts finished units into `cells.parquet`, which is the same for every run of the same settings.
@@ -139,50 +138,125 @@ def as_frame(rows: Sequence[Any]) -> pd.DataFrame:
 
 
 def read_cells(folder: str | Path, key: Sequence[str] = KEY) -> pd.DataFrame:
-    """Reads what `Store.collect` has written, the time taken included; `attrs` holds the settings of the store."""
+    """Reads all finished units of a store, whether or not its run is over; `attrs` holds the settings of the store.
+
+    Raises:
+        OSError: If the folder is no store, or has no finished unit.
+        ValueError: If two rows have the same key.
+    """
     folder = Path(folder)
-    cells, seconds = (pd.read_parquet(folder / name) for name in (CELLS, SECONDS))
-    rows = cells.merge(seconds, on=list(key), how="left", validate="one_to_one")
-    rows.attrs = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    paths = sorted((folder / UNITS).glob("*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"{folder / UNITS} has no finished unit yet")
+    rows = _read(paths, key)
+    rows.attrs = settings
     return rows
 
 
-def write_results(cells: Sequence[pd.DataFrame], path: str | Path) -> None:
-    """Writes the cells of several runs into one small file.
+def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives settings as they come back from a file."""
+    return dict(json.loads(json.dumps(settings)))
+
+
+def check_settings(what: str, stored: Mapping[Any, Any], own: Mapping[Any, Any], path: str) -> None:
+    """Compares the settings under which rows were made with those that more are made under.
 
     Args:
-        cells: Rows as `read_cells` gives them.
-        path: Parquet file; figures are rounded to what the page of the study shows and a digit more. Its `attrs` hold
-            the protocols, of `TABLES` and of `DEEP`.
+        what: What the rows are of, for the error.
+        stored, own: Settings, as files hold them.
+        path: Where the stored ones come from.
 
     Raises:
-        ValueError: If two runs have the same cell, or tables were made by different protocols.
+        ValueError: If they differ.
     """
-    protocols: dict[str, Any] = {}
-    for run in cells:
+    names = sorted(name for name in {*stored, *own} if stored.get(name) != own.get(name))
+    if names:
+        raise ValueError(
+            f"{path}: {what} were made under other settings there, they differ in {', '.join(names)}; rows of both "
+            "cannot stand side by side: give another place, or begin anew"
+        )
+
+
+def add_results(runs: Sequence[pd.DataFrame], path: str | Path) -> int:
+    """Adds the cells of runs to one small file, which is made where there is none.
+
+    Args:
+        runs: Rows as `read_cells` gives them.
+        path: Parquet file; figures are rounded to what the page of the study shows and a digit more. Its `attrs` hold
+            the settings of the parts, `TABLES` and `DEEP`.
+
+    Returns:
+        Number of the cells that were not there before. What was there stays, its time taken too.
+
+    Raises:
+        ValueError: If the rows of a part were made under different settings, a cell was measured twice and came out
+            otherwise, or a deep setting has more than one base network.
+    """
+    path = Path(path)
+    held = read_results(path) if path.is_file() else pd.DataFrame(columns=[field.name for field in fields(Row)])
+    settings: dict[Any, Any] = dict(held.attrs)
+    rows = _small(held)
+    for run in runs:
         part = DEEP if set(run["suite"]) == {DEEP} else TABLES
-        if protocols.setdefault(part, run.attrs[PROTOCOL]) != run.attrs[PROTOCOL]:
-            raise ValueError(f"the runs of {part} were made by different protocols, and cannot stand side by side")
-    rows = pd.concat(cells, ignore_index=True).sort_values(KEY, ignore_index=True)
-    if (twice := rows.duplicated(KEY)).any():
-        raise ValueError(f"two runs have the cell {rows.loc[twice, KEY].iloc[0].to_dict()}")
-    small = {column: "float32" for column in FIGURES} | {column: "category" for column in NAMES}
-    rows = rows.round({**dict.fromkeys(FIGURES, 4), TIME: 3}).astype(small)
-    rows.attrs.clear()  # the settings, where those of all runs are the same
-    rows.attrs.update(protocols)
-    write_atomically(Path(path), parquet_bytes(rows))
+        check_settings(f"cells of {part}", settings.setdefault(part, dict(run.attrs)), run.attrs, str(path))
+        rows = _joined(rows, _small(run))
+    dense = rows[rows["suite"] == DEEP].groupby("setting", observed=True)["dense_score"].nunique()
+    if several := sorted(dense.index[dense > 1]):
+        raise ValueError(f"draws of {', '.join(several)} cut different base networks: take those of one run")
+    rows = rows.sort_values(KEY, ignore_index=True)
+    rows.attrs = settings
+    stored = rows.astype({column: "float32" for column in FIGURES} | {column: "category" for column in NAMES})
+    stored.attrs = settings
+    write_atomically(path, parquet_bytes(stored))
+    return len(rows) - len(held)
+
+
+def _small(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with figures as the file of results holds them."""
+    wide = {column: "float64" for column in FIGURES} | {column: "str" for column in NAMES}
+    small = rows.astype(wide).round({**dict.fromkeys(FIGURES, 4), TIME: 3})
+    small.attrs = {}
+    return small
+
+
+def _joined(held: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """Rows of both, each once; raises ValueError where a cell differs in more than the time taken."""
+    if not len(held):
+        return more
+    both = held.merge(more, on=KEY, suffixes=("", " again"))
+    for name in (field.name for field in fields(Row) if field.name not in (*KEY, TIME)):
+        first, second = both[name], both[f"{name} again"]
+        other = (first != second) & ~(first.isna() & second.isna())
+        if other.any():
+            cell = both.loc[other].iloc[0]
+            raise ValueError(
+                f"the cell {cell[KEY].to_dict()} has a {name} of {cell[name]} and one of {cell[name + ' again']}: "
+                "results of different machines or code cannot stand side by side"
+            )
+    known = pd.MultiIndex.from_frame(held[KEY])
+    fresh = more[~pd.MultiIndex.from_frame(more[KEY]).isin(known)]
+    return pd.concat([held, fresh], ignore_index=True)
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Reads what `write_results` has written; `attrs` holds the protocols."""
+    """Reads what `add_results` has written; `attrs` holds the settings of the parts."""
     stored = pd.read_parquet(path)
-    wide = {column: "float64" for column in FIGURES} | {column: "str" for column in NAMES}
-    rows = stored.astype(wide).round(dict.fromkeys(FIGURES, 4))
-    rows.attrs.update(stored.attrs)
+    rows = _small(stored)
+    rows.attrs = dict(stored.attrs)
     return rows
 
 
+def _read(paths: Iterable[Path], key: Sequence[str]) -> pd.DataFrame:
+    """Reads units, in the order of their keys; raises ValueError if two rows have the same."""
+    rows = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    if (twice := rows.duplicated(list(key))).any():
+        raise ValueError(f"two rows have the key {rows.loc[twice, list(key)].iloc[0].to_dict()}")
+    return rows.sort_values(list(key), ignore_index=True)
+
+
 def parquet_bytes(frame: pd.DataFrame) -> bytes:
+    """Gives a frame as the bytes of a parquet file."""
     content = io.BytesIO()
     frame.to_parquet(content, index=False, compression="zstd")
     return content.getvalue()

@@ -29,14 +29,15 @@ else equal."""
 COSTS = """## What it costs
 
 Pulls; rows or tokens sent forward; seconds. Means over settings and draws; a step of training counts three forward
-passes. Seconds are those of the machine that ran it, with one thread a process."""
+passes. Seconds are on the wall, with one thread a process, on machines that did other work beside, and say little;
+those of all searches, trainings and rivals of one draw of a setting, median (largest): {seconds}."""
 
 STRAW = """## Are the networks a straw man?
 
-Beside scikit-learn's MLPClassifier and MLPRegressor as they come, on the same rows: the mean over splits is within one
-standard deviation (of scikit-learn's, over splits) on {within} of {tables} tables, and no further behind than that on
-{level}. Behind: {names}. On these tables the dense network is within 0.02 of the best constant answer in most splits,
-so that there is little to lose: {weak}."""
+Beside scikit-learn's MLPClassifier and MLPRegressor as they come, on the same rows: the mean over {splits} splits is
+within one standard deviation (of scikit-learn's, over splits; of few splits it is uncertain itself) on {within} of
+{tables} tables, and no further behind than that on {level}. Behind: {names}. On these tables the dense network is
+within 0.02 of the best constant answer in most splits, so that there is little to lose: {weak}."""
 
 CHOICES = """## What this project decided, because the abstract does not say it
 
@@ -65,9 +66,13 @@ OF_TABLES = """**Tables.**
 
 OF_DEEP = """**Deep settings.**
 
+- **Settings.** MNIST and CIFAR-10; SST-2 and AG News; SICK (entailment, relatedness), OpenBookQA, and five kinds of
+  questions about generated stories: one, two and three supporting facts, counting, yes or no. Those without a line
+  under [Deep](#deep) have no cells yet.
 - **Networks.** One a setting: a small vision transformer for images, a fine-tuned MiniLM for texts, SICK and
-  OpenBookQA, a small transformer for generated stories. Arms are blocks of the hidden neurons of a layer.
-- **Draws.** {splits}, of at most {calibration_rows} calibration rows; {batch_size} rows a batch.
+  OpenBookQA, a small transformer for generated stories, over sentences. Arms are blocks of the hidden neurons of a
+  layer.
+- **Draws.** {splits} of each setting, of at most {calibration_rows} calibration rows; {batch_size} rows a batch.
 - **Budget and stopping.** {pulls_per_arm:g} pulls an arm in all, in {rounds} rounds, as on tables; KL for UCB1
   and Thompson sampling alone.
 - **Fractions.** {fractions} of the hidden neurons, all from one search. Training afterwards: {tuning_steps} steps."""
@@ -85,7 +90,7 @@ pip install -e ".[studies]"
 python scripts/reproduce_paper.py --data DIR --out runs/paper --processes 16   # all tables
 python scripts/reproduce_paper.py --data DIR --out runs/quick --quick          # eight of them, minutes
 python -m research.studies.paper.deep.study --help                             # the deep settings
-python scripts/reproduce_paper.py --report --cells runs/paper runs/deep        # this page
+python scripts/reproduce_paper.py --report --add runs/paper runs/deep          # this page
 ```
 
 DIR holds the tables as CSV and `index.json`, which gives their types, targets and sources. A run that was stopped,

@@ -18,10 +18,10 @@ from research.studies.paper.claims import (
     sizes,
     verdict,
 )
-from research.studies.paper.findings import straw_man
+from research.studies.paper.findings import findings, straw_man
 from research.studies.paper.methods import Protocol
 from research.studies.paper.mistakes import mistakes
-from research.studies.paper.page import page_text
+from research.studies.paper.page import page_text, protocols_of
 from research.studies.paper.plots import figures, retained
 from research.studies.paper.rivals import SKLEARN_MLP
 from research.studies.paper.rows import CLASSIFICATION, DEEP, DENSE, REGRESSION, TABLES, read_results
@@ -68,6 +68,13 @@ def test_the_opposite_of_what_was_planted_does_not_hold() -> None:
 def test_few_settings_decide_nothing() -> None:
     for claim in judged({"ucb1": 0.1, "random": -0.2}, CLASSIFICATION, 2).values():
         assert claim.verdict == NOT_DECIDABLE or claim.words == "computationally practical", claim
+
+
+def test_few_settings_are_said_to_be_few() -> None:
+    assert "**Deep.** 3 settings are too few to tell the six policies apart." in findings(
+        small_cells(suites={DEEP: 3})
+    )
+    assert "too few" not in findings(small_cells(suites={DEEP: 12}))
 
 
 def test_rivals_are_matched_or_not() -> None:
@@ -135,8 +142,8 @@ def test_the_straw_man_is_found() -> None:
     own = (cells["method"] == SKLEARN_MLP) & (cells["setting"] == "classification-2")
     level = cells.assign(score=cells["score"].where(cells["method"] != SKLEARN_MLP, 0.7 + 0.01 * cells["draw"]))
     behind = level.assign(score=level["score"] + 0.3 * own)
-    assert "on 4 of 4 tables, and no further behind than that on\n4. Behind: none" in straw_man(level)
-    assert "on 3 of 4 tables" in straw_man(behind) and "Behind: classification-2 0.700 of 1.005" in straw_man(behind)
+    assert "on 4 of\n4 tables, and no further behind than that on 4. Behind: none" in straw_man(level)
+    assert "on 3 of\n4 tables" in straw_man(behind) and "Behind: classification-2 0.700 of 1.005" in straw_man(behind)
     near = level.assign(chance=level["setting"] == "classification-3")
     assert "little to lose: classification-3." in straw_man(near)
     assert straw_man(level[level["method"] != SKLEARN_MLP]) == ""
@@ -153,6 +160,11 @@ def test_the_page_has_every_part_and_shows_every_figure() -> None:
     assert len(sections) == len(set(sections)) == 11
     for claim in all_claims(cells):
         assert f'| "{claim.words}" | {claim.suite} | **{claim.verdict}** | {claim.why} |' in text
+    assert "| deep-0 | accuracy | 0.700 | yes | 2 |" in text and "deep 3 settings, 2 of 10 draws" in text
+    uneven = page_text(
+        cells[(cells["setting"] != "deep-0") | (cells["draw"] == 1)], [], {TABLES: PROTOCOL, DEEP: PROTOCOL}
+    )
+    assert "deep 3 settings, 1 to 2 of 2 draws" in uneven and "classification 4 settings, 2 of 2 draws" in uneven
     assert "10%, 50% of the hidden neurons" in text and "30% of the hidden neurons" in text and "{" not in text
 
 
@@ -164,8 +176,7 @@ def test_the_page_is_that_of_the_stored_cells() -> None:
         f"paper-{kind}-{suite}" for suite in dict.fromkeys(cells["suite"]) for kind in ("ranks", "fractions", "cost")
     ]
     there = [name for name in names if (PAGE.parent / "figures" / f"{name}.png").is_file()]
-    protocols = {part: Protocol.of(stored) for part, stored in cells.attrs.items()}
-    assert PAGE.read_text(encoding="utf-8") == page_text(cells, there, protocols)
+    assert PAGE.read_text(encoding="utf-8") == page_text(cells, there, protocols_of(cells.attrs))
 
 
 def test_a_dense_network_is_needed_for_nothing_but_its_own_comparisons() -> None:

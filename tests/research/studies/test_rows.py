@@ -8,12 +8,14 @@ import pytest
 from research.studies.paper.rows import (
     CELLS,
     CLASSIFICATION,
+    DEEP,
     DENSE,
+    KEY,
     Row,
     Store,
+    add_results,
     read_cells,
     read_results,
-    write_results,
 )
 from tests.research.studies.small_cells import small_cells
 
@@ -40,7 +42,7 @@ def test_the_file_of_cells_depends_neither_on_the_order_nor_on_the_time_taken(tm
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     Store(tmp_path, {"splits": 3})
     Store(tmp_path, {"splits": 3})
-    with pytest.raises(ValueError, match=r"settings.json says that this folder was begun under other settings"):
+    with pytest.raises(ValueError, match=r"settings.json: cells were made under other settings .* differ in splits"):
         Store(tmp_path, {"splits": 4})
 
 
@@ -50,26 +52,57 @@ def test_the_same_cell_twice_is_refused(tmp_path: Path) -> None:
         store.add(unit, [row(0)])
     with pytest.raises(ValueError, match="two rows have the key"):
         store.collect(["a", "b"])
-    runs = [store.read([unit]) for unit in ("a", "b")]
-    runs[0].attrs = runs[1].attrs = {"protocol": {}}
-    with pytest.raises(ValueError, match="two runs have the cell"):
-        write_results(runs, tmp_path / "results.parquet")
     with pytest.raises(ValueError, match="suite must be one of classification, regression, deep, got 'other'"):
         Row(suite="other", setting="x", draw=0, method=DENSE, metric="r2", score=0, dense_score=0)
 
 
-def test_results_come_back_as_they_were_to_four_digits(tmp_path: Path) -> None:
-    cells = small_cells(suites={CLASSIFICATION: 2})
-    runs = [cells[cells["draw"] == draw] for draw in (1, 0)]
-    runs[0].attrs = runs[1].attrs = {"protocol": {"splits": 2}, "other": "settings"}
-    write_results(runs, tmp_path / "results.parquet")
-    again = read_results(tmp_path / "results.parquet")
-    keys = ["setting", "draw", "method", "reward", "variant", "fraction", "tuned"]
-    expected = cells.sort_values(["suite", *keys], ignore_index=True)
-    pd.testing.assert_frame_equal(again[keys], expected[keys])
+def runs_of(*draws: int, suite: str = CLASSIFICATION, **settings: object) -> list[pd.DataFrame]:
+    """Cells of two settings as runs leave them, one run for each draw."""
+    cells = small_cells(suites={suite: 2})
+    runs = [cells[cells["draw"] == draw].copy() for draw in draws]
+    for run in runs:
+        run.attrs = {"version": 1, "protocol": {"splits": 2}, **settings}
+    return runs
+
+
+def test_results_add_up_over_runs_to_four_digits(tmp_path: Path) -> None:
+    later, first = runs_of(1, 0)
+    path = tmp_path / "results.parquet"
+    assert add_results([later], path) == len(later)
+    assert add_results([first], path) == len(first)
+    kept = path.read_bytes()
+    again = read_results(path)
+    expected = pd.concat([first, later]).sort_values(KEY, ignore_index=True)
+    pd.testing.assert_frame_equal(again[KEY], expected[KEY])
     assert (again["score"] - expected["score"]).abs().max() <= 5.1e-5
-    assert again.attrs == {"tables": {"splits": 2}}
-    assert (tmp_path / "results.parquet").stat().st_size < 20_000
-    runs[1].attrs = {"protocol": {"splits": 3}}
-    with pytest.raises(ValueError, match="the runs of tables were made by different protocols"):
-        write_results(runs, tmp_path / "results.parquet")
+    assert again.attrs == {"tables": {"version": 1, "protocol": {"splits": 2}}}
+    assert path.stat().st_size < 20_000
+    assert add_results([later.assign(seconds=9.0), first], path) == 0 and path.read_bytes() == kept
+
+
+def test_rows_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.parquet"
+    add_results(runs_of(0), path)
+    kept = path.read_bytes()
+    for other in ({"version": 2}, {"protocol": {"splits": 3}}):
+        with pytest.raises(ValueError, match=rf"results.parquet: cells of tables .* differ in {next(iter(other))};"):
+            add_results(runs_of(1, **other), path)
+    (run,) = runs_of(0)
+    run.loc[run.index[5], "score"] += 0.01
+    with pytest.raises(ValueError, match=r"the cell .* has a score of .*different machines or code"):
+        add_results([run], path)
+    deep = runs_of(0, 1, suite=DEEP)
+    deep[1]["dense_score"] += 0.01
+    with pytest.raises(ValueError, match=r"draws of .* cut different base networks"):
+        add_results(deep, path)
+    assert path.read_bytes() == kept
+
+
+def test_a_run_that_is_not_over_is_read_as_far_as_it_came(tmp_path: Path) -> None:
+    store = Store(tmp_path, {"splits": 3})
+    with pytest.raises(OSError, match="has no finished unit yet"):
+        read_cells(tmp_path)
+    store.add("classification/iris/2", [row(2)])
+    read = read_cells(tmp_path)
+    assert read["draw"].tolist() == [2] and read.attrs == {"splits": 3}
+    assert not (tmp_path / CELLS).exists()

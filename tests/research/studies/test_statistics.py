@@ -23,6 +23,7 @@ from research.studies.paper.statistics import (
     summary,
 )
 from tests.research.studies.small_cells import small_cells
+from tests.seeds import moved
 
 STORED = pd.DataFrame(  # five methods on eight settings
     [
@@ -67,6 +68,15 @@ def test_pairs_are_those_of_scipy_with_the_correction_of_holm() -> None:
     assert first["difference"] == pytest.approx((STORED["a"] - STORED["e"]).mean())
     assert 0 < first["low"] < first["difference"] < first["high"] and (first["won"], first["lost"]) == (8, 0)
     assert first["decidable"] and not compare_pairs(STORED[:5], [("a", "e")])["decidable"][0]
+
+
+def test_ties_and_zeros_are_tested_as_scipy_does() -> None:
+    rng = np.random.default_rng(moved(0))
+    for count in (5, 8, 14):
+        gains = rng.integers(-3, 4, size=(4, count)) / 10
+        for row in gains[gains.any(axis=1)]:
+            pairs = compare_pairs(pd.DataFrame({"a": row, "b": 0.0}), [("a", "b")])
+            assert pairs["p"][0] == pytest.approx(stats.wilcoxon(row, zero_method="zsplit").pvalue), row
 
 
 def test_methods_are_described_beside_the_dense_network() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from research.studies.paper.methods import CRITERIA, POLICIES, VARIANTS, Protocol, pruning_methods
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, candidates, fit_rivals
-from research.studies.paper.rows import CELLS, DENSE, read_results
+from research.studies.paper.rows import CELLS, DENSE, add_results, read_cells, read_results
 from research.studies.paper.tables import read_table, splits
 from tests.problems import apart
 from tests.research.studies.small_table import write_tables
@@ -114,12 +115,12 @@ def test_units_can_be_asked_for_and_are_refused_where_there_are_none(whole: tupl
     assert {unit.name for unit in study.units()} == {
         "classification/small/0", "classification/small/1", "regression/numbers/0", "regression/numbers/1",
     }  # fmt: skip
-    assert [unit.table for unit in study.units(["suite=regression", "draw=1"])] == ["numbers"]
-    with pytest.raises(ValueError, match="--only: no table 'smal'"):
-        study.units(["table=smal"])
+    assert [unit.setting for unit in study.units(["suite=regression", "draw=1"])] == ["numbers"]
+    with pytest.raises(ValueError, match="--only: no setting 'smal'"):
+        study.units(["setting=smal"])
     with pytest.raises(ValueError, match="splits must be from 1 to 10, got 11"):
         tiny_study(study.data, study.out, Protocol(splits=11)).units()
-    with pytest.raises(ValueError, match="begun under other settings"):
+    with pytest.raises(ValueError, match="made under other settings"):
         tiny_study(study.data, study.out, Protocol()).run([])
 
 
@@ -171,7 +172,7 @@ def test_a_page_is_made_of_the_cells_of_finished_runs(
 ) -> None:
     folder, cells = whole
     options = ["--results", str(tmp_path / "results.parquet"), "--page", str(tmp_path / "page.md")]
-    assert program(monkeypatch, "--report", "--cells", str(folder / "whole"), *options) == 0
+    assert program(monkeypatch, "--report", "--add", str(folder / "whole"), *options) == 0
     first, said = (tmp_path / "page.md").read_text(), capsys.readouterr().out
     assert "classification 1 settings" in first and "25%, 50% of the hidden neurons" in first
     assert f"written to {tmp_path / 'page.md'}" in said and "deep: UCB1 and Thompson Sampling" in said
@@ -179,6 +180,18 @@ def test_a_page_is_made_of_the_cells_of_finished_runs(
     assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == [
         f"paper-{kind}-{suite}" for kind in ("cost", "fractions") for suite in sorted(set(cells["suite"]))
     ]
+
+
+def test_units_that_results_hold_are_not_made_again(whole: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    folder, _ = whole
+    results, study = tmp_path / "results.parquet", tiny_study(folder / "data", tmp_path / "new")
+    units = study.units()
+    assert study.missing(units, results) == units
+    add_results([read_cells(folder / "whole")], results)
+    assert {(unit.setting, unit.draw) for unit in study.missing(units, results)} == {("small", 1), ("numbers", 1)}
+    other = tiny_study(folder / "data", tmp_path / "new", replace(PROTOCOL, rounds=3))
+    with pytest.raises(ValueError, match=r"cells of tables were made under other settings .* differ in protocol"):
+        other.missing(units, results)
 
 
 def test_what_is_missing_on_the_command_line_is_said_in_a_line(
