@@ -111,6 +111,7 @@ def tried_at_end(subject: Subject) -> list[PlaceFigures]:
     rows = [tried(name, subject) for name in PLACES.names() if PLACES.get(name).at_end]
     if subject.layout == "per_layer":
         place = "without_package"
-        recipe = PLACES.get(place)().recipe(subject)
-        rows.append(PlaceFigures(place, recipe, "untried", "takes another process: scripts/places.py RUN --write"))
+        one, why = PLACES.get(place)(), "takes another process: scripts/places.py RUN --write"
+        if not one.cannot(subject):
+            rows.append(PlaceFigures(place, one.recipe(subject), "untried", why))
     return [row for row in rows if row.outcome != "cannot"]

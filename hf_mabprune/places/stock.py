@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hf_mabprune.checkpoints.ways import is_known
 from hf_mabprune.places.base import PLACES, Found, Place
 from hf_mabprune.places.elsewhere import run_elsewhere
 from hf_mabprune.places.subject import Subject
@@ -22,6 +23,11 @@ class WithoutPackage(Place):
 
     Uniform sizes load as any checkpoint does; of per-layer sizes `trust_remote_code=True` runs `modeling_pruned.py`.
     """
+
+    def cannot(self, subject: Subject) -> str:
+        """See `Place.cannot`: a type of a plugin."""
+        known = is_known(subject.model_type)
+        return "" if known else f"transformers does not know model type {subject.model_type}"
 
     def recipe(self, subject: Subject) -> str:
         """See `Place.recipe`."""

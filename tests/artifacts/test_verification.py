@@ -192,7 +192,8 @@ def test_what_is_not_the_bases_is_found(
     act(copy)
     write_sums(copy)
     found = verify(copy, *base_of(run))
-    assert found.code == 1 and found.failed == failed
+    assert found.code == 1 and failed <= found.failed
+    assert found.failed == failed or act is add_an_adapter  # which transformers loads along where peft is installed
 
 
 def truncate(folder: Path) -> None:

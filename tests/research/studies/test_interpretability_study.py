@@ -133,7 +133,7 @@ def test_units_are_asked_for_and_settings_are_kept(whole: tuple[Study, pd.DataFr
     assert [unit.name for unit in study.units(["kind=structured"])] == ["tiny/0/structured/0.5"]
     with pytest.raises(ValueError, match="--only: no network 'tony'"):
         study.units(["network=tony"])
-    with pytest.raises(ValueError, match="begun under other settings"):
+    with pytest.raises(ValueError, match="made under other settings"):
         Study(data, study.out, replace(PROTOCOL, epochs=3)).store()
     with pytest.raises(ValueError, match=r"train.parquet has 120 rows, and 248 are asked for"):
         Study(data, data / "other", replace(PROTOCOL, train=200)).bench("tiny", 0)
