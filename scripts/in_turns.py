@@ -36,7 +36,8 @@ def main() -> None:
         time.perf_counter = time.process_time
     asked = LatencyTarget(amount=0.5, batch=known.batch, length=known.length, phase=known.phase, engine=known.engine)
     dense, tokenizer = _read(known.dense), load_processor("AutoTokenizer", known.dense)
-    example = {name: torch.ones(1, known.length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    names = getattr(tokenizer, "model_input_names", ("input_ids", "attention_mask"))
+    example = {name: torch.full((1, known.length), int(name != "token_type_ids")) for name in names}
     timing.check_timing(dense, asked)
     print("| checkpoint | time | MACs |\n| --- | --- | --- |")
     with timing.passes(dense, asked, example, tokenizer) as first:
