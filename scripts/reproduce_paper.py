@@ -24,8 +24,9 @@ import pandas as pd
 
 from hf_mabprune.cli.guard import guarded
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import RESULTS, TABLES, add_results, read_cells, read_results
+from research.studies.paper.rows import KEY, RESULTS, TABLES, add_results, read_results
 from research.studies.paper.study import QUICK, QUICK_TABLES, Study
+from research.studies.store import read_cells
 
 PAGE = ROOT / "docs" / "paper_study.md"
 
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> str:
 def report(options: argparse.Namespace) -> str:
     """Makes the page from cells on disk."""
     if options.add:
-        added = add_results([read_cells(folder) for folder in options.add], options.results)
+        added = add_results([read_cells(folder, KEY) for folder in options.add], options.results)
         print(f"{added} cells are new in {options.results}", flush=True)
     from research.studies.paper.page import protocols_of
 

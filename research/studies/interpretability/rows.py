@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from hf_mabprune.runtime.files import write_atomically
-from research.studies.paper.rows import TIME, parquet_bytes, read_cells
+from research.studies.store import TIME, parquet_bytes, read_cells
 
 KEY = ("network", "seed", "kind", "schedule", "rate")
 CONTROL = ""  # the kind of a network that nothing was pruned of

@@ -31,12 +31,12 @@ from research.studies.interpretability.protocol import (
     VITS,
     Protocol,
 )
-from research.studies.interpretability.rows import CONTROL, KEY, PROTOCOL
+from research.studies.interpretability.rows import CONTROL, KEY, PROTOCOL, Row
 from research.studies.interpretability.similarity import SIMILARITIES, same_class
 from research.studies.interpretability.subjects import ImageSubject
 from research.studies.interpretability.texts import ENCODER, TextSubject, read_texts, sentence_similarity
-from research.studies.paper.rows import Store
-from research.studies.paper.sharing import shared_out
+from research.studies.sharing import shared_out
+from research.studies.store import Store
 
 NETWORK_FOLDER = "networks"
 LOOKED_AT = {GOOGLENET: "*", "vit": "*fc1", "tiny": "*"}  # of the vision transformer, the neurons
@@ -143,10 +143,7 @@ class Study:
                     [partial(self._prepare, *base) for base in part], processes if part is rest else 1
                 ):
                     work.count(work.done + 1)
-        with stage("benchmark", len(units), "cells", len(units) - len(todo)) as work:
-            for name in shared_out([partial(self._make, store, unit) for unit in todo], processes):
-                work.count(work.done + 1, note=name)
-        return store.collect(unit.name for unit in units)
+        return store.fill(units, self.cells, processes, "cells")
 
     def bench(self, network: str, seed: int) -> Bench:
         """Makes everything ready to prune a network; trains it, and the extractor, where they are not there yet."""
@@ -184,12 +181,10 @@ class Study:
         """Trains a network and what it takes besides, if that is not there."""
         _ = self.bench(network, seed).network
 
-    def _make(self, store: Store, unit: Unit) -> str:
-        """Makes the cells of one unit and keeps them; gives its name."""
+    def cells(self, unit: Unit) -> list[Row]:
+        """Makes the rows of a unit."""
         bench = self.bench(unit.network, unit.seed)
-        rows = bench.control_rows() if unit.kind == CONTROL else bench.pruned_rows(unit.kind, unit.rate)
-        store.add(unit.name, list(rows))
-        return unit.name
+        return list(bench.control_rows() if unit.kind == CONTROL else bench.pruned_rows(unit.kind, unit.rate))
 
 
 @lru_cache(maxsize=1)

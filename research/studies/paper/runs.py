@@ -7,17 +7,15 @@ not depend on how many processes there are, on when any of them was stopped, or 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 
-from hf_mabprune.progress import stage
 from research.benchmarks.only import matching
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import PROTOCOL, Row, Store, as_stored, check_settings, read_results
-from research.studies.paper.sharing import shared_out
+from research.studies.paper.rows import KEY, PROTOCOL, Row, read_results
+from research.studies.store import Store, as_stored, check_settings
 
 NETWORKS = "networks"  # folder of trained networks, below that of the study
 VERSION = "version"
@@ -101,7 +99,7 @@ class Runs(ABC):
         Raises:
             ValueError: If it was begun under other settings.
         """
-        return Store(self.out, self.settings())
+        return Store(self.out, self.settings(), KEY)
 
     def missing(self, units: Sequence[Unit], results: Path) -> list[Unit]:
         """Lists those of the units that a file of results does not hold.
@@ -132,14 +130,5 @@ class Runs(ABC):
             The rows, as `Store.collect` gives them.
         """
         store = self.store()
-        todo = [unit for unit in units if not store.has(unit.name)]
-        self.prepare(todo, processes)
-        with stage("benchmark", len(units), "units", len(units) - len(todo)) as work:
-            for unit in shared_out([partial(self._make, store, unit) for unit in todo], processes):
-                work.count(work.done + 1, note=unit)
-        return store.collect(unit.name for unit in units)
-
-    def _make(self, store: Store, unit: Unit) -> str:
-        """Makes the cells of one unit and keeps them; gives its name."""
-        store.add(unit.name, self.cells(unit))
-        return unit.name
+        self.prepare([unit for unit in units if not store.has(unit.name)], processes)
+        return store.fill(units, self.cells, processes, "units")

@@ -7,7 +7,8 @@ import pandas as pd
 
 from research.studies.paper.methods import POLICIES, Method, Protocol, pruning_methods
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP
-from research.studies.paper.rows import CLASSIFICATION, DEEP, DENSE, REGRESSION, Row, as_frame
+from research.studies.paper.rows import CLASSIFICATION, DEEP, DENSE, REGRESSION, Row
+from research.studies.store import as_frame
 from tests.seeds import moved
 
 PROTOCOL = Protocol(splits=2, fractions=(0.1, 0.5), variant_splits=1)

@@ -16,7 +16,7 @@ from research.studies.paper.deep.settings import FULL, SETTINGS
 from research.studies.paper.deep.stories import data_set
 from research.studies.paper.deep.study import DeepStudy
 from research.studies.paper.methods import CONTROLS, CRITERIA, POLICIES
-from research.studies.paper.rows import CELLS
+from research.studies.store import CELLS
 from tests.seeds import moved
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -38,7 +38,7 @@ from research.studies.interpretability.rows import (
 )
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.unit_page import look, section
-from research.studies.paper.rows import CELLS, Store
+from research.studies.store import CELLS, Store
 from tests.seeds import moved
 
 ROOT = Path(__file__).parents[3]

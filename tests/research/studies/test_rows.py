@@ -6,17 +6,15 @@ import pandas as pd
 import pytest
 
 from research.studies.paper.rows import (
-    CELLS,
     CLASSIFICATION,
     DEEP,
     DENSE,
     KEY,
     Row,
-    Store,
     add_results,
-    read_cells,
     read_results,
 )
+from research.studies.store import CELLS, Store, read_cells
 from tests.research.studies.small_cells import small_cells
 
 
@@ -27,27 +25,27 @@ def row(draw: int, **columns: object) -> Row:
 
 def test_the_file_of_cells_depends_neither_on_the_order_nor_on_the_time_taken(tmp_path: Path) -> None:
     for folder, order in (("one", (0, 1, 2)), ("other", (2, 0, 1))):
-        store = Store(tmp_path / folder, {"splits": 3})
+        store = Store(tmp_path / folder, {"splits": 3}, KEY)
         for place, draw in enumerate(order):
             assert not store.has(f"classification/iris/{draw}")
             store.add(f"classification/iris/{draw}", [row(draw, seconds=float(place))])
             assert store.has(f"classification/iris/{draw}")
         store.collect(f"classification/iris/{draw}" for draw in order)
     assert (tmp_path / "one" / CELLS).read_bytes() == (tmp_path / "other" / CELLS).read_bytes()
-    read = read_cells(tmp_path / "other")
+    read = read_cells(tmp_path / "other", KEY)
     assert read["draw"].tolist() == [0, 1, 2] and read["seconds"].tolist() == [1.0, 2.0, 0.0]
     assert read["score"].tolist() == [0.123457] * 3
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    Store(tmp_path, {"splits": 3})
-    Store(tmp_path, {"splits": 3})
+    Store(tmp_path, {"splits": 3}, KEY)
+    Store(tmp_path, {"splits": 3}, KEY)
     with pytest.raises(ValueError, match=r"settings.json: cells were made under other settings .* differ in splits"):
-        Store(tmp_path, {"splits": 4})
+        Store(tmp_path, {"splits": 4}, KEY)
 
 
 def test_the_same_cell_twice_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path, {})
+    store = Store(tmp_path, {}, KEY)
     for unit in ("a", "b"):
         store.add(unit, [row(0)])
     with pytest.raises(ValueError, match="two rows have the key"):
@@ -99,10 +97,10 @@ def test_rows_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> None
 
 
 def test_a_run_that_is_not_over_is_read_as_far_as_it_came(tmp_path: Path) -> None:
-    store = Store(tmp_path, {"splits": 3})
+    store = Store(tmp_path, {"splits": 3}, KEY)
     with pytest.raises(OSError, match="has no finished unit yet"):
-        read_cells(tmp_path)
+        read_cells(tmp_path, KEY)
     store.add("classification/iris/2", [row(2)])
-    read = read_cells(tmp_path)
+    read = read_cells(tmp_path, KEY)
     assert read["draw"].tolist() == [2] and read.attrs == {"splits": 3}
     assert not (tmp_path / CELLS).exists()

@@ -16,8 +16,9 @@ import pytest
 
 from research.studies.paper.methods import CRITERIA, POLICIES, VARIANTS, Protocol, pruning_methods
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, candidates, fit_rivals
-from research.studies.paper.rows import CELLS, DENSE, add_results, read_cells, read_results
+from research.studies.paper.rows import DENSE, KEY, add_results, read_results
 from research.studies.paper.tables import read_table, splits
+from research.studies.store import CELLS, read_cells
 from tests.problems import apart
 from tests.research.studies.small_table import write_tables
 from tests.research.studies.tiny_study import METHODS, PROTOCOL, tiny_study
@@ -187,7 +188,7 @@ def test_units_that_results_hold_are_not_made_again(whole: tuple[Path, pd.DataFr
     results, study = tmp_path / "results.parquet", tiny_study(folder / "data", tmp_path / "new")
     units = study.units()
     assert study.missing(units, results) == units
-    add_results([read_cells(folder / "whole")], results)
+    add_results([read_cells(folder / "whole", KEY)], results)
     assert {(unit.setting, unit.draw) for unit in study.missing(units, results)} == {("small", 1), ("numbers", 1)}
     other = tiny_study(folder / "data", tmp_path / "new", replace(PROTOCOL, rounds=3))
     with pytest.raises(ValueError, match=r"cells of tables were made under other settings .* differ in protocol"):

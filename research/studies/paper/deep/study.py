@@ -29,7 +29,7 @@ from research.studies.paper.deep.networks import make_network
 from research.studies.paper.deep.settings import FULL, QUICK, QUICK_SETTINGS, SETTINGS, Setting
 from research.studies.paper.rows import DEEP, RESULTS, Row
 from research.studies.paper.runs import NETWORKS, Runs, Unit
-from research.studies.paper.sharing import shared_out
+from research.studies.sharing import shared_out
 
 logger = logging.getLogger(__name__)
 
