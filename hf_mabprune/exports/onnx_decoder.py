@@ -8,6 +8,7 @@ Shapes: B examples, T tokens, P tokens before them, V vocabulary; G key-value he
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,7 +96,8 @@ class DecoderGraph(nn.Module):
         for layer in self.caches:
             cache.update(given.pop(f"{PAST}.{layer}.key"), given.pop(f"{PAST}.{layer}.value"), layer)
         logits = self.model(**given, past_key_values=cache, use_cache=True).logits
-        kept = (cache.layers[layer] for layer in self.caches)
+        layers: Any = cache.layers
+        kept = (layers[layer] for layer in self.caches)
         return logits, *(states for layer in kept for states in (layer.keys, layer.values))
 
     def comparisons(self, run: Run) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -109,6 +111,20 @@ class DecoderGraph(nn.Module):
             given = {name: tensor for name, tensor in beside_ids(text, {}).items() if name in self.inputs}
             own, counted = self.model(**given, use_cache=False).logits, text["attention_mask"].bool()
             yield in_two_passes(run, text, min(past, length - 1))[counted], own[counted]
+
+
+@contextmanager
+def writable_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Lets experts run as batched products, which the exporter writes, not as grouped ones, which it does not."""
+    experts = getattr(model.config, "_experts_implementation", None)
+    if experts != "grouped_mm":
+        yield
+        return
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(experts)
 
 
 def in_two_passes(run: Run, text: Mapping[str, torch.Tensor], first: int) -> torch.Tensor:
@@ -146,7 +162,8 @@ def _caches_of(model: PreTrainedModel) -> dict[int, tuple[tuple[int, int], tuple
     """Finds out what each layer keeps, from what it keeps of two tokens: layer -> [G, Dh] of keys and of values."""
     cache = DynamicCache()
     model(**_text(model, 1, 2), past_key_values=cache, use_cache=True)
-    kept = {number: (layer.keys, layer.values) for number, layer in enumerate(cache.layers)}
+    layers: Any = cache.layers
+    kept = {number: (layer.keys, layer.values) for number, layer in enumerate(layers)}
     return {
         number: ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3]))
         for number, (keys, values) in kept.items()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.onnx.errors import OnnxExporterError
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -20,7 +21,7 @@ from transformers.utils import ModelOutput
 from hf_mabprune.architectures.base import PRUNED_PREFIX
 from hf_mabprune.architectures.positions import max_positions
 from hf_mabprune.checkpoints.load import Processor
-from hf_mabprune.exports.onnx_decoder import PAST, DecoderGraph, beside_ids, check_decoder
+from hf_mabprune.exports.onnx_decoder import PAST, DecoderGraph, beside_ids, check_decoder, writable_experts
 
 FILE = "model.onnx"
 USUAL_INPUTS = ("input_ids", "attention_mask")
@@ -62,17 +63,20 @@ def write_graph(model: PreTrainedModel, processor: Processor, file: Path) -> Non
         given = getattr(processor, "model_input_names", USUAL_INPUTS)
         taken = inspect.signature(model.forward).parameters
         graph = EncoderGraph(model, [name for name in given if name in taken])
-    with quietly():
-        program = torch.onnx.export(
-            graph,
-            tuple(graph.example().values()),
-            input_names=graph.inputs,
-            output_names=graph.names,
-            dynamic_shapes=(graph.axes(),),
-            dynamo=True,
-            verbose=False,
-        )
-        program.save(str(file))  # type: ignore[union-attr]
+    try:
+        with quietly(), writable_experts(model):
+            program = torch.onnx.export(
+                graph,
+                tuple(graph.example().values()),
+                input_names=graph.inputs,
+                output_names=graph.names,
+                dynamic_shapes=(graph.axes(),),
+                dynamo=True,
+                verbose=False,
+            )
+            program.save(str(file))  # type: ignore[union-attr]
+    except OnnxExporterError as error:
+        raise ValueError(f"torch's exporter to ONNX does not write {type(model).__name__}") from error
 
 
 def _continues(model: PreTrainedModel) -> bool:

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.exports.onnx import FILE, Onnx
 from hf_mabprune.exports.onnx_graph import Runtime
-from hf_mabprune.exports.onnx_int8 import OnnxInt8
 from hf_mabprune.surgery.cut import cut
 from tests.problems import selection
 from tests.tasks.tiny_tasks import make_tokenizer
@@ -70,11 +69,13 @@ def test_the_loop_of_the_page_gives_what_generate_gives(make, heads, tmp_path: P
 
 
 @pytest.mark.whole
-def test_eight_bits_are_close(tmp_path: Path) -> None:
-    model = tiny_model("qwen3", HEAD)
-    OnnxInt8().write(model, make_tokenizer("plain"), tmp_path)
-    assert 0 < OnnxInt8().difference(model, tmp_path) <= OnnxInt8.tolerance
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+def test_experts_are_written(tmp_path: Path) -> None:
+    model = tiny_model("mixtral", HEAD)
+    model = cut(model, selection(model, "per_layer"), "per_layer").eval()
+    before = model.config._experts_implementation
+    Onnx().write(model, make_tokenizer("plain"), tmp_path)
+    assert model.config._experts_implementation == before
+    assert Onnx().difference(model, tmp_path) <= Onnx.tolerance
 
 
 @pytest.mark.parametrize(
