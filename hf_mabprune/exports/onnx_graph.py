@@ -76,7 +76,11 @@ def write_graph(model: PreTrainedModel, processor: Processor, file: Path) -> Non
             )
             program.save(str(file))  # type: ignore[union-attr]
     except OnnxExporterError as error:
-        raise ValueError(f"torch's exporter to ONNX does not write {type(model).__name__}") from error
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = next(iter(str(first).splitlines()), "")
+        raise ValueError(f"torch's exporter to ONNX does not write {type(model).__name__}: {reason}") from error
 
 
 def _continues(model: PreTrainedModel) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.onnx.errors import OnnxExporterError
 from transformers import PreTrainedModel
 
 from hf_mabprune.exports.onnx import FILE, Onnx
@@ -91,3 +92,12 @@ def test_decoders_that_one_graph_cannot_hold_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         Onnx().check(tiny_model(model_type, HEAD, **changes))
+
+
+def test_what_the_exporter_does_not_write_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise OnnxExporterError("a page of advice") from TypeError("no complex numbers\nsee above")
+
+    monkeypatch.setattr("torch.onnx.export", stop)
+    with pytest.raises(ValueError, match=r"does not write LlamaForCausalLM: no complex numbers$"):
+        Onnx().write(tiny_model("llama", HEAD), make_tokenizer("plain"), tmp_path)
