@@ -1,4 +1,4 @@
-"""ONNX: text encoders and classifiers, for onnxruntime and what else reads the format."""
+"""ONNX: text encoders, classifiers and decoders, for onnxruntime and what else reads the format."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ from hf_mabprune.exports.onnx_graph import FILE, MODULES, REMEDY, Runtime, check
 class Onnx(Export):
     """A graph for any number of examples of any length, per-layer sizes included, in float32.
 
-    For encoders and their classifiers. Inputs are those that the tokenizer gives, outputs the tensors that the model
-    gives, by their names.
+    Of encoders and their classifiers inputs are those that the tokenizer gives, outputs the tensors that the model
+    gives, by their names. Of decoders keys and values come in and go out too, so that a text is read once.
     """
 
     modules = MODULES
     remedy = REMEDY
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuses decoders, and models that read anything but token ids."""
+        """Refuses models of other things than text, encoder-decoders, and decoders that one graph cannot hold."""
         check_graph(model, "onnx")
 
     def write(self, model: PreTrainedModel, processor: Processor, folder: Path) -> None:

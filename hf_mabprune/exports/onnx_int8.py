@@ -1,4 +1,4 @@
-"""ONNX in eight bits: the weights of text encoders as integers, for onnxruntime."""
+"""ONNX in eight bits: the weights of text encoders and decoders as integers, for onnxruntime."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -36,7 +36,7 @@ class OnnxInt8(Export):
     after: ClassVar[str] = "onnx"
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuses decoders, and models that read anything but token ids."""
+        """Refuses models of other things than text, encoder-decoders, and decoders that one graph cannot hold."""
         check_graph(model, "onnx_int8")
 
     def write(self, model: PreTrainedModel, processor: Processor, folder: Path) -> None:

@@ -51,6 +51,8 @@ def check_timing(model: PreTrainedModel, asked: LatencyTarget) -> None:
                 f"target.latency.engine onnxruntime is timed in float32 on the CPU, got {asked.dtype} on "
                 f"{model.device.type}: leave dtype out, or time engine torch"
             )
+        if model.can_generate():
+            raise ValueError(f"target.latency.engine onnxruntime is for text encoders, got {kind}: time engine torch")
         destination = EXPORTS.get("onnx")
         destination.check_installed("onnx")
         destination().check(model)

@@ -1,4 +1,4 @@
-"""ONNX: any number of examples of any length in onnxruntime, as the torch model gives them; decoders are refused."""
+"""ONNX: any number of examples of any length in onnxruntime, of encoders, as the torch model gives them."""
 
 from pathlib import Path
 
@@ -49,8 +49,8 @@ def test_batches_of_other_sizes_and_lengths_run(model_type: str, head: str, outp
 @pytest.mark.parametrize(
     ("model_type", "head", "says"),
     [
-        ("llama", "AutoModelForCausalLM", "is for text encoders and their classifiers, got LlamaForCausalLM"),
-        ("gpt2", "AutoModelForSequenceClassification", "got GPT2ForSequenceClassification: what decoders keep"),
+        ("gpt2", "AutoModelForSequenceClassification", "decoders that continue a text, got GPT2ForSequenceClassific"),
+        ("bart", "AutoModelForCausalLM", "for decoders that continue a text, got BartForCausalLM"),
         ("t5", "AutoModelForSeq2SeqLM", "got T5ForConditionalGeneration"),
         ("vit", "AutoModelForImageClassification", "is for models that read token ids, got ViTForImageClassification"),
     ],

@@ -135,7 +135,7 @@ def test_a_table_is_read_where_model_machine_and_conditions_are_the_same(clock: 
         ("t5", {}, "latency is for encoders and decoders, and t5 is both: set target.macs instead"),
         ("bert", {"phase": "decode"}, "phase decode is for decoders, and bert is none: leave it out"),
         ("vit", {"length": 8}, "length is for token ids, and vit reads pixel_values"),
-        ("llama", {"engine": "onnxruntime"}, "export onnx is for text encoders and their classifiers"),
+        ("llama", {"engine": "onnxruntime"}, "engine onnxruntime is for text encoders, got llama"),
         (
             "bert",
             {"engine": "onnxruntime", "dtype": "bfloat16"},
