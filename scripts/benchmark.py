@@ -9,6 +9,7 @@
     python scripts/benchmark.py estimates --config configs/quickstart.yaml
     python scripts/benchmark.py memory --config configs/quickstart.yaml --search.memory 0.5
     python scripts/benchmark.py calibration --config configs/quickstart.yaml --choices-on 64 256 --refits-on 0 64 256
+    python scripts/benchmark.py promises --config run.yaml --promises changed=0.02 kl=0.05 metric=0.02 --draws 5000
     python scripts/benchmark.py plan --configs configs/quickstart.yaml configs/llama_wikitext2.yaml
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --overlay local.yaml --only task=sst2
     python scripts/benchmark.py quality --suite configs/benchmark/quality.yaml --report --out-dir runs/quality
@@ -39,6 +40,7 @@ from research.benchmarks import (
     policies,
     precision,
     processes,
+    promises,
     pulls,
     quality,
     quality_report,
@@ -51,12 +53,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    kinds = "calibration estimates language memory plan policies precision processes pulls quality"
+    kinds = "calibration estimates language memory plan policies precision processes promises pulls quality"
     parser.add_argument("benchmark", choices=kinds.split())
     parser.add_argument("--seeds", type=int, nargs="+", help="of searches; default: 0 1, or the suite's")
     parser.add_argument("--variants", nargs="+", help="policy, or policy:reward; default: all, and ucb1:loss")
     parser.add_argument(
-        "--out", help="where the rows go; default: runs/policies.parquet, runs/language.jsonl, or the suite's"
+        "--out", help="where the rows go; default: runs/BENCHMARK.parquet, runs/language.jsonl, or the suite's"
     )
     parser.add_argument("--merge", nargs="*", default=[], help="files of other launches whose rows are taken over")
     parser.add_argument("--plot", help="where the figure of `pulls` goes, e.g. runs/pulls.png")
@@ -65,6 +67,9 @@ def main() -> int:
         "--choices-on", type=int, nargs="+", default=[512], help="examples of choices of `calibration`"
     )
     parser.add_argument("--refits-on", type=int, nargs="+", default=[0, 512], help="and of its refits")
+    parser.add_argument("--promises", nargs="+", default=[], help="of `promises`, e.g. changed=0.02 kl=0.05")
+    parser.add_argument("--examples", type=int, nargs="+", default=[500, 872], help="of its certification splits")
+    parser.add_argument("--draws", type=int, default=5000, help="of splits of each size")
     parser.add_argument("--suite", default="configs/benchmark/quality.yaml", help="suite file of `quality`")
     parser.add_argument("--overlay", nargs="+", default=[], help="files merged over the suite, e.g. with local paths")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. task=sst2 method=race,obs allocation=own")
@@ -97,6 +102,10 @@ def measured(options: argparse.Namespace, settings: Arguments) -> str:
     if options.benchmark == "calibration":
         table = calibration.measure(read_settings(settings), options.choices_on, options.refits_on)
         return f"{table.to_markdown(index=False, floatfmt='.4g')}\n"
+    if options.benchmark == "promises":
+        given = [promises.read_promise(promise) for promise in options.promises]
+        out = options.out or "runs/promises.parquet"
+        return f"{promises.report(read_settings(settings), out, given, options.examples, options.draws)}\n"
     measure = {
         "precision": precision.measure, "estimates": estimates.measure, "pulls": pulls.measure,
         "memory": memory.measure, "processes": processes.measure,

@@ -7,6 +7,8 @@ from scipy import stats
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
+MANY = 2**22  # examples, more than a split has
+
 
 def upper_mean(values: Floats, confidence: float = 0.95) -> float:
     """Upper confidence bound of the mean of independent values in [0, 1], [n]: the empirical Bernstein bound,
@@ -21,13 +23,20 @@ def upper_mean(values: Floats, confidence: float = 0.95) -> float:
     return float(min(1.0, values.mean() + radius))
 
 
-def upper_share(hits: int, count: int, confidence: float = 0.95) -> float:
-    """Upper confidence bound of a probability from independent trials (Clopper & Pearson 1934, one-sided)."""
-    return 1.0 if hits == count else float(stats.beta.ppf(confidence, hits + 1, count - hits))
+def upper_share(hits: Floats | float, count: int, confidence: float = 0.95) -> Floats:
+    """Upper confidence bound of a probability from independent trials (Clopper & Pearson 1934, one-sided).
+
+    Args:
+        hits: Trials of `count` that had the outcome, [...].
+    """
+    misses = count - np.asarray(hits)
+    bound = stats.beta.ppf(confidence, count - misses + 1, np.maximum(misses, 1))
+    return np.asarray(np.where(misses == 0, 1.0, bound))
 
 
 def is_below(values: Floats, most: float, confidence: float = 0.95) -> Bools:
-    """Tests by a bet whether the mean of independent values in [0, 1], [..., n], is below a number, at one look.
+    """Tests by a bet whether the mean of independent values in [0, 1], [..., n], is below a number, at one look. Their
+    order must not depend on what they are.
 
     Each value is bet against in its turn, with a stake that follows from the values before it: the capital
     prod(1 + l_i (most - x_i)) exceeds 1 / (1 - confidence) at some time with no more than that probability if the mean
@@ -57,6 +66,9 @@ def least_examples(most: float, lost: float, confidence: float, exact: bool) -> 
         lost: Value of an example that shows nothing lost, below that.
         confidence: Of the statement.
         exact: Whether values are 0 or 1, and the statement is by `upper_share`; else by `is_below`.
+
+    Returns:
+        That number; `MANY` where a bet takes more.
     """
     if exact:
         return int(np.ceil(np.log(1 - confidence) / np.log(1 - most)))
@@ -67,6 +79,8 @@ def least_examples(most: float, lost: float, confidence: float, exact: bool) -> 
     high = 2
     while not enough(high):
         high *= 2
+        if high >= MANY:
+            return MANY
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.compensation import CompensationFigures
 from hf_mabprune.config import PromiseConfig, PruningConfig
-from hf_mabprune.evaluation.bounds import Floats, is_below, least_examples, upper_share
+from hf_mabprune.evaluation.bounds import Bools, Floats, is_below, least_examples, upper_share
 from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.evaluation.figures import PromiseFigures
 from hf_mabprune.evaluation.quality import Evaluation, changed_shares
@@ -90,14 +90,18 @@ def check_promise(comparison: Comparison, promise: PromiseConfig) -> None:
             f"{task.main_metric}: set prune.promise.changed or kl instead"
         )
     count = sum(batch.examples for batch in session.batches[SPLIT])
-    scale = scale_of(promise)
-    exact = promise.of == "changed" and one_each
-    least = least_examples(float(scale.to(promise.most)), float(scale.to(0.0)), promise.confidence, exact)
+    least = least_for(promise, exact=promise.of == "changed" and one_each)
     if count < least:
         raise ValueError(
             f"{name} {promise.most:g} at {promise.confidence:.0%} takes {least:,} {SPLIT} examples, even where "
             f"nothing is lost on any of them, got {count:,}: widen task.splits.{SPLIT}, or promise less"
         )
+
+
+def least_for(promise: PromiseConfig, exact: bool) -> int:
+    """Counts the examples that a promise takes even where nothing is lost on any of them; `exact` as for `holds`."""
+    scale = scale_of(promise)
+    return least_examples(float(scale.to(promise.most)), float(scale.to(0.0)), promise.confidence, exact)
 
 
 def smallest_that_holds(comparison: Comparison, made: Iterable[Made], promise: PromiseConfig) -> Made:
@@ -136,7 +140,7 @@ def tested(
     """
     small, dense = comparison.on_certification(model)
     lost, exact = losses_of(promise, small, dense)
-    held = holds(promise, lost, exact)
+    held = bool(holds(promise, lost, exact))
     tests = [*(earlier.tests if earlier else []), (name, float(lost.mean()), held)]
     return PromiseFigures(promise.of, promise.most, promise.clip, promise.confidence, len(lost), tests)
 
@@ -152,10 +156,22 @@ def losses_of(promise: PromiseConfig, small: Evaluation, dense: Evaluation) -> t
     return shares[~np.isnan(shares)], bool((scores.answers == 1).all())
 
 
-def holds(promise: PromiseConfig, lost: Floats, exact: bool) -> bool:
+def holds(promise: PromiseConfig, lost: Floats, exact: bool) -> Bools:
     """Says whether no more is lost than promised, with the confidence that is asked for: exact for answers, by a bet
-    for all else."""
+    for all else.
+
+    A bet takes the examples one after the other, in an order that says nothing of what they lose: at random.
+
+    Args:
+        promise: What must not be lost.
+        lost: What each example loses, [..., n].
+        exact: Whether that is always an answer or none.
+
+    Returns:
+        [...], whether the promise holds.
+    """
     if exact:
-        return upper_share(round(float(lost.sum())), len(lost), promise.confidence) <= promise.most
+        return upper_share(lost.sum(-1).round(), lost.shape[-1], promise.confidence) <= promise.most
     scale = scale_of(promise)
-    return bool(is_below(scale.to(lost), float(scale.to(promise.most)), promise.confidence))
+    mixed = np.random.default_rng(0).permutation(lost.shape[-1])  # for splits are measured from the shortest on
+    return is_below(scale.to(lost[..., mixed]), float(scale.to(promise.most)), promise.confidence)

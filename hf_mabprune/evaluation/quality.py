@@ -151,7 +151,7 @@ def changed_answers(scores: Scores, dense: Scores) -> tuple[float, float]:
     shares = changed_shares(scores, dense)
     shares = shares[~np.isnan(shares)]
     one_each = bool((scores.answers == 1).all())
-    return float(shares.mean()), upper_share(int(shares.sum()), len(shares)) if one_each else upper_mean(shares)
+    return float(shares.mean()), float(upper_share(shares.sum(), len(shares))) if one_each else upper_mean(shares)
 
 
 def resampled_metrics(task: Task, scores: Scores) -> dict[str, NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.cli import main
 from hf_mabprune.config import PromiseConfig, check
 from hf_mabprune.evaluation import promise as room
-from hf_mabprune.evaluation.bounds import Floats, is_below, least_examples, upper_share
+from hf_mabprune.evaluation.bounds import MANY, Floats, is_below, least_examples, upper_share
 from hf_mabprune.evaluation.promise import Made, holds, smallest_that_holds
 from hf_mabprune.pipeline import prune_from_config
 from tests.problems import QUICK, settings_for
@@ -68,6 +68,14 @@ def test_a_size_that_loses_more_is_taken_as_seldom_as_it_says(promise: PromiseCo
     assert errs(promise, pool, count, draws, rng) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
 
 
+@pytest.mark.parametrize("promise", KINDS, ids=lambda promise: promise.of)
+def test_no_order_of_the_examples_makes_a_promise_hold(promise: PromiseConfig) -> None:
+    """Splits are measured from the shortest example to the longest, and the long ones may lose all that is lost."""
+    rng, draws = np.random.default_rng(moved(3)), 400
+    lost = np.sort(rng.random((draws, 872)) < 1.05 * promise.most, axis=1).astype(float)
+    assert holds(promise, lost, exact=False).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+
+
 def test_a_bet_by_hand() -> None:
     log = np.log(1 / 0.05)
     first = min(np.sqrt(2 * log / (2 * 0.25)), 0.75 / 0.5)  # of two values, against a mean of a half
@@ -89,6 +97,7 @@ def test_the_least_number_of_examples_is_enough_and_one_fewer_is_not(most: float
     ]
     assert enough == [False, True]
     assert least_examples(0.02, 0.0, 0.95, exact=True) == 149
+    assert least_examples(1e-12, 0.0, 0.95, exact=False) == MANY, "which ends, too"
 
 
 def test_tests_go_from_the_largest_model_on_and_end_with_the_first_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
