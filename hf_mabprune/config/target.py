@@ -196,6 +196,12 @@ class PruningConfig(Strict):
         "auto",
         description="kept FFN widths are multiples of this; auto: 8 from hidden size 256 on, 64 from 1024 on, else 1",
     )
+    tensor_parallel: int = Field(
+        1,
+        gt=0,
+        description="devices that each layer will be shared out over when it is served: kept widths and heads "
+        "(key-value groups) are multiples of this too",
+    )
     min_heads: int = Field(
         1, ge=0, description="heads (key-value groups) that every layer keeps at least; 0 lets whole attentions go"
     )

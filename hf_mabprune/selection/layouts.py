@@ -124,19 +124,45 @@ def _limits(
     widths = [sites[name].units for name, _ in arms.groups() if sites[name].kind == "neuron"]
     multiple = width_multiple(config, model.config)
     if widths and multiple >= min(widths):
-        raise ValueError(f"round_to must be below {min(widths)}, the neurons of a layer, got {config.round_to}")
+        devices = f" for tensor_parallel {config.tensor_parallel}" if config.tensor_parallel > 1 else ""
+        raise ValueError(f"round_to must be below {min(widths)}, the neurons of a layer, got {multiple}{devices}")
+    multiples = _shared_out([sites[name] for name, _ in arms.groups()], config.tensor_parallel)
     ties = {name: _tie(sites[name], layout) for name, _ in arms.groups()}
     fields: dict[str, list[Site]] = {}
     for name, tie in ties.items():
         if tie:
             fields.setdefault(tie, []).append(sites[name])
-    sizes = {tie: _sizes(model, own, multiple, layout, config.target) for tie, own in fields.items()}
+    sizes = {
+        tie: _sizes(
+            model,
+            own,
+            multiple if own[0].kind == "neuron" else multiples.get(own[0].name, 1),
+            layout,
+            config.target,
+        )
+        for tie, own in fields.items()
+    }
     last = {
         name: cost
         for name, floor in floors.items()
         if not floor and sites[name].kind != LAYER and (cost := _last(model, sites[name], arms)) > 0
     }
-    return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes, last)
+    return Limits(floors, {name: tie for name, tie in ties.items() if tie}, sizes, last, multiples)
+
+
+def _shared_out(sites: Sequence[Site], devices: int) -> dict[str, int]:
+    """Gives what heads must stay a multiple of, by site, if each layer is shared out over so many devices.
+
+    Raises:
+        ValueError: If the devices do not divide the heads or the neurons of a site.
+    """
+    for site in sites:
+        groups = site.units // site.group
+        if site.kind in ("neuron", "head") and groups % devices:
+            raise ValueError(
+                f"prune.tensor_parallel must divide the {groups} {site.kind}s of {site.name}, got {devices}"
+            )
+    return {site.name: devices * site.group for site in sites if site.kind == "head" and devices > 1}
 
 
 def _last(model: PreTrainedModel, site: Site, arms: ArmTable) -> float:
@@ -182,8 +208,8 @@ def _sizes(
     Raises:
         ValueError: If a stock config can say none, for `uniform`: what was asked, and why that cannot be.
     """
-    step = EXPERT_MULTIPLE if sites[0].expert is not None else 1
-    step = math.lcm(step, multiple) if sites[0].kind == "neuron" else 1
+    of_experts = sites[0].kind == "neuron" and sites[0].expert is not None
+    step = math.lcm(EXPERT_MULTIPLE if of_experts else 1, multiple)
     counts = set(range(step, sites[0].units, step))
     if layout == "per_layer":
         return counts
@@ -224,8 +250,8 @@ def _refusal(site: Site, target: TargetConfig, reason: str) -> str:
 
 def width_multiple(config: PruningConfig, model_config: PretrainedConfig) -> int:
     """Gives the number that kept FFN widths are rounded to a multiple of; `auto` says 64 from D = 1024 on and 8 from
-    D = 256 on, since products with other widths take longer, and else 1, where 8 would be much of a width."""
-    if config.round_to != "auto":
-        return config.round_to
+    D = 256 on, since products with other widths take longer, and else 1, where 8 would be much of a width. It is that
+    for each of the devices that will share a layer."""
     hidden = getattr(model_config.get_text_config(), "hidden_size", 0)
-    return next((multiple for least, multiple in MULTIPLES if hidden >= least), 1)
+    usual = next((multiple for least, multiple in MULTIPLES if hidden >= least), 1)
+    return (usual if config.round_to == "auto" else config.round_to) * config.tensor_parallel

@@ -79,6 +79,8 @@ class Plan:
         tied: Sites that keep the same number of arms; all others stand alone.
         even: Whether all sites of a kind lose the same number of arms, to within one, so that the amount stays what it
             is; scores then say which arms of a site go, and which sites lose the one more.
+        multiples: Name of a site of heads -> units that what it keeps is a multiple of in the end; 1 where it is not
+            there.
     """
 
     arms: ArmTable
@@ -87,6 +89,7 @@ class Plan:
     floors: dict[str, int]
     tied: tuple[Tied, ...] = ()
     even: bool = False
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
     def choose(self, scores: Floats, kept: Bools, progress: float = 1.0) -> tuple[Bools, Ints]:
         """Removes arms, safest first, until `progress` of every budget is spent.

@@ -1,6 +1,6 @@
-"""Kept FFN widths at multiples that hardware likes. Pure: arrays in, arrays out."""
+"""Kept units of sites at multiples that hardware likes. Pure: arrays in, arrays out."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import numpy as np
 
@@ -30,19 +30,41 @@ def round_widths(
     Returns:
         [K], arms that stay. Heads are left as they are.
     """
+    least = {
+        site: max(min_units, site not in may_go)
+        for site, rows in arms.groups()
+        if arms.kind[rows[0]] == "neuron" and site not in tied
+    }
+    return round_units(arms, order, kept, dict.fromkeys(least, multiple), least)
+
+
+def round_units(
+    arms: ArmTable, order: Ints, kept: Bools, multiples: Mapping[str, int], least: Mapping[str, int]
+) -> Bools:
+    """Moves the kept units of sites to multiples, up or down, so that their sum changes least.
+
+    Args:
+        arms, order, kept: As in `round_widths`.
+        multiples: Name of a site -> number that its kept units are a multiple of, unless all stay; sites that are not
+            there are left as they are.
+        least: Name of each of these sites -> units that it keeps at least.
+
+    Returns:
+        [K], arms that stay.
+    """
     place = np.empty(len(arms), dtype=np.int64)
     place[order] = np.arange(len(arms))
     kept = kept.copy()
-    surplus = 0.0  # neurons kept beyond what was asked for, carried from layer to layer
+    surplus = 0.0  # units kept beyond what was asked for, carried from site to site
     for site, rows in arms.groups():
-        if arms.kind[rows[0]] == "neuron" and site not in tied:
+        if site in multiples:
             wanted = arms.units[rows[kept[rows]]].sum()
             safest_last = rows[np.argsort(-place[rows])]
-            widths = np.cumsum([0, *arms.units[safest_last]])
-            enough = widths >= min(max(min_units, site not in may_go), widths[-1])
-            fits = np.flatnonzero(((widths % multiple == 0) | (widths == widths[-1])) & enough)
-            choice = fits[np.argmin(np.abs(widths[fits] - (wanted - surplus)))]
-            surplus += float(widths[choice] - wanted)
+            sizes = np.cumsum([0, *arms.units[safest_last]])
+            enough = sizes >= min(least[site], sizes[-1])
+            fits = np.flatnonzero(((sizes % multiples[site] == 0) | (sizes == sizes[-1])) & enough)
+            choice = fits[np.argmin(np.abs(sizes[fits] - (wanted - surplus)))]
+            surplus += float(sizes[choice] - wanted)
             kept[rows] = False
             kept[safest_last[:choice]] = True
     return kept

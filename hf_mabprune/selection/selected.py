@@ -6,7 +6,7 @@ import numpy as np
 
 from hf_mabprune.arms import Bools, Ints
 from hf_mabprune.selection.plan import Plan
-from hf_mabprune.selection.rounding import round_widths
+from hf_mabprune.selection.rounding import round_units, round_widths
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,19 @@ class Selection:
         return Selection.along(self.plan, order, self.multiple, self.min_neurons, self.reason)
 
     def rounded(self, order: Ints) -> "Selection":
-        """Moves kept FFN widths to the multiple; tied sites step by it already.
+        """Moves kept FFN widths to the multiple, and heads to those of the plan; tied sites step by them already.
 
         Args:
             order: [K], all arms, first removed first; decides which arms go or come back.
         """
-        if self.plan.layout == "uniform" or self.multiple == 1:
-            return self
-        tied = {site for tied in self.plan.tied for site in tied.sites}
-        may_go = {site for site, floor in self.plan.floors.items() if not floor}
-        kept = round_widths(self.plan.arms, order, self.kept, self.multiple, self.min_neurons, tied, may_go)
-        return replace(self, kept=kept)
+        plan, arms, kept = self.plan, self.plan.arms, self.kept
+        tied = {site for tied in plan.tied for site in tied.sites}
+        if plan.layout == "per_layer" and self.multiple > 1:
+            may_go = {site for site, floor in plan.floors.items() if not floor}
+            kept = round_widths(arms, order, kept, self.multiple, self.min_neurons, tied, may_go)
+        heads = {site: multiple for site, multiple in plan.multiples.items() if site not in tied}
+        least = {site: plan.floors[site] * int(arms.units[rows[0]]) for site, rows in arms.groups() if site in heads}
+        return replace(self, kept=round_units(arms, order, kept, heads, least))
 
     def random(self, seed: int) -> "Selection":
         """Draws arms at random, whatever they cost, with the same target, layout, floors and rounding."""

@@ -47,12 +47,14 @@ class Limits:
         ties: Name of a site -> what it keeps one size with others for; sites that stand alone are not there.
         sizes: The same ties -> units that their sites may keep; those that are not there may keep any number.
         last: Name of a site -> parameters that go besides with its last unit.
+        multiples: Name of a site of heads -> units that what it keeps is a multiple of; 1 where it is not there.
     """
 
     min_units: Mapping[str, int]
     ties: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Container[int]] = field(default_factory=dict)
     last: Mapping[str, float] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_plan(
@@ -85,7 +87,7 @@ def make_plan(
         else _of_units(arms, name, amount, totals)
         for name, amount in target.amounts().items()
     ]
-    plan = Plan(arms, layout, tuple(budgets), floors, tied)
+    plan = Plan(arms, layout, tuple(budgets), floors, tied, multiples=limits.multiples)
     _check_reach(plan, target)
     return plan
 

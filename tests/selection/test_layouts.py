@@ -189,6 +189,34 @@ def test_multiples_of_widths(round_to: int | str, hidden_size: int, multiple: in
     assert width_multiple(config, BertConfig(hidden_size=hidden_size)) == multiple
 
 
+def test_what_devices_share_divides_by_them_in_every_layer() -> None:
+    model = tiny_model("mistral", "AutoModel", **EIGHT)
+    plan = plans_for(
+        model, {"neurons": 0.4, "heads": 0.25}, layout="per_layer", block_size=1, tensor_parallel=2
+    ).search
+    assert set(plan.multiples.values()) == {4}, "two groups of two query heads"
+    alone = plans_for(model, {"neurons": 0.4, "heads": 0.25}, layout="per_layer", block_size=1).search
+    assert not alone.multiples
+    for seed in range(20):
+        selection = Selection(plan, np.ones(len(plan.arms), dtype=bool), 2 * 4, 1).random(moved(seed))
+        for site, units in plan.arms.kept_units(selection.kept).items():
+            assert len(units) > 0 and len(units) % plan.multiples.get(site, 8) == 0
+    uniform = plans_for(model, {"heads": 0.5}, layout="uniform", tensor_parallel=2).search
+    assert steps_of(uniform) == {"head": (2,)}
+    config = PruningConfig.model_validate({"target": {"macs": 0.1}, "round_to": 32, "tensor_parallel": 4})
+    assert width_multiple(config, BertConfig()) == 128, "32 for each device"
+
+
+def test_devices_that_do_not_divide_a_layer_are_refused() -> None:
+    model = tiny_model("mistral", "AutoModel", **EIGHT)
+    with pytest.raises(
+        ValueError, match=r"prune.tensor_parallel must divide the \d+ (head|neuron)s of layers.0.*, got 5"
+    ):
+        plans_for(model, {"heads": 0.25}, tensor_parallel=5)
+    with pytest.raises(ValueError, match=r"round_to must be below 48, .* got 64 for tensor_parallel 4"):
+        plans_for(model, {"neurons": 0.25}, tensor_parallel=4, round_to=16)
+
+
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
 def test_experts_of_a_layer_keep_one_width_of_a_multiple_of_eight(layout: str) -> None:
     model = tiny_model("mixtral", "AutoModel")
