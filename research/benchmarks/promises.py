@@ -6,7 +6,6 @@ replacement: the pool is then the distribution that a split comes from, and its 
 Without, a split would come nearer to that mean than independent examples do, and a bound seem better than it is.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -27,10 +26,10 @@ from hf_mabprune.pipeline import make_model, make_size
 from hf_mabprune.progress import over, stage
 from hf_mabprune.result import FinishedSearch
 from hf_mabprune.runtime.accelerator import make_accelerator
-from hf_mabprune.runtime.files import write_atomically
 from hf_mabprune.search.run import search
 from hf_mabprune.session import open_session
 from research.benchmarks.suite import digest
+from research.parquet import write_parquet
 
 Floats = NDArray[np.float64]
 
@@ -149,9 +148,7 @@ class Losses:
 
     def _add(self, rows: pd.DataFrame) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        pd.concat([self._read(), rows] if self.path.exists() else [rows]).to_parquet(content, index=False)
-        write_atomically(self.path, content.getvalue())
+        write_parquet(self.path, pd.concat([self._read(), rows] if self.path.exists() else [rows]))
 
 
 def lost_by(comparison: Comparison, made: Made) -> dict[str, Floats]:

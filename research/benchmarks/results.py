@@ -1,6 +1,5 @@
 """The rows of the quality benchmark on disk."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from hf_mabprune.runtime.files import write_atomically
 from research.benchmarks.suite import KEY, Cell, Suite
+from research.parquet import write_parquet
 
 
 class Results:
@@ -45,9 +44,7 @@ class Results:
         """Adds a row, in the place of one of the same cell."""
         with FileLock(f"{self.path}.lock"):
             rows = pd.concat([self.read(), pd.DataFrame([row])]) if self.path.exists() else pd.DataFrame([row])
-            content = io.BytesIO()
-            rows.drop_duplicates(KEY, keep="last").to_parquet(content, index=False)
-            write_atomically(self.path, content.getvalue())
+            write_parquet(self.path, rows.drop_duplicates(KEY, keep="last"))
 
     def missing(self, suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
         """Finds the cells that have no row.

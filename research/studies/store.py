@@ -4,7 +4,6 @@ A unit is what a process computes at one go; its rows are written at once or not
 `Store.collect` puts them into one file.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import pandas as pd
 
 from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import write_atomically
+from research.parquet import write_parquet
 from research.studies.sharing import shared_out
 
 TIME = "seconds"  # the one column that differs between runs
@@ -64,7 +64,7 @@ class Store:
 
     def add(self, unit: str, rows: Sequence[Any]) -> None:
         """Writes the rows of a finished unit, dataclasses of one type, with `TIME` among their fields."""
-        write_atomically(self._path(unit), parquet_bytes(as_frame(rows)))
+        write_parquet(self._path(unit), as_frame(rows))
 
     def fill(
         self, units: Sequence[Some], make: Callable[[Some], Sequence[Any]], processes: int, noun: str
@@ -107,8 +107,8 @@ class Store:
             The rows, time included.
         """
         rows = self.read(units)
-        write_atomically(self.folder / CELLS, parquet_bytes(rows.drop(columns=TIME)))
-        write_atomically(self.folder / SECONDS, parquet_bytes(rows[[*self.key, TIME]]))
+        write_parquet(self.folder / CELLS, rows.drop(columns=TIME))
+        write_parquet(self.folder / SECONDS, rows[[*self.key, TIME]])
         return rows
 
 
@@ -164,10 +164,3 @@ def _read(paths: Iterable[Path], key: Sequence[str]) -> pd.DataFrame:
     if (twice := rows.duplicated(list(key))).any():
         raise ValueError(f"two rows have the key {rows.loc[twice, list(key)].iloc[0].to_dict()}")
     return rows.sort_values(list(key), ignore_index=True)
-
-
-def parquet_bytes(frame: pd.DataFrame) -> bytes:
-    """Gives a frame as the bytes of a parquet file."""
-    content = io.BytesIO()
-    frame.to_parquet(content, index=False, compression="zstd")
-    return content.getvalue()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from hf_mabprune.runtime.files import write_atomically
-from research.studies.store import TIME, parquet_bytes, read_cells
+from research.parquet import write_parquet
+from research.studies.store import TIME, read_cells
 
 KEY = ("network", "seed", "kind", "schedule", "rate")
 CONTROL = ""  # the kind of a network that nothing was pruned of
@@ -81,7 +81,7 @@ def write_results(folder: str | Path, path: str | Path) -> None:
     rows = rows.round({TIME: 1}).astype(dict.fromkeys(NAMES, "category"))
     rows.attrs.clear()
     rows.attrs[PROTOCOL] = protocol
-    write_atomically(Path(path), parquet_bytes(rows))
+    write_parquet(path, rows)
 
 
 def read_results(path: str | Path) -> pd.DataFrame:

@@ -5,7 +5,6 @@ seed. It depends on nothing but its name and the protocol, and is computed with 
 on how many processes there are or on when any of them was stopped. Networks and extractor are trained first, and kept.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -121,7 +120,7 @@ class Study:
             "further": FURTHER,
             "text": [self.text_model, self.encoder],
         }
-        return Store(self.out, json.loads(json.dumps(settings)), KEY)
+        return Store(self.out, settings, KEY)
 
     def run(self, units: Sequence[Unit], processes: int = 1) -> pd.DataFrame:
         """Makes the cells of all units that are not there yet, and puts those of all units together.

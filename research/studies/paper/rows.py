@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from hf_mabprune.runtime.files import write_atomically
-from research.studies.store import TIME, check_settings, parquet_bytes
+from research.parquet import write_parquet
+from research.studies.store import TIME, check_settings
 
 CLASSIFICATION, REGRESSION, DEEP = SUITES = ("classification", "regression", "deep")
 LOSS, KL, NO_REWARD = "loss", "kl", ""
@@ -102,7 +102,7 @@ def add_results(runs: Sequence[pd.DataFrame], path: str | Path) -> int:
     rows.attrs = settings
     stored = rows.astype({column: "float32" for column in FIGURES} | {column: "category" for column in NAMES})
     stored.attrs = settings
-    write_atomically(path, parquet_bytes(stored))
+    write_parquet(path, stored)
     return len(rows) - len(held)
 
 
