@@ -26,6 +26,7 @@ from hf_mabprune.tasks.divergence import LARGE_VOCABULARY, excess
 
 ROWS = {"cpu": 256, "cuda": 4096}  # positions that share a pass over the vocabulary
 TOKENS = {"cpu": 4096, "cuda": 32768}  # v
+KEPT = 2**29  # bytes of logits that are kept at most, where a divergence and its gradient come from one pass
 
 
 class Block(NamedTuple):
@@ -152,6 +153,13 @@ class Compared(NamedTuple):
     dense: torch.Tensor
 
 
+class Sloped(NamedTuple):
+    """KL(p || q) in nats, [n] float64, and its gradient by the hidden states of each position, [n, D] float32."""
+
+    divergence: torch.Tensor
+    slope: torch.Tensor
+
+
 class Expected(NamedTuple):
     """What is drawn from and what is expected under the softmax of each position.
 
@@ -183,6 +191,16 @@ def compared(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Compared:
 
 
 @torch.no_grad()
+def sloped(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Sloped:
+    """Compares hidden states, and says how the divergence changes with them; three products of n * V * D.
+
+    The logits of a few positions are kept while the sums over the vocabulary are made: `KEPT` bytes of them at most.
+    """
+    rows = max(1, KEPT // (8 * len(head.weight)))
+    return _in_parts(Sloped, lambda part, others: _sloped(head, part, others), hidden, dense, rows=rows)
+
+
+@torch.no_grad()
 def expected(head: Head, hidden: torch.Tensor) -> Expected:
     """Finds the mean row of the head under the softmax of hidden states, [n, D]; two products of n * V * D."""
     return _in_parts(Expected, lambda rows: _expected(head, rows), hidden)
@@ -208,11 +226,11 @@ def draw(head: Head, hidden: torch.Tensor, masses: torch.Tensor, generator: torc
     return tokens
 
 
-def _in_parts(made: Any, work: Any, *tensors: torch.Tensor) -> Any:
-    """Does a few positions at a time; hidden states in float32."""
-    size = ROWS.get(tensors[0].device.type, ROWS["cpu"])
+def _in_parts(made: Any, work: Any, *tensors: torch.Tensor, rows: int | None = None) -> Any:
+    """Does a few positions at a time, `rows` at most; hidden states in float32."""
+    size = min(ROWS.get(tensors[0].device.type, ROWS["cpu"]), rows or len(tensors[0]) or 1)
     parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    done = [work(*(rows.float() for rows in part)) for part in parts]
+    done = [work(*(tensor.float() for tensor in part)) for part in parts]
     return made(*(torch.cat(columns) for columns in zip(*done, strict=True)))
 
 
@@ -225,7 +243,10 @@ def _said(head: Head, hidden: torch.Tensor) -> Said:
     return Said(total.log(), best.tokens)
 
 
-def _compared(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Compared:
+def _compared(
+    head: Head, hidden: torch.Tensor, dense: torch.Tensor, kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+) -> Compared:
+    """Compares; `kept`, where it is given, gets z and d = z - z0 - c of each block, [n, v] each."""
     change = hidden - dense
     centre = (change @ head.mean_row).unsqueeze(1)
     total, best, of_dense = _Sum(hidden, ()), _Largest(hidden), _Sum(dense, (), (), ())
@@ -237,6 +258,8 @@ def _compared(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Compared
         total.add(total.weights(logits).sum(1))
         moved -= centre
         of_dense.add(weights.sum(1), torch.linalg.vecdot(weights, moved), torch.linalg.vecdot(weights, excess(moved)))
+        if kept is not None:
+            kept.append((logits, moved))
     mass, first, second = of_dense.sums
     shift, normaliser, dense_normaliser = first / mass, total.log(), of_dense.log()
     divergence = torch.log1p(shift + second / mass) - shift
@@ -244,6 +267,18 @@ def _compared(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Compared
         large = normaliser - dense_normaliser - shift - centre.squeeze(1).double()
         divergence = torch.where(finite, divergence, large)
     return Compared(normaliser, best.tokens, divergence.clamp(min=0), dense_normaliser)
+
+
+def _sloped(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Sloped:
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    found = _compared(head, hidden, dense, kept)
+    centre = (hidden - dense) @ head.mean_row
+    normaliser, of_dense = found.normaliser.float().unsqueeze(1), (found.dense.float() + centre).unsqueeze(1)
+    slope = torch.zeros_like(hidden)
+    for block, (logits, moved) in zip(head.blocks(), kept, strict=True):
+        share_of_dense = moved.neg_().add_(logits).sub_(of_dense).exp_()
+        slope.addmm_(logits.sub_(normaliser).exp_().sub_(share_of_dense), block.weight)
+    return Sloped(found.divergence, slope)
 
 
 def _expected(head: Head, hidden: torch.Tensor) -> Expected:

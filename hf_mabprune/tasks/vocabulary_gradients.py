@@ -2,7 +2,8 @@
 
 Autograd would keep the logits of every position. Here the sums over the vocabulary are kept, one number a position
 (`vocabulary.py`), and logits are made again, block by block, when gradients are asked for (for a loss with its head,
-Wijmans et al. 2024, arXiv 2411.09009).
+Wijmans et al. 2024, arXiv 2411.09009). A divergence whose head is not trained gets its gradient on the way, from the
+logits that are there, and only that is kept, as large as the hidden states (Hsu et al. 2024, arXiv 2410.10989).
 
 Symbols: n positions; D hidden; V vocabulary, v of which make a block; z logits of the model at hand; q the softmax of
 them, p that of the dense model's.
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hf_mabprune.tasks.vocabulary import ROWS, Block, Head, compared, said
+from hf_mabprune.tasks.vocabulary import ROWS, Block, Head, compared, said, sloped
 
 
 def losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -63,12 +64,21 @@ class _Divergences(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dense: torch.Tensor
     ) -> torch.Tensor:
+        ctx.frozen = ctx.needs_input_grad[:3] == (True, False, False)
+        if ctx.frozen:
+            divergence, slope = sloped(Head(weight, bias), hidden, dense)
+            ctx.save_for_backward(slope)
+            ctx.dtype = hidden.dtype
+            return divergence
         found = compared(Head(weight, bias), hidden, dense)
         ctx.save_for_backward(hidden, weight, bias, dense, found.normaliser, found.dense)
         return found.divergence
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> Any:
+        if ctx.frozen:
+            (slope,) = ctx.saved_tensors
+            return (slope * slopes[0].float().unsqueeze(1)).to(ctx.dtype), None, None, None
         hidden, weight, bias, dense, normaliser, of_dense = ctx.saved_tensors
 
         def gradient(block: Block, rows: slice) -> torch.Tensor:

@@ -87,6 +87,24 @@ def test_gradients_are_those_of_the_logits(quantity: str) -> None:
         torch.testing.assert_close(mine.grad, other.grad.float(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1.0])
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_gradients_of_a_frozen_head_are_those_of_the_logits(
+    scale: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "KEPT", 8 * 51 * rows)
+    (dense, plain_dense), (found, _) = _made(3), _made(4, scale=scale)
+    leaf, twin = found.outputs.clone().requires_grad_(), found.outputs.double().requires_grad_()
+    values = replace(found, outputs=leaf).divergence(dense)
+    logits = twin @ found.head.weight.double().T + found.head.bias.double()
+    expected = Readout(logits, TARGETS).divergence(plain_dense)
+    torch.testing.assert_close(values, expected, rtol=2e-4, atol=1e-9)
+    slopes = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+    (values * slopes).sum().backward()
+    (expected * slopes).sum().backward()
+    torch.testing.assert_close(leaf.grad, twin.grad.float(), rtol=1e-3, atol=1e-6)
+
+
 def test_coordinates_are_linear_in_the_hidden_states() -> None:
     dense, _ = _made(3)
     moved, _ = _made(4)
