@@ -12,14 +12,18 @@ The first model is the dense one. Prints one line a model and text, or a file of
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from datasets import load_dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
 
 from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.checkpoints.load import load_config, load_processor, load_weights
