@@ -24,7 +24,7 @@ from dataclasses import replace
 
 import torch
 
-from hf_mabprune.tasks.readout import Readout, some_targets
+from hf_mabprune.tasks.readout import HeadReadout, Readout, some_targets
 
 SMALLEST_SQUARE = 1e-12  # below it, a token's mean square in the dense model is no unit to divide by
 
@@ -63,6 +63,14 @@ def some_positions(readout: Readout, share: float) -> Readout:
         return readout
     most = (share * readout.positions().unsqueeze(1)).ceil()
     return replace(readout, targets=some_targets(readout.targets, most))
+
+
+def halved(readout: Readout) -> Readout:
+    """Lets products with the head of a large vocabulary be in bfloat16, as those of the layers are in mixed precision.
+
+    The change of logits is a product of the change of hidden states, so that it keeps its digits in the divergence.
+    """
+    return replace(readout, head=replace(readout.head, half=True)) if isinstance(readout, HeadReadout) else readout
 
 
 def hidden_distance(

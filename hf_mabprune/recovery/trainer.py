@@ -27,7 +27,7 @@ from transformers import (
 from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work
-from hf_mabprune.recovery.losses import distillation_loss, hidden_distance, some_positions
+from hf_mabprune.recovery.losses import distillation_loss, halved, hidden_distance, some_positions
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -53,7 +53,7 @@ class DistillationTrainer(Trainer):
         options: Arguments of `Trainer`.
 
     Attributes:
-        half: Whether forward passes are in bfloat16, as the dense model's weights are.
+        half: Whether forward passes and products with a large head are in bfloat16, as the dense model's weights are.
         positions: Part of each example's positions that counts for the loss.
         tokens: Positions of input on this process, [2]: through a forward pass, and differentiated.
         losses: Loss of every part of a step so far, the mean over processes.
@@ -94,7 +94,7 @@ class DistillationTrainer(Trainer):
             with torch.no_grad():
                 dense, dense_states = self._forward(self.dense, batch)
         self.tokens += batch.tokens * torch.tensor((1 + (dense is not None), 1)).to(self.tokens)
-        student = some_positions(student, self.positions)
+        student = some_positions(halved(student) if self.half else student, self.positions)
         loss = distillation_loss(student, dense, settings.alpha, settings.temperature)
         if settings.hidden_weight > 0:
             distances = [

@@ -30,7 +30,7 @@ KEPT = 2**29  # bytes of logits that are kept at most, where a divergence and it
 
 
 class Block(NamedTuple):
-    """Some tokens of a head: their numbers, weights [v, D] and biases [v], float32."""
+    """Some tokens of a head: their numbers, weights [v, D] in the precision of products, and biases [v] float32."""
 
     tokens: slice
     weight: torch.Tensor
@@ -38,7 +38,16 @@ class Block(NamedTuple):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, v] float32."""
-        return linear(hidden, self.weight, self.bias)
+        moved = self.moved(hidden)
+        return moved if self.bias is None else moved.add_(self.bias)
+
+    def moved(self, change: torch.Tensor) -> torch.Tensor:
+        """[n, v] float32, what a change of hidden states, [n, D] float32, does to the logits."""
+        return linear(change.to(self.weight.dtype), self.weight).float()
+
+    def pulled_back(self, slopes: torch.Tensor) -> torch.Tensor:
+        """[n, D] float32, the gradient by hidden states of what has the slopes [n, v] float32 by the logits."""
+        return (slopes.to(self.weight.dtype) @ self.weight).float()
 
 
 @dataclass(frozen=True)
@@ -46,20 +55,25 @@ class Head:
     """The last layer of a language model, logits = W h + b.
 
     Attributes:
-        weight: [V, D], in the precision of the model; products are float32.
+        weight: [V, D], in the precision of the model.
         bias: [V], None where there is none.
+        half: Whether products are in bfloat16, as in training of mixed precision; else they are in float32.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
+    half: bool = False
 
     def blocks(self) -> Iterator[Block]:
         """Gives the vocabulary block by block."""
-        size = TOKENS.get(self.weight.device.type, TOKENS["cpu"])
+        size, precision = (
+            TOKENS.get(self.weight.device.type, TOKENS["cpu"]),
+            torch.bfloat16 if self.half else torch.float32,
+        )
         for start in range(0, len(self.weight), size):
             tokens = slice(start, start + size)
             bias = None if self.bias is None else self.bias.detach()[tokens].float()
-            yield Block(tokens, self.weight.detach()[tokens].float(), bias)
+            yield Block(tokens, self.weight.detach()[tokens].to(precision), bias)
 
     def of(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """[n] float32, the logit of one token at each position."""
@@ -69,7 +83,7 @@ class Head:
     @cached_property
     def mean_row(self) -> torch.Tensor:
         """[D] float32, the mean of W over the vocabulary."""
-        return torch.stack([block.weight.sum(0) for block in self.blocks()]).sum(0) / len(self.weight)
+        return torch.stack([block.weight.float().sum(0) for block in self.blocks()]).sum(0) / len(self.weight)
 
 
 def large_head(model: nn.Module) -> nn.Linear | None:
@@ -251,7 +265,7 @@ def _compared(
     centre = (change @ head.mean_row).unsqueeze(1)
     total, best, of_dense = _Sum(hidden, ()), _Largest(hidden), _Sum(dense, (), (), ())
     for block in head.blocks():
-        logits, moved = block.logits(dense), linear(change, block.weight)
+        logits, moved = block.logits(dense), block.moved(change)
         weights = of_dense.weights(logits)
         logits += moved  # z, from here on
         best.see(block, logits)
@@ -277,7 +291,7 @@ def _sloped(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Sloped:
     slope = torch.zeros_like(hidden)
     for block, (logits, moved) in zip(head.blocks(), kept, strict=True):
         share_of_dense = moved.neg_().add_(logits).sub_(of_dense).exp_()
-        slope.addmm_(logits.sub_(normaliser).exp_().sub_(share_of_dense), block.weight)
+        slope += block.pulled_back(logits.sub_(normaliser).exp_().sub_(share_of_dense))
     return Sloped(found.divergence, slope)
 
 

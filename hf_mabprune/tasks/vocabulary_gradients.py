@@ -28,7 +28,7 @@ def losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Ten
 
 def divergences(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
     """Measures KL(p || q) at each position, [n] float64. Differentiable by hidden states and head, not by `dense`."""
-    return _Divergences.apply(hidden, head.weight, head.bias, dense)
+    return _Divergences.apply(hidden, head.weight, head.bias, dense, head.half)
 
 
 class _Losses(torch.autograd.Function):
@@ -62,11 +62,16 @@ class _Divergences(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dense: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dense: torch.Tensor,
+        half: bool,
     ) -> torch.Tensor:
         ctx.frozen = ctx.needs_input_grad[:3] == (True, False, False)
         if ctx.frozen:
-            divergence, slope = sloped(Head(weight, bias), hidden, dense)
+            divergence, slope = sloped(Head(weight, bias, half), hidden, dense)
             ctx.save_for_backward(slope)
             ctx.dtype = hidden.dtype
             return divergence
@@ -78,14 +83,14 @@ class _Divergences(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Any) -> Any:
         if ctx.frozen:
             (slope,) = ctx.saved_tensors
-            return (slope * slopes[0].float().unsqueeze(1)).to(ctx.dtype), None, None, None
+            return (slope * slopes[0].float().unsqueeze(1)).to(ctx.dtype), None, None, None, None
         hidden, weight, bias, dense, normaliser, of_dense = ctx.saved_tensors
 
         def gradient(block: Block, rows: slice) -> torch.Tensor:
             share = (block.logits(hidden[rows].float()) - normaliser[rows].float().unsqueeze(1)).exp_()
             return share.sub_((block.logits(dense[rows].float()) - of_dense[rows].float().unsqueeze(1)).exp_())
 
-        return (*_pulled_back(ctx, Head(weight, bias), hidden, slopes[0], gradient), None)
+        return (*_pulled_back(ctx, Head(weight, bias), hidden, slopes[0], gradient), None, None)
 
 
 def _pulled_back(ctx: Any, head: Head, hidden: torch.Tensor, slopes: torch.Tensor, gradient: Any) -> Any:
@@ -106,7 +111,7 @@ def _pulled_back(ctx: Any, head: Head, hidden: torch.Tensor, slopes: torch.Tenso
         scale = slopes[rows].float().unsqueeze(1)
         for block in head.blocks():
             change = gradient(block, rows).mul_(scale)
-            of_hidden[rows].addmm_(change, block.weight)
+            of_hidden[rows] += block.pulled_back(change)
             if of_weight is not None:
                 of_weight[block.tokens].addmm_(change.T, hidden[rows].float())
             if of_bias is not None:

@@ -105,6 +105,19 @@ def test_gradients_of_a_frozen_head_are_those_of_the_logits(
     torch.testing.assert_close(leaf.grad, twin.grad.float(), rtol=1e-3, atol=1e-6)
 
 
+def test_products_in_half_precision_keep_the_digits_of_small_changes() -> None:
+    (dense, _), (found, _) = _made(3), _made(4, scale=1e-2)
+    values, slopes = [], []
+    for half in (False, True):
+        leaf = found.outputs.clone().requires_grad_()
+        values.append(replace(found, outputs=leaf, head=replace(found.head, half=half)).divergence(dense))
+        values[-1].sum().backward()
+        slopes.append(leaf.grad)
+    torch.testing.assert_close(values[1], values[0], rtol=0.05, atol=1e-9)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=0.05, atol=0.02 * float(slopes[0].abs().max()))
+    assert not torch.equal(slopes[1], slopes[0])
+
+
 def test_coordinates_are_linear_in_the_hidden_states() -> None:
     dense, _ = _made(3)
     moved, _ = _made(4)
