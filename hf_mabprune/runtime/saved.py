@@ -16,7 +16,7 @@ from hf_mabprune.errors import OutsideError, outside
 from hf_mabprune.runtime.hashes import sha256_of_batches, sha256_of_weights
 from hf_mabprune.states import Entry, Items, Part, Text, read_state
 
-FORMAT = "4"
+FORMAT = "5"
 BLANK = "0" * 64  # in the place of a checksum, while it is taken
 CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')  # quotes inside of other strings are escaped
 REMEDY = "start anew with output.overwrite: true and without --resume"

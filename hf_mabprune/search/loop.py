@@ -23,7 +23,7 @@ from hf_mabprune.search.result import ROUND, Bools, Floats, Ints, Round, SearchR
 from hf_mabprune.search.rules import Rule
 from hf_mabprune.search.rules.single import Single
 from hf_mabprune.selection.plan import Plan
-from hf_mabprune.states import WHOLE, Entry, Items, Part, Record, Values, read_state
+from hf_mabprune.states import WHOLE, Entry, Items, Part, Record, Text, Values, read_state
 
 COST: Mapping[str, Entry] = {
     "pulls": Values(int, (), 0, WHOLE),
@@ -59,6 +59,7 @@ class Search:
         "cost": Record(Cost, COST),
         "arms_a_forward": Values(int, (), 1),
         "policy": Part(),
+        "said": Text(),
     }
 
     def __init__(
@@ -83,6 +84,7 @@ class Search:
         self.known: Floats | None = None  # [K], estimated rewards in this round
         self.paid_rounds = 0  # rounds whose estimates are in the cost
         self.offset = 0  # a round starts on batches that the earlier ones have not used up
+        self.said = ""  # by the rule, when the last round was over
         self.pulls.cost += self.rule.cost
 
     @property
@@ -155,8 +157,8 @@ class Search:
         stay = np.flatnonzero(self.result.kept)
         order = np.concatenate([self.result.order, stay[np.argsort(-self.result.scores[stay], kind="stable")]])
         ending = [self.result.stopped_because]
-        if summary := self.rule.summary():
-            ending.append(f"; {summary}")
+        if self.said:
+            ending.append(f"; {self.said}")
         if self.decided:
             ending.append(f", {self.decided} of {self.rounds} rounds decided before their budget was spent")
         return replace(self.result, order=order, stopped_because="".join(ending))
@@ -176,6 +178,7 @@ class Search:
             "cost": asdict(self.pulls.cost),
             "arms_a_forward": self.pulls.arms_a_forward,
             "policy": self.policy.state_dict(),
+            "said": self.said,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -197,7 +200,7 @@ class Search:
         self.number, self.settling = len(result.rounds) + 1, read["settling"]
         self.seen, self.paid_rounds = read["seen"], read["paid_rounds"]
         self.offset = int((result.pulls - self.seen).max())
-        self.pulls.cost, self.pulls.arms_a_forward = read["cost"], read["arms_a_forward"]
+        self.pulls.cost, self.pulls.arms_a_forward, self.said = read["cost"], read["arms_a_forward"], read["said"]
         if not self.ended:
             self.policy.check_pulls(result.kept, self.seen, result.pulls)
 
@@ -260,7 +263,9 @@ class Search:
         self.number, self.settling = self.number + 1, False
         self.offset = int(result.pulls.max(initial=0))
         self.seen = np.zeros_like(self.seen)
-        if self.number <= self.rounds:
+        if self.ended:
+            self.said = self.rule.summary()
+        else:
             self.policy.new_context(result.kept)
         return result.rounds[-1]
 

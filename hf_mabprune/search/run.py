@@ -48,8 +48,11 @@ def search(session: Session, plans: Sequence[Plan], run: RunState | None = None)
         return by_criterion(session, plans, session.settings.search.criterion)
     accelerator = session.accelerator
     under_way = make_search(session, plans)
-    if run and run.restore(under_way):
+    restored = run is not None and run.restore(under_way)
+    if restored:
         accelerator.print(f"resumed in round {under_way.number}, after {under_way.result.pulls.sum():,} pulls")
+    if not under_way.ended:
+        prepare(session, under_way, paid=restored)
     shown, made = SearchProgress(under_way, session.settings), int(under_way.result.pulls.sum())
     with stage("search", under_way.planned, "pulls", made) as work, signals.deferred():
         for done in under_way.run():
@@ -64,12 +67,10 @@ def search(session: Session, plans: Sequence[Plan], run: RunState | None = None)
     return under_way.finished(), under_way.pulls.cost
 
 
-@stage("statistics")
 def make_search(session: Session, plans: Sequence[Plan]) -> Search:
-    """Makes the search of a session, before its first round."""
+    """Makes the search of a session, which is not prepared yet."""
     settings = session.settings
     rule = make_rule(settings)
-    rule.prepare(session)
     # What a mask changes in one run of a layer it has changed in those before: nothing is left to be replayed.
     plainly = architecture_of(session.dense).shares_layers(session.dense) or LAYER in session.arms.kinds()
     engine: Callable[..., Pulls] = ReferencePulls if plainly else partial(ReplayPulls, products=half_of(settings))
@@ -81,11 +82,23 @@ def make_search(session: Session, plans: Sequence[Plan]) -> Search:
         settings.search.reward,
         session.accelerator,
         outputs=session.outputs,
-        stand_ins=rule.stand_ins,
     )
     policy = make_policy(settings, len(session.arms))
     config = settings.search.model_copy(update={"pulls_per_arm": pulls_per_arm(session, rule)})
     return Search(pulls, policy, plans, config, rule, settings.task.max_broken_batches)
+
+
+@stage("statistics")
+def prepare(session: Session, search: Search, paid: bool = False) -> None:
+    """Lets the rule of a search find out what it needs to know of the model, before the first round or the next one.
+
+    Args:
+        paid: Whether that is in the cost already, as in one that is taken up again.
+    """
+    rule, pulls = search.rule, search.pulls
+    rule.prepare(session)
+    pulls.stand_ins = rule.stand_ins
+    pulls.cost += Cost() if paid else rule.cost
 
 
 def pulls_per_arm(session: Session, rule: Rule) -> float:
