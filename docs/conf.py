@@ -18,6 +18,7 @@ CONTENTS = {  # page -> titled lists of the pages below it
             "docs/targets",
             "docs/families",
             "docs/data",
+            "docs/language_models",
             "docs/embeddings",
             "docs/report",
             "docs/places",
