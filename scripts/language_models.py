@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from datasets import load_dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -33,9 +32,8 @@ from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.lookup import build_task
-from hf_mabprune.tasks.sampling import evaluation_batches
 from research.benchmarks.endings import Question, answered, read_questions
-from research.benchmarks.language import named
+from research.benchmarks.language import named, windows
 
 SEED = 0
 
@@ -45,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dense", help="folder or Hub name of the model that the others were made from")
     parser.add_argument("models", nargs="+", help="folders or Hub names of those")
-    parser.add_argument("--texts", nargs="+", default=[], help="NAME=FILE each, a parquet file with a column `text`")
+    parser.add_argument("--texts", nargs="+", default=[], help="NAME=FILE each, a file with a column `text`")
     parser.add_argument("--choices", nargs="+", default=[], help="NAME=FILE each, as HellaSwag or BoolQ have them")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window, and of a question at most")
     parser.add_argument("--windows", type=int, default=195, help="drawn of each text")
@@ -70,7 +68,7 @@ def compare(options: argparse.Namespace) -> None:
     )
     config, tokenizer = load_config(options.dense), load_processor("AutoTokenizer", options.dense)
     task = build_task(settings, tokenizer, config)
-    texts = {name: windows(settings, task, file) for name, file in map(named, options.texts)}
+    texts = {name: windows(settings, task, name, file, SEED) for name, file in map(named, options.texts)}
     quizzes = {name: read_questions(file, options.questions, SEED) for name, file in map(named, options.choices)}
     side = Side(dense, task, accelerator, options)
     own = {name: side.on_text(dense, batches) for name, batches in texts.items()}
@@ -88,13 +86,6 @@ def compare(options: argparse.Namespace) -> None:
             print(f"{place}, {name}: {beside(side.on_text(model, batches), own[name])}", flush=True)
         for name, quiz in quizzes.items():
             print(f"{place}, {name}: {more_right(side.on_questions(model, quiz), right[name])}", flush=True)
-
-
-def windows(settings: TaskConfig, task: Task, file: str) -> Sequence[Batch]:
-    """Draws windows of a file's text."""
-    dataset = load_dataset("parquet", data_files=file, split="train")
-    task.check(dataset, file)
-    return evaluation_batches(settings, task, dataset, SEED)
 
 
 class Side:

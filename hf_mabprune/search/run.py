@@ -98,7 +98,8 @@ def prepare(session: Session, search: Search, paid: bool = False) -> None:
     rule, pulls = search.rule, search.pulls
     rule.prepare(session)
     pulls.stand_ins = rule.stand_ins
-    pulls.cost += Cost() if paid else rule.cost
+    if not paid:
+        pulls.cost += rule.cost
 
 
 def pulls_per_arm(session: Session, rule: Rule) -> float:

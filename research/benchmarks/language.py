@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.compensation import RefitCache, compensate, refit_all
-from hf_mabprune.config import PruneConfig, PruningConfig, check
+from hf_mabprune.config import PruneConfig, PruningConfig, TaskConfig, check
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
 from hf_mabprune.data.corpus import LOADERS
 from hf_mabprune.effects.masking import keep_masks, masked
@@ -42,8 +42,10 @@ from hf_mabprune.selection.plan import Plan
 from hf_mabprune.selection.selected import Selection
 from hf_mabprune.session import Session, open_session
 from hf_mabprune.surgery.cut import cut
+from hf_mabprune.tasks.base import Task
+from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.causal_lm import CausalLM
-from hf_mabprune.tasks.sampling import batches_of, encode_sample, thinned
+from hf_mabprune.tasks.sampling import evaluation_batches
 from research.benchmarks.draw import spread
 from research.benchmarks.endings import Question, answered, read_questions
 from research.benchmarks.meter import Meter
@@ -168,14 +170,17 @@ def named(text: str) -> tuple[str, str]:
 
 def with_texts(session: Session, files: Mapping[str, str]) -> Session:
     """Gives the session with further splits, each of the windows of a file."""
-    task, settings, batches = session.task, session.settings.task, dict(session.batches)
+    settings, batches = session.settings, dict(session.batches)
     for name, file in files.items():
-        dataset = load_dataset(LOADERS[Path(file).suffix], data_files=file, split="train")
-        task.check(dataset, name)
-        encoded = encode_sample(task, dataset, settings.evaluation_examples, session.settings.seed)
-        made = batches_of(task, encoded, settings.batch_size, by_length=True)
-        batches[name] = thinned(made, settings.evaluation_positions, session.settings.seed)
+        batches[name] = windows(settings.task, session.task, name, file, settings.seed)
     return replace(session, batches=batches)
+
+
+def windows(settings: TaskConfig, task: Task, name: str, file: str, seed: int) -> Sequence[Batch]:
+    """Draws windows of a file's text, as those of a test split are drawn."""
+    dataset = load_dataset(LOADERS[Path(file).suffix], data_files=file, split="train")
+    task.check(dataset, name)
+    return evaluation_batches(settings, task, dataset, seed)
 
 
 @dataclass(frozen=True)
