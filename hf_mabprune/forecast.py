@@ -17,6 +17,7 @@ from hf_mabprune.effects.memory import Sizes
 from hf_mabprune.effects.pulls import replay
 from hf_mabprune.effects.pulls.cost import Cost
 from hf_mabprune.progress import over, stage
+from hf_mabprune.recovery import memory as training
 from hf_mabprune.recovery.batching import batch_order
 from hf_mabprune.search.loop import round_budgets
 from hf_mabprune.search.rules import Extent, Rule, RuleMemory
@@ -217,7 +218,20 @@ def _memory(session: Session, rule: Rule | None, readout: Readout) -> tuple[int,
     )
     pulled = min(most, needed.kept + outputs + recordings) + needed.pulling
     kept = min(most, needed.kept + outputs + max(recordings, moments + needed.refits))
-    return DATA + sizes.weights + forming + max(needed.preparing, pulled, sizes.weights + settled), kept
+    recovered = kept + _training(session)
+    return DATA + sizes.weights + forming + max(
+        needed.preparing, pulled, sizes.weights + max(settled, recovered)
+    ), kept
+
+
+def _training(session: Session) -> int:
+    """Bytes that recovery takes beside both models and what is kept."""
+    settings, examples = session.settings.recovery, session.training
+    if settings is None or examples is None:
+        return 0
+    share = settings.batch_size // session.accelerator.num_processes
+    longest = int(session.task.lengths(examples).max())
+    return training.memory(session.dense, session.task, session.batches["calibration"], settings, share, longest)
 
 
 def _states(session: Session, sizes: Sizes) -> int:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of wh
 
 from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.checkpoints.load import load_config, load_processor, load_weights
+from hf_mabprune.cli.guard import guarded
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of, percentiles, resample
 from hf_mabprune.runtime.accelerator import make_accelerator
@@ -38,8 +39,8 @@ from research.benchmarks.language import named, windows
 SEED = 0
 
 
-def main() -> None:
-    """Parses, runs one model after the other, prints."""
+def main() -> int:
+    """Parses, runs one model after the other, prints; one line and exit code 2 for what the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dense", help="folder or Hub name of the model that the others were made from")
     parser.add_argument("models", nargs="+", help="folders or Hub names of those")
@@ -51,11 +52,19 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=500, help="drawn of each file")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--dtype", default="bfloat16", help="of the weights, all models alike")
-    compare(parser.parse_args())
+    options = parser.parse_args()
+    return guarded(lambda _: compare(options), [])
 
 
-def compare(options: argparse.Namespace) -> None:
-    """Prints the lines of all models."""
+def compare(options: argparse.Namespace) -> str:
+    """Prints the lines of all models, and how many they were of.
+
+    Raises:
+        ValueError, OSError: For a model, texts or questions that are not there or cannot be read; before any of them
+            runs.
+    """
+    for place in options.models:
+        load_config(place)
     read = partial(load_weights, "AutoModelForCausalLM", dtype=options.dtype)
     dense, accelerator = read(options.dense).eval(), make_accelerator()
     settings = TaskConfig(
@@ -86,6 +95,7 @@ def compare(options: argparse.Namespace) -> None:
             print(f"{place}, {name}: {beside(side.on_text(model, batches), own[name])}", flush=True)
         for name, quiz in quizzes.items():
             print(f"{place}, {name}: {more_right(side.on_questions(model, quiz), right[name])}", flush=True)
+    return f"{1 + len(options.models)} models compared\n"
 
 
 class Side:
@@ -137,4 +147,4 @@ def more_right(small: NDArray[np.float64], dense: NDArray[np.float64]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from inspect import signature
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
@@ -22,7 +23,8 @@ from transformers import PreTrainedModel
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work, stage
 from hf_mabprune.recovery.batching import batch_order
-from hf_mabprune.recovery.trained import trained
+from hf_mabprune.recovery.memory import examples_together
+from hf_mabprune.recovery.trained import takes_steps, trained
 from hf_mabprune.recovery.trainer import STATES, DistillationTrainer, not_finite, training_arguments
 from hf_mabprune.tasks.base import Task
 
@@ -129,7 +131,7 @@ def recover(
     set_seed(seed)
     start = time.perf_counter()
     order = batch_order(task.lengths(examples), settings, seed)
-    with _undone_on_error(small), _evaluating(dense), stage("recovery", len(order)) as work:
+    with _undone_on_error(small, settings), _evaluating(dense), stage("recovery", len(order)) as work:
         trainer = _train(small, dense, task, examples, order, settings, accelerator, seed, work)
     forward, backward = accelerator.reduce(trainer.tokens).tolist()
     return RecoveryFigures(
@@ -156,15 +158,17 @@ def _train(
     work: Work,
 ) -> DistillationTrainer:
     """Takes the steps of `order`, [steps, n], and gives the trainer that took them."""
-    longest = int(task.lengths(examples).max())
+    shape = len(order), order.shape[1] // accelerator.num_processes
+    together = examples_together(dense, shape[1], int(task.lengths(examples).max()))
+    half = {small.dtype, dense.dtype} == {torch.bfloat16}
     with tempfile.TemporaryDirectory() as folder:
-        with trained(small, settings):
+        with trained(small, settings, half):
             trainer = DistillationTrainer(
                 dense=dense,
                 task=task,
                 settings=settings,
                 model=small,
-                args=training_arguments(settings, order.shape, longest, accelerator, folder, seed),
+                args=training_arguments(settings, shape, together, accelerator, folder, seed),
                 train_dataset=examples.select(order.ravel()),
                 data_collator=task.collate,
             )
@@ -176,9 +180,14 @@ def _train(
 
 
 @contextmanager
-def _undone_on_error(small: PreTrainedModel) -> Iterator[None]:
+def _undone_on_error(small: PreTrainedModel, settings: RecoveryConfig) -> Iterator[None]:
     """Gives the model its precision, flags and config back after the block; after an error its weights too."""
-    saved = [(p, p.detach().to("cpu", copy=True), p.requires_grad) for p in small.parameters()]
+
+    def as_it_is(parameter: torch.nn.Parameter) -> torch.Tensor:
+        stepping = takes_steps(parameter, settings)  # else it is replaced, and need not be copied
+        return parameter.detach().to("cpu", copy=True) if stepping else parameter.detach()
+
+    saved = [(parameter, as_it_is(parameter), parameter.requires_grad) for parameter in small.parameters()]
     config = dict(vars(small.config))
     try:
         yield

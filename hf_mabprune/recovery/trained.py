@@ -22,22 +22,49 @@ from hf_mabprune.config import RecoveryConfig
 SCALE = 2.0  # of an update: alpha / r of its source
 
 
+def takes_steps(parameter: nn.Parameter, settings: RecoveryConfig) -> bool:
+    """Tells whether a method trains a parameter that the model has: norms and biases alone, or all."""
+    return settings.method != "lora" or parameter.ndim == 1
+
+
 @contextmanager
-def trained(small: PreTrainedModel, settings: RecoveryConfig) -> Iterator[None]:
+def trained(small: PreTrainedModel, settings: RecoveryConfig, half: bool) -> Iterator[None]:
     """Gives gradients to what a method trains, and to nothing else, while the block runs.
 
-    Half precision is widened to float32: small steps would be rounded away.
+    What takes steps is widened to float32, for small steps would be rounded away; so is all the rest, but for what
+    mixed precision would make bfloat16 again. Weights that take no steps are replaced, never changed in place.
 
     Args:
         small: The pruned model, changed in place.
         settings: Recovery settings: the method, and the rank of updates.
+        half: Whether forward passes will be in mixed precision, and the model is in bfloat16.
     """
     light = settings.method == "lora"
+    narrow = {id(weight) for weight in _products(small)} if light and half else set()
     for parameter in small.parameters():
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(not light or parameter.ndim == 1)
-    with _updates(small, settings.lora_rank) if light else nullcontext():
-        yield
+        if id(parameter) not in narrow:
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(takes_steps(parameter, settings))
+    tables = [module for module in small.modules() if isinstance(module, nn.Embedding)] if narrow else []
+    hooks = [module.register_forward_hook(_widened) for module in tables]  # so is the sum that runs through the layers
+    try:
+        with _updates(small, settings.lora_rank) if light else nullcontext():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _products(small: PreTrainedModel) -> Iterator[torch.Tensor]:
+    """Gives the weights that are only looked up, or multiplied in the precision that is chosen for products."""
+    for module in small.modules():
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            yield module.weight
+
+
+def _widened(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """A hook that gives what a table of half precision gives in float32."""
+    return output.float()
 
 
 @contextmanager
@@ -92,4 +119,4 @@ def _merge(module: Any) -> None:
     """Adds a module's update to its weight, rounded once."""
     update = SCALE * module.lora_b @ module.lora_a
     wide = module.weight.float() + (update.T if isinstance(module, Conv1D) else update)
-    module.weight.copy_(wide)
+    module.weight.data = wide.to(module.weight.dtype)

@@ -40,7 +40,6 @@ STACKS = {
     "decoder_hidden_states": "decoder_attention_mask",
 }
 STATES = "output_hidden_states"  # argument of models that give them
-TOKENS = 2048  # about so many are differentiated at a time
 
 
 class DistillationTrainer(Trainer):
@@ -161,34 +160,32 @@ class StepsShown(TrainerCallback):
 
 
 def training_arguments(
-    settings: RecoveryConfig, shape: tuple[int, ...], longest: int, accelerator: Accelerator, folder: str, seed: int
+    settings: RecoveryConfig, shape: tuple[int, int], together: int, accelerator: Accelerator, folder: str, seed: int
 ) -> TrainingArguments:
     """Gives Trainer's settings: its engine is the one that is there already, it saves nothing and keeps the order.
 
     Args:
         settings: Recovery settings.
-        shape: Shape of the order of examples, (steps, examples in a step over all processes).
-        longest: Length of the longest example.
+        shape: Steps, and examples of a step on each process.
+        together: Number of these that are differentiated at a time.
         accelerator: Accelerator of the launch.
         folder: Folder that Trainer may write to; nothing is expected there.
         seed: Seed of dropout.
     """
-    steps, size = shape[0], shape[1] // accelerator.num_processes
-    together = max(count for count in range(1, size + 1) if size % count == 0 and (count - 1) * longest < TOKENS)
     return TrainingArguments(
         output_dir=folder,
         accelerator_config={"use_configured_state": True},
         use_cpu=accelerator.device.type == "cpu",
         bf16=accelerator.mixed_precision == "bf16",
         fp16=accelerator.mixed_precision == "fp16",
-        max_steps=steps,
+        max_steps=shape[0],
         per_device_train_batch_size=together,
-        gradient_accumulation_steps=size // together,
+        gradient_accumulation_steps=shape[1] // together,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        warmup_steps=math.ceil(settings.warmup_ratio * shape[0]),
         weight_decay=settings.weight_decay,
         seed=seed,
         average_tokens_across_devices=False,

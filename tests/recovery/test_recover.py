@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hf_mabprune.checkpoints.load import load_pruned
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import RecoveryConfig
+from hf_mabprune.recovery import memory, trainer
 from hf_mabprune.recovery import recover as recovery
-from hf_mabprune.recovery import trainer
 from hf_mabprune.recovery.losses import hidden_distance
 from hf_mabprune.recovery.recover import check_losses, recover
 from hf_mabprune.surgery.cut import cut
@@ -126,8 +126,8 @@ def test_low_rank_updates_read_no_labels() -> None:
 
 def test_a_step_in_parts_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for tokens in (2048, 1):
-        monkeypatch.setattr(trainer, "TOKENS", tokens)
+    for numbers in (2**22, 1):
+        monkeypatch.setitem(memory.NUMBERS, "cpu", numbers)
         case = Case("llama")
         figures = case.recover(max_steps=3)
         found.append(case.weights())

@@ -42,8 +42,14 @@ def test_perplexity_divergence_and_answers_are_those_of_plain_transformers(
     places = [str(tmp_path / name) for name in ("dense", "other", "dense")]
     options = ["--length", str(LENGTH), "--dtype", "float32"]
     monkeypatch.setattr(sys, "argv", ["language_models.py", *places, *files, *options])
-    runpy.run_path(str(ROOT / "scripts" / "language_models.py"), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+    assert run() == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "3 models compared"
+
+    monkeypatch.setattr(sys, "argv", ["language_models.py", *places, str(tmp_path / "none"), *files, *options])
+    assert run() == 2
+    said = capsys.readouterr()
+    assert not said.out and len(said.err.splitlines()) == 1 and str(tmp_path / "none") in said.err
 
     ids = torch.tensor(tokenizer(" ".join(words))["input_ids"]).view(-1, LENGTH)
     with torch.no_grad():
@@ -59,3 +65,9 @@ def test_perplexity_divergence_and_answers_are_those_of_plain_transformers(
     itself = [line.split(": ", 1)[1] for line in lines[-3:]]
     assert "(+0.0%, +0.0% to +0.0%), KL 0.0000" in itself[1]
     assert "of 3 right (+0.0 points" in itself[2]
+
+
+def run() -> int:
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "language_models.py"), run_name="__main__")
+    return int(str(ended.value.code))
