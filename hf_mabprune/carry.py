@@ -17,7 +17,8 @@ from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.verification import read_parts
 from hf_mabprune.checkpoints.adapters import register_lora_targets
-from hf_mabprune.checkpoints.load import Processor, load_pruned
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.checks import check_around
 from hf_mabprune.compensation import make_compensation
 from hf_mabprune.config import PruneConfig

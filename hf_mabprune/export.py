@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.positions import max_positions
-from hf_mabprune.checkpoints.load import Processor, load_pruned, processor_beside
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.processors import Processor, processor_beside
 from hf_mabprune.checks import check_around
 from hf_mabprune.config import EvaluateConfig
 from hf_mabprune.data.splits import load_splits

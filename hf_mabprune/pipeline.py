@@ -16,7 +16,7 @@ from hf_mabprune import config
 from hf_mabprune.artifacts.publish import push_run
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import RunWriter
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.checkpoints.save import round_weights
 from hf_mabprune.checks import check_settings
 from hf_mabprune.config import PromiseConfig, PruneConfig, PruningConfig

@@ -17,8 +17,9 @@ from hf_mabprune.architectures import family_of
 from hf_mabprune.architectures.cost import arm_table, count_macs, count_parameters
 from hf_mabprune.arms import ArmTable, KeepIndices
 from hf_mabprune.checkpoints.dequantise import dequantising
-from hf_mabprune.checkpoints.load import Processor, load_config, load_processor, load_weights
+from hf_mabprune.checkpoints.load import load_config, load_weights
 from hf_mabprune.checkpoints.offload import on_device
+from hf_mabprune.checkpoints.processors import Processor, load_processor
 from hf_mabprune.compensation import (
     Compensation,
     CompensationFigures,

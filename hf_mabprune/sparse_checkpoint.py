@@ -17,7 +17,8 @@ from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.sparsity_report import FileSizes, SparsityReport
 from hf_mabprune.artifacts.stored import OpenedCheckpoint, figures_of, open_checkpoint
 from hf_mabprune.checkpoints.embedding_files import EmbeddingFiles
-from hf_mabprune.checkpoints.load import Processor, load_pruned, processor_beside
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.processors import Processor, processor_beside
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.checks import check_around
 from hf_mabprune.config import ModelConfig, SparsifyConfig

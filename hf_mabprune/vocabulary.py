@@ -17,7 +17,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune.arms import Ints
-from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE, Processor
+from hf_mabprune.checkpoints.load import HALF_TOLERANCE, TOLERANCE
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.config import PruneConfig, VocabularyConfig
 from hf_mabprune.data.columns import column_of, is_list
 from hf_mabprune.data.corpus import texts_of

@@ -24,7 +24,8 @@ from scipy.stats import spearmanr
 from torch.nn.functional import normalize
 
 from hf_mabprune.architectures.cost import count_parameters
-from hf_mabprune.checkpoints.load import load_config, load_processor, load_weights
+from hf_mabprune.checkpoints.load import load_config, load_weights
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.data.columns import full_column
 from hf_mabprune.tasks.base import Task

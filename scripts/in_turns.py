@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.cost import count_macs
-from hf_mabprune.checkpoints.load import load_processor, load_pruned
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.config import LatencyTarget
 from hf_mabprune.quantities import timing
 

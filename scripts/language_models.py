@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).parents[1]))  # research/ is no part of what is installed
 
 from hf_mabprune.architectures.cost import count_parameters
-from hf_mabprune.checkpoints.load import load_config, load_processor, load_weights
+from hf_mabprune.checkpoints.load import load_config, load_weights
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.cli.guard import guarded
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of, percentiles, resample

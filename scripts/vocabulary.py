@@ -20,7 +20,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mabprune.architectures.cost import count_parameters
-from hf_mabprune.checkpoints.load import load_config, load_processor, load_weights
+from hf_mabprune.checkpoints.load import load_config, load_weights
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.data.corpus import texts_of

@@ -26,7 +26,7 @@ from hf_mabprune.artifacts.redaction import (
 )
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.tables import UNITS, kept_table, places_table, results_table, sizes_table
-from hf_mabprune.checkpoints.load import OWN_PROCESSORS, kind_of_processor
+from hf_mabprune.checkpoints.processors import OWN_PROCESSORS, kind_of_processor
 from hf_mabprune.checkpoints.ways import is_known, needed
 from hf_mabprune.config import SAMPLE_TEXT, PruneConfig, check, parse_yaml
 from hf_mabprune.errors import beginning, one_line

@@ -28,8 +28,8 @@ from hf_mabprune.artifacts.publishable import (
 )
 from hf_mabprune.artifacts.redaction import public_config, public_report, public_url
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.checkpoints.load import load_processor
 from hf_mabprune.checkpoints.modeling_file import MODELING_FILE
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.config import check, parse_yaml
 from hf_mabprune.evaluation.report import Report
 from hf_mabprune.progress import stage

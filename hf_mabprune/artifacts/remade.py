@@ -21,7 +21,8 @@ from hf_mabprune.artifacts.remaking import Made, remake, stored_dtype
 from hf_mabprune.artifacts.run_folder import RunFolder
 from hf_mabprune.artifacts.run_writer import HALF_TOLERANCE, TOLERANCE
 from hf_mabprune.artifacts.verification import Check, Further, NotChecked, Parts, checked, some
-from hf_mabprune.checkpoints.load import Processor, load_processor, load_pruned
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.processors import Processor, load_processor
 from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits

@@ -12,7 +12,7 @@ from hf_mabprune.architectures import Site, architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
 from hf_mabprune.artifacts.fit import StoredTensor, read_tensor, read_tensors, stored_tensors
 from hf_mabprune.artifacts.verification import FLOATS, Parts, some
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.compensation import make_compensation
 from hf_mabprune.compensation.input_side import made_by

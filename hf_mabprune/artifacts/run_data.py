@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
-from hf_mabprune.checkpoints.load import load_config, load_processor
+from hf_mabprune.checkpoints.load import load_config
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.columns import column_of
 from hf_mabprune.data.splits import draw, drawn_rows, load_splits

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.cost import count_macs, count_parameters
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.checkpoints.offload import on_device
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.config import EvaluateConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.figures import ModelFigures

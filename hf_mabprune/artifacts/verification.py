@@ -29,8 +29,8 @@ from hf_mabprune.artifacts.fit import (
     stored_tensors,
 )
 from hf_mabprune.artifacts.run_folder import RunFolder
-from hf_mabprune.checkpoints.load import load_processor
 from hf_mabprune.checkpoints.modeling_pruned import TYPE_PREFIX
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.checkpoints.stored_files import read_json
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.errors import in_words

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mabprune.checkpoints import modeling_pruned
-from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.checkpoints.offload import Keep, all_away
+from hf_mabprune.checkpoints.processors import Processor
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

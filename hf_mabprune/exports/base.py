@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.registry import Registry
 
 Runner = Callable[..., Any]  # inputs by name -> outputs, as those of the model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.exports.base import EXPORTS, Export, Runner
 from hf_mabprune.exports.onnx_graph import FILE, MODULES, REMEDY, Runtime, check_graph, graph_difference, write_graph
 

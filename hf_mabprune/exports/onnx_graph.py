@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from hf_mabprune.architectures.base import PRUNED_PREFIX
 from hf_mabprune.architectures.positions import max_positions
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.exports.onnx_decoder import PAST, DecoderGraph, beside_ids, check_decoder, writable_experts
 
 FILE = "model.onnx"

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.exports.base import EXPORTS, Export, Runner
 from hf_mabprune.exports.onnx_graph import (
     FILE,

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_mabprune.checkpoints.load import load_config, load_processor, load_pruned, model_class_of
+from hf_mabprune.checkpoints.load import load_config, load_pruned, model_class_of
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.exports import EXPORTS
 from hf_mabprune.exports.onnx_decoder import in_two_passes
 from hf_mabprune.places.base import PLACES, Found, Place

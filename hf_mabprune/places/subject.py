@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_mabprune.architectures.base import PRUNED_PREFIX
 from hf_mabprune.architectures.positions import max_positions
 from hf_mabprune.checkpoints import modeling_pruned
-from hf_mabprune.checkpoints.load import load_processor, load_pruned
+from hf_mabprune.checkpoints.load import load_pruned
+from hf_mabprune.checkpoints.processors import load_processor
 
 TEXTS = (
     "A gripping film that never loses its nerve.",

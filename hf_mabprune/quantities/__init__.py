@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hf_mabprune.arms import ArmTable
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.config import PruningConfig, TargetConfig
 from hf_mabprune.quantities.latency import compared, latency_of
 from hf_mabprune.quantities.memory import memory_bytes, memory_of

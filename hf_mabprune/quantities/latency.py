@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, architecture_of
 from hf_mabprune.arms import LAYER, ArmTable, Ints
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.config import LatencyTarget, PruningConfig
 from hf_mabprune.progress import over, stage
 from hf_mabprune.quantities.timing import check_timing, passes, ratio, undisturbed

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_mabprune.checkpoints.load import Processor
 from hf_mabprune.checkpoints.offload import offload_of
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.config import LatencyTarget
 from hf_mabprune.exports import EXPORTS
 from hf_mabprune.runtime import threads

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.data.columns import columns_in_words
 from hf_mabprune.registry import Registry, nearest
 from hf_mabprune.tasks.batch import LABELS, Batch

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
-from hf_mabprune.checkpoints.load import Processor, is_processor_of, kind_of_processor
+from hf_mabprune.checkpoints.processors import Processor, is_processor_of, kind_of_processor
 from hf_mabprune.config import SAMPLE_TEXT, TaskConfig
 from hf_mabprune.errors import kind_of
 from hf_mabprune.tasks.base import TASKS, Task

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from hf_mabprune.architectures import family_of
-from hf_mabprune.checkpoints.load import Processor, load_config, load_processor
+from hf_mabprune.checkpoints.load import load_config
+from hf_mabprune.checkpoints.processors import Processor, load_processor
 from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of
 from hf_mabprune.checkpoints.dequantise import dequantised, dequantising
-from hf_mabprune.checkpoints.load import load_config, load_processor, load_weights
+from hf_mabprune.checkpoints.load import load_config, load_weights
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.surgery.cut import cut
 from tests.packed import Tensors, pack_fp8, pack_mxfp4
 from tests.seeds import moved

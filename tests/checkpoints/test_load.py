@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from hf_mabprune.checkpoints import modeling_pruned
-from hf_mabprune.checkpoints.load import load_config, load_processor, load_pruned, load_weights
+from hf_mabprune.checkpoints.load import load_config, load_pruned, load_weights
 from hf_mabprune.checkpoints.modeling_file import MODELING_FILE, is_own_modeling_file
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.checkpoints.save import save_checkpoint
 from hf_mabprune.surgery.cut import cut
 from tests.tasks.tiny_tasks import make_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hf_mabprune.checkpoints.load import kind_of_processor, load_processor
+from hf_mabprune.checkpoints.processors import kind_of_processor, load_processor
 from hf_mabprune.checkpoints.save import save_checkpoint
 from tests.tasks.tiny_tasks import CASES, make_processor, pictures, task_of
 

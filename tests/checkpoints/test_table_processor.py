@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_mabprune.checkpoints.load import kind_of_processor, load_processor
+from hf_mabprune.checkpoints.processors import kind_of_processor, load_processor
 from hf_mabprune.checkpoints.table_processor import FILE, TableProcessor, column_transformer, typed
 from tests.seeds import moved
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, BertForMaskedLM, BertModel, PreTrainedModel
 
 from hf_mabprune.artifacts.stored import evaluate_checkpoint
-from hf_mabprune.checkpoints.load import load_processor
+from hf_mabprune.checkpoints.processors import load_processor
 from hf_mabprune.cli import main
 from hf_mabprune.config import DatasetConfig, EvaluateConfig, TaskConfig, check
 from hf_mabprune.effects.masking import keep_masks, masked

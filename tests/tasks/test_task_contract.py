@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_mabprune.architectures.positions import NO_LIMIT, max_positions
-from hf_mabprune.checkpoints.load import kind_of_processor
+from hf_mabprune.checkpoints.processors import kind_of_processor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.tasks.base import TASKS, Task

@@ -29,7 +29,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_mabprune.checkpoints.load import Processor
+from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.config import DatasetConfig, TaskConfig
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch

@@ -17,7 +17,7 @@ from datasets import Dataset
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
-from hf_mabprune.checkpoints.load import Processor, load_processor
+from hf_mabprune.checkpoints.processors import Processor, load_processor
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.quality import evaluate, forward_of
