@@ -16,6 +16,7 @@ from research.studies.paper.deep.settings import FULL, SETTINGS
 from research.studies.paper.deep.stories import data_set
 from research.studies.paper.deep.study import DeepStudy
 from research.studies.paper.methods import CONTROLS, CRITERIA, POLICIES
+from research.studies.paper.networks import A_STEP
 from research.studies.store import CELLS
 from tests.seeds import moved
 
@@ -31,6 +32,7 @@ TINY = replace(
     pulls_per_arm=1.0,
 )
 ARMS = 16
+STORY = 14  # tokens of a question with its story
 
 
 @pytest.fixture
@@ -51,6 +53,7 @@ def test_every_method_cuts_the_same_network(study: DeepStudy) -> None:
     assert len(rows) == 2 * (1 + len(methods)) and rows.dense_score.nunique() == 1
     dense = rows[(rows.method == "dense") & ~rows.tuned]
     assert (dense.score == dense.dense_score).all() and (dense.kl.abs() < 1e-6).all()
+    assert (dense.tokens == A_STEP * 20 * 16 * STORY).all(), "as many tokens as 20 steps of 16 questions send forward"
     cut = rows[(rows.method != "dense") & ~rows.tuned]
     assert (cut.kl > 1e-6).all() and (cut.fraction == 0.5).all()
     spent = cut[cut.method.isin([*POLICIES, "sweep", "uniform"])]

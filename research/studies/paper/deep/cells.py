@@ -111,7 +111,9 @@ class Bench:
         Args:
             figures: Those of its training.
         """
-        row = replace(self.blank, seconds=figures["seconds"], tokens=figures["rows"])
+        rows = self.session.batches["calibration"]  # of the training split, too: what they have of tokens, all have
+        tokens = sum(batch.tokens for batch in rows) / sum(batch.examples for batch in rows)
+        row = replace(self.blank, seconds=figures["seconds"], tokens=round(figures["rows"] * tokens))
         yield from self._measured(cut(self.session.dense, {}, "per_layer"), row)
 
     def pruned_rows(self, method: Method) -> Iterator[Row]:
