@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.config import RecoveryConfig
-from hf_mabprune.recovery.trained import takes_steps
+from hf_mabprune.recovery.trained import in_half, takes_steps
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch, typical_example
 from hf_mabprune.tasks.vocabulary import KEPT, large_head, without_head
@@ -68,7 +68,7 @@ def _kept(dense: PreTrainedModel, task: Task, example: Batch, settings: Recovery
         kept[storage.data_ptr()] = storage  # which is held, so that no other one takes its place
         return tensor
 
-    half = torch.autocast(dense.device.type, torch.bfloat16, enabled=dense.dtype == torch.bfloat16)
+    half = torch.autocast(dense.device.type, torch.bfloat16, enabled=in_half(dense))
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(takes_steps(parameter, settings))

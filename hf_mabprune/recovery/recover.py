@@ -24,7 +24,7 @@ from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work, stage
 from hf_mabprune.recovery.batching import batch_order
 from hf_mabprune.recovery.memory import examples_together
-from hf_mabprune.recovery.trained import takes_steps, trained
+from hf_mabprune.recovery.trained import in_half, takes_steps, trained
 from hf_mabprune.recovery.trainer import STATES, DistillationTrainer, not_finite, training_arguments
 from hf_mabprune.tasks.base import Task
 
@@ -160,9 +160,8 @@ def _train(
     """Takes the steps of `order`, [steps, n], and gives the trainer that took them."""
     shape = len(order), order.shape[1] // accelerator.num_processes
     together = examples_together(dense, shape[1], int(task.lengths(examples).max()))
-    half = {small.dtype, dense.dtype} == {torch.bfloat16}
     with tempfile.TemporaryDirectory() as folder:
-        with trained(small, settings, half):
+        with trained(small, settings, in_half(dense)):
             trainer = DistillationTrainer(
                 dense=dense,
                 task=task,

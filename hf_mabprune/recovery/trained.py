@@ -27,6 +27,11 @@ def takes_steps(parameter: nn.Parameter, settings: RecoveryConfig) -> bool:
     return settings.method != "lora" or parameter.ndim == 1
 
 
+def in_half(dense: PreTrainedModel) -> bool:
+    """Tells whether forward passes of a training are in mixed precision: where the dense model is in bfloat16."""
+    return dense.dtype == torch.bfloat16
+
+
 @contextmanager
 def trained(small: PreTrainedModel, settings: RecoveryConfig, half: bool) -> Iterator[None]:
     """Gives gradients to what a method trains, and to nothing else, while the block runs.
@@ -37,7 +42,7 @@ def trained(small: PreTrainedModel, settings: RecoveryConfig, half: bool) -> Ite
     Args:
         small: The pruned model, changed in place.
         settings: Recovery settings: the method, and the rank of updates.
-        half: Whether forward passes will be in mixed precision, and the model is in bfloat16.
+        half: Whether forward passes will be in mixed precision, from `in_half`.
     """
     light = settings.method == "lora"
     narrow = {id(weight) for weight in _products(small)} if light and half else set()

@@ -28,6 +28,7 @@ from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.progress import Work
 from hf_mabprune.recovery.losses import distillation_loss, halved, hidden_distance, some_positions
+from hf_mabprune.recovery.trained import in_half
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 from hf_mabprune.tasks.readout import Readout
@@ -61,7 +62,7 @@ class DistillationTrainer(Trainer):
     def __init__(self, dense: PreTrainedModel, task: Task, settings: RecoveryConfig, **options: Any) -> None:
         super().__init__(**options)
         self.dense, self.task, self.settings = dense, task, settings
-        self.half = dense.dtype == torch.bfloat16
+        self.half = in_half(dense)
         self.positions = positions_that_count(settings, dense)
         self.tokens = torch.zeros(2, dtype=torch.long, device=self.args.device)
         self.losses: list[float] = []
