@@ -9,11 +9,11 @@ from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.tasks.base import Task
 from research.models.training import save
 from research.studies.paper.mlp import TabularMLP
+from research.studies.paper.rows import A_STEP
 from research.studies.paper.tables import Split, Table
 from research.studies.paper.train import RECIPE, fit, long_enough, model_class, task_of
 
 FIGURES = "figures.json"
-A_STEP = 3  # forward passes that a step of training costs: one, and about two for the way back
 
 
 @dataclass(frozen=True)

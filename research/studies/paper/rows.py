@@ -18,6 +18,7 @@ LOSS, KL, NO_REWARD = "loss", "kl", ""
 DENSE = "dense"  # the method that removes nothing
 PROTOCOL = "protocol"  # in the settings of a store
 TABLES = "tables"  # beside `DEEP`: the two parts of the study, with a protocol each
+A_STEP = 3  # forward passes that a step of training costs: one, and about two for the way back
 RESULTS = Path(__file__).with_name("results.parquet")  # what the repository holds
 KEY = ["suite", "setting", "draw", "method", "reward", "variant", "fraction", "tuned"]
 FIGURES = ["fraction", "score", "dense_score", "loss", "kl", TIME]

@@ -16,7 +16,7 @@ from research.studies.paper.deep.settings import FULL, SETTINGS
 from research.studies.paper.deep.stories import data_set
 from research.studies.paper.deep.study import DeepStudy
 from research.studies.paper.methods import CONTROLS, CRITERIA, POLICIES
-from research.studies.paper.networks import A_STEP
+from research.studies.paper.rows import A_STEP
 from research.studies.store import CELLS
 from tests.seeds import moved
 

@@ -31,7 +31,7 @@ from research.benchmarks.finetuning import Training, load_base
 from research.models import vit
 from research.models.training import Recipe, save
 from research.studies.paper.fitting import all_rows, train_on
-from research.studies.paper.networks import A_STEP
+from research.studies.paper.rows import A_STEP
 
 FIGURES = "figures.json"
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
