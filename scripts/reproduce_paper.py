@@ -1,32 +1,40 @@
-"""The study of arXiv 2606.07615 on tables: networks, policies, controls, rivals, statistics and a page of claims.
+"""The study of arXiv 2606.07615: networks, policies, controls, rivals, statistics and a page of claims.
 
-    python scripts/reproduce_paper.py --data DIR --out runs/paper --processes 16
+    python scripts/reproduce_paper.py --data DIR --out runs/paper
     python scripts/reproduce_paper.py --data DIR --out runs/quick --quick
     python scripts/reproduce_paper.py --data DIR --out runs/paper --only suite=regression setting=servo,cpu draw=0
+    python scripts/reproduce_paper.py --data DIR --out runs/paper --only suite=deep --networks
     python scripts/reproduce_paper.py --data DIR --out runs/paper --missing
-    python scripts/reproduce_paper.py --report --add runs/paper runs/deep
+    python scripts/reproduce_paper.py --report --add runs/paper
 
-A run that was stopped goes on with the same command. Its page and figures go to its folder. `--report` makes those of
+DIR/tabular holds the tables as CSV and index.json, which says their types and targets; DIR/mnist, cifar10, sst2,
+agnews, nli_sick and openbookqa hold train.parquet and test.parquet. Networks and cells are kept as they are made: a
+run that was stopped goes on with the same command. Its page and figures go to its folder. `--report` makes those of
 the documentation from the cells that the repository holds; with `--add` it first takes up those that other runs have
 finished, over or not. `--missing` makes only what the repository does not hold yet. Cells are only put together that
-were made under the same settings, by the same version of the study. The deep settings have a program of their own,
-`python -m research.studies.paper.deep.study`.
+were made under the same settings, by the same version of the study.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 
+import joblib
 import pandas as pd
 
 from hf_mabprune.cli.guard import guarded
+from research.benchmarks.only import matching
+from research.studies.paper.deep.data import BASE
+from research.studies.paper.deep.study import DeepStudy
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import KEY, RESULTS, TABLES, add_results, read_results
-from research.studies.paper.study import QUICK, QUICK_TABLES, Study
-from research.studies.store import read_cells
+from research.studies.paper.rows import KEY, RESULTS, add_results, read_results
+from research.studies.paper.runs import ASKED_BY, Runs, Unit
+from research.studies.paper.study import Study
+from research.studies.store import read_cells, stores
 
 PAGE = ROOT / "docs" / "paper_study.md"
 
@@ -36,11 +44,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", type=Path, help="folder of the tables, with index.json")
+    parser.add_argument("--data", type=Path, help="folder of tabular, mnist, cifar10, sst2, ...")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of cells, networks and page")
-    parser.add_argument("--processes", type=int, default=1, help="that share the work; cells are the same for any")
-    parser.add_argument("--quick", action="store_true", help="eight tables, two splits: minutes")
+    parser.add_argument("--base", default=BASE, help="encoder that texts are read with: Hub name or folder")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=joblib.cpu_count(),
+        help="that share the work, one for each core if not given; cells are the same for any",
+    )
+    parser.add_argument("--quick", action="store_true", help="eight tables, two kinds of stories: minutes")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. suite=regression setting=servo,cpu draw=0")
+    parser.add_argument("--networks", action="store_true", help="the networks of deep settings alone")
     parser.add_argument("--missing", action="store_true", help="only what the file of --results does not hold")
     parser.add_argument("--report", action="store_true", help="of the cells that are there; nothing is measured")
     parser.add_argument("--add", type=Path, nargs="+", default=[], help="folders of runs, for --report")
@@ -53,25 +68,50 @@ def main() -> int:
 def run(options: argparse.Namespace) -> str:
     """Makes all cells that are missing, and the page of them."""
     if options.data is None:
-        raise ValueError("--data is missing: the folder of the tables, with index.json")
+        raise ValueError("--data is missing: the folder that tabular, mnist, cifar10, sst2, ... lie in")
     if options.processes < 1:
         raise ValueError(f"--processes must be at least 1, got {options.processes}")
-    study = Study(options.data, options.out, *((QUICK, QUICK_TABLES) if options.quick else (Protocol(),)))
-    units = study.units(options.only)
-    if options.missing:
-        units = study.missing(units, options.results)
-    print(f"{len(units)} splits, {options.processes} processes; cells go to {options.out}", flush=True)
+    work = asked(options)
+    for part, units in work:
+        part.gather(units)
+    print(
+        f"{sum(len(units) for _, units in work)} draws of settings, {options.processes} processes; "
+        f"cells go to {options.out}",
+        flush=True,
+    )
+    if options.networks:
+        for part, units in work:
+            part.prepare(units, options.processes)
+        return f"networks are in {', '.join(str(part.out) for part, _ in work)}\n"
+    made = [part.run(units, options.processes) for part, units in work]
     if options.missing:  # a page of what is left of the study would mislead
-        made = len(study.run(units, options.processes)) if units else 0
-        return f"{made} cells that {options.results.name} does not hold; add them with --report --add {options.out}\n"
-    return page_of(study.run(units, options.processes), options.out / PAGE.name, {TABLES: study.protocol})
+        cells = sum(len(each) for each in made)
+        return f"{cells} cells that {options.results.name} does not hold; add them with --report --add {options.out}\n"
+    return page_of(pd.concat(made), options.out / PAGE.name, {part.part: part.protocol for part, _ in work})
+
+
+def asked(options: argparse.Namespace) -> list[tuple[Runs, Sequence[Unit]]]:
+    """Gives the parts of the study that something is to be made of, and what."""
+    parts = (
+        Study.at(options.data / "tabular", options.out / Study.part, options.quick),
+        DeepStudy.at(options.data, options.out / DeepStudy.part, options.quick, options.base),
+    )
+    chosen = set(matching([unit for part in parts for unit in part.units()], options.only, ASKED_BY))
+    work = []
+    for part in parts:
+        units = [unit for unit in part.units() if unit in chosen]
+        if options.missing:
+            units = part.missing(units, options.results)
+        if units:
+            work.append((part, units))
+    return work
 
 
 def report(options: argparse.Namespace) -> str:
     """Makes the page from cells on disk."""
     if options.add:
-        added = add_results([read_cells(folder, KEY) for folder in options.add], options.results)
-        print(f"{added} cells are new in {options.results}", flush=True)
+        runs = [read_cells(store, KEY) for folder in options.add for store in stores(folder)]
+        print(f"{add_results(runs, options.results)} cells are new in {options.results}", flush=True)
     from research.studies.paper.page import protocols_of
 
     cells = read_results(options.results)

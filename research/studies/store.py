@@ -134,6 +134,18 @@ def read_cells(folder: str | Path, key: Sequence[str]) -> pd.DataFrame:
     return rows
 
 
+def stores(folder: str | Path) -> list[Path]:
+    """Lists the stores of a run: its folder, or those in it.
+
+    Raises:
+        OSError: If there are none.
+    """
+    found = sorted(path.parent for depth in ("", "*/") for path in Path(folder).glob(f"{depth}{SETTINGS}"))
+    if not found:
+        raise FileNotFoundError(f"{folder} has no {SETTINGS}, nor has a folder in it: no study was begun there")
+    return found
+
+
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Gives settings as they come back from a file."""
     return dict(json.loads(json.dumps(settings)))

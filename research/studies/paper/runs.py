@@ -19,6 +19,7 @@ from research.studies.store import Store, as_stored, check_settings
 
 NETWORKS = "networks"  # folder of trained networks, below that of the study
 VERSION = "version"
+ASKED_BY = ("suite", "setting", "draw")  # fields of a unit
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,26 @@ class Runs(ABC):
     def cells(self, unit: Unit) -> list[Row]:
         """Makes the rows of a unit."""
 
+    def gather(self, units: Sequence[Unit]) -> None:  # noqa: B027
+        """Brings together the data that units read.
+
+        Raises:
+            OSError: If data are missing.
+        """
+
     def prepare(self, units: Sequence[Unit], processes: int) -> None:  # noqa: B027
-        """Makes what units share, before they are shared out."""
+        """Makes what units share, from data that were gathered, before they are shared out."""
 
     def units(self, only: Sequence[str] = ()) -> list[Unit]:
         """Lists the units, large ones first, so that no process is left with one of them at the end.
 
         Args:
-            only: Filters as those of `matching`, of `suite`, `setting` and `draw`.
+            only: Filters as those of `matching`, of the fields `ASKED_BY`.
 
         Raises:
             ValueError: If a filter names what there is not.
         """
-        asked = matching(self.all_units(), only, ("suite", "setting", "draw"))
+        asked = matching(self.all_units(), only, ASKED_BY)
         return sorted(asked, key=lambda unit: (-unit.size, unit.draw, unit.name))
 
     def settings(self) -> dict[str, Any]:
@@ -116,7 +124,7 @@ class Runs(ABC):
         held = read_results(results)
         if self.part in held.attrs:
             check_settings(f"cells of {self.part}", held.attrs[self.part], self.settings(), str(results))
-        made = set(held[["suite", "setting", "draw"]].itertuples(index=False, name=None))
+        made = set(held[list(ASKED_BY)].itertuples(index=False, name=None))
         return [unit for unit in units if (unit.suite, unit.setting, unit.draw) not in made]
 
     def run(self, units: Sequence[Unit], processes: int = 1) -> pd.DataFrame:
@@ -130,5 +138,6 @@ class Runs(ABC):
             The rows, as `Store.collect` gives them.
         """
         store = self.store()
+        self.gather(units)
         self.prepare([unit for unit in units if not store.has(unit.name)], processes)
         return store.fill(units, self.cells, processes, "units")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from research.studies.paper.cells import cells
@@ -30,6 +31,11 @@ class Study(Runs):
     part: ClassVar[str] = TABLES
     version: ClassVar[int] = 1
     tables: Sequence[str] = ()
+
+    @classmethod
+    def at(cls, data: Path, out: Path, quick: bool = False) -> "Study":
+        """Gives the whole study, or the quick one of eight tables."""
+        return cls(data, out, *((QUICK, QUICK_TABLES) if quick else (Protocol(),)))
 
     def all_units(self) -> list[Unit]:
         """See `Runs.all_units`.

@@ -87,12 +87,11 @@ HOW_TO = """## Repeat it
 
 ```
 pip install -e ".[studies]"
-python scripts/reproduce_paper.py --data DIR --out runs/paper --processes 16   # all tables
-python scripts/reproduce_paper.py --data DIR --out runs/quick --quick          # eight of them, minutes
-python -m research.studies.paper.deep.study --help                             # the deep settings
-python scripts/reproduce_paper.py --report --add runs/paper runs/deep          # this page
+python scripts/reproduce_paper.py --data DIR --out runs/paper            # all of it, on all cores
+python scripts/reproduce_paper.py --data DIR --out runs/quick --quick    # eight tables, two kinds of stories: minutes
+python scripts/reproduce_paper.py --report --add runs/paper              # this page
 ```
 
-DIR holds the tables as CSV and `index.json`, which gives their types, targets and sources. A run that was stopped,
-even by `kill -9`, goes on with the same command and ends with the same `cells.parquet`, whatever the number of
-processes."""
+DIR/tabular holds the tables as CSV and `index.json`, which gives their types, targets and sources; DIR/mnist, cifar10,
+sst2, agnews, nli_sick and openbookqa hold train.parquet and test.parquet. A run that was stopped, even by `kill -9`,
+goes on with the same command and ends with the same `cells.parquet`, whatever the number of processes."""

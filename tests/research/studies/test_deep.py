@@ -14,10 +14,11 @@ from research.studies.paper.deep.data import TEXTS, prepare
 from research.studies.paper.deep.networks import Reader
 from research.studies.paper.deep.settings import FULL, SETTINGS
 from research.studies.paper.deep.stories import data_set
-from research.studies.paper.deep.study import DeepStudy
+from research.studies.paper.deep.study import DATA, DeepStudy
 from research.studies.paper.methods import CONTROLS, CRITERIA, POLICIES
-from research.studies.paper.rows import A_STEP
-from research.studies.store import CELLS
+from research.studies.paper.rows import A_STEP, DEEP
+from research.studies.paper.runs import Unit
+from research.studies.store import CELLS, stores
 from tests.seeds import moved
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -39,7 +40,7 @@ STORY = 14  # tokens of a question with its story
 def study(tmp_path: Path) -> DeepStudy:
     """Questions with one supporting fact, and a reader of one narrow layer."""
     for split, rows in data_set("one_fact", {"train": 64, "validation": 32, "test": 48}, moved(0)).items():
-        rows.to_parquet(str(tmp_path / "data" / "one_fact" / f"{split}.parquet"))
+        rows.to_parquet(str(tmp_path / "out" / DATA / "one_fact" / f"{split}.parquet"))
     network = Reader(Recipe(steps=20, batch_size=16, learning_rate=1e-3, bfloat16=False, seed=moved(0)), SIZES)
     setting = replace(SETTINGS["one_fact"], network=network, width=32)
     return DeepStudy(tmp_path / "data", tmp_path / "out", TINY, {"one_fact": setting})
@@ -78,8 +79,10 @@ def test_a_run_that_was_stopped_ends_the_same(study: DeepStudy, monkeypatch: pyt
 def test_what_is_missing_is_named(study: DeepStudy, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no setting 'one_fakt'. Did you mean 'one_fact'"):
         study.units(["setting=one_fakt"])
-    with pytest.raises(FileNotFoundError, match=r"mnist is missing: make it with python -m .*--data DIR"):
-        prepare("mnist", None, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"mnist has no train.parquet, which deep settings"):
+        replace(study, described=SETTINGS).gather([Unit(DEEP, "mnist", 0, 384)])
+    with pytest.raises(FileNotFoundError, match=r"no settings.json, nor has a folder in it: no study was begun there"):
+        stores(tmp_path)
 
 
 def test_sources_are_drawn_from_larger_files(tmp_path: Path) -> None:

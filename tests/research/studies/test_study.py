@@ -202,6 +202,6 @@ def test_what_is_missing_on_the_command_line_is_said_in_a_line(
     tmp_path: Path,
 ) -> None:
     assert program(monkeypatch, "--out", str(tmp_path)) == 2
-    assert "--data is missing: the folder of the tables, with index.json" in capsys.readouterr().err
+    assert "--data is missing: the folder that tabular, mnist, cifar10, sst2, ... lie in" in capsys.readouterr().err
     assert program(monkeypatch, "--data", str(tmp_path), "--out", str(tmp_path), "--processes", "0") == 2
     assert "--processes must be at least 1, got 0" in capsys.readouterr().err

@@ -1,14 +1,11 @@
 """The data of the deep settings: drawn once from larger files, or generated, and kept as three files a source.
 
-python -m research.studies.paper.deep.data --data DIR --base sentence-transformers/all-MiniLM-L6-v2 --out runs/deep
-
-DIR holds a folder of parquet files for each of `SOURCES`: train.parquet and test.parquet, and validation.parquet
-where there is one. The encoder that texts are read with goes beside the data, in float16 and without the tokens that
-these texts hardly have, so that all that the settings read stays small; words that go are cut into more pieces.
+The larger files are parquet, in a folder for each of `SOURCES` that is not generated: train.parquet and test.parquet,
+and validation.parquet where there is one. The encoder that texts are read with goes beside the data, in float16 and
+without the tokens that these texts hardly have, so that all that the settings read stays small; words that go are cut
+into more pieces.
 """
 
-import argparse
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +19,6 @@ from hf_mabprune.surgery.tokenizer import cut_tokenizer
 from hf_mabprune.surgery.vocabulary import without_tokens
 from hf_mabprune.vocabulary import new_ids, tokens_in
 from research.studies.paper.deep.stories import KINDS, data_set
-
-logger = logging.getLogger(__name__)
 
 ENCODER = "encoder"
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -66,7 +61,7 @@ SOURCES = {
 }
 
 
-def prepare(name: str, data: Path | None, out: Path) -> Path:
+def prepare(name: str, data: Path, out: Path) -> Path:
     """Writes the three files of a source, unless they are there.
 
     Args:
@@ -78,15 +73,11 @@ def prepare(name: str, data: Path | None, out: Path) -> Path:
         Folder with train.parquet, validation.parquet and test.parquet.
 
     Raises:
-        OSError: If a larger file cannot be read.
+        OSError: If a larger file is missing or cannot be read.
     """
     folder, source = out / name, SOURCES[name]
     if not folder.is_dir():
-        if not source.kind and data is None:
-            raise FileNotFoundError(
-                f"{folder} is missing: make it with python -m research.studies.paper.deep.data --out {out} --data DIR"
-            )
-        rows = data_set(source.kind, source.sizes(), SEED) if source.kind else _drawn(source, Path(data or "") / name)
+        rows = data_set(source.kind, source.sizes(), SEED) if source.kind else _drawn(source, data / name)
         with atomic_folder(folder) as work:
             for split, part in rows.items():
                 part.to_parquet(str(work / f"{split}.parquet"))
@@ -95,6 +86,8 @@ def prepare(name: str, data: Path | None, out: Path) -> Path:
 
 def _drawn(source: Source, folder: Path) -> DatasetDict:
     """Draws rows of larger files; validation rows from those of training, where there are no others."""
+    if missing := [split for split in ("train", "test") if not (folder / f"{split}.parquet").is_file()]:
+        raise FileNotFoundError(f"{folder} has no {missing[0]}.parquet, which deep settings of the study read")
     own = (folder / "validation.parquet").is_file()
     train, test = (Dataset.from_parquet(str(folder / f"{split}.parquet")) for split in ("train", "test"))
     train = draw(train, source.train + (0 if own else source.validation), SEED)
@@ -123,20 +116,3 @@ def prepare_encoder(base: str, out: Path) -> Path:
             without_tokens(model, keep, ids).half().save_pretrained(work)
             cut_tokenizer(tokenizer, ids).save_pretrained(work)
     return folder
-
-
-def main() -> None:
-    """Parses, and writes what is missing."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the larger files, one folder a source")
-    parser.add_argument("--base", default=BASE, help="Hub name or folder of the encoder")
-    parser.add_argument("--out", type=Path, required=True, help="folder of what the settings read")
-    options = parser.parse_args()
-    for name in SOURCES:
-        logger.info("%s", prepare(name, options.data, options.out))
-    logger.info("%s", prepare_encoder(options.base, options.out))
-
-
-if __name__ == "__main__":
-    main()
