@@ -1,7 +1,7 @@
 """The study of arXiv 2409.19727: what pruning does to accuracy and to how readable units are.
 
-    python scripts/interpretability_study.py --data DIR --out runs/quick --quick --processes 2
-    python scripts/interpretability_study.py --data DIR --out runs/study --processes 2 --text-model NAME
+    python scripts/interpretability_study.py --data DIR --out runs/quick --quick
+    python scripts/interpretability_study.py --data DIR --out runs/study --text-model NAME
     python scripts/interpretability_study.py --data DIR --out runs/study --only network=googlenet seed=0 rate=0.8
     python scripts/interpretability_study.py --report --cells runs/study
 
@@ -19,13 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 
-from research.studies.interpretability.protocol import QUICK, Protocol  # isort: skip
+import joblib
+
 from hf_mabprune.cli.guard import guarded
 from research.studies.interpretability.page import write_page
-from research.studies.interpretability.rows import PROTOCOL, read_results, write_results
+from research.studies.interpretability.protocol import QUICK, Protocol
+from research.studies.interpretability.rows import read_results, write_results
 from research.studies.interpretability.similarity import SIMILARITIES
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.texts import ENCODER
+from research.studies.store import PROTOCOL
 
 RESULTS = ROOT / "research" / "studies" / "interpretability" / "results.parquet"
 PAGE = ROOT / "docs" / "interpretability_study.md"
@@ -39,7 +42,12 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, help="folder with cifar10/ and sst2/")
     parser.add_argument("--out", type=Path, default=Path("runs/interpretability"), help="folder of cells and networks")
-    parser.add_argument("--processes", type=int, default=1, help="that share the work; cells are the same for any")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=joblib.cpu_count(),
+        help="that share the work, one for each core if not given; cells are the same for any",
+    )
     parser.add_argument("--quick", action="store_true", help="narrow networks, few images and epochs: minutes")
     parser.add_argument("--similarity", default="self_supervised", help=f"of images: {', '.join(SIMILARITIES)}")
     parser.add_argument("--text-model", default="", help="text classifier, folder or Hub name; without, no texts")

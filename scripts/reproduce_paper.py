@@ -32,7 +32,7 @@ from research.studies.paper.deep.data import BASE
 from research.studies.paper.deep.study import DeepStudy
 from research.studies.paper.methods import Protocol
 from research.studies.paper.rows import KEY, RESULTS, add_results, read_results
-from research.studies.paper.runs import ASKED_BY, Runs, Unit
+from research.studies.paper.runs import Part, Unit
 from research.studies.paper.study import Study
 from research.studies.store import read_cells, stores
 
@@ -90,13 +90,13 @@ def run(options: argparse.Namespace) -> str:
     return page_of(pd.concat(made), options.out / PAGE.name, {part.part: part.protocol for part, _ in work})
 
 
-def asked(options: argparse.Namespace) -> list[tuple[Runs, Sequence[Unit]]]:
+def asked(options: argparse.Namespace) -> list[tuple[Part, Sequence[Unit]]]:
     """Gives the parts of the study that something is to be made of, and what."""
     parts = (
         Study.at(options.data / "tabular", options.out / Study.part, options.quick),
         DeepStudy.at(options.data, options.out / DeepStudy.part, options.quick, options.base),
     )
-    chosen = set(matching([unit for part in parts for unit in part.units()], options.only, ASKED_BY))
+    chosen = set(matching([unit for part in parts for unit in part.units()], options.only, Part.asked_by))
     work = []
     for part in parts:
         units = [unit for unit in part.units() if unit in chosen]

@@ -20,6 +20,7 @@ from research.studies.sharing import shared_out
 
 TIME = "seconds"  # the one column that differs between runs
 CELLS, SECONDS, SETTINGS, UNITS = "cells.parquet", "seconds.parquet", "settings.json", "units"
+PROTOCOL = "protocol"  # in the settings
 DIGITS = 6  # decimals that are kept of a figure
 
 

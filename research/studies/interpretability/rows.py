@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from research.parquet import write_parquet
-from research.studies.store import TIME, read_cells
+from research.studies.store import PROTOCOL, TIME, read_cells
 
 KEY = ("network", "seed", "kind", "schedule", "rate")
 CONTROL = ""  # the kind of a network that nothing was pruned of
@@ -18,8 +18,6 @@ UNPRUNED, TRAINED_ON, TRAINED_LONG, UNTRAINED, DIRECTIONS = CONTROLS = (
     "untrained",
     "random directions",
 )
-PROTOCOL = "protocol"
-NEAREST = "nearest"  # in the settings of a store: how good similarities are
 NAMES = ["network", "similarity", "kind", "schedule"]
 
 

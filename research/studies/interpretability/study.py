@@ -1,20 +1,13 @@
-"""The runs of the study: units of work, shared out over processes, resumable.
-
-A unit is all schedules that take one kind to one rate, for one network and seed, or all controls of a network and
-seed. It depends on nothing but its name and the protocol, and is computed with one thread, so that cells do not depend
-on how many processes there are or on when any of them was stopped. Networks and extractor are trained first, and kept.
+"""The runs of the study: a unit is all schedules that take one kind to one rate, for one network and seed, or all
+controls of a network and seed. Networks and extractor are trained first, and kept.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import Any, ClassVar
 
 from hf_mabprune.progress import stage
-from research.benchmarks.only import matching
 from research.studies.interpretability.cells import Bench
 from research.studies.interpretability.extractor import Extractor
 from research.studies.interpretability.images import read_images
@@ -30,14 +23,14 @@ from research.studies.interpretability.protocol import (
     VITS,
     Protocol,
 )
-from research.studies.interpretability.rows import CONTROL, KEY, PROTOCOL, Row
+from research.studies.interpretability.rows import CONTROL, KEY, Row
 from research.studies.interpretability.similarity import SIMILARITIES, same_class
 from research.studies.interpretability.subjects import ImageSubject
 from research.studies.interpretability.texts import ENCODER, TextSubject, read_texts, sentence_similarity
+from research.studies.runs import NETWORKS as NETWORKS_FOLDER
+from research.studies.runs import Runs
 from research.studies.sharing import shared_out
-from research.studies.store import Store
 
-NETWORK_FOLDER = "networks"
 LOOKED_AT = {GOOGLENET: "*", "vit": "*fc1", "tiny": "*"}  # of the vision transformer, the neurons
 
 
@@ -66,7 +59,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Runs[Unit]):
     """Describes a run of the study.
 
     Attributes:
@@ -78,22 +71,15 @@ class Study:
         image_networks: What images are looked at through, of `networks.MAKERS`, by the name that cells have.
     """
 
-    data: Path
-    out: Path
     protocol: Protocol
+    key: ClassVar[Sequence[str]] = KEY
+    asked_by: ClassVar[Sequence[str]] = ("network", "seed", "kind", "rate")
     text_model: str = ""
     encoder: str = ENCODER
     image_networks: tuple[str, ...] = NETWORKS[:2]
 
-    def units(self, only: Sequence[str] = ()) -> list[Unit]:
-        """Lists the units, the controls of a network and seed first.
-
-        Args:
-            only: Filters as those of `matching`, of `network`, `seed`, `kind` and `rate`.
-
-        Raises:
-            ValueError: If a filter names what there is not.
-        """
+    def all_units(self) -> list[Unit]:
+        """See `Runs.all_units`: the controls of a network and seed first."""
         networks = [*self.image_networks, *([TEXT] if self.text_model else [])]
         made = []
         for network in networks:
@@ -104,45 +90,24 @@ class Study:
                     for kind in self.protocol.kinds_of(network)
                     for rate in self.protocol.rates
                 ]
-        return matching(made, only, ("network", "seed", "kind", "rate"))
+        return made
 
-    def store(self) -> Store:
-        """Opens the store.
-
-        Raises:
-            ValueError: If it was begun under other settings.
-        """
-        settings: dict[str, Any] = {
-            PROTOCOL: asdict(self.protocol),
-            "recipes": {
-                name: asdict(each) for name, each in zip("ivte", (IMAGES, VITS, TEXTS, EXTRACTOR), strict=True)
-            },
+    def inputs(self) -> dict[str, Any]:
+        """See `Runs.inputs`."""
+        recipes = zip("ivte", (IMAGES, VITS, TEXTS, EXTRACTOR), strict=True)
+        return {
+            "recipes": {name: asdict(each) for name, each in recipes},
             "further": FURTHER,
             "text": [self.text_model, self.encoder],
         }
-        return Store(self.out, settings, KEY)
 
-    def run(self, units: Sequence[Unit], processes: int = 1) -> pd.DataFrame:
-        """Makes the cells of all units that are not there yet, and puts those of all units together.
-
-        Args:
-            units: Units of `units`.
-            processes: Processes that share the units, each with one thread.
-
-        Returns:
-            The rows, as `Store.collect` gives them.
-        """
-        store = self.store()
-        todo = [unit for unit in units if not store.has(unit.name)]
-        bases = list(dict.fromkeys((unit.network, unit.seed) for unit in todo))
+    def prepare(self, units: Sequence[Unit], processes: int) -> None:
+        """See `Runs.prepare`: trains networks, and the extractor with the first of them."""
+        bases = list(dict.fromkeys((unit.network, unit.seed) for unit in units))
         with stage("benchmark", len(bases), "networks") as work:
-            first, rest = bases[:1], bases[1:]  # the first makes the extractor, which the others read
-            for part in (first, rest):
-                for _ in shared_out(
-                    [partial(self._prepare, *base) for base in part], processes if part is rest else 1
-                ):
+            for part, shared in ((bases[:1], 1), (bases[1:], processes)):
+                for _ in shared_out([partial(self._prepare, *base) for base in part], shared):
                     work.count(work.done + 1)
-        return store.fill(units, self.cells, processes, "cells")
 
     def bench(self, network: str, seed: int) -> Bench:
         """Makes everything ready to prune a network; trains it, and the extractor, where they are not there yet."""
@@ -162,7 +127,7 @@ class Study:
         images = read_images(self.data / "cifar10", protocol.train, protocol.probes, protocol.test)
         extractor = Extractor(1.0, protocol.extractor_epochs, EXTRACTOR)
         similarity = SIMILARITIES[protocol.similarity](extractor)
-        folder = self.out / NETWORK_FOLDER
+        folder = self.out / NETWORKS_FOLDER
         found = similarity.matrix(images, folder)
         seen = similarity.network_images(images)
         convolutional = network != "vit"

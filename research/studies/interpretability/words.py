@@ -77,8 +77,8 @@ HOW_TO = """## Repeat it
 
 ```
 pip install -e ".[interpretability]"
-python scripts/interpretability_study.py --data DIR --out runs/quick --quick --processes 2
-python scripts/interpretability_study.py --data DIR --out runs/study --processes 2 --text-model NAME
+python scripts/interpretability_study.py --data DIR --out runs/quick --quick
+python scripts/interpretability_study.py --data DIR --out runs/study --text-model NAME
 python scripts/interpretability_study.py --report --cells runs/study
 python -m research.studies.interpretability.unit_page --help
 ```

@@ -14,7 +14,7 @@ from research.studies.paper.claims import all_claims, p_value, planned, points, 
 from research.studies.paper.findings import findings, straw_man
 from research.studies.paper.methods import Protocol
 from research.studies.paper.mistakes import mistakes
-from research.studies.paper.rows import DEEP, DENSE, PROTOCOL, SUITES, TABLES
+from research.studies.paper.rows import DEEP, DENSE, SUITES, TABLES
 from research.studies.paper.statistics import (
     SIX,
     SIX_KL,
@@ -39,7 +39,7 @@ from research.studies.paper.words import (
     SIX_POLICIES,
     VERDICTS,
 )
-from research.studies.store import TIME
+from research.studies.store import PROTOCOL, TIME
 
 FIGURES = "figures"
 CAPTIONS = {

@@ -16,7 +16,6 @@ from research.studies.store import TIME, check_settings
 CLASSIFICATION, REGRESSION, DEEP = SUITES = ("classification", "regression", "deep")
 LOSS, KL, NO_REWARD = "loss", "kl", ""
 DENSE = "dense"  # the method that removes nothing
-PROTOCOL = "protocol"  # in the settings of a store
 TABLES = "tables"  # beside `DEEP`: the two parts of the study, with a protocol each
 A_STEP = 3  # forward passes that a step of training costs: one, and about two for the way back
 RESULTS = Path(__file__).with_name("results.parquet")  # what the repository holds

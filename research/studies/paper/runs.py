@@ -1,25 +1,15 @@
-"""Runs of the study: units that are shared out over processes, kept as they end, and added up over several days.
+"""Runs of a part of the study: what units of tables and of deep settings have in common."""
 
-A unit depends on nothing but its setting, its draw and the protocol, and is computed with one thread, so that cells do
-not depend on how many processes there are, on when any of them was stopped, or on what else a run makes.
-"""
-
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import pandas as pd
-
-from research.benchmarks.only import matching
 from research.studies.paper.methods import Protocol
-from research.studies.paper.rows import KEY, PROTOCOL, Row, read_results
-from research.studies.store import Store, as_stored, check_settings
-
-NETWORKS = "networks"  # folder of trained networks, below that of the study
-VERSION = "version"
-ASKED_BY = ("suite", "setting", "draw")  # fields of a unit
+from research.studies.paper.rows import KEY, read_results
+from research.studies.runs import Runs
+from research.studies.store import check_settings
 
 
 @dataclass(frozen=True)
@@ -45,69 +35,25 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Runs(ABC):
-    """Describes a run of one part of the study.
+class Part(Runs[Unit]):
+    """Describes a run of one part of the study; attributes as those of `Runs`.
 
     Attributes:
-        data: Folder of the data.
-        out: Folder of cells and networks.
-        protocol: How cells are made.
         part: Name of the part.
-        version: Of the code that makes rows: a change after which it makes others raises it, and rows of before are no
-            longer added to.
     """
 
-    data: Path
-    out: Path
     protocol: Protocol
     part: ClassVar[str]
-    version: ClassVar[int]
+    key: ClassVar[Sequence[str]] = KEY
+    asked_by: ClassVar[Sequence[str]] = ("suite", "setting", "draw")
 
     @abstractmethod
+    def every_unit(self) -> list[Unit]:
+        """Lists all units, in any order."""
+
     def all_units(self) -> list[Unit]:
-        """Lists all units of the part."""
-
-    @abstractmethod
-    def inputs(self) -> dict[str, Any]:
-        """Says what rows depend on beside the protocol."""
-
-    @abstractmethod
-    def cells(self, unit: Unit) -> list[Row]:
-        """Makes the rows of a unit."""
-
-    def gather(self, units: Sequence[Unit]) -> None:  # noqa: B027
-        """Brings together the data that units read.
-
-        Raises:
-            OSError: If data are missing.
-        """
-
-    def prepare(self, units: Sequence[Unit], processes: int) -> None:  # noqa: B027
-        """Makes what units share, from data that were gathered, before they are shared out."""
-
-    def units(self, only: Sequence[str] = ()) -> list[Unit]:
-        """Lists the units, large ones first, so that no process is left with one of them at the end.
-
-        Args:
-            only: Filters as those of `matching`, of the fields `ASKED_BY`.
-
-        Raises:
-            ValueError: If a filter names what there is not.
-        """
-        asked = matching(self.all_units(), only, ASKED_BY)
-        return sorted(asked, key=lambda unit: (-unit.size, unit.draw, unit.name))
-
-    def settings(self) -> dict[str, Any]:
-        """Says what rows depend on: the protocol, the inputs and the version of the code."""
-        return as_stored({VERSION: self.version, PROTOCOL: asdict(self.protocol), **self.inputs()})
-
-    def store(self) -> Store:
-        """Opens the store.
-
-        Raises:
-            ValueError: If it was begun under other settings.
-        """
-        return Store(self.out, self.settings(), KEY)
+        """See `Runs.all_units`: large ones first, so that no process is left with one of them at the end."""
+        return sorted(self.every_unit(), key=lambda unit: (-unit.size, unit.draw, unit.name))
 
     def missing(self, units: Sequence[Unit], results: Path) -> list[Unit]:
         """Lists those of the units that a file of results does not hold.
@@ -124,20 +70,5 @@ class Runs(ABC):
         held = read_results(results)
         if self.part in held.attrs:
             check_settings(f"cells of {self.part}", held.attrs[self.part], self.settings(), str(results))
-        made = set(held[list(ASKED_BY)].itertuples(index=False, name=None))
+        made = set(held[list(self.asked_by)].itertuples(index=False, name=None))
         return [unit for unit in units if (unit.suite, unit.setting, unit.draw) not in made]
-
-    def run(self, units: Sequence[Unit], processes: int = 1) -> pd.DataFrame:
-        """Makes the cells of all units that are not there yet, and puts those of all units together.
-
-        Args:
-            units: Units of `units`.
-            processes: Processes that share the units, each with one thread.
-
-        Returns:
-            The rows, as `Store.collect` gives them.
-        """
-        store = self.store()
-        self.gather(units)
-        self.prepare([unit for unit in units if not store.has(unit.name)], processes)
-        return store.fill(units, self.cells, processes, "units")

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from research.studies.paper.cells import cells
 from research.studies.paper.methods import Protocol
 from research.studies.paper.rows import CLASSIFICATION, REGRESSION, TABLES, Row
-from research.studies.paper.runs import NETWORKS, Runs, Unit
+from research.studies.paper.runs import Part, Unit
 from research.studies.paper.tables import FOLDS, INDEX, REPEATS, read_table, splits
 from research.studies.paper.train import PASSES, RECIPE
+from research.studies.runs import NETWORKS
 
 QUICK = Protocol(
     splits=2, fractions=(0.1, 0.5), pulls_per_arm=1.5, rounds=4, tuning_steps=20, variant_splits=1, tuning_rows=150
@@ -21,7 +22,7 @@ QUICK_TABLES = ("iris", "wine", "glass", "haberman", "servo", "cpu", "auto_mpg",
 
 
 @dataclass(frozen=True)
-class Study(Runs):
+class Study(Part):
     """Describes a run of the study on tables.
 
     Attributes:
@@ -29,7 +30,6 @@ class Study(Runs):
     """
 
     part: ClassVar[str] = TABLES
-    version: ClassVar[int] = 1
     tables: Sequence[str] = ()
 
     @classmethod
@@ -37,8 +37,8 @@ class Study(Runs):
         """Gives the whole study, or the quick one of eight tables."""
         return cls(data, out, *((QUICK, QUICK_TABLES) if quick else (Protocol(),)))
 
-    def all_units(self) -> list[Unit]:
-        """See `Runs.all_units`.
+    def every_unit(self) -> list[Unit]:
+        """See `Part.every_unit`.
 
         Raises:
             ValueError: If there are not so many splits.

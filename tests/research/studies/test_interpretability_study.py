@@ -33,12 +33,10 @@ from research.studies.interpretability.rows import (
     read_results,
     write_results,
 )
-from research.studies.interpretability.rows import (
-    PROTOCOL as PROTOCOL_KEY,
-)
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.unit_page import look, section
 from research.studies.store import CELLS, Store
+from research.studies.store import PROTOCOL as PROTOCOL_KEY
 from tests.seeds import moved
 
 ROOT = Path(__file__).parents[3]

@@ -16,14 +16,15 @@ from research.studies.paper.deep.data import BASE, ENCODER, SOURCES, TEXTS, Sour
 from research.studies.paper.deep.networks import make_network
 from research.studies.paper.deep.settings import FULL, QUICK, QUICK_SETTINGS, SETTINGS, Setting
 from research.studies.paper.rows import DEEP, Row
-from research.studies.paper.runs import NETWORKS, Runs, Unit
+from research.studies.paper.runs import Part, Unit
+from research.studies.runs import NETWORKS
 from research.studies.sharing import shared_out
 
 DATA = "data"  # folder of what units read, below that of the study
 
 
 @dataclass(frozen=True)
-class DeepStudy(Runs):
+class DeepStudy(Part):
     """Describes a run of the study on deep settings.
 
     Attributes:
@@ -32,7 +33,6 @@ class DeepStudy(Runs):
     """
 
     part: ClassVar[str] = DEEP
-    version: ClassVar[int] = 1
     described: dict[str, Setting] = field(default_factory=lambda: SETTINGS)
     base: str = BASE
 
@@ -42,8 +42,8 @@ class DeepStudy(Runs):
         chosen = {name: SETTINGS[name] for name in QUICK_SETTINGS} if quick else SETTINGS
         return cls(data, out, QUICK if quick else FULL, chosen, base)
 
-    def all_units(self) -> list[Unit]:
-        """See `Runs.all_units`."""
+    def every_unit(self) -> list[Unit]:
+        """See `Part.every_unit`."""
         draws = range(self.protocol.splits)
         return [Unit(DEEP, name, draw, setting.width) for name, setting in self.described.items() for draw in draws]
 
