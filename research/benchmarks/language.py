@@ -7,7 +7,6 @@ themselves, and are measured with their own compensation and with least squares.
 trains every one of them, on the same data.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 from datasets import load_dataset
@@ -35,7 +34,6 @@ from hf_mabprune.progress import stage
 from hf_mabprune.recovery.recover import recover
 from hf_mabprune.registry import nearest
 from hf_mabprune.runtime.accelerator import make_accelerator
-from hf_mabprune.runtime.files import write_atomically
 from hf_mabprune.search.run import make_criterion, search
 from hf_mabprune.selection.layouts import make_plans, width_multiple
 from hf_mabprune.selection.plan import Plan
@@ -48,10 +46,11 @@ from hf_mabprune.tasks.causal_lm import CausalLM
 from hf_mabprune.tasks.sampling import evaluation_batches
 from research.benchmarks.draw import spread
 from research.benchmarks.endings import Question, answered, read_questions
+from research.benchmarks.language_rows import Cell, Measured, Rows, in_short
 from research.benchmarks.meter import Meter
 from research.benchmarks.only import matching
 from research.benchmarks.rivals import RIVALS, Chosen, non_embedding_parameters, removed_parameters
-from research.benchmarks.specs import EQUAL, OWN, Allocation
+from research.benchmarks.specs import EQUAL, OWN
 from research.benchmarks.suite import digest
 
 RACE = "race"
@@ -60,16 +59,6 @@ METHODS = (*ALONE, RACE, *RIVALS)
 REFIT = "least_squares"
 QUICK = {"guard": False, "bottom_up": False, "both_sides": False}
 ITS_OWN = "its own"  # the compensation that a rival comes with, if any
-Measured = dict[str, Any]
-
-
-class Cell(NamedTuple):
-    """What one row is of; `size` is the part of the parameters of attentions and FFNs that is to go."""
-
-    method: str
-    size: float
-    allocation: Allocation
-    compensation: str
 
 
 def run(
@@ -181,62 +170,6 @@ def windows(settings: TaskConfig, task: Task, name: str, file: str, seed: int) -
     dataset = load_dataset(LOADERS[Path(file).suffix], data_files=file, split="train")
     task.check(dataset, name)
     return evaluation_batches(settings, task, dataset, seed)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Keeps rows on disk.
-
-    Attributes:
-        path: JSON-lines file.
-        settings: Digest of what all rows depend on.
-    """
-
-    path: Path | str
-    settings: str
-
-    def read(self) -> list[Measured]:
-        """Reads all rows, none if there is no file.
-
-        Raises:
-            ValueError: If there are some of other settings.
-        """
-        rows = read_rows(self.path) if Path(self.path).exists() else []
-        if any(row["settings"] != self.settings for row in rows):
-            raise ValueError(f"{self.path} has rows of other settings or texts; use another --out")
-        return rows
-
-    def there(self) -> set[Cell]:
-        """Lists the cells that have a row."""
-        return {cell_of(row) for row in self.read()}
-
-    def lowest(self, cell: Cell) -> float:
-        """Gives the lowest KL divergence on the validation split that another allocation of a cell has so far."""
-        same = [row for row in self.read() if cell_of(row)._replace(allocation=cell.allocation) == cell]
-        return min((row["validation_kl"] for row in same), default=float("inf"))
-
-    def add(self, row: Measured) -> None:
-        """Adds a row."""
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(each) for each in [*self.read(), {**row, "settings": self.settings}]]
-        write_atomically(Path(self.path), "".join(f"{line}\n" for line in lines).encode())
-
-
-def read_rows(path: str | Path) -> list[Measured]:
-    """Reads the rows of a file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
-def cell_of(row: Measured) -> Cell:
-    """Says what a row is of."""
-    return Cell(*(row[name] for name in Cell._fields))
-
-
-def in_short(row: Measured) -> str:
-    """Says in one line what a row holds."""
-    texts = [f"{name} KL {text['kl']:.4g} perplexity {text['perplexity']:.4g}" for name, text in row["texts"].items()]
-    found = [f"{row['gone']:.2%} gone", f"validation KL {row['validation_kl']:.4g}", *texts]
-    return ", ".join([*found, f"{row['seconds']:.0f} s"])
 
 
 @dataclass(frozen=True)

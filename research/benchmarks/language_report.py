@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 
 from hf_mabprune.evaluation.quality import percentiles, resample
-from research.benchmarks.language import ITS_OWN, RIVALS, Measured, read_rows
+from research.benchmarks.language import ITS_OWN
+from research.benchmarks.language_rows import Measured, read_rows
+from research.benchmarks.rivals import RIVALS
 
 MEASURES = ("kl", "perplexity")
 

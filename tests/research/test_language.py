@@ -13,8 +13,9 @@ from hf_mabprune.config import PruneConfig, check
 from hf_mabprune.session import Session, make_session
 from research.benchmarks import language
 from research.benchmarks.endings import answered, read_questions
-from research.benchmarks.language import ITS_OWN, Bench, Cell, Rows, comparable, smaller
+from research.benchmarks.language import ITS_OWN, Bench, comparable, smaller
 from research.benchmarks.language_report import report
+from research.benchmarks.language_rows import Cell, Measured, Rows, cell_of, read_rows
 from research.benchmarks.rivals import RIVALS, applied
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer
@@ -60,7 +61,7 @@ def test_an_interrupted_run_goes_on_and_every_method_has_the_size_that_is_asked_
     text(3).to_parquet(str(story))
     add, left = Rows.add, [5]
 
-    def interrupted(rows: Rows, row: language.Measured) -> None:
+    def interrupted(rows: Rows, row: Measured) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
@@ -69,10 +70,10 @@ def test_an_interrupted_run_goes_on_and_every_method_has_the_size_that_is_asked_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Rows, "add", interrupted)
         language.run(settings, out, methods, [f"story={story}"])
-    before = language.read_rows(out)
+    before = read_rows(out)
     language.run(settings, out, methods, [f"story={story}"])
-    rows = language.read_rows(out)
-    assert rows[:5] == before and len({language.cell_of(row) for row in rows}) == len(rows) == 16
+    rows = read_rows(out)
+    assert rows[:5] == before and len({cell_of(row) for row in rows}) == len(rows) == 16
     assert all(abs(row["gone"] - row["size"]) < 0.05 for row in rows)
     for method in methods:
         best = min((row for row in rows if row["method"] == method), key=lambda row: row["validation_kl"])
