@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import architecture_of, projection_of
 from hf_mabprune.arms import KeepIndices
+from hf_mabprune.checks import check_choice
 from hf_mabprune.compensation import RefitCache, compensate, refit_all
 from hf_mabprune.config import PruneConfig, PruningConfig, TaskConfig, check
 from hf_mabprune.criteria import CRITERIA, CalibrationStatistics
@@ -85,7 +86,8 @@ def run(
         ValueError, OSError: For settings, methods, a model or data that cannot work.
     """
     files, asked = dict(named(text) for text in texts), dict(named(choice) for choice in choices)
-    settings, cells = comparable(settings), matching(cells_of(settings, methods), only, Cell._fields)
+    check_choice(settings := comparable(settings))
+    cells = matching(cells_of(settings, methods), only, Cell._fields)
     rows = Rows(out, digest([settings.model_dump(exclude={"output"}), files, asked, questions]))
     todo = [cell for cell in cells if cell not in rows.there()]
     accelerator = make_accelerator()

@@ -84,6 +84,12 @@ def test_an_interrupted_run_goes_on_and_every_method_has_the_size_that_is_asked_
         language.run(settings, out, methods)
 
 
+def test_what_cannot_be_chosen_by_is_refused_before_a_model_is_loaded(settings: PruneConfig, tmp_path: Path) -> None:
+    wrong = check({**settings.model_dump(), "search": {"rule": {"name": "refit", "moovs": 3}}})
+    with pytest.raises(ValueError, match=r"rule 'refit' has no option 'moovs'. Did you mean 'moves'"):
+        language.run(wrong, tmp_path / "rows.jsonl", ["magnitude", "race"])
+
+
 def test_a_worse_allocation_is_not_measured_on_test_texts(session: Session) -> None:
     bench = Bench(session, ("test",), {})
     cell = Cell("magnitude", 0.4, "own", "least_squares")
