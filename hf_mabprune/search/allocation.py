@@ -10,7 +10,8 @@ measures its KL divergence on held-out examples. What is pulled, in stages:
 - For the best order, where kinds share a budget: more of one of them, or all that can of one before any other.
 - For the best of these: how much each site bears, measured with that site alone cut, and trusted by degrees; more from
   below, from above, from the middle or from both ends.
-- Offspring of the best so far: random factors on the costs of some sites.
+- Offspring of the best so far: random factors on the costs of some sites. Only where it is ahead of equal widths:
+  where nothing designed is, random changes are not either, and the time is better spent otherwise.
 
 Each stage is a successive halving (Karnin, Koren & Somekh 2013): all its allocations see a quarter of the examples,
 the better half of them sees half, the best quarter all. Comparisons are paired, on the same examples. In the end the
@@ -39,7 +40,7 @@ LOOKS = 4  # parts that are looked at before one goes as a whole
 BROOD = 8  # offspring of a generation
 IDLE = 10  # generations in turn without anything new that end a search
 STEPS = (0.7, 0.5, 0.35, 0.25)  # standard deviation of the logarithm of their factors, generation by generation
-SURE = 1.0  # standard errors that the gain of offspring must exceed
+SURE = 1.0  # standard errors that the gain of offspring must exceed, and that of what they are bred from
 CERTAIN = 1.64  # and that of the winner over equal widths: 95%, one-sided
 
 
@@ -110,7 +111,9 @@ class Allocation:
             base = yield from self._halved(plan, [base, *made.by_kind(base)])
             bears = yield from self._sensitivities(plan, made, base)
             best = yield from self._halved(plan, [best, base, *made.trusting(base, bears), *made.shaped(base)])
-            best = yield from self._offspring(plan, made, best, end)
+            yield from self._measure(plan, equal.kept, self._parts)
+            if _gain(*(self._all(each.kept, self._parts) for each in (equal, best))) > SURE:
+                best = yield from self._offspring(plan, made, best, end)
         yield from self._settle(plan, equal, best)
         tokens = round(self.reference.cost.forward_tokens - tokens)
         self.cost += Cost(forward_tokens=tokens, seconds=time.perf_counter() - started)

@@ -57,7 +57,7 @@ def test_what_it_reports_is_the_divergence_of_the_refitted_model(model_type: str
     assert allocation.before == pytest.approx(divergence(allocation, even, scores), rel=1e-5)
     assert allocation.after == pytest.approx(divergence(allocation, plan, allocation.scores), rel=1e-5)
     assert allocation.after < allocation.before or allocation.taken == "equal widths"
-    assert allocation.cost.pulls > 10 and allocation.cost.forward_tokens > 0
+    assert allocation.cost.pulls >= 8 and allocation.cost.forward_tokens > 0
     assert allocation.summary().startswith(f"{allocation.cost.pulls} allocations measured: held-out KL ")
 
 
@@ -141,6 +141,27 @@ def test_more_goes_from_sites_that_bear_it_though_the_order_does_not_say_so() ->
     for _ in allocation.run(plan, [-order], whole(plan)):
         pass
     assert allocation.after < 0.8 * allocation.before and allocation.taken != "equal widths"
+
+
+def test_nothing_is_bred_from_what_is_not_ahead_of_equal_widths() -> None:
+    """The harm of a set is how unevenly it is spread, so that equal widths are best; what is designed ends the run."""
+
+    class Even(Known):
+        def _measure(self, plan: Plan, kept: np.ndarray, parts: Sequence[int]) -> Iterator[None]:
+            gone = np.array([(~kept[rows]).mean() for rows in plan.parts()])
+            for part in parts:
+                self._seen[kept.tobytes(), part] = (1 + gone.std()) * np.array([1.0, 2.0, 1.0, 2.0])
+            self.cost += Cost(pulls=1)
+            yield
+
+    allocation, plan, worth = known(worth_of_sites=100.0)
+    even, found = Even(METHOD, allocation.reference, 60), []
+    for each in (even, allocation):
+        for _ in each.run(plan, [-worth], whole(plan)):
+            pass
+        found.append(each.passes)
+    assert even.taken == "equal widths" and allocation.taken == "1 of its costs"
+    assert found[0] < found[1], found
 
 
 class WholeSites(Known):
