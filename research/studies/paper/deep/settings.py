@@ -107,7 +107,7 @@ _STEPS = {"one_fact": 400, "two_facts": 1_000, "three_facts": 3_000, "counting":
 SETTINGS = {
     setting.name: setting
     for setting in (
-        _image("mnist", Recipe(steps=800, batch_size=128, learning_rate=1e-3, weight_decay=0.05), 8, False),
+        _image("mnist", Recipe(steps=4_000, batch_size=128, learning_rate=1e-3, weight_decay=0.05), 8, False),
         _image("cifar10", Recipe(steps=2_400, batch_size=256, learning_rate=2e-3, weight_decay=0.05), 4, True),
         _text("sst2", "text", "sst2", _CLASSES, 2),
         _text("agnews", "text", "agnews", _CLASSES, 2),
