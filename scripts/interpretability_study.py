@@ -19,8 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 
-import joblib
-
 from hf_mabprune.cli.guard import guarded
 from research.studies.interpretability.page import write_page
 from research.studies.interpretability.protocol import QUICK, Protocol
@@ -28,6 +26,7 @@ from research.studies.interpretability.rows import read_results, write_results
 from research.studies.interpretability.similarity import SIMILARITIES
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.texts import ENCODER
+from research.studies.sharing import add_processes, processes_of
 from research.studies.store import PROTOCOL
 
 RESULTS = ROOT / "research" / "studies" / "interpretability" / "results.parquet"
@@ -42,12 +41,7 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, help="folder with cifar10/ and sst2/")
     parser.add_argument("--out", type=Path, default=Path("runs/interpretability"), help="folder of cells and networks")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=joblib.cpu_count(),
-        help="that share the work, one for each core if not given; cells are the same for any",
-    )
+    add_processes(parser)
     parser.add_argument("--quick", action="store_true", help="narrow networks, few images and epochs: minutes")
     parser.add_argument("--similarity", default="self_supervised", help=f"of images: {', '.join(SIMILARITIES)}")
     parser.add_argument("--text-model", default="", help="text classifier, folder or Hub name; without, no texts")
@@ -65,13 +59,12 @@ def run(options: argparse.Namespace) -> str:
     """Makes all cells that are missing, and the page of them."""
     if options.data is None:
         raise ValueError("--data is missing: the folder with cifar10/ and sst2/")
-    if options.processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    processes = processes_of(options)
     protocol = replace(QUICK if options.quick else Protocol(), similarity=options.similarity)
     study = Study(options.data, options.out, protocol, options.text_model, options.encoder)
     units = study.units(options.only)
-    print(f"{len(units)} units, {options.processes} processes; cells go to {options.out}", flush=True)
-    return write_page(study.run(units, options.processes), options.out / PAGE.name, protocol)
+    print(f"{len(units)} units, {processes} processes; cells go to {options.out}", flush=True)
+    return write_page(study.run(units, processes), options.out / PAGE.name, protocol)
 
 
 def report(options: argparse.Namespace) -> str:

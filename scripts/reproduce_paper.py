@@ -23,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 
-import joblib
 import pandas as pd
 
 from hf_mabprune.cli.guard import guarded
@@ -34,6 +33,7 @@ from research.studies.paper.methods import Protocol
 from research.studies.paper.rows import KEY, RESULTS, add_results, read_results
 from research.studies.paper.runs import Part, Unit
 from research.studies.paper.study import Study
+from research.studies.sharing import add_processes, processes_of
 from research.studies.store import read_cells, stores
 
 PAGE = ROOT / "docs" / "paper_study.md"
@@ -47,12 +47,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder of tabular, mnist, cifar10, sst2, ...")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of cells, networks and page")
     parser.add_argument("--base", default=BASE, help="encoder that texts are read with: Hub name or folder")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=joblib.cpu_count(),
-        help="that share the work, one for each core if not given; cells are the same for any",
-    )
+    add_processes(parser)
     parser.add_argument("--quick", action="store_true", help="eight tables, two kinds of stories: minutes")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. suite=regression setting=servo,cpu draw=0")
     parser.add_argument("--networks", action="store_true", help="the networks of deep settings alone")
@@ -69,21 +64,19 @@ def run(options: argparse.Namespace) -> str:
     """Makes all cells that are missing, and the page of them."""
     if options.data is None:
         raise ValueError("--data is missing: the folder that tabular, mnist, cifar10, sst2, ... lie in")
-    if options.processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    processes = processes_of(options)
     work = asked(options)
     for part, units in work:
         part.gather(units)
     print(
-        f"{sum(len(units) for _, units in work)} draws of settings, {options.processes} processes; "
-        f"cells go to {options.out}",
+        f"{sum(len(units) for _, units in work)} draws of settings, {processes} processes; cells go to {options.out}",
         flush=True,
     )
     if options.networks:
         for part, units in work:
-            part.prepare(units, options.processes)
+            part.prepare(units, processes)
         return f"networks are in {', '.join(str(part.out) for part, _ in work)}\n"
-    made = [part.run(units, options.processes) for part, units in work]
+    made = [part.run(units, processes) for part, units in work]
     if options.missing:  # a page of what is left of the study would mislead
         cells = sum(len(each) for each in made)
         return f"{cells} cells that {options.results.name} does not hold; add them with --report --add {options.out}\n"
@@ -96,10 +89,11 @@ def asked(options: argparse.Namespace) -> list[tuple[Part, Sequence[Unit]]]:
         Study.at(options.data / "tabular", options.out / Study.part, options.quick),
         DeepStudy.at(options.data, options.out / DeepStudy.part, options.quick, options.base),
     )
-    chosen = set(matching([unit for part in parts for unit in part.units()], options.only, Part.asked_by))
+    listed = [(part, part.units()) for part in parts]
+    chosen = set(matching([unit for _, units in listed for unit in units], options.only, Part.asked_by))
     work = []
-    for part in parts:
-        units = [unit for unit in part.units() if unit in chosen]
+    for part, everything in listed:
+        units = [unit for unit in everything if unit in chosen]
         if options.missing:
             units = part.missing(units, options.results)
         if units:

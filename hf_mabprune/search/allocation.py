@@ -112,7 +112,7 @@ class Allocation:
             bears = yield from self._sensitivities(plan, made, base)
             best = yield from self._halved(plan, [best, base, *made.trusting(base, bears), *made.shaped(base)])
             yield from self._measure(plan, equal.kept, self._parts)
-            if _gain(*(self._all(each.kept, self._parts) for each in (equal, best))) > SURE:
+            if self._gain(equal, best, self._parts) > SURE:
                 best = yield from self._offspring(plan, made, best, end)
         yield from self._settle(plan, equal, best)
         tokens = round(self.reference.cost.forward_tokens - tokens)
@@ -191,8 +191,7 @@ class Allocation:
                 break
             brood = [made.offspring(best, rng, step) for _ in range(BROOD)]
             child = yield from self._halved(plan, brood)
-            before, after = (self._all(each.kept, self._parts) for each in (best, child))
-            if _gain(before, after) > SURE:
+            if self._gain(best, child, self._parts) > SURE:
                 best = child
             idle = idle + 1 if len(self._seen) == known else 0
         return best
@@ -203,8 +202,8 @@ class Allocation:
         for each in (equal, best):
             yield from self._measure(plan, each.kept, [*self._apart, *self._parts])
         everything = list(range(len(self.reference.held_out)))
-        certain = _gain(*(self._all(each.kept, everything) for each in (equal, best))) > CERTAIN
-        fresh = _gain(*(self._all(each.kept, self._apart) for each in (equal, best))) > 0
+        certain = self._gain(equal, best, everything) > CERTAIN
+        fresh = self._gain(equal, best, self._apart) > 0
         chosen = best if certain and fresh else equal
         self.scores, self.taken = chosen.scores, chosen.name
         self.before, self.after = (self._mean(each.kept, everything) for each in (equal, chosen))
@@ -230,6 +229,10 @@ class Allocation:
     def _all(self, kept: Bools, parts: Sequence[int]) -> Floats:
         """Divergences of a set on some parts, an example each."""
         return np.concatenate([self._seen[kept.tobytes(), part] for part in parts])
+
+    def _gain(self, before: Candidate, after: Candidate, parts: Sequence[int]) -> float:
+        """By how many standard errors one allocation is ahead of another on some parts."""
+        return _gain(self._all(before.kept, parts), self._all(after.kept, parts))
 
     def _mean(self, kept: Bools, parts: Sequence[int]) -> float:
         """Their mean; infinite where one is not finite, or where there is none."""

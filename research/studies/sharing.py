@@ -1,5 +1,6 @@
 """Shares the units of a study out over processes, each with one thread, and stops when the run was killed."""
 
+import argparse
 import gc
 import os
 import warnings
@@ -12,9 +13,38 @@ import transformers
 from datasets.utils import disable_progress_bars
 from threadpoolctl import threadpool_limits
 
-from hf_mabprune.progress import SWITCH
+from hf_mabprune.progress import SWITCH, stage
 
 Made = TypeVar("Made")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds --processes to the options of a study."""
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=joblib.cpu_count(),
+        help="that share the work, one for each core if not given; cells are the same for any",
+    )
+
+
+def processes_of(options: argparse.Namespace) -> int:
+    """Gives the number that was asked for.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    processes: int = options.processes
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
+    return processes
+
+
+def run_all(tasks: Sequence[Callable[[], str]], processes: int, noun: str, done: int = 0) -> None:
+    """Runs tasks that give their names, in so many processes, and shows how far it is; `done` were there before."""
+    with stage("benchmark", done + len(tasks), noun, done) as work:
+        for name in shared_out(tasks, processes):
+            work.count(work.done + 1, note=name)
 
 
 def shared_out(tasks: Sequence[Callable[[], Made]], processes: int) -> Iterator[Made]:

@@ -13,10 +13,9 @@ from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 
-from hf_mabprune.progress import stage
 from hf_mabprune.runtime.files import write_atomically
 from research.parquet import write_parquet
-from research.studies.sharing import shared_out
+from research.studies.sharing import run_all
 
 TIME = "seconds"  # the one column that differs between runs
 CELLS, SECONDS, SETTINGS, UNITS = "cells.parquet", "seconds.parquet", "settings.json", "units"
@@ -82,9 +81,7 @@ class Store:
             The rows, as `collect` gives them.
         """
         todo = [unit for unit in units if not self.has(unit.name)]
-        with stage("benchmark", len(units), noun, len(units) - len(todo)) as work:
-            for name in shared_out([partial(self._made, make, unit) for unit in todo], processes):
-                work.count(work.done + 1, note=name)
+        run_all([partial(self._made, make, unit) for unit in todo], processes, noun, len(units) - len(todo))
         return self.collect(unit.name for unit in units)
 
     def _made(self, make: Callable[[Some], Sequence[Any]], unit: Some) -> str:

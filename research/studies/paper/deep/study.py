@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_mabprune.config import PruneConfig
-from hf_mabprune.progress import stage
 from research.studies.paper.deep.cells import cells
 from research.studies.paper.deep.data import BASE, ENCODER, SOURCES, TEXTS, Source, prepare, prepare_encoder
 from research.studies.paper.deep.networks import make_network
@@ -18,7 +17,7 @@ from research.studies.paper.deep.settings import FULL, QUICK, QUICK_SETTINGS, SE
 from research.studies.paper.rows import DEEP, Row
 from research.studies.paper.runs import Part, Unit
 from research.studies.runs import NETWORKS
-from research.studies.sharing import shared_out
+from research.studies.sharing import run_all
 
 DATA = "data"  # folder of what units read, below that of the study
 
@@ -65,9 +64,7 @@ class DeepStudy(Part):
     def prepare(self, units: Sequence[Unit], processes: int) -> None:
         """See `Runs.prepare`: trains the networks that are not there yet."""
         names = list(dict.fromkeys(unit.setting for unit in units))
-        with stage("benchmark", len(names), "networks") as work:
-            for name in shared_out([partial(self._trained, name) for name in names], processes):
-                work.count(work.done + 1, note=name)
+        run_all([partial(self._trained, name) for name in names], processes, "networks")
 
     def cells(self, unit: Unit) -> list[Row]:
         """See `Runs.cells`."""
