@@ -19,6 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 
+import research.studies.interpretability  # noqa: F401 - before all that imports transformers: see there
+
+# isort: split
 from hf_mabprune.cli.guard import guarded
 from research.studies.interpretability.page import write_page
 from research.studies.interpretability.protocol import QUICK, Protocol

@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> str:
         raise ValueError("--data is missing: the folder that tabular, mnist, cifar10, sst2, ... lie in")
     processes = processes_of(options)
     work = asked(options)
+    for part, _ in work:
+        part.store()  # a folder of other settings is refused before any part is begun
     for part, units in work:
         part.gather(units)
     print(

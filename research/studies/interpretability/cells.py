@@ -12,7 +12,7 @@ from torch import nn
 from hf_mabprune.sparsity import run_schedule
 from research.studies.interpretability.activations import side_by_side
 from research.studies.interpretability.mis import (
-    Trials,
+    Scores,
     random_directions,
     shuffled,
     unit_scores,
@@ -56,7 +56,7 @@ class Bench:
     @cached_property
     def before(self) -> torch.Tensor:
         """Scores of its units, [U]."""
-        return self._scores(side_by_side(self.subject.activations(self.network)), self.protocol.trials)[0]
+        return self._scores(side_by_side(self.subject.activations(self.network))).mis
 
     def pruned_rows(self, kind: str, rate: float) -> Iterator[Row]:
         """Gives the cells of a kind and a rate."""
@@ -124,13 +124,13 @@ class Bench:
         there, trials = varying(units), self.protocol.trials
         row = replace(row, units=units.shape[1], gone=int((~there).sum()))
         if there.any():
-            mis, solved = self._scores(units, trials)
-            divided = self._scores(units, replace(trials, alpha=1 / trials.alpha))[0]
-            chance = self._scores(shuffled(units[:, there], self.seed), trials)[0]
+            scores = self._scores(units)
+            mis, divided = scores.mis, replace(scores, alpha=1 / trials.alpha).mis
+            chance = self._scores(shuffled(units[:, there], self.seed)).mis
             row = replace(
                 row,
                 mis=mis[there].mean().item(),
-                solved=solved[there].mean().item(),
+                solved=scores.solved[there].mean().item(),
                 mis_divided=divided[there].mean().item(),
                 mis_all=torch.where(there, mis, 0.5).mean().item(),
                 mis_before=self.before[there].mean().item(),
@@ -139,6 +139,5 @@ class Bench:
             )
         return replace(row, seconds=time.perf_counter() - started)
 
-    def _scores(self, units: torch.Tensor, trials: Trials) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = unit_scores(units, self.subject.similarity, trials, self.seed)
-        return scores.mis, scores.solved
+    def _scores(self, units: torch.Tensor) -> Scores:
+        return unit_scores(units, self.subject.similarity, self.protocol.trials, self.seed)

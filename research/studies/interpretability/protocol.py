@@ -64,9 +64,9 @@ class Protocol:
     """
 
     seeds: int = 3
-    other_seeds: int = 3
+    other_seeds: int = 2
     rates: tuple[float, ...] = (0.4, 0.8)
-    epochs: int = 3
+    epochs: int = 2
     steps: int = 3
     schedules: tuple[str, ...] = tuple(SCHEDULES)
     width: float = 1.0

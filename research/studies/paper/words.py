@@ -67,8 +67,8 @@ OF_TABLES = """**Tables.**
 OF_DEEP = """**Deep settings.**
 
 - **Settings.** MNIST and CIFAR-10; SST-2 and AG News; SICK (entailment, relatedness), OpenBookQA, and five kinds of
-  questions about generated stories: one, two and three supporting facts, counting, yes or no. Those without a line
-  under [Deep](#deep) have no cells yet.
+  questions about generated stories: one, two and three supporting facts, counting, yes or no. Those that were run
+  have a line under [Deep](#deep).
 - **Networks.** One a setting: a small vision transformer for images, a fine-tuned MiniLM for texts, SICK and
   OpenBookQA, a small transformer for generated stories, over sentences. Arms are blocks of the hidden neurons of a
   layer.

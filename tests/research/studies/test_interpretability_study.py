@@ -1,6 +1,7 @@
 """Runs of the interpretability study on a tiny network: which cells there are, what they say, a run that goes on."""
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image
 
 from research.studies.interpretability.page import page_text
 from research.studies.interpretability.protocol import (
@@ -18,7 +18,6 @@ from research.studies.interpretability.protocol import (
     FREE,
     KINDS,
     ONE_SHOT,
-    QUICK,
     STRUCTURED,
     UNEQUAL,
     Protocol,
@@ -35,31 +34,21 @@ from research.studies.interpretability.rows import (
 )
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.unit_page import look, section
-from research.studies.store import CELLS, Store
+from research.studies.store import CELLS
 from research.studies.store import PROTOCOL as PROTOCOL_KEY
-from tests.seeds import moved
+from tests.research.studies.kills import kill_after_a_unit
+from tests.research.studies.tiny_readable_study import PROTOCOL, tiny_study, write_images
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "research" / "studies" / "interpretability" / "results.parquet"
 PAGE = ROOT / "docs" / "interpretability_study.md"
-PROTOCOL = replace(
-    QUICK, seeds=1, rates=(0.5,), width=0.25, base_epochs=30, train=64, probes=48, test=32, tasks=4, references=3,
-    extractor_epochs=1,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small images of two classes: bright ones and dark ones."""
+    """A folder with small images."""
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(moved(0))
-    features = Features({"img": Image(), "label": ClassLabel(names=["dark", "bright"])})
-    (folder / "cifar10").mkdir()
-    for split, rows in (("train", 120), ("test", 40)):
-        labels = np.arange(rows) % 2
-        pixels = rng.integers(100, size=(rows, 32, 32, 3)) + 120 * labels[:, None, None, None]
-        columns = {"img": list(pixels.astype(np.uint8)), "label": labels.tolist()}
-        Dataset.from_dict(columns, features).to_parquet(str(folder / "cifar10" / f"{split}.parquet"))
+    write_images(folder)
     return folder
 
 
@@ -68,10 +57,6 @@ def whole(data: Path) -> Iterator[tuple[Study, pd.DataFrame]]:
     """A study that nothing disturbed, and its cells."""
     study = tiny_study(data, data / "whole")
     yield study, study.run(study.units())
-
-
-def tiny_study(data: Path, out: Path) -> Study:
-    return Study(data, out, PROTOCOL, image_networks=("tiny",))
 
 
 def test_every_kind_has_every_schedule_and_zeros_are_counted_at_the_end(whole: tuple[Study, pd.DataFrame]) -> None:
@@ -107,21 +92,13 @@ def test_controls_say_what_nothing_looks_like(whole: tuple[Study, pd.DataFrame])
     assert ((cells["shuffled"] - 0.5).abs() < 4.5 * cells["shuffled_error"]).all()
 
 
-def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_file(
-    whole: tuple[Study, pd.DataFrame], data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.whole
+def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_file(
+    whole: tuple[Study, pd.DataFrame], data: Path
 ) -> None:
-    study, added = tiny_study(data, data / "stopped"), Store.add
-
-    def stops(store: Store, unit: str, rows: object) -> None:
-        if len(list((store.folder / "units").iterdir())) == 2:
-            raise KeyboardInterrupt
-        added(store, unit, rows)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Store, "add", stops)
-    with pytest.raises(KeyboardInterrupt):
-        study.run(study.units())
+    study = tiny_study(data, data / "killed")
+    kill_after_a_unit("tests.research.studies.tiny_readable_study", data, study.out)
     assert not (study.out / CELLS).exists()
-    monkeypatch.setattr(Store, "add", added)
     study.run(study.units())
     assert (study.out / CELLS).read_bytes() == (whole[0].out / CELLS).read_bytes()
 
@@ -170,6 +147,14 @@ def program(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "scripts" / "interpretability_study.py"), run_name="__main__")
     return int(str(ended.value.code))
+
+
+def test_torchvision_is_seen_to_before_transformers_imports_it() -> None:
+    script = ROOT / "scripts" / "interpretability_study.py"
+    code = f"import runpy, sys; runpy.run_path({str(script)!r}); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = ended.stdout.split()
+    assert imported.index("research.studies.interpretability.googlenet") < imported.index("transformers")
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="no cells are stored")

@@ -1,11 +1,8 @@
 """Runs of the study: what cells there are and what they say, and a kill that changes nothing."""
 
-import os
 import runpy
-import signal
-import subprocess
+import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +15,13 @@ from research.studies.paper.methods import CRITERIA, POLICIES, VARIANTS, Protoco
 from research.studies.paper.rivals import RIVALS, SKLEARN_MLP, Rows, candidates, fit_rivals
 from research.studies.paper.rows import DENSE, KEY, add_results, read_results
 from research.studies.paper.tables import read_table, splits
-from research.studies.store import CELLS, read_cells
+from research.studies.store import CELLS, SETTINGS, read_cells
 from tests.problems import apart
+from tests.research.studies.kills import kill_after_a_unit
 from tests.research.studies.small_table import write_tables
 from tests.research.studies.tiny_study import METHODS, PROTOCOL, tiny_study
 
 ROOT = Path(__file__).parents[3]
-SECONDS = 240
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +91,7 @@ def test_rewards_on_the_rows_of_the_report_read_test_rows_and_nothing_else(
 def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_file(whole: tuple[Path, pd.DataFrame]) -> None:
     folder, _ = whole
     out = folder / "killed"
-    command = [sys.executable, "-m", "tests.research.studies.tiny_study", str(folder / "data"), str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not list(out.glob("units/*.parquet")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    kill_after_a_unit("tests.research.studies.tiny_study", folder / "data", out)
     assert not (out / CELLS).exists()
     for place in (out, folder / "whole"):
         study = tiny_study(folder / "data", place)
@@ -205,3 +193,18 @@ def test_what_is_missing_on_the_command_line_is_said_in_a_line(
     assert "--data is missing: the folder that tabular, mnist, cifar10, sst2, ... lie in" in capsys.readouterr().err
     assert program(monkeypatch, "--data", str(tmp_path), "--out", str(tmp_path), "--processes", "0") == 2
     assert "--processes must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_study_is_refused_before_any_part_is_begun(
+    whole: tuple[Path, pd.DataFrame],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(whole[0] / "data", tmp_path / "data" / "tabular")
+    deep = tmp_path / "out" / "deep"
+    deep.mkdir(parents=True)
+    (deep / SETTINGS).write_text("{}")
+    assert program(monkeypatch, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")) == 2
+    assert f"{deep / SETTINGS}: cells were made under other settings" in capsys.readouterr().err
+    assert not list((tmp_path / "out" / "tables").glob("*/*"))
