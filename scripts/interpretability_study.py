@@ -7,8 +7,8 @@
 
 DIR holds cifar10/ (and sst2/ for --text-model), each with train.parquet and test.parquet. A run that was stopped goes
 on with the same command. Its page and figures go to its folder; `--report` makes those of the documentation from the
-cells that the repository holds; with `--cells` it takes over those of a finished run first. GoogLeNet is that of
-torchvision.
+cells that the repository holds; with `--cells` it takes over the finished units of a run first, beside what was made
+under the same settings. GoogLeNet is that of torchvision.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--encoder", default=ENCODER, help="sentence encoder that texts are compared with")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. network=googlenet seed=0 rate=0.8")
     parser.add_argument("--report", action="store_true", help="of the cells that are there; nothing is measured")
-    parser.add_argument("--cells", type=Path, help="folder of a finished run, for --report")
+    parser.add_argument("--cells", type=Path, help="folder of a run, for --report")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of all cells that --report reads")
     parser.add_argument("--page", type=Path, default=PAGE, help="page that --report writes; figures go beside it")
     options = parser.parse_args()

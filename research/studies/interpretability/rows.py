@@ -18,6 +18,7 @@ UNPRUNED, TRAINED_ON, TRAINED_LONG, UNTRAINED, DIRECTIONS = CONTROLS = (
     "untrained",
     "random directions",
 )
+BASE = ["network", "seed"]  # what base networks are told apart by
 NAMES = ["network", "similarity", "kind", "schedule"]
 
 
@@ -73,11 +74,24 @@ class Row:
 
 
 def write_results(folder: str | Path, path: str | Path) -> None:
-    """Writes the cells of a finished run into one small file; its `attrs` hold the protocol."""
+    """Takes the finished units of a run, whether or not it is over, into one small file.
+
+    Args:
+        folder: Store of the run.
+        path: Parquet file; its `attrs` hold the protocol. Networks and seeds that the run has replace those of the
+            file, so that all rows of a network and a seed are of one base network; others stay there if they were
+            made under the same protocol.
+    """
+    path = Path(path)
     rows = read_cells(folder, KEY)
     protocol = rows.attrs[PROTOCOL]
-    rows = rows.round({TIME: 1}).astype(dict.fromkeys(NAMES, "category"))
     rows.attrs.clear()
+    if path.is_file():
+        held = read_results(path)
+        if held.attrs.pop(PROTOCOL) == protocol:
+            made = pd.MultiIndex.from_frame(rows[BASE])
+            rows = pd.concat([held[~pd.MultiIndex.from_frame(held[BASE]).isin(made)], rows])
+    rows = rows.sort_values([*KEY], ignore_index=True).round({TIME: 1}).astype(dict.fromkeys(NAMES, "category"))
     rows.attrs[PROTOCOL] = protocol
     write_parquet(path, rows)
 

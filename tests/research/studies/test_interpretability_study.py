@@ -124,6 +124,30 @@ def test_results_are_written_small_and_read_back(whole: tuple[Study, pd.DataFram
     np.testing.assert_allclose(read["mis"], cells["mis"], atol=1e-6)
 
 
+def test_results_of_several_runs_stand_together_where_networks_and_seeds_are_whole(
+    whole: tuple[Study, pd.DataFrame], tmp_path: Path
+) -> None:
+    study, cells = whole
+    path = tmp_path / "results.parquet"
+    write_results(study.out, path)
+    other = read_results(path)
+    protocol = other.attrs[PROTOCOL_KEY]
+    other["seed"], other["accuracy"] = 7, 0.25
+    same_seed = other.assign(seed=0)
+    for held, there in ((other, {0, 7}), (same_seed, {0})):
+        held.attrs = {PROTOCOL_KEY: protocol}
+        held.to_parquet(path)
+        write_results(study.out, path)
+        read = read_results(path)
+        assert set(read["seed"]) == there and len(read) == len(cells) * len(there)
+        assert (read.loc[read["seed"] == 7, "accuracy"] == 0.25).all()
+        assert not (read.loc[read["seed"] == 0, "accuracy"] == 0.25).all()
+    other.attrs = {PROTOCOL_KEY: {**protocol, "epochs": 99}}
+    other.to_parquet(path)
+    write_results(study.out, path)
+    assert set(read_results(path)["seed"]) == {0}
+
+
 def test_the_program_makes_the_page_of_a_finished_run(
     whole: tuple[Study, pd.DataFrame],
     tmp_path: Path,
