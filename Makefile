@@ -17,7 +17,7 @@ REFERENCE := $(addprefix hf_mabprune., pipeline recut export carry report_page p
 	checkpoints.sharded checkpoints.table_processor checkpoints.modeling_pruned evaluation.report evaluation.figures evaluation.quality evaluation.bounds evaluation.examples evaluation.groups \
 	effects.gradients effects.interactions effects.refit_costs effects.kfac effects.obs \
 	effects.activations effects.dense_outputs effects.pulls.base effects.pulls.cost search.run search.loop \
-	search.allocation recovery.recover recovery.losses arms selection.plan selection.target selection.layouts \
+	search.allocation recovery.recover recovery.course recovery.losses arms selection.plan selection.target selection.layouts \
 	selection.selected surgery.cut surgery.in_training surgery.pieces registry plugins)
 REFERENCE += $(subst /,.,$(basename $(wildcard $(OPEN:%=hf_mabprune/%/[a-z]*.py))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

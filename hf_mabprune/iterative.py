@@ -64,13 +64,14 @@ class Stage:
         """Plans what has to go from the model as it is now, until `progress` of the whole target is reached."""
         return self.plan.restricted(self.session.arms, self.rows, progress)
 
-    def cut(self, plan: Plan, found: SearchResult, cost: Cost) -> "Stage":
+    def cut(self, plan: Plan, found: SearchResult, cost: Cost, run: RunState) -> "Stage":
         """Gives the next stage: the model without what a search found, refitted and trained.
 
         Args:
             plan: Plan that the search followed, from `next_plan`.
             found: The finished search, of this stage's arms.
             cost: Of that search.
+            run: Where the training is kept, and taken up from.
         """
         dense, settings = self.dense, self.dense.settings
         assert settings.recovery is not None and dense.training is not None
@@ -80,9 +81,10 @@ class Stage:
         keep = self.session.arms.kept_units(selection.kept)
         small = cut(self.session.dense, keep, plan.layout)
         refitted = self.session.refit(small, keep)
+        seed = settings.seed + number - 1
         trained = recover(
             small, dense.dense, dense.task, dense.training, share(settings.recovery), dense.accelerator,
-            settings.seed + number - 1,
+            seed, run.training(small, seed),
         )  # fmt: skip
         left = _left(self.session, selection.kept)
         together = self._together(found, left, number)
@@ -159,7 +161,7 @@ def prune_in_stages(session: Session, plan: Plan, run: RunState) -> Stage:
     for number in range(1, stages + 1):
         session.accelerator.print(f"stage {number} of {stages}")
         plan = stage.next_plan(number / stages)
-        stage = stage.cut(plan, *search(stage.session, [plan], run))
+        stage = stage.cut(plan, *search(stage.session, [plan], run), run)
     return stage
 
 

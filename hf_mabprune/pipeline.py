@@ -29,6 +29,7 @@ from hf_mabprune.evaluation.figures import SizeFigures
 from hf_mabprune.evaluation.first_lines import baseline, header
 from hf_mabprune.evaluation.promise import Made, check_promise, smallest_that_holds
 from hf_mabprune.iterative import prune_in_stages
+from hf_mabprune.recovery.memory import saved_bytes
 from hf_mabprune.recovery.recover import recover
 from hf_mabprune.rehearsal import rehearse_checkpoint
 from hf_mabprune.result import FinishedSearch, PruneResult
@@ -149,7 +150,10 @@ def _run(session: Session, run: RunState) -> PruneResult:
     settings, accelerator, comparison = session.settings, session.accelerator, Comparison(session)
     sizes = settings.prune.sizes()
     plans = [session.plans(size).search for size in sizes]
-    check_space(settings.output.dir, len(sizes) * session.totals["parameters"] * session.save_dtype.itemsize)
+    written = len(sizes) * session.totals["parameters"] * session.save_dtype.itemsize
+    if settings.recovery:
+        written += saved_bytes(session.dense, settings.recovery, max(len(sizes), settings.stages))
+    check_space(settings.output.dir, written)
     rehearse_checkpoint(session)
     accelerator.print(header(session.dense, session.arms, accelerator))
     if settings.prune.promise:
@@ -162,7 +166,7 @@ def _run(session: Session, run: RunState) -> PruneResult:
         finished = FinishedSearch(comparison, stage.found, stage.cost, make_size, stage)
     else:
         finished = FinishedSearch(comparison, *search(session, plans, run), make_size)
-    result = write_sizes(finished, sizes, settings.prune.promise, search_state=run.saved())
+    result = write_sizes(finished, sizes, settings.prune.promise, run=run)
     publish(settings, run)
     run.finish([report.numbers() for report in result.sizes])
     return result
@@ -195,7 +199,7 @@ def write_sizes(
     sizes: Sequence[PruningConfig],
     promise: PromiseConfig | None = None,
     earlier: Sequence[SizeFigures] = (),
-    search_state: bytes | None = None,
+    run: RunState | None = None,
 ) -> PruneResult:
     """Makes every size, and puts all of them into the output folder, or none.
 
@@ -204,14 +208,14 @@ def write_sizes(
         sizes: From the largest model to the smallest.
         promise: What the one size must not lose that is written then, the smallest that does not; None writes all.
         earlier: Sizes that were cut from the search before, for the comparison.
-        search_state: The saved search, to lie beside the report.
+        run: Where trainings are kept, and the saved search is that shall lie beside the report.
 
     Returns:
         The last size, with the figures of the files on disk and the reports of all.
     """
     session = finished.session
     finished = replace(finished, cost=finished.cost + session.record())  # no stage from here on runs the dense model
-    made: Iterable[Made] = (make_model(finished, size) for size in sizes)
+    made: Iterable[Made] = (make_model(finished, size, run) for size in sizes)
     settings = session.settings
     if promise:
         made = [smallest_that_holds(finished.comparison, made, promise)]
@@ -220,7 +224,7 @@ def write_sizes(
         for each in made:
             result = report_on(finished, each)
             writer.add(*result.parts())
-        reports = writer.finish(earlier, search_state)
+        reports = writer.finish(earlier, run.saved() if run else None)
     return replace(result, report=reports[-1], sizes=reports)
 
 
@@ -229,8 +233,13 @@ def make_size(finished: FinishedSearch, prune: PruningConfig) -> PruneResult:
     return report_on(finished, make_model(finished, prune))
 
 
-def make_model(finished: FinishedSearch, prune: PruningConfig) -> Made:
+def make_model(finished: FinishedSearch, prune: PruningConfig, run: RunState | None = None) -> Made:
     """Makes one size of a finished search: selection, surgery, compensation and recovery, in their order.
+
+    Args:
+        finished: The finished search.
+        prune: The size.
+        run: Where the training is kept, and taken up from; None keeps nothing.
 
     Raises:
         ValueError: If the target is out of reach.
@@ -246,8 +255,9 @@ def make_model(finished: FinishedSearch, prune: PruningConfig) -> Made:
         refitted = session.refit(model, keep)
         trained = None
         if settings.recovery and session.training is not None:
-            data = session.task, session.training
-            trained = recover(model, session.dense, *data, settings.recovery, session.accelerator, settings.seed)
+            data, seed = (session.task, session.training), settings.seed
+            kept = run.training(model, seed) if run else None
+            trained = recover(model, session.dense, *data, settings.recovery, session.accelerator, seed, kept)
     model = without_empty_layers(model)
     round_weights(model, session.save_dtype)
     return Made(prune, selection, model, refitted, trained)

@@ -57,6 +57,18 @@ def memory(
     return OF_A_STEP * stepping + copies + head + round(kept)
 
 
+def saved_bytes(dense: PreTrainedModel, settings: RecoveryConfig, trainings: int) -> int:
+    """Counts the bytes that the trainings of a run take on the disk until it is over; updates of low rank apart.
+
+    Args:
+        dense: The dense model.
+        settings: Recovery settings.
+        trainings: Number of trainings, each of which leaves its weights; one at a time has the sums of AdamW too.
+    """
+    stepping = sum(parameter.numel() for parameter in dense.parameters() if takes_steps(parameter, settings))
+    return torch.float32.itemsize * stepping * (trainings + 2)
+
+
 def _kept(dense: PreTrainedModel, task: Task, example: Batch, settings: RecoveryConfig) -> int:
     """Bytes that a forward pass keeps for the backward pass, the weights of the model apart."""
     flags = [(parameter, parameter.requires_grad) for parameter in dense.parameters()]

@@ -6,7 +6,6 @@ what is minimised, `trainer.py` how. Recovery never sees validation or test data
 
 import math
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_mabprune.config import RecoveryConfig
-from hf_mabprune.progress import Work, stage
 from hf_mabprune.recovery.batching import batch_order
+from hf_mabprune.recovery.course import Course, Keeper
 from hf_mabprune.recovery.memory import examples_together
 from hf_mabprune.recovery.trained import in_half, takes_steps, trained
 from hf_mabprune.recovery.trainer import STATES, DistillationTrainer, not_finite, training_arguments
@@ -108,6 +107,7 @@ def recover(
     settings: RecoveryConfig,
     accelerator: Accelerator,
     seed: int = 0,
+    kept: Keeper | None = None,
 ) -> RecoveryFigures:
     """Trains a pruned model in place. Runs on every process of a launch; all end with the same weights.
 
@@ -120,19 +120,23 @@ def recover(
         settings: Recovery settings.
         accelerator: Accelerator of the launch.
         seed: Seed of the order of the examples, dropout and low-rank updates.
+        kept: Where the training is kept, and taken up from; None keeps nothing.
 
     Raises:
         ValueError: As `check_recovery`, for no examples, or if the loss is not finite; `small` has its weights from
             before then, as after any other error.
+        KeyboardInterrupt: In all processes, if the run shall stop, once the training is kept.
     """
     check_recovery(settings, accelerator.num_processes)
     if not len(examples):
         raise ValueError("recovery takes at least one example, got none; choose a larger calibration slice")
     set_seed(seed)
-    start = time.perf_counter()
     order = batch_order(task.lengths(examples), settings, seed)
-    with _undone_on_error(small, settings), _evaluating(dense), stage("recovery", len(order)) as work:
-        trainer = _train(small, dense, task, examples, order, settings, accelerator, seed, work)
+    course = Course(len(order), kept)
+    if course.done:
+        accelerator.print(f"recovery goes on after step {course.done} of {course.steps}")
+    with _undone_on_error(small, settings), _evaluating(dense):
+        trainer = _train(small, dense, task, examples, order, settings, accelerator, seed, course)
     forward, backward = accelerator.reduce(trainer.tokens).tolist()
     return RecoveryFigures(
         method=settings.method,
@@ -141,7 +145,7 @@ def recover(
         examples=len(examples),
         forward_tokens=forward,
         backward_tokens=backward,
-        seconds=time.perf_counter() - start,
+        seconds=course.seconds,
         loss=float(np.mean(trainer.losses[-math.ceil(LAST_PART * len(trainer.losses)) :])),
     )
 
@@ -155,9 +159,9 @@ def _train(
     settings: RecoveryConfig,
     accelerator: Accelerator,
     seed: int,
-    work: Work,
+    course: Course,
 ) -> DistillationTrainer:
-    """Takes the steps of `order`, [steps, n], and gives the trainer that took them."""
+    """Takes the steps of `order`, [steps, n], that are left, and gives the trainer that took them."""
     shape = len(order), order.shape[1] // accelerator.num_processes
     together = examples_together(dense, shape[1], int(task.lengths(examples).max()))
     with tempfile.TemporaryDirectory() as folder:
@@ -167,11 +171,12 @@ def _train(
                 task=task,
                 settings=settings,
                 model=small,
-                args=training_arguments(settings, shape, together, accelerator, folder, seed),
-                train_dataset=examples.select(order.ravel()),
+                course=course,
+                args=training_arguments(settings, shape, course.done, together, accelerator, folder, seed),
+                train_dataset=examples.select(order[course.done :].ravel()),
                 data_collator=task.collate,
             )
-            trainer.run(work)
+            trainer.run()
         # The loss of a step is of the weights before it, so the last step is looked at by itself.
         if not all(bool(parameter.isfinite().all()) for parameter in small.parameters()):
             raise not_finite(len(order))

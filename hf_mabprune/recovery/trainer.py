@@ -18,15 +18,13 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
 from hf_mabprune.architectures.cost import count_parameters
 from hf_mabprune.config import RecoveryConfig
-from hf_mabprune.progress import Work
+from hf_mabprune.progress import stage
+from hf_mabprune.recovery.course import AfterEachStep, Course
 from hf_mabprune.recovery.losses import distillation_loss, halved, hidden_distance, some_positions
 from hf_mabprune.recovery.trained import in_half
 from hf_mabprune.tasks.base import Task
@@ -50,7 +48,8 @@ class DistillationTrainer(Trainer):
         dense: The dense model; it gets no gradients.
         task: Task that reads logits off a forward pass.
         settings: Recovery settings.
-        options: Arguments of `Trainer`.
+        course: Where the training goes on from, and is kept.
+        options: Arguments of `Trainer`; its data are the examples of the steps that are left.
 
     Attributes:
         half: Whether forward passes and products with a large head are in bfloat16, as the dense model's weights are.
@@ -59,9 +58,11 @@ class DistillationTrainer(Trainer):
         losses: Loss of every part of a step so far, the mean over processes.
     """
 
-    def __init__(self, dense: PreTrainedModel, task: Task, settings: RecoveryConfig, **options: Any) -> None:
+    def __init__(
+        self, dense: PreTrainedModel, task: Task, settings: RecoveryConfig, course: Course, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.dense, self.task, self.settings = dense, task, settings
+        self.dense, self.task, self.settings, self.course = dense, task, settings, course
         self.half = in_half(dense)
         self.positions = positions_that_count(settings, dense)
         self.tokens = torch.zeros(2, dtype=torch.long, device=self.args.device)
@@ -69,14 +70,32 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # losses are means over examples: those of a step's parts are averaged
         self.remove_callback(PrinterCallback)
 
-    def run(self, work: Work) -> None:
-        """Trains, and shows that as `work`; `losses` and `tokens` say what happened."""
-        self.shown = StepsShown(work)
-        self.add_callback(self.shown)
-        try:
-            self.train()
-        finally:
-            extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+    def run(self) -> None:
+        """Takes the steps that are left, and shows that; `losses` and `tokens` say what happened in all."""
+        course = self.course
+        course.take_up(self)
+        if course.done == course.steps:
+            return
+        with stage("recovery", course.steps, done=course.done) as work, course.open():
+            self.add_callback(AfterEachStep(work, self))
+            try:
+                self.train()
+            finally:
+                extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Makes the optimizer, with the sums of the steps before."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        self.course.take_up_optimizer(optimizer, self)
+        return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Makes the schedule of all steps, at the one that is next."""
+        schedule = super().create_scheduler(self.course.steps, optimizer)
+        self.course.take_up_schedule(schedule)
+        return schedule
 
     def compute_loss(
         self,
@@ -104,7 +123,6 @@ class DistillationTrainer(Trainer):
             loss = loss + settings.hidden_weight * torch.stack(distances).mean()
         # A loss that is not finite on one process makes the mean so on all of them: they stop at the same step.
         self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
-        self.shown.loss = self.losses[-1]
         if not math.isfinite(self.losses[-1]):
             raise not_finite(math.ceil(len(self.losses) / self.args.gradient_accumulation_steps))
         return (loss, student) if return_outputs else loss
@@ -136,38 +154,21 @@ def positions_that_count(settings: RecoveryConfig, dense: PreTrainedModel) -> fl
     return min(1.0, (counts["ffn_parameters"] + counts["attention_parameters"]) / (2 * head.weight.numel()))
 
 
-class StepsShown(TrainerCallback):
-    """Shows steps done, the epoch and the loss of a training.
-
-    Args:
-        work: The stage that the training is.
-    """
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.loss: float | None = None
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        """Takes the loss from what is logged."""
-        if logs and "loss" in logs:
-            self.loss = float(logs["loss"])
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Moves on by a step."""
-        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
-        self.work.count(state.global_step, state.max_steps, note=f"epoch {state.epoch or 0:.2f}{loss}")
-
-
 def training_arguments(
-    settings: RecoveryConfig, shape: tuple[int, int], together: int, accelerator: Accelerator, folder: str, seed: int
+    settings: RecoveryConfig,
+    shape: tuple[int, int],
+    done: int,
+    together: int,
+    accelerator: Accelerator,
+    folder: str,
+    seed: int,
 ) -> TrainingArguments:
     """Gives Trainer's settings: its engine is the one that is there already, it saves nothing and keeps the order.
 
     Args:
         settings: Recovery settings.
         shape: Steps, and examples of a step on each process.
+        done: Steps that were taken before the run was stopped.
         together: Number of these that are differentiated at a time.
         accelerator: Accelerator of the launch.
         folder: Folder that Trainer may write to; nothing is expected there.
@@ -179,7 +180,7 @@ def training_arguments(
         use_cpu=accelerator.device.type == "cpu",
         bf16=accelerator.mixed_precision == "bf16",
         fp16=accelerator.mixed_precision == "fp16",
-        max_steps=shape[0],
+        max_steps=max(1, shape[0] - done),
         per_device_train_batch_size=together,
         gradient_accumulation_steps=shape[1] // together,
         train_sampling_strategy="sequential",

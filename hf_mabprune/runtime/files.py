@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -220,13 +220,18 @@ def clear_leftovers(target: str | Path) -> None:
         shutil.rmtree(target)  # of a rehearsal
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut."""
+def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> None:
+    """Writes a file that is there whole or not at all, also after a power cut.
+
+    Args:
+        path: Place of the file.
+        content: What it holds, or what writes that to a place beside it.
+    """
     work = path.with_name(f"{path.name}{PARTIAL}")
     try:
-        with work.open("wb") as file:
-            file.write(content)
-            file.flush()
+        with _full_disks(path):
+            work.write_bytes(content) if isinstance(content, bytes) else content(work)
+        with work.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(work, path)
     finally:

@@ -20,8 +20,13 @@ def sha256_of_batches(batches: Iterable[Mapping[str, torch.Tensor]]) -> str:
 
 def sha256_of_weights(model: nn.Module) -> str:
     """Hashes every tensor of a model's state dict, by name; half precision as the float32 of the same value."""
+    return sha256_of_tensors(model.state_dict())
+
+
+def sha256_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hashes tensors with their names, as `sha256_of_weights` does."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         _update(digest, name, tensor.float() if tensor.dtype in HALVES else tensor)
     return digest.hexdigest()
 

@@ -30,10 +30,12 @@ from hf_mabprune.runtime.files import (
     remove_files,
     write_atomically,
 )
+from hf_mabprune.runtime.hashes import sha256_of_weights
 from hf_mabprune.runtime.places import Protected, check_output_dir, protected_by
 from hf_mabprune.runtime.processes import agree, on_main
 from hf_mabprune.runtime.run_paths import RunPaths
 from hf_mabprune.runtime.saved import REMEDY, fingerprint, pack, read_searches
+from hf_mabprune.runtime.trainings import KeptTraining
 
 SAVE_EVERY = 60.0  # seconds between saves within a round
 
@@ -113,13 +115,17 @@ class RunState:
         Raises:
             Interrupted: In all processes, once the search is saved.
         """
-        left = self._agreed_signal()
-        if round_ended or left or time.monotonic() - self._saved > SAVE_EVERY:
+        left = self.agreed(signals.pending())
+        if self.agreed(round_ended or bool(left) or time.monotonic() - self._saved > SAVE_EVERY):
             state = {"fingerprint": self.fingerprint, "earlier": self.earlier, "search": search.state_dict()}
             on_main(self.accelerator, lambda: write_atomically(self.paths.search, pack(state)))
             self._saved = time.monotonic()
         if left:
             raise signals.Interrupted(left, self.resume_command)
+
+    def training(self, model: nn.Module, seed: int) -> KeptTraining:
+        """Gives where the training of a model is kept that begins with these weights and this seed."""
+        return KeptTraining(self, f"{sha256_of_weights(model)} {seed}")
 
     def saved(self) -> bytes | None:
         """The search as it was saved last, on the main process."""
@@ -161,12 +167,11 @@ class RunState:
         """Removes what this run has put into its folder, and the folder where nothing else is in it."""
         remove_files(self.paths.state, self.paths.names())
 
-    def _agreed_signal(self) -> int:
-        """The number of a signal that any process got, 0 if none did."""
-        own = torch.tensor(signals.pending(), device=self.accelerator.device)
+    def agreed(self, number: int) -> int:
+        """Gives the largest number that any process has: of a signal, 0 where none came, or whether to save."""
         if self.accelerator.num_processes == 1:
-            return int(own)
-        return int(self.accelerator.gather(own.reshape(1)).max())
+            return int(number)
+        return int(self.accelerator.gather(torch.tensor([int(number)], device=self.accelerator.device)).max())
 
 
 @contextmanager
@@ -225,7 +230,7 @@ def check_free(
     logs, output = Path(settings.output.log_dir or paths.logs).resolve(), paths.output.resolve()
     if output == logs or output in logs.parents:
         raise ValueError(f"output.log_dir {settings.output.log_dir} must not lie in output.dir {paths.output}")
-    if paths.search.exists() and not resume and not settings.output.overwrite:
+    if paths.begun and not resume and not settings.output.overwrite:
         raise FileExistsError(
             f"{paths.state} holds an interrupted run: go on with --resume, or start anew with output.overwrite: true"
         )
@@ -237,7 +242,7 @@ def is_finished(settings: PruneConfig, paths: RunPaths) -> bool:
     Raises:
         ValueError: If a part of it is gone or was changed.
     """
-    if (settings.output.overwrite and paths.search.exists()) or not paths.written.is_file():
+    if (settings.output.overwrite and paths.begun) or not paths.written.is_file():
         return False
     if differences(_read_config(paths.written), settings.stored()):
         return False
@@ -276,11 +281,11 @@ def _enter(run: RunState, lock: FileLock, resume: bool) -> None:
     try:
         clear_leftovers(paths.output)
         check_free(run.settings, paths, resume)
-        if resume and paths.search.exists():
+        if resume and paths.begun:
             _check_same(run.settings, paths)
         if not resume:
-            paths.search.unlink(missing_ok=True)
-            paths.unpublished.unlink(missing_ok=True)
+            for path in (paths.search, paths.unpublished, *paths.trainings()):
+                path.unlink(missing_ok=True)
         if not paths.unpublished.exists():
             rehearse(paths.output)
         write_atomically(paths.config, run.settings.to_yaml().encode())
@@ -294,7 +299,7 @@ def _enter(run: RunState, lock: FileLock, resume: bool) -> None:
 def _check_same(settings: PruneConfig, paths: RunPaths) -> None:
     """Raises ValueError for settings that the interrupted run did not have."""
     if not paths.config.exists():
-        raise ValueError(f"{paths.state} holds a search without its settings, {paths.config.name}: {REMEDY}")
+        raise ValueError(f"{paths.state} holds a run without its settings, {paths.config.name}: {REMEDY}")
     if changed := differences(_read_config(paths.config), settings.stored()):
         raise ValueError(
             f"the interrupted run in {paths.state} had other settings: {', '.join(changed)}; go on with its "

@@ -13,7 +13,15 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from hf_mabprune.architectures import family_of
 from hf_mabprune.checkpoints.load import load_config
@@ -22,8 +30,7 @@ from hf_mabprune.checkpoints.save import round_weights, save_checkpoint
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.data.splits import load_splits
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
-from hf_mabprune.progress import stage
-from hf_mabprune.recovery.trainer import StepsShown
+from hf_mabprune.progress import Work, stage
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.files import atomic_folder
 from hf_mabprune.runtime.places import check_output_dir
@@ -178,6 +185,28 @@ def train(model: PreTrainedModel, task: Task, examples: Dataset, training: Train
             trainer = TaskTrainer(task, model, arguments, collate, rows, callbacks=[StepsShown(work)])
             trainer.remove_callback(PrinterCallback)
             trainer.train()
+
+
+class StepsShown(TrainerCallback):
+    """Shows steps done, the epoch and the loss of a training.
+
+    Args:
+        work: The stage that the training is.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.loss = work, ""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Takes the loss from what is logged."""
+        if logs and "loss" in logs:
+            self.loss = f", loss {float(logs['loss']):.4f}"
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Moves on by a step."""
+        self.work.count(state.global_step, state.max_steps, note=f"epoch {state.epoch or 0:.2f}{self.loss}")
 
 
 class TaskTrainer(Trainer):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.config import RecoveryConfig
 from hf_mabprune.evaluation.quality import Evaluation, evaluate, forward_of
+from hf_mabprune.recovery.course import Keeper
 from hf_mabprune.recovery.recover import RecoveryFigures, recover
 from hf_mabprune.surgery.cut import cut
 from hf_mabprune.tasks.base import Task
@@ -35,10 +36,12 @@ class Case:
         self.examples = self.task.encode(Dataset.from_dict(sentences(count, 0)))
         self.small = cut(self.dense, keep_for(self.dense, layout), layout)  # type: ignore[arg-type]
 
-    def recover(self, settings: RecoveryConfig = SETTINGS, seed: int = 0, **changes: Any) -> RecoveryFigures:
+    def recover(
+        self, settings: RecoveryConfig = SETTINGS, seed: int = 0, kept: Keeper | None = None, **changes: Any
+    ) -> RecoveryFigures:
         settings = RecoveryConfig(**{**settings.model_dump(), **changes})
         accelerator = Accelerator(cpu=True)
-        return recover(self.small, self.dense, self.task, self.examples, settings, accelerator, seed)
+        return recover(self.small, self.dense, self.task, self.examples, settings, accelerator, seed, kept)
 
     def measure(self) -> Evaluation:
         batches, accelerator = batches_of(self.task, self.examples, 16), Accelerator(cpu=True)

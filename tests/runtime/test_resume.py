@@ -145,6 +145,32 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(
     assert not left_behind(folder)
 
 
+def test_a_signal_in_recovery_keeps_the_steps_that_were_taken(runs: Runs, config: Path) -> None:
+    """Without a search, so that the training alone is what there is to go on from."""
+    training = {"epochs": 400, "batch_size": 4, "max_steps": 250}
+    folder, settings = config.parent / "halted", yaml.safe_load(config.read_text())
+    settings |= {"search": {"criterion": "obs"}, "recovery": training}
+    (path := config.parent / "recovery.yaml").write_text(yaml.safe_dump(settings))
+    expected = config.parent / "recovered"
+    assert runs.finish("prune", "--config", str(path), "--output.dir", str(expected)) == 0, runs.said()
+    command = ["prune", "--config", str(path), "--output.dir", str(folder)]
+    state = Path(f"{folder}.state")
+    for wait in np.geomspace(0.5, 30, 24):
+        process = runs.start(*command)
+        time.sleep(wait)
+        os.kill(process, signal.SIGTERM)
+        if runs.wait(process) == 0:
+            raise AssertionError("every signal came before or after the recovery")
+        if list(state.glob("training_*.safetensors")):
+            break
+    assert "go on with: mabprune prune --config" in runs.said().splitlines()[-1]
+    assert runs.finish(*command) == 2 and "holds an interrupted run: go on with --resume" in runs.said()
+    assert runs.finish(*command, "--resume", "--seed", "1") == 2 and "had other settings: seed" in runs.said()
+    assert runs.finish(*command, "--resume") == 0 and "recovery goes on after step" in runs.said(), runs.said()
+    assert outcome(folder) == outcome(expected)
+    assert not left_behind(folder)
+
+
 def test_two_runs_keep_out_of_one_folder(runs: Runs, config: Path) -> None:
     folder = config.parent / "taken"
     command = ["prune", "--config", str(config), "--output.dir", str(folder), "--output.overwrite", "true"]

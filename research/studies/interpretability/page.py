@@ -54,13 +54,23 @@ def page_text(cells: pd.DataFrame, protocol: Protocol, figures: Sequence[str], u
     """Makes the text of the page; arguments as those of `write_page`, and the names of the figures that there are."""
     first, *others = networks = _networks(cells)
     sizes = SIZES.format(
-        **{**asdict(protocol), "rates": " and ".join(f"{rate:g}" for rate in protocol.rates)},
+        **{
+            **asdict(protocol),
+            "rates": " and ".join(f"{rate:g}" for rate in protocol.rates),
+            "seeds": cells.loc[cells["network"] == first, "seed"].nunique(),
+        },
         kinds=pruned(cells, first)["kind"].nunique(),
         longest=protocol.longest,
         alpha=protocol.trials.alpha,
         **{"same_class": cells.loc[cells["network"] == first, "same_class"].iloc[0]},
     ).replace(protocol.similarity, str(cells.loc[cells["network"] == first, "similarity"].iloc[0]))
-    parts = [HEAD, *([QUICK_RUN] if protocol == QUICK else []), sizes, _findings(cells, first)]
+    parts = [
+        HEAD,
+        *([QUICK_RUN] if protocol == QUICK else []),
+        sizes,
+        _missing(cells, protocol),
+        _findings(cells, first),
+    ]
     parts += [
         TABLES,
         _network(cells, first, figures),
@@ -76,6 +86,18 @@ def _networks(cells: pd.DataFrame) -> list[str]:
     """Gives the networks that there are, GoogLeNet first."""
     there = list(dict.fromkeys(cells["network"]))
     return sorted(there, key=lambda name: NETWORKS.index(name) if name in NETWORKS else -1)
+
+
+def _missing(cells: pd.DataFrame, protocol: Protocol) -> str:
+    """Says what of the protocol has not been run; nothing where all has."""
+    there = set(zip(cells["network"], cells["seed"], strict=True))
+    left = [
+        f"{TITLES[name]}, seed {seed}"
+        for name in NETWORKS
+        for seed in range(protocol.seeds_of(name))
+        if (name, seed) not in there
+    ]
+    return f"**Not run yet**: {'; '.join(left)}." if left else ""
 
 
 def _findings(cells: pd.DataFrame, network: str) -> str:

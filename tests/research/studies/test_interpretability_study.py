@@ -158,6 +158,7 @@ def test_the_program_makes_the_page_of_a_finished_run(
     assert program(monkeypatch, "--report", "--cells", str(whole[0].out), *places) == 0
     assert f"written to {tmp_path / 'page.md'}" in capsys.readouterr().out
     text = (tmp_path / "page.md").read_text()
+    assert "**Not run yet**: GoogLeNet, seed 0; A small vision transformer, seed 0; A text classifier, seed 0." in text
     assert "GoogLeNet of 0.25 times its channels, 1 seeds" in text and "N = 4 tasks of K = 3 references" in text
     assert program(monkeypatch, "--out", str(tmp_path)) == 2
     assert "--data is missing: the folder with cifar10/ and sst2/" in capsys.readouterr().err
