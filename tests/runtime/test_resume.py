@@ -147,7 +147,7 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(
 
 def test_a_signal_in_recovery_keeps_the_steps_that_were_taken(runs: Runs, config: Path) -> None:
     """Without a search, so that the training alone is what there is to go on from."""
-    training = {"epochs": 400, "batch_size": 4, "max_steps": 250}
+    training = {"epochs": 400, "batch_size": 4, "max_steps": 120}
     folder, settings = config.parent / "halted", yaml.safe_load(config.read_text())
     settings |= {"search": {"criterion": "obs"}, "recovery": training}
     (path := config.parent / "recovery.yaml").write_text(yaml.safe_dump(settings))
@@ -155,8 +155,10 @@ def test_a_signal_in_recovery_keeps_the_steps_that_were_taken(runs: Runs, config
     assert runs.finish("prune", "--config", str(path), "--output.dir", str(expected)) == 0, runs.said()
     command = ["prune", "--config", str(path), "--output.dir", str(folder)]
     state = Path(f"{folder}.state")
-    for wait in np.geomspace(0.5, 30, 24):
+    for wait in np.geomspace(0.3, 30, 12):
         process = runs.start(*command)
+        while "dense: " not in runs.said():  # the last line before criterion, cut and recovery
+            time.sleep(0.02)
         time.sleep(wait)
         os.kill(process, signal.SIGTERM)
         if runs.wait(process) == 0:
