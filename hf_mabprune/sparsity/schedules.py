@@ -70,8 +70,9 @@ def iterative(
     Args:
         rate: Rate of the last step.
         steps: Number of steps, n.
-        epochs: Training: of all steps together, or of each where `equal` is False. Whole epochs stay whole, the first
-            steps getting those that cannot be shared out.
+        epochs: Training: of all steps together, or of each where `equal` is False. Where there is one for every step
+            whole epochs stay whole, the first steps getting those that cannot be shared out; fewer are shared out in
+            equal parts, for a step that is never trained after would be as bad as its cut.
         spacing: "linear" takes the same part of all weights in every step, rate * i / n; "geometric" the same part of
             what is left, 1 - (1 - rate)^(i / n).
         retrain: "each" trains after every step, "end" after the last alone.
@@ -128,8 +129,8 @@ def run_schedule(
 
 
 def _shared(epochs: float, steps: int) -> list[float]:
-    """Shares epochs out; whole ones stay whole."""
-    if epochs != int(epochs):
+    """Shares epochs out; whole ones stay whole where no step goes without."""
+    if epochs != int(epochs) or epochs < steps:
         return [epochs / steps] * steps
     each, rest = divmod(int(epochs), steps)
     return [each + (i < rest) for i in range(steps)]

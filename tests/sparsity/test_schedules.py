@@ -18,6 +18,7 @@ def test_rates_and_epochs_by_hand() -> None:
     geometric = iterative(0.75, 2, 5, spacing="geometric")
     assert [step.rate for step in geometric] == pytest.approx([0.5, 0.75])
     assert [step.epochs for step in geometric] == [3, 2]  # whole epochs stay whole
+    assert [step.epochs for step in iterative(0.6, 3, 2)] == [2 / 3] * 3  # no step goes without
     assert [step.epochs for step in iterative(0.8, 4, 40, equal=False)] == [40] * 4
     assert [step.epochs for step in iterative(0.8, 4, 40, retrain="end")] == [0, 0, 0, 40]
     assert [step.epochs for step in iterative(0.8, 2)] == [0, 0]
@@ -33,7 +34,7 @@ def test_each_step_prunes_then_trains(held: bool) -> None:
         spent.append(epochs)
         train(net, epochs)
 
-    sparsity, figures = run_schedule(model, iterative(0.6, 3, 2), counted, held=held)
+    sparsity, figures = run_schedule(model, [Step(0.2, 1), Step(0.4, 1), Step(0.6)], counted, held=held)
     assert spent == [1, 1]
     assert [done.pruned for done in figures] == pytest.approx([0.2, 0.4, 0.6], abs=0.01)
     assert figures[2].trained == figures[2].pruned == sparsity.achieved  # nothing trains after the last step
