@@ -90,13 +90,15 @@ def _networks(cells: pd.DataFrame) -> list[str]:
 
 def _missing(cells: pd.DataFrame, protocol: Protocol) -> str:
     """Says what of the protocol has not been run; nothing where all has."""
-    there = set(zip(cells["network"], cells["seed"], strict=True))
-    left = [
-        f"{TITLES[name]}, seed {seed}"
-        for name in NETWORKS
-        for seed in range(protocol.seeds_of(name))
-        if (name, seed) not in there
-    ]
+    left = []
+    for name in NETWORKS:
+        for seed in range(protocol.seeds_of(name)):
+            rows = cells[(cells["network"] == name) & (cells["seed"] == seed)]
+            there = set(zip(rows["kind"], rows["rate"], strict=True))
+            wanted = [(kind, rate) for kind in protocol.kinds_of(name) for rate in protocol.rates]
+            missing = [f"{kind} {rate:g}" for kind, rate in wanted if (kind, rate) not in there]
+            if missing:
+                left.append(f"{TITLES[name]}, seed {seed}" + (f": {' and '.join(missing)}" if len(rows) else ""))
     return f"**Not run yet**: {'; '.join(left)}." if left else ""
 
 

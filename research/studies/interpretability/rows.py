@@ -78,9 +78,9 @@ def write_results(folder: str | Path, path: str | Path) -> None:
 
     Args:
         folder: Store of the run.
-        path: Parquet file; its `attrs` hold the protocol. Networks and seeds that the run has replace those of the
-            file, so that all rows of a network and a seed are of one base network; others stay there if they were
-            made under the same protocol.
+        path: Parquet file; its `attrs` hold the protocol. What it holds of the same protocol stays beside the rows of
+            the run, but for rows that the run has too, and for a network and seed whose unpruned figures are others
+            there, or are missing here: all rows of a network and a seed are of one base network.
     """
     path = Path(path)
     rows = read_cells(folder, KEY)
@@ -89,11 +89,20 @@ def write_results(folder: str | Path, path: str | Path) -> None:
     if path.is_file():
         held = read_results(path)
         if held.attrs.pop(PROTOCOL) == protocol:
-            made = pd.MultiIndex.from_frame(rows[BASE])
-            rows = pd.concat([held[~pd.MultiIndex.from_frame(held[BASE]).isin(made)], rows])
+            rows = pd.concat([_beside(held, rows), rows])
     rows = rows.sort_values([*KEY], ignore_index=True).round({TIME: 1}).astype(dict.fromkeys(NAMES, "category"))
     rows.attrs[PROTOCOL] = protocol
     write_parquet(path, rows)
+
+
+def _beside(held: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Gives those of the rows held that can stand beside others."""
+    figures = [frame.loc[frame["schedule"] == UNPRUNED, [*BASE, "accuracy", "mis"]] for frame in (held, rows)]
+    same = pd.MultiIndex.from_frame(figures[0].merge(figures[1])[BASE])
+    base, key = (pd.MultiIndex.from_frame(held[columns]) for columns in (BASE, list(KEY)))
+    there = pd.MultiIndex.from_frame(rows[BASE])
+    stays = ~base.isin(there) | base.isin(same) & ~key.isin(pd.MultiIndex.from_frame(rows[list(KEY)]))
+    return held[stays]
 
 
 def read_results(path: str | Path) -> pd.DataFrame:

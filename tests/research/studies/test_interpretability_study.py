@@ -142,10 +142,23 @@ def test_results_of_several_runs_stand_together_where_networks_and_seeds_are_who
         assert set(read["seed"]) == there and len(read) == len(cells) * len(there)
         assert (read.loc[read["seed"] == 7, "accuracy"] == 0.25).all()
         assert not (read.loc[read["seed"] == 0, "accuracy"] == 0.25).all()
+    more = read_results(path).assign(rate=0.9)  # of the same base network, for its unpruned figures are the same
+    more.loc[more["kind"] == CONTROL, "rate"] = 0.0
+    more.attrs = {PROTOCOL_KEY: protocol}
+    more.to_parquet(path)
+    write_results(study.out, path)
+    read = read_results(path)
+    assert set(read["rate"]) == {0.0, 0.5, 0.9} and len(read) == len(cells) + (more["kind"] != CONTROL).sum()
     other.attrs = {PROTOCOL_KEY: {**protocol, "epochs": 99}}
     other.to_parquet(path)
     write_results(study.out, path)
     assert set(read_results(path)["seed"]) == {0}
+
+
+def test_the_page_says_what_is_missing(whole: tuple[Study, pd.DataFrame]) -> None:
+    cells = whole[1].assign(network="vit")
+    text = page_text(cells[cells["kind"] != STRUCTURED], PROTOCOL, [])
+    assert "A small vision transformer, seed 0: structured 0.5; A text classifier, seed 0." in text
 
 
 def test_the_program_makes_the_page_of_a_finished_run(
