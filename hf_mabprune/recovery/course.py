@@ -70,6 +70,7 @@ class Course:
 
     Args:
         steps: Optimizer steps in all.
+        epochs: Passes over the examples in all.
         kept: Where the training is kept, and taken up from; None keeps nothing.
 
     Attributes:
@@ -77,8 +78,8 @@ class Course:
         done: Steps that were taken then.
     """
 
-    def __init__(self, steps: int, kept: Keeper | None = None) -> None:
-        self.steps, self.kept = steps, kept
+    def __init__(self, steps: int, epochs: float, kept: Keeper | None = None) -> None:
+        self.steps, self.epochs, self.kept = steps, epochs, kept
         self.earlier = kept.read() if kept else None
         self.done = self.earlier.step if self.earlier else 0
         self._start = time.perf_counter()
@@ -168,5 +169,6 @@ class AfterEachStep(TrainerCallback):
         """Moves on by a step."""
         course, losses = self.trainer.course, self.trainer.losses
         step = course.done + state.global_step
-        self.work.count(step, course.steps, note=f"loss {losses[-1]:.4f}" if losses else "")
+        note = f"epoch {course.epochs * step / course.steps:.2f}, loss {losses[-1]:.4f}"
+        self.work.count(step, course.steps, note=note)
         course.keep(self.trainer, step)

@@ -132,7 +132,7 @@ def recover(
         raise ValueError("recovery takes at least one example, got none; choose a larger calibration slice")
     set_seed(seed)
     order = batch_order(task.lengths(examples), settings, seed)
-    course = Course(len(order), kept)
+    course = Course(len(order), order.size / len(examples), kept)
     if course.done:
         accelerator.print(f"recovery goes on after step {course.done} of {course.steps}")
     with _undone_on_error(small, settings), _evaluating(dense):
@@ -140,7 +140,7 @@ def recover(
     forward, backward = accelerator.reduce(trainer.tokens).tolist()
     return RecoveryFigures(
         method=settings.method,
-        epochs=order.size / len(examples),
+        epochs=course.epochs,
         steps=len(order),
         examples=len(examples),
         forward_tokens=forward,
