@@ -84,7 +84,7 @@ def best_tests(cells: pd.DataFrame, network: str) -> Iterator[Test]:
     others = [kind for kind in (STRUCTURED, UNSTRUCTURED) if kind in table]
     for kind, words in ((CONNECTION, "held at zero"), (FREE, "not held")):
         if kind in table and others:
-            found = over_seeds(list(table[kind] - table[others].max(axis=1)))
+            found = over_seeds(list(table[kind] - table[others].max(axis=1, skipna=False)))
             left = pruned(cells, network, RETRAINED).query("kind == @kind")["zeros"].mean()
             reading = f"accuracy less that of the best other kind: {words}, {left:.0%} of the weights zero at the end"
             yield Test(BEST, reading, found, larger(found))

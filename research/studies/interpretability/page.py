@@ -98,7 +98,7 @@ def _missing(cells: pd.DataFrame, protocol: Protocol) -> str:
             wanted = [(kind, rate) for kind in protocol.kinds_of(name) for rate in protocol.rates]
             missing = [f"{kind} {rate:g}" for kind, rate in wanted if (kind, rate) not in there]
             if missing:
-                left.append(f"{TITLES[name]}, seed {seed}" + (f": {' and '.join(missing)}" if len(rows) else ""))
+                left.append(f"{TITLES[name]}, seed {seed}" + (f" without {', '.join(missing)}" if len(rows) else ""))
     return f"**Not run yet**: {'; '.join(left)}." if left else ""
 
 

@@ -158,7 +158,7 @@ def test_results_of_several_runs_stand_together_where_networks_and_seeds_are_who
 def test_the_page_says_what_is_missing(whole: tuple[Study, pd.DataFrame]) -> None:
     cells = whole[1].assign(network="vit")
     text = page_text(cells[cells["kind"] != STRUCTURED], PROTOCOL, [])
-    assert "A small vision transformer, seed 0: structured 0.5; A text classifier, seed 0." in text
+    assert "A small vision transformer, seed 0 without structured 0.5; A text classifier, seed 0." in text
 
 
 def test_the_program_makes_the_page_of_a_finished_run(
