@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -117,6 +117,7 @@ class Course:
                 state[number_of[name]][kind] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": {n: sums for n, sums in state.items() if sums}, "param_groups": groups})
+        self.earlier = replace(self.earlier, tensors={})  # all is taken up, and as large as the optimizer
 
     def take_up_schedule(self, schedule: LRScheduler) -> None:
         """Moves a fresh schedule to the learning rate of the next step."""

@@ -48,13 +48,12 @@ def memory(
         batches: Calibration batches.
         settings: Recovery settings.
     """
-    stepping = sum(parameter.numel() for parameter in dense.parameters() if takes_steps(parameter, settings))
     copies = dense.dtype.itemsize * dense.num_parameters()  # of what was there before, or of what is merged
     head = KEPT if task.predicts_tokens and large_head(dense) is not None else 0
     example = typical_example(batches, SHORT if longest else None)
     tokens = longest / SHORT if longest else 1.0
     kept = examples_together(dense, size, longest) * tokens * _kept(dense, task, example, settings)
-    return OF_A_STEP * stepping + copies + head + round(kept)
+    return OF_A_STEP * _stepping(dense, settings) + copies + head + round(kept)
 
 
 def saved_bytes(dense: PreTrainedModel, settings: RecoveryConfig, trainings: int) -> int:
@@ -65,8 +64,12 @@ def saved_bytes(dense: PreTrainedModel, settings: RecoveryConfig, trainings: int
         settings: Recovery settings.
         trainings: Number of trainings, each of which leaves its weights; one at a time has the sums of AdamW too.
     """
-    stepping = sum(parameter.numel() for parameter in dense.parameters() if takes_steps(parameter, settings))
-    return torch.float32.itemsize * stepping * (trainings + 2)
+    return torch.float32.itemsize * _stepping(dense, settings) * (trainings + 2)
+
+
+def _stepping(dense: PreTrainedModel, settings: RecoveryConfig) -> int:
+    """Counts the parameters of the model that take steps."""
+    return sum(parameter.numel() for parameter in dense.parameters() if takes_steps(parameter, settings))
 
 
 def _kept(dense: PreTrainedModel, task: Task, example: Batch, settings: RecoveryConfig) -> int:

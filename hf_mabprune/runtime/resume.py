@@ -34,10 +34,8 @@ from hf_mabprune.runtime.hashes import sha256_of_weights
 from hf_mabprune.runtime.places import Protected, check_output_dir, protected_by
 from hf_mabprune.runtime.processes import agree, on_main
 from hf_mabprune.runtime.run_paths import RunPaths
-from hf_mabprune.runtime.saved import REMEDY, fingerprint, pack, read_searches
+from hf_mabprune.runtime.saved import REMEDY, SAVE_EVERY, fingerprint, pack, read_searches
 from hf_mabprune.runtime.trainings import KeptTraining
-
-SAVE_EVERY = 60.0  # seconds between saves within a round
 
 
 class Resumable(Protocol):

@@ -19,6 +19,7 @@ from hf_mabprune.states import Entry, Items, Part, Text, read_state
 FORMAT = "5"
 BLANK = "0" * 64  # in the place of a checksum, while it is taken
 CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')  # quotes inside of other strings are escaped
+SAVE_EVERY = 60.0  # seconds between saves within a round of a search, or within a training
 REMEDY = "start anew with output.overwrite: true and without --resume"
 RUN: Mapping[str, Entry] = {"fingerprint": Text(), "earlier": Items(Part()), "search": Part()}
 

@@ -20,15 +20,14 @@ from hf_mabprune.runtime import signals
 from hf_mabprune.runtime.files import write_atomically
 from hf_mabprune.runtime.hashes import sha256_of_tensors
 from hf_mabprune.runtime.processes import on_main
-from hf_mabprune.runtime.saved import REMEDY
+from hf_mabprune.runtime.saved import REMEDY, SAVE_EVERY
 from hf_mabprune.states import Entry, Items, Text, Values, read_state
 
 if TYPE_CHECKING:
     from hf_mabprune.runtime.resume import RunState
 
 FORMAT = "1"
-SAVE_EVERY = 60.0  # seconds between saves, and no less than `SHARE` of what the last one took
-SHARE = 20.0
+SHARE = 20.0  # of what the last save took: no less time lies between two
 NUMBERS: Mapping[str, Entry] = {
     "step": Values(int, (), low=0),
     "seconds": Values(float, (), low=0),
