@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--similarity", default="self_supervised", help=f"of images: {', '.join(SIMILARITIES)}")
     parser.add_argument("--text-model", default="", help="text classifier, folder or Hub name; without, no texts")
     parser.add_argument("--encoder", default=ENCODER, help="sentence encoder that texts are compared with")
+    parser.add_argument("--image-model", default="", help="image classifier, folder or Hub name; without, none")
     parser.add_argument("--only", nargs="+", default=[], help="cells, e.g. network=googlenet seed=0 rate=0.8")
     parser.add_argument("--report", action="store_true", help="of the cells that are there; nothing is measured")
     parser.add_argument("--cells", type=Path, help="folder of a run, for --report")
@@ -64,7 +65,8 @@ def run(options: argparse.Namespace) -> str:
         raise ValueError("--data is missing: the folder with cifar10/ and sst2/")
     processes = processes_of(options)
     protocol = replace(QUICK if options.quick else Protocol(), similarity=options.similarity)
-    study = Study(options.data, options.out, protocol, options.text_model, options.encoder)
+    models = options.text_model, options.encoder, options.image_model
+    study = Study(options.data, options.out, protocol, *models)
     units = study.units(options.only)
     print(f"{len(units)} units, {processes} processes; cells go to {options.out}", flush=True)
     return write_page(study.run(units, processes), options.out / PAGE.name, protocol)

@@ -2,28 +2,37 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from hf_mabprune.architectures import architecture_of
+from hf_mabprune.architectures.sites import part_at
 from hf_mabprune.sparsity.weights import find_weights
 
 Forward = Callable[[Any], Any]
 Masks = Callable[[Any], torch.Tensor | None]
 
 
-def unit_modules(network: nn.Module, looked_at: str) -> dict[str, nn.Module]:
-    """Gives the modules whose outputs are units: those that sparsity counts and whose name fits a pattern.
+def unit_modules(network: nn.Module) -> dict[str, nn.Module]:
+    """Gives the modules whose outputs are units: of a model of transformers, what makes its FFN neurons (of a gated
+    FFN, its gate); of another network all that sparsity counts.
 
     Raises:
-        ValueError: If none fits.
+        ValueError: If the family of the model is not known, or it has no such neurons.
     """
-    modules = {each.name: each.module for each in find_weights(network)[0] if fnmatchcase(each.name, looked_at)}
-    if not modules:
-        raise ValueError(f"no module that sparsity counts is named {looked_at!r}")
-    return modules
+    counted = {each.name: each.module for each in find_weights(network)[0]}
+    model = next((module for module in network.modules() if isinstance(module, PreTrainedModel)), None)
+    if model is None:
+        return counted
+    sites = [site for site in architecture_of(model).sites(model) if site.kind == "neuron"]
+    made = {id(part_at(model.base_model, site.inside + site.spec.rows[0].path)) for site in sites}
+    neurons = {name: module for name, module in counted.items() if id(module) in made}
+    if not neurons:
+        raise ValueError(f"a {model.config.model_type} has no FFN whose neurons a linear layer makes")
+    return neurons
 
 
 @torch.inference_mode()
@@ -31,7 +40,6 @@ def activations(
     network: nn.Module,
     batches: Iterable[Any],
     forward: Forward,
-    looked_at: str = "*",
     mask_of: Masks = lambda batch: None,
 ) -> dict[str, torch.Tensor]:
     """Records the units of a network on all inputs.
@@ -43,13 +51,12 @@ def activations(
         network: Network in evaluation mode.
         batches: Inputs, in order.
         forward: Runs the network on a batch.
-        looked_at: Pattern of the names of modules.
         mask_of: Gives the tokens of a batch that count, [B, T]; None where all do.
 
     Returns:
         By module, [P, U].
     """
-    modules = unit_modules(network, looked_at)
+    modules = unit_modules(network)
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
     for batch in batches:
         with _recorded(modules) as found:

@@ -3,7 +3,7 @@
 Symbols: N images; S = 32 pixels a side.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ class Images:
         test: Images that accuracy is measured on.
         probe_pixels: The probes as they are seen, [N, S, S, 3], 0 to 255.
         names: Names of the classes.
+        mean, deviation: What pixels were normalised with, of each channel of pixels from 0 to 1, [3].
     """
 
     train: Pictures
@@ -32,6 +33,8 @@ class Images:
     test: Pictures
     probe_pixels: np.ndarray
     names: tuple[str, ...]
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
     def of_classes(self, first: int, last: int) -> "Images":
         """Gives the images of some classes, from `first` to `last`, numbered from 0."""
@@ -42,7 +45,8 @@ class Images:
         def chosen(part: Pictures) -> Pictures:
             return Pictures(part.pixels[rows(part)], part.labels[rows(part)] - first)
 
-        return Images(
+        return replace(
+            self,
             train=chosen(self.train),
             probes=chosen(self.probes),
             test=chosen(self.test),
@@ -74,7 +78,7 @@ def read_images(folder: Path, train: int, probes: int, test: int) -> Images:
 
     raw = [_pixels(part) for part in parts]
     made = [pictures(pixels, list(part["label"])) for pixels, part in zip(raw, parts, strict=True)]
-    return Images(made[0], made[1], made[2], raw[1], tuple(rows.features["label"].names))
+    return Images(made[0], made[1], made[2], raw[1], tuple(rows.features["label"].names), mean, deviation)
 
 
 def _drawn(path: Path, count: int) -> Dataset:

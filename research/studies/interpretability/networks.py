@@ -90,10 +90,10 @@ class Base:
     epochs: int
     recipe: Recipe
 
-    def fresh(self, classes: int, seed: int) -> nn.Module:
+    def fresh(self, images: Images, seed: int) -> nn.Module:
         """Makes it with fresh weights, ready for evaluation."""
         set_seed(seed)
-        return MAKERS[self.name](classes, self.width).eval()
+        return MAKERS[self.name](len(images.names), self.width).eval()
 
     def trained(self, images: Images, seed: int, folder: Path) -> nn.Module:
         """Reads it, or trains it where it is not there yet.
@@ -104,7 +104,7 @@ class Base:
             folder: Folder of all trained networks.
         """
         place = folder / f"{self.name}-{seed}"
-        network = self.fresh(len(images.names), seed)
+        network = self.fresh(images, seed)
         if not place.is_dir():
             started = time.perf_counter()
             fit(network, images.train, self.epochs, replace(self.recipe, seed=seed))

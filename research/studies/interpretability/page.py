@@ -11,7 +11,7 @@ from hf_mabprune.runtime.files import write_atomically
 from research.studies.interpretability import plots
 from research.studies.interpretability.claims import RETRAINED, all_tests, final_verdicts, relations
 from research.studies.interpretability.estimates import correlation, over_seeds
-from research.studies.interpretability.protocol import KINDS, NETWORKS, QUICK, SCHEDULES, Protocol
+from research.studies.interpretability.protocol import KINDS, NETWORKS, QUICK, SCHEDULES, STUDIED, Protocol
 from research.studies.interpretability.rows import CONTROLS, UNPRUNED, control, pruned
 from research.studies.interpretability.words import (
     CHOICES,
@@ -28,7 +28,12 @@ from research.studies.interpretability.words import (
 )
 from research.studies.paper.page import FIGURES, markdown
 
-TITLES = {"googlenet": "GoogLeNet", "vit": "A small vision transformer", "text": "A text classifier"}
+TITLES = {
+    "googlenet": "GoogLeNet",
+    "vit": "A small vision transformer",
+    "text": "A text classifier",
+    "image": "An image classifier by name",
+}
 
 
 def write_page(cells: pd.DataFrame, page: Path, protocol: Protocol, units: Sequence[str] = ()) -> str:
@@ -91,7 +96,7 @@ def _networks(cells: pd.DataFrame) -> list[str]:
 def _missing(cells: pd.DataFrame, protocol: Protocol) -> str:
     """Says what of the protocol has not been run; nothing where all has."""
     left = []
-    for name in NETWORKS:
+    for name in STUDIED:
         for seed in range(protocol.seeds_of(name)):
             rows = cells[(cells["network"] == name) & (cells["seed"] == seed)]
             there = set(zip(rows["kind"], rows["rate"], strict=True))

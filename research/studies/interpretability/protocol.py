@@ -30,7 +30,9 @@ AS_CUT, ONE_SHOT, EQUAL, UNEQUAL, LONG = (
     "iterative, more training",
     "one-shot, more training",
 )
-GOOGLENET, VIT, TEXT = NETWORKS = ("googlenet", "vit", "text")
+GOOGLENET, VIT, TEXT = STUDIED = ("googlenet", "vit", "text")
+IMAGE_MODEL = "image"  # an image classifier by name, in the place of none of them
+NETWORKS = (*STUDIED, IMAGE_MODEL)
 
 Schedule = Callable[[float, "Protocol"], Sequence[Step]]
 SCHEDULES: Mapping[str, Schedule] = {
@@ -48,7 +50,7 @@ class Protocol:
 
     Attributes:
         seeds: Seeds of GoogLeNet: weights, order of images, draws.
-        other_seeds: Seeds of the vision transformer; the text network is there already, and has one.
+        other_seeds: Seeds of the vision transformer; networks that are there already have one.
         rates: Parts of the weights that go.
         epochs: Further training, in all; what each step has where the training is not equal.
         steps: Steps of iterative schedules.
@@ -112,7 +114,7 @@ class Protocol:
 
     def seeds_of(self, network: str) -> int:
         """Counts the seeds of a network."""
-        return {VIT: self.other_seeds, TEXT: 1}.get(network, self.seeds)
+        return {VIT: self.other_seeds, TEXT: 1, IMAGE_MODEL: 1}.get(network, self.seeds)
 
     def kinds_of(self, network: str) -> tuple[str, ...]:
         """Gives the kinds of a network; that of texts is shown beside random masks."""
@@ -122,7 +124,7 @@ class Protocol:
         """Gives the schedules of a network: at once, for all but GoogLeNet."""
         if network == TEXT:
             return (AS_CUT, ONE_SHOT) if self.text_epochs else (AS_CUT,)
-        return (AS_CUT, ONE_SHOT) if network == VIT else self.schedules
+        return (AS_CUT, ONE_SHOT) if network in (VIT, IMAGE_MODEL) else self.schedules
 
 
 QUICK = Protocol(

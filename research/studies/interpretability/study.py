@@ -10,16 +10,18 @@ from typing import Any, ClassVar
 from hf_mabprune.progress import stage
 from research.studies.interpretability.cells import Bench
 from research.studies.interpretability.extractor import Extractor
+from research.studies.interpretability.hub import HubBase
 from research.studies.interpretability.images import read_images
 from research.studies.interpretability.networks import Base
 from research.studies.interpretability.protocol import (
     EXTRACTOR,
     FURTHER,
-    GOOGLENET,
+    IMAGE_MODEL,
     IMAGES,
-    NETWORKS,
+    STUDIED,
     TEXT,
     TEXTS,
+    VIT,
     VITS,
     Protocol,
 )
@@ -30,8 +32,6 @@ from research.studies.interpretability.texts import ENCODER, TextSubject, read_t
 from research.studies.runs import NETWORKS as NETWORKS_FOLDER
 from research.studies.runs import Runs
 from research.studies.sharing import shared_out
-
-LOOKED_AT = {GOOGLENET: "*", "vit": "*fc1", "tiny": "*"}  # of the vision transformer, the neurons
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Study(Runs[Unit]):
         protocol: How cells are made.
         text_model: Folder or Hub name of the text classifier that is pruned; empty leaves texts out.
         encoder: Folder or Hub name of the sentence encoder that texts are compared with.
+        image_model: Folder or Hub name of an image classifier that is pruned; empty leaves it out.
         image_networks: What images are looked at through, of `networks.MAKERS`, by the name that cells have.
     """
 
@@ -76,11 +77,13 @@ class Study(Runs[Unit]):
     asked_by: ClassVar[Sequence[str]] = ("network", "seed", "kind", "rate")
     text_model: str = ""
     encoder: str = ENCODER
-    image_networks: tuple[str, ...] = NETWORKS[:2]
+    image_model: str = ""
+    image_networks: tuple[str, ...] = STUDIED[:2]
 
     def all_units(self) -> list[Unit]:
         """See `Runs.all_units`: the controls of a network and seed first."""
-        networks = [*self.image_networks, *([TEXT] if self.text_model else [])]
+        named = [name for name, model in ((TEXT, self.text_model), (IMAGE_MODEL, self.image_model)) if model]
+        networks = [*self.image_networks, *named]
         made = []
         for network in networks:
             for seed in range(self.protocol.seeds_of(network)):
@@ -99,6 +102,7 @@ class Study(Runs[Unit]):
             "recipes": {name: asdict(each) for name, each in recipes},
             "further": FURTHER,
             "text": [self.text_model, self.encoder],
+            **({IMAGE_MODEL: self.image_model} if self.image_model else {}),
         }
 
     def prepare(self, units: Sequence[Unit], processes: int) -> None:
@@ -130,15 +134,19 @@ class Study(Runs[Unit]):
         folder = self.out / NETWORKS_FOLDER
         found = similarity.matrix(images, folder)
         seen = similarity.network_images(images)
-        convolutional = network != "vit"
-        base = Base(
-            network,
-            protocol.width if convolutional else protocol.vit_width,
-            protocol.base_epochs if convolutional else protocol.vit_epochs,
-            IMAGES if convolutional else VITS,
-        )
-        further = FURTHER * base.recipe.learning_rate
-        shown = ImageSubject(base, seen, folder, further, similarity.words, found, LOOKED_AT[network])
+        base: Base | HubBase
+        if network == IMAGE_MODEL:
+            base, further = HubBase(self.image_model, TEXTS), TEXTS.learning_rate
+        else:
+            convolutional = network != VIT
+            base = Base(
+                network,
+                protocol.width if convolutional else protocol.vit_width,
+                protocol.base_epochs if convolutional else protocol.vit_epochs,
+                IMAGES if convolutional else VITS,
+            )
+            further = FURTHER * base.recipe.learning_rate
+        shown = ImageSubject(base, seen, folder, further, similarity.words, found)
         return Bench(shown, network, seed, protocol, same_class(found, seen.probes.labels))
 
     def _prepare(self, network: str, seed: int) -> None:

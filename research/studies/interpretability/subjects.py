@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from research.studies.interpretability.activations import activations
+from research.studies.interpretability.hub import HubBase
 from research.studies.interpretability.images import Images
 from research.studies.interpretability.networks import Base
 from research.studies.interpretability.training import BATCH, accuracy, fit
@@ -47,7 +48,7 @@ class Subject(ABC):
 
 @dataclass
 class ImageSubject(Subject):
-    """A network for small images, trained by the study.
+    """A network for small images.
 
     Attributes:
         base: What it is.
@@ -55,16 +56,14 @@ class ImageSubject(Subject):
         folder: Folder of trained networks.
         further: Learning rate of further training, at its peak.
         similarity_name, similarity: See `Subject`.
-        looked_at: Pattern of the names of modules whose units are looked at.
     """
 
-    base: Base
+    base: Base | HubBase
     images: Images
     folder: Path
     further: float
     similarity_name: str
     similarity: torch.Tensor
-    looked_at: str = "*"
 
     def network(self, seed: int) -> nn.Module:
         """See `Subject.network`."""
@@ -72,7 +71,7 @@ class ImageSubject(Subject):
 
     def untrained(self, seed: int) -> nn.Module:
         """See `Subject.untrained`."""
-        return self.base.fresh(len(self.images.names), seed)
+        return self.base.fresh(self.images, seed)
 
     def train(self, network: nn.Module, epochs: float, seed: int) -> None:
         """See `Subject.train`."""
@@ -84,4 +83,4 @@ class ImageSubject(Subject):
 
     def activations(self, network: nn.Module) -> dict[str, torch.Tensor]:
         """See `Subject.activations`."""
-        return activations(network, self.images.probes.pixels.split(BATCH), network, self.looked_at)
+        return activations(network, self.images.probes.pixels.split(BATCH), network)

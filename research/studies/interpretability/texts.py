@@ -30,7 +30,6 @@ from research.studies.interpretability.training import of_epochs
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 LENGTH = 64  # tokens
 BATCH = 100  # texts a forward pass where nothing is trained
-NEURONS = "*intermediate.dense"  # of BERT and its like
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class TextSubject(Subject):
         rows, probes, test: Texts that it is trained further on, looked at with and measured on.
         recipe: How it is trained further.
         similarity_name, similarity: See `Subject`.
-        looked_at: Pattern of the names of modules whose units are looked at.
     """
 
     model: str
@@ -90,7 +88,6 @@ class TextSubject(Subject):
     recipe: Recipe
     similarity_name: str
     similarity: torch.Tensor
-    looked_at: str = NEURONS
     _tokenizer: object = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -130,9 +127,7 @@ class TextSubject(Subject):
         def forward(batch: BatchEncoding) -> None:
             network(**batch)
 
-        return activations(
-            network, self._batches(self.probes), forward, self.looked_at, lambda batch: batch["attention_mask"]
-        )
+        return activations(network, self._batches(self.probes), forward, lambda batch: batch["attention_mask"])
 
     def _batches(self, texts: Texts) -> Sequence[BatchEncoding]:
         return [self._encoded(texts.texts[at : at + BATCH]) for at in range(0, len(texts.texts), BATCH)]

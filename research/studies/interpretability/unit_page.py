@@ -28,7 +28,7 @@ from research.studies.interpretability.cells import Bench
 from research.studies.interpretability.mis import extremes, unit_scores, varying
 from research.studies.interpretability.page import TITLES
 from research.studies.interpretability.plots import DPI
-from research.studies.interpretability.protocol import KINDS, NETWORKS, QUICK, SCHEDULES, TEXT, Protocol
+from research.studies.interpretability.protocol import IMAGE_MODEL, KINDS, NETWORKS, QUICK, SCHEDULES, TEXT, Protocol
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.subjects import ImageSubject
 from research.studies.interpretability.texts import ENCODER, TextSubject
@@ -162,16 +162,17 @@ def main() -> None:
     parser.add_argument("--schedule", choices=list(SCHEDULES), default="one-shot")
     parser.add_argument("--unit", default="", help="MODULE:NUMBER; the most readable one without")
     parser.add_argument("--text-model", default="", help="text classifier, folder or Hub name")
+    parser.add_argument("--image-model", default="", help="image classifier, folder or Hub name")
     parser.add_argument("--encoder", default=ENCODER, help="sentence encoder that texts are compared with")
     parser.add_argument("--section", type=Path, required=True, help="file of the section")
     parser.add_argument("--figures", type=Path, default=Path("docs") / FIGURES, help="folder of pictures")
     options = parser.parse_args()
-    if options.network == TEXT and not options.text_model:
-        parser.error("--network text takes --text-model")
+    for network, model in ((TEXT, options.text_model), (IMAGE_MODEL, options.image_model)):
+        if options.network == network and not model:
+            parser.error(f"--network {network} takes --{network}-model")
     protocol = QUICK if options.quick else Protocol()
-    bench = Study(options.data, options.out, protocol, options.text_model, options.encoder).bench(
-        options.network, options.seed
-    )
+    models = options.text_model, options.encoder, options.image_model
+    bench = Study(options.data, options.out, protocol, *models).bench(options.network, options.seed)
     name, before, after = look(bench, options.kind, options.rate, options.schedule, options.unit)
     write_atomically(options.section, section(bench, name, (before, after), options.figures).encode())
 

@@ -84,6 +84,7 @@ python -m research.studies.interpretability.unit_page --help
 ```
 
 DIR holds `cifar10/` and, for texts, `sst2/`, each with train.parquet and test.parquet. NAME is any text classifier of
-the Hub with BERT's module names. A run that was stopped goes on with the same command and ends with the same
-`cells.parquet`. `--similarity other_classes` trains networks on classes 0 to 4 and the extractor on 5 to 9;
-`dreamsim` and `lpips` are taken where those packages are installed."""
+the Hub, of one of the [families](families.md); `--image-model NAME` adds an image classifier of the classes of
+CIFAR-10, whose own processor sizes the images. Of such models the neurons are looked at. A run that was stopped goes
+on with the same command and ends with the same `cells.parquet`. `--similarity other_classes` trains networks on
+classes 0 to 4 and the extractor on 5 to 9; `dreamsim` and `lpips` are taken where those packages are installed."""

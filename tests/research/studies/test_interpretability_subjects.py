@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,22 +12,31 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from hf_mabprune.sparsity import sparsify
 from research.models.images import Pictures
 from research.models.training import Recipe
 from research.studies.interpretability import googlenet as module
-from research.studies.interpretability.activations import activations, side_by_side, unit_names
+from research.studies.interpretability.activations import activations, side_by_side, unit_modules, unit_names
 from research.studies.interpretability.extractor import Extractor, features, nt_xent, view
 from research.studies.interpretability.googlenet import googlenet, torchvision_module
+from research.studies.interpretability.hub import HubBase
 from research.studies.interpretability.images import Images
 from research.studies.interpretability.mis import Trials, unit_scores, varying
-from research.studies.interpretability.networks import tiny
+from research.studies.interpretability.networks import tiny, vit
 from research.studies.interpretability.similarity import SIMILARITIES, same_class
+from research.studies.interpretability.subjects import ImageSubject
 from research.studies.interpretability.texts import Texts, TextSubject, read_texts, sentence_similarity
 from tests.seeds import moved
 from tests.small_tokenizers import small_tokenizer, texts
+from tests.tiny_models import tiny_model
 
 RECIPE = Recipe(steps=0, batch_size=16, learning_rate=1e-3, bfloat16=False)
 
@@ -36,7 +46,8 @@ def small_images(count: int = 40, classes: int = 10) -> Images:
     pixels = torch.randint(256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
     labels = torch.arange(count) % classes
     part = Pictures(pixels.float().permute(0, 3, 1, 2) / 128 - 1, labels)
-    return Images(part, part, part, np.asarray(pixels), tuple(map(str, range(classes))))
+    half = torch.full((3,), 128 / 255)
+    return Images(part, part, part, np.asarray(pixels), tuple(map(str, range(classes))), half, half)
 
 
 def test_a_unit_of_a_convolution_is_the_mean_over_places_before_norm() -> None:
@@ -46,10 +57,6 @@ def test_a_unit_of_a_convolution_is_the_mean_over_places_before_norm() -> None:
     assert list(found) == ["0", "3", "6"] and [part.shape for part in found.values()] == [(7, 4), (7, 8), (7, 16)]
     torch.testing.assert_close(found["0"], network[0](pixels).mean((2, 3)))  # type: ignore[index]
     assert unit_names(found)[3:5] == ["0:3", "3:0"] and side_by_side(found).shape == (7, 28)
-    only = activations(network, [pixels], network, "3")
-    assert list(only) == ["3"]
-    with pytest.raises(ValueError, match="no module that sparsity counts is named 'conv\\*'"):
-        activations(network, [pixels], network, "conv*")
 
 
 def test_units_that_structured_pruning_takes_do_not_vary() -> None:
@@ -148,6 +155,42 @@ def test_similarities_name_what_they_are_and_which_classes_networks_see(
 def test_the_nearest_probe_says_how_much_a_similarity_knows() -> None:
     similarity = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]])
     assert same_class(similarity, torch.tensor([0, 0, 1])) == pytest.approx(2 / 3)
+
+
+def test_of_models_of_transformers_the_neurons_are_looked_at() -> None:
+    assert list(unit_modules(vit(10, 0.25))) == [f"model.vit.layers.{layer}.mlp.fc1" for layer in range(6)]
+    for model_type, place in (("distilbert", "ffn.lin1"), ("llama", "mlp.gate_proj"), ("gpt2", "mlp.c_fc")):
+        model = tiny_model(model_type, "AutoModelForSequenceClassification")
+        named = unit_modules(model)
+        assert len(named) == model.config.num_hidden_layers, model_type
+        assert all(name.startswith(model.base_model_prefix) and name.endswith(place) for name in named), model_type
+
+
+def test_an_image_classifier_by_name_takes_the_images_of_the_study(tmp_path: Path) -> None:
+    images, sizes = small_images(), {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(moved(0))
+    names = [*reversed(images.names), "none of them"]
+    config = ViTConfig(image_size=16, patch_size=8, intermediate_size=12, id2label=dict(enumerate(names)), **sizes)
+    model = ViTForImageClassification(config).eval()
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    base = HubBase(str(tmp_path), RECIPE)
+    subject = ImageSubject(base, images, tmp_path, 1e-3, "words", torch.eye(40))
+    network = subject.network(0)
+    inputs = processor(images=list(images.probe_pixels), return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(network(images.probes.pixels), model(**inputs).logits[:, :10].flip(1))
+    assert [part.shape for part in subject.activations(network).values()] == [(40, 12)] * 2
+    assert not torch.equal(subject.untrained(1).model.classifier.weight, network.model.classifier.weight)
+    sparsity = sparsify(network, 0.5, kind="unstructured")
+    subject.train(network, 1, 0)
+    assert sparsity.achieved == pytest.approx(0.5, abs=0.01) and 0 <= subject.accuracy(network) <= 1
+    with pytest.raises(
+        ValueError,
+        match="the image model has no class 'frog'; its 11 classes begin with '9': name a classifier of frog",
+    ):
+        base.trained(replace(images, names=("frog",)), 0, tmp_path)
 
 
 @pytest.fixture(scope="module")
