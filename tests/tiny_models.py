@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,10 @@ def _turns(sizes: dict[str, Any], layers: int) -> dict[str, object]:
     return {"layer_types": [types[number % len(types)] for number in range(layers)]} if types else {}
 
 
-def heads_of(model_type: str) -> list[str]:
+@cache
+def heads_of(model_type: str) -> tuple[str, ...]:
     """Every AutoModel class that builds this type."""
-    return sorted(modeling_pruned.auto_classes(type(tiny_config(model_type))))
+    return tuple(sorted(modeling_pruned.auto_classes(type(tiny_config(model_type)))))
 
 
 def every_type_and_head() -> list[tuple[str, str]]:
