@@ -19,18 +19,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # research/ is no part of what is installed
 
-import research.studies.interpretability  # noqa: F401 - before all that imports transformers: see there
+import research.studies  # noqa: F401 - before all that imports transformers: see there
 
 # isort: split
 from hf_mabprune.cli.guard import guarded
 from research.studies.interpretability.page import write_page
 from research.studies.interpretability.protocol import QUICK, Protocol
-from research.studies.interpretability.rows import read_results, write_results
+from research.studies.interpretability.rows import KEY, read_results, write_results
 from research.studies.interpretability.similarity import SIMILARITIES
 from research.studies.interpretability.study import Study
 from research.studies.interpretability.texts import ENCODER
 from research.studies.sharing import add_processes, processes_of
-from research.studies.store import PROTOCOL
+from research.studies.store import PROTOCOL, read_cells
 
 RESULTS = ROOT / "research" / "studies" / "interpretability" / "results.parquet"
 PAGE = ROOT / "docs" / "interpretability_study.md"
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Makes all cells that are missing, and the page of them."""
+    """Makes the cells that are missing, and the page of all that are there."""
     if options.data is None:
         raise ValueError("--data is missing: the folder with cifar10/ and sst2/")
     processes = processes_of(options)
@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> str:
     study = Study(options.data, options.out, protocol, *models)
     units = study.units(options.only)
     print(f"{len(units)} units, {processes} processes; cells go to {options.out}", flush=True)
-    return write_page(study.run(units, processes), options.out / PAGE.name, protocol)
+    study.run(units, processes)
+    return write_page(read_cells(options.out, KEY), options.out / PAGE.name, protocol)
 
 
 def report(options: argparse.Namespace) -> str:

@@ -13,7 +13,8 @@ def matching(cells: Sequence[Each], only: Sequence[str], fields: Sequence[str]) 
 
     Args:
         cells: All cells.
-        only: Filters `name=value` or `name=value,value` of a cell's fields, e.g. `task=sst2`; all must hold.
+        only: Filters `name=value` or `name=value,value` of a cell's fields, e.g. `task=sst2`; all must hold. A value
+            with a comma of its own stands alone.
         fields: Names of the fields that can be asked for.
 
     Raises:
@@ -25,8 +26,9 @@ def matching(cells: Sequence[Each], only: Sequence[str], fields: Sequence[str]) 
         if name not in fields or not values:
             raise ValueError(f"--only takes name=value with a name of {', '.join(fields)}, got '{wanted}'")
         known = dict.fromkeys(str(getattr(cell, name)) for cell in cells)
-        for value in values.split(","):
+        asked = [values] if values in known else values.split(",")
+        for value in asked:
             if value not in known:
                 raise ValueError(f"--only: no {name} '{value}'.{nearest(value, known)} Known: {', '.join(known)}")
-        found = [cell for cell in found if str(getattr(cell, name)) in values.split(",")]
+        found = [cell for cell in found if str(getattr(cell, name)) in asked]
     return found

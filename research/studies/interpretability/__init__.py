@@ -1,9 +1,1 @@
 """Pruning, performance and interpretability: the study of arXiv 2409.19727."""
-
-from contextlib import suppress
-
-from research.studies.interpretability.googlenet import torchvision_module
-
-# transformers imports torchvision with any model, where it is installed: so this comes before all other modules.
-with suppress(ImportError):
-    torchvision_module()

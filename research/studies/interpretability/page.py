@@ -12,7 +12,7 @@ from research.studies.interpretability import plots
 from research.studies.interpretability.claims import RETRAINED, all_tests, final_verdicts, relations
 from research.studies.interpretability.estimates import correlation, over_seeds
 from research.studies.interpretability.protocol import KINDS, NETWORKS, QUICK, SCHEDULES, STUDIED, Protocol
-from research.studies.interpretability.rows import CONTROLS, UNPRUNED, control, pruned
+from research.studies.interpretability.rows import CONTROLS, UNPRUNED, control, pruned, with_base
 from research.studies.interpretability.words import (
     CHOICES,
     CONTROL_WORDS,
@@ -46,8 +46,11 @@ def write_page(cells: pd.DataFrame, page: Path, protocol: Protocol, units: Seque
         units: Sections on single units, as `unit_page` makes them.
 
     Returns:
-        The verdicts, for a terminal.
+        The verdicts, for a terminal; or that there is no page, where no base network was measured unpruned.
     """
+    cells = with_base(cells)
+    if not len(cells):
+        return "no page: the controls of no network are there yet, which a run without --only kind makes\n"
     page.parent.mkdir(parents=True, exist_ok=True)
     figures = plots.save(cells, page.parent / FIGURES)
     write_atomically(page, page_text(cells, protocol, figures, units).encode())

@@ -119,6 +119,14 @@ def pruned(cells: pd.DataFrame, network: str, schedules: Sequence[str] = ()) -> 
     return rows[rows["schedule"].isin(list(schedules))] if schedules else rows
 
 
+def with_base(cells: pd.DataFrame) -> pd.DataFrame:
+    """Gives the cells of the base networks that were measured unpruned, which all others are compared with."""
+    measured = pd.MultiIndex.from_frame(cells.loc[cells["schedule"] == UNPRUNED, BASE])
+    rows = cells[pd.MultiIndex.from_frame(cells[BASE]).isin(measured)]
+    rows.attrs = cells.attrs
+    return rows
+
+
 def control(cells: pd.DataFrame, network: str, name: str) -> pd.DataFrame:
     """Gives the cells of one control of a network, one a seed, by seed."""
     rows = cells[(cells["network"] == network) & (cells["kind"] == CONTROL) & (cells["schedule"] == name)]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from research.studies.interpretability.page import page_text
+from research.studies.interpretability.page import page_text, write_page
 from research.studies.interpretability.protocol import (
     AS_CUT,
     EQUAL,
@@ -106,6 +106,7 @@ def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_file(
 def test_units_are_asked_for_and_settings_are_kept(whole: tuple[Study, pd.DataFrame], data: Path) -> None:
     study = whole[0]
     assert [unit.name for unit in study.units(["kind=structured"])] == ["tiny/0/structured/0.5"]
+    assert [unit.name for unit in study.units([f"kind={FREE}"])] == ["tiny/0/connection-not-held/0.5"]
     with pytest.raises(ValueError, match="--only: no network 'tony'"):
         study.units(["network=tony"])
     with pytest.raises(ValueError, match="made under other settings"):
@@ -161,6 +162,17 @@ def test_the_page_says_what_is_missing(whole: tuple[Study, pd.DataFrame]) -> Non
     assert "A small vision transformer, seed 0 without structured 0.5; A text classifier, seed 0." in text
 
 
+def test_there_is_no_page_without_the_network_that_others_are_compared_with(
+    whole: tuple[Study, pd.DataFrame], tmp_path: Path
+) -> None:
+    cells = pruned(whole[1], "tiny")
+    assert "no page: the controls of no network" in write_page(cells, tmp_path / "page.md", PROTOCOL)
+    assert not list(tmp_path.iterdir())
+    cells = pd.concat([whole[1], cells.assign(network="vit")])
+    write_page(cells, tmp_path / "page.md", PROTOCOL)
+    assert "## A small vision transformer" not in (tmp_path / "page.md").read_text()
+
+
 def test_the_program_makes_the_page_of_a_finished_run(
     whole: tuple[Study, pd.DataFrame],
     tmp_path: Path,
@@ -187,10 +199,14 @@ def program(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     return int(str(ended.value.code))
 
 
-def test_torchvision_is_seen_to_before_transformers_imports_it() -> None:
-    script = ROOT / "scripts" / "interpretability_study.py"
-    code = f"import runpy, sys; runpy.run_path({str(script)!r}); print(*sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    "first",
+    ["runpy.run_path('scripts/interpretability_study.py')", "importlib.import_module('research.studies.sharing')"],
+)
+def test_torchvision_is_seen_to_before_transformers_imports_it(first: str) -> None:
+    """In the program, and in a process that it shares units with, which reads the function that it calls first."""
+    code = f"import importlib, runpy, sys; {first}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     imported = ended.stdout.split()
     assert imported.index("research.studies.interpretability.googlenet") < imported.index("transformers")
 
