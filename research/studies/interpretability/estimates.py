@@ -41,14 +41,16 @@ class Estimate:
     @property
     def p_value(self) -> str:
         """Writes p; a dash where there is none."""
+        if self.p < 0.0005:
+            return "< 0.001"
         return "-" if math.isnan(self.p) else f"{self.p:.3f}"
 
-    def plus_minus(self) -> str:
-        """Writes it as a value and half of the interval."""
+    def plus_minus(self, digits: int = 3) -> str:
+        """Writes it as a value and half of the interval, with so many decimals."""
         if math.isnan(self.value):
             return "-"
-        half = "" if math.isnan(self.low) else f" ± {(self.high - self.low) / 2:.3f}"
-        return f"{self.value:.3f}{half}"
+        half = "" if math.isnan(self.low) else f" ± {(self.high - self.low) / 2:.{digits}f}"
+        return f"{self.value:.{digits}f}{half}"
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

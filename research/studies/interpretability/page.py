@@ -140,8 +140,12 @@ def _network(cells: pd.DataFrame, network: str, figures: Sequence[str]) -> str:
 
 
 def _figures(part: pd.DataFrame) -> list[str]:
-    shown = [over_seeds(list(part[name])).plus_minus() for name in ("accuracy", "mis", "solved")]
-    return [*shown, f"{part['cut'].mean():.1%}", f"{part['zeros'].mean():.1%}"]
+    return [*_means(part, "accuracy", "mis", "solved"), f"{part['cut'].mean():.1%}", f"{part['zeros'].mean():.1%}"]
+
+
+def _means(part: pd.DataFrame, *names: str) -> list[str]:
+    """Writes means over seeds; of MIS, whose scale is narrow, a digit more."""
+    return [over_seeds(list(part[name])).plus_minus(4 if name == "mis" else 3) for name in names]
 
 
 def _pictures(network: str, figures: Sequence[str]) -> list[str]:
@@ -162,7 +166,7 @@ def _relations(cells: pd.DataFrame, network: str) -> str:
     table = pd.DataFrame(rows, columns=["over", "points", "r of rate and MIS", "p", "r of rate and tasks solved"])
     retrained = pruned(cells, network, RETRAINED)
     both = correlation(list(retrained["accuracy"]), list(retrained["mis"]))
-    return f"{RELATIONS}\n\n{markdown(table)}\n\nAccuracy and MIS of the same cells: r = {both}, p = {both.p_value}."
+    return f"{RELATIONS}\n\n{markdown(table)}\n\nAccuracy and MIS of the same cells: r {both} (p {both.p_value})."
 
 
 def _left(cells: pd.DataFrame, network: str) -> str:
@@ -188,9 +192,7 @@ def _controls(cells: pd.DataFrame, networks: Sequence[str]) -> str:
         for name in CONTROLS:
             part = control(cells, network, name)
             if len(part):
-                shown = [
-                    over_seeds(list(part[each])).plus_minus() for each in ("accuracy", "mis", "solved", "mis_divided")
-                ]
+                shown = _means(part, "accuracy", "mis", "solved", "mis_divided")
                 lines.append((TITLES.get(network, network), name, *shown))
         rows = cells[cells["network"] == network]
         off = ((rows["shuffled"] - 0.5).abs() <= 1.96 * rows["shuffled_error"]).mean()

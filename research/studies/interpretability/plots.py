@@ -54,7 +54,8 @@ def _lines(panel: Axes, rows: pd.DataFrame, measure: str) -> None:
     for marker, kind in zip(MARKERS, [kind for kind in KINDS if kind in set(rows["kind"])], strict=False):
         by_rate = rows[rows["kind"] == kind].groupby("rate")[measure]
         means = by_rate.mean()
-        spans = [means - by_rate.min(), by_rate.max() - means]
+        # Of equal numbers the mean may be another by a rounding.
+        spans = [(means - by_rate.min()).clip(lower=0), (by_rate.max() - means).clip(lower=0)]
         panel.errorbar(means.index, means, spans, marker=marker, markersize=4, linewidth=1.2, capsize=2, label=kind)
 
 

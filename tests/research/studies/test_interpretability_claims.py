@@ -140,6 +140,7 @@ def test_intervals_and_what_they_decide() -> None:
     assert (found.value, found.high - found.value) == (2.0, pytest.approx(4.303 / math.sqrt(3), abs=1e-3))
     assert math.isnan(over_seeds([1.0]).low) and over_seeds([1.0, math.nan]).count == 1
     assert str(over_seeds([])) == "-" and over_seeds([0.5]).plus_minus() == "0.500"
+    assert over_seeds([0.5, 0.51]).plus_minus(4) == "0.5050 ± 0.0635"
     # Fisher's interval of r = 0.5 over 28 points: tanh(atanh(0.5) -+ 1.96 / 5).
     x = np.repeat([-1.0, 1.0], 14)
     y = np.concatenate([[1.0] * 4 + [-1.0] * 10 + [1.0] * 11 + [-1.0] * 3])
@@ -165,7 +166,7 @@ def test_the_page_says_what_the_cells_say(cells: pd.DataFrame, tmp_path: Path) -
     assert f"{ITERATIVE}: {NOT_HELD} / {HELD}" in said
     assert f'| "{HIGH}" | **{HELD}** |' in text and "## One unit\n\nof many" in text
     assert "made with" not in text and "figures of the quick setting" not in text
-    assert f"| {FREE} | {ONE_SHOT} | 0.8 | 2 | 0.630 ± 0.005 | 0.540 ± 0.000 |" in text
+    assert f"| {FREE} | {ONE_SHOT} | 0.8 | 2 | 0.630 ± 0.005 | 0.5404 ± 0.0002 |" in text
     assert "| 80.0% | 0.0% |" in text and "0.5 within the 95% interval of 100%" in text
     for figure in ("rates", "accuracy"):
         assert f"(figures/interpretability-{figure}-googlenet.png)" in text

@@ -162,6 +162,12 @@ def test_the_page_says_what_is_missing(whole: tuple[Study, pd.DataFrame]) -> Non
     assert "A small vision transformer, seed 0 without structured 0.5; A text classifier, seed 0." in text
 
 
+def test_seeds_that_came_out_the_same_are_drawn(whole: tuple[Study, pd.DataFrame], tmp_path: Path) -> None:
+    seeds = [whole[1].assign(seed=seed, accuracy=0.1) for seed in range(3)]  # whose mean is above 0.1
+    write_page(pd.concat(seeds), tmp_path / "page.md", PROTOCOL)
+    assert (tmp_path / "figures" / "interpretability-rates-tiny.png").exists()
+
+
 def test_there_is_no_page_without_the_network_that_others_are_compared_with(
     whole: tuple[Study, pd.DataFrame], tmp_path: Path
 ) -> None:
