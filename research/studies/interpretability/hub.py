@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, set_seed
 
-from research.models.training import Recipe
 from research.studies.interpretability.images import Images
 
 
@@ -50,11 +49,9 @@ class HubBase:
 
     Attributes:
         name: Folder or Hub name of an image classifier of the classes of the images.
-        recipe: How it is trained further.
     """
 
     name: str
-    recipe: Recipe
 
     def fresh(self, images: Images, seed: int) -> nn.Module:
         """Makes it with fresh weights, ready for evaluation."""

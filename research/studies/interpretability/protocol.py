@@ -31,7 +31,7 @@ AS_CUT, ONE_SHOT, EQUAL, UNEQUAL, LONG = (
     "one-shot, more training",
 )
 GOOGLENET, VIT, TEXT = STUDIED = ("googlenet", "vit", "text")
-IMAGE_MODEL = "image"  # an image classifier by name, in the place of none of them
+IMAGE_MODEL = "image"  # a classifier by name, beside those
 NETWORKS = (*STUDIED, IMAGE_MODEL)
 
 Schedule = Callable[[float, "Protocol"], Sequence[Step]]

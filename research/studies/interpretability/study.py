@@ -3,7 +3,7 @@ controls of a network and seed. Networks and extractor are trained first, and ke
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -136,7 +136,7 @@ class Study(Runs[Unit]):
         seen = similarity.network_images(images)
         base: Base | HubBase
         if network == IMAGE_MODEL:
-            base, further = HubBase(self.image_model, TEXTS), TEXTS.learning_rate
+            base, recipe = HubBase(self.image_model), TEXTS
         else:
             convolutional = network != VIT
             base = Base(
@@ -145,8 +145,8 @@ class Study(Runs[Unit]):
                 protocol.base_epochs if convolutional else protocol.vit_epochs,
                 IMAGES if convolutional else VITS,
             )
-            further = FURTHER * base.recipe.learning_rate
-        shown = ImageSubject(base, seen, folder, further, similarity.words, found)
+            recipe = replace(base.recipe, learning_rate=FURTHER * base.recipe.learning_rate)
+        shown = ImageSubject(base, seen, folder, recipe, similarity.words, found)
         return Bench(shown, network, seed, protocol, same_class(found, seen.probes.labels))
 
     def _prepare(self, network: str, seed: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from research.models.training import Recipe
 from research.studies.interpretability.activations import activations
 from research.studies.interpretability.hub import HubBase
 from research.studies.interpretability.images import Images
@@ -54,14 +55,14 @@ class ImageSubject(Subject):
         base: What it is.
         images: Images.
         folder: Folder of trained networks.
-        further: Learning rate of further training, at its peak.
+        recipe: How it is trained further; its seed is that of the study.
         similarity_name, similarity: See `Subject`.
     """
 
     base: Base | HubBase
     images: Images
     folder: Path
-    further: float
+    recipe: Recipe
     similarity_name: str
     similarity: torch.Tensor
 
@@ -75,7 +76,7 @@ class ImageSubject(Subject):
 
     def train(self, network: nn.Module, epochs: float, seed: int) -> None:
         """See `Subject.train`."""
-        fit(network, self.images.train, epochs, replace(self.base.recipe, learning_rate=self.further, seed=seed))
+        fit(network, self.images.train, epochs, replace(self.recipe, seed=seed))
 
     def accuracy(self, network: nn.Module) -> float:
         """See `Subject.accuracy`."""

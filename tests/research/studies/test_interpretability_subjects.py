@@ -164,6 +164,8 @@ def test_of_models_of_transformers_the_neurons_are_looked_at() -> None:
         named = unit_modules(model)
         assert len(named) == model.config.num_hidden_layers, model_type
         assert all(name.startswith(model.base_model_prefix) and name.endswith(place) for name in named), model_type
+    with pytest.raises(ValueError, match="a mixtral has no FFN whose neurons a linear layer makes"):
+        unit_modules(tiny_model("mixtral", "AutoModelForSequenceClassification"))
 
 
 def test_an_image_classifier_by_name_takes_the_images_of_the_study(tmp_path: Path) -> None:
@@ -175,8 +177,8 @@ def test_an_image_classifier_by_name_takes_the_images_of_the_study(tmp_path: Pat
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    base = HubBase(str(tmp_path), RECIPE)
-    subject = ImageSubject(base, images, tmp_path, 1e-3, "words", torch.eye(40))
+    base = HubBase(str(tmp_path))
+    subject = ImageSubject(base, images, tmp_path, RECIPE, "words", torch.eye(40))
     network = subject.network(0)
     inputs = processor(images=list(images.probe_pixels), return_tensors="pt")
     with torch.no_grad():
