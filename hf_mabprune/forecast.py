@@ -25,7 +25,7 @@ from hf_mabprune.search.run import criterion_name, make_rule, pulls_per_arm
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.session import Session
 from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.readout import Readout
+from hf_mabprune.tasks.readout import HeadReadout, Readout
 
 ARTIFACTS = 6.0  # seconds for figures, latencies, saving and reading back
 DATA = 2**27  # bytes of encoded data, figures and scratch memory of the libraries, roughly
@@ -89,6 +89,7 @@ class Trial(NamedTuple):
     Attributes:
         seconds: Of a pass over one calibration batch, and of comparing what it gives.
         passing: Part of that which is the pass itself.
+        comparing: Part of it that a comparison takes where many are made with the same outputs, as of allocations.
         testing: Passes that one over the test split takes as long as.
         moments: Passes that the second moments of all sites on a batch take as long as.
         readout: What the dense model says on the first batch.
@@ -96,6 +97,7 @@ class Trial(NamedTuple):
 
     seconds: float
     passing: float
+    comparing: float
     testing: float
     moments: float
     readout: Readout
@@ -110,8 +112,9 @@ def _trial_passes(session: Session) -> Trial:
     found = [_timed(session, batch) for batch in over(calibration, "trial passes")]
     seconds = float(np.mean([whole for _, _, whole in found]))
     passing = float(np.mean([alone for _, alone, _ in found])) / seconds
+    comparing = (1 - passing) / (2 if isinstance(readout, HeadReadout) else 1)  # one product with the head for two
     of_test = _timed(session, test[0])[2] * sum(batch.tokens for batch in test) / test[0].tokens
-    return Trial(seconds, passing, of_test / seconds, _moments(session, passing), readout)
+    return Trial(seconds, passing, comparing, of_test / seconds, _moments(session, passing), readout)
 
 
 def _timed(session: Session, batch: Batch) -> tuple[Readout, float, float]:
@@ -154,7 +157,8 @@ def _costs(session: Session, rule: Rule | None, pulls: int, trial: Trial, sizes:
     shares = [(layers - depth[name]) / layers if name in depth else PLAIN for name in session.arms.site]
     share = float(np.mean(shares))  # of a pass, a pull runs
     rounds = session.settings.search.rounds or rule.default_rounds
-    extent = Extent(batches, _refit_batches(session)[1], trial.readout, trial.moments, pulls, sizes)
+    judged = _refit_batches(session)[1] * (trial.passing + trial.comparing)
+    extent = Extent(batches, judged, trial.readout, trial.moments, pulls, sizes)
     passes = pulls * share + rounds * min(batches, LOOKS) * (pulls > 0) + rule.passes(extent)
     return {"search": Cost(pulls, passes * tokens / batches, 0.0, trial.seconds * passes), **costs}
 
@@ -190,7 +194,8 @@ def _passes_after(session: Session, sizes: int, trial: Trial) -> float:
         sites = [site for site in architecture.sites(session.dense) if site.kind in session.arms.kinds()]
         fitted, held_out = _refit_batches(session)
         passes += (fitted + held_out) * (len(session.arms.kinds()) + trial.moments)
-        passes += models * refit.passes(session.compensation, session.dense, len(sites), fitted, held_out)
+        shares = trial.passing, trial.comparing
+        passes += models * refit.passes(session.compensation, session.dense, len(sites), fitted, held_out, shares)
     if settings.recovery and session.training is not None:
         lengths = session.task.lengths(session.training)
         order = batch_order(lengths, settings.recovery, settings.seed)

@@ -62,6 +62,7 @@ class DenseReference:
     cost: Cost = field(default_factory=Cost, repr=False)
     _moments: dict[tuple[str, bool], dict[str, Moments]] = field(default_factory=dict, repr=False)
     _regressions: dict[tuple[str, bool], Regression] = field(default_factory=dict, repr=False)
+    _summaries: dict[int, torch.Tensor | None] = field(default_factory=dict, repr=False)  # by held-out part
     _asked: set[int] = field(default_factory=set, repr=False)  # held-out parts whose dense pass is in the cost
 
     @classmethod
@@ -234,7 +235,7 @@ class DenseReference:
                 if not dense.outputs.isfinite().all():
                     yield torch.empty(0)
                     continue
-                found = self.task.readout(small, batch).divergence(dense)
+                found = self.task.readout(small, batch).divergence(dense, self._summary(number, dense))
             self.cost += Cost(forward_tokens=_tokens([batch]) * (1 - finished.share))
             yield found.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
@@ -249,6 +250,14 @@ class DenseReference:
             self._asked.add(number)
             self.cost += Cost(forward_tokens=_tokens([batch]))
         return self.outputs.readout(self.keys[number], lambda: self.task.readout(self.model, batch))
+
+    def _summary(self, number: int, dense: Readout) -> torch.Tensor | None:
+        """Gives the summary of what the dense model says on a held-out part, made once."""
+        if number not in self._summaries:
+            made = dense.summary()
+            self._summaries[number] = None if made is None else self.outputs.reserve.kept(made)
+        known = self._summaries[number]
+        return None if known is None else known.to(dense.outputs.device)
 
 
 def _is_held_out(number: int) -> bool:

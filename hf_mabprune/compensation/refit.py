@@ -182,7 +182,14 @@ def _guard(
     return kl_before
 
 
-def passes(method: Compensation, model: PreTrainedModel, sites: float, batches: float, held_out: float) -> float:
+def passes(
+    method: Compensation,
+    model: PreTrainedModel,
+    sites: float,
+    batches: float,
+    held_out: float,
+    shares: tuple[float, float] = (1.0, 0.0),
+) -> float:
     """Estimates the forward passes of a dense model over one batch, or as much work, of a compensation.
 
     Args:
@@ -190,8 +197,12 @@ def passes(method: Compensation, model: PreTrainedModel, sites: float, batches: 
         model: The dense model.
         sites: Number of its sites that are cut.
         batches, held_out: Number of batches that refits are made from, and that they are judged by.
+        shares: Passes that one without a comparison of what it gives takes as long as, and the comparison.
     """
-    judged = held_out * (sites / 2 + 3 if method.guard else 2)  # its guard runs what comes after each site in turn
+    passing, comparing = shares
+    judged = held_out * (3 if method.guard else 2) * (passing + comparing)
+    if method.guard:
+        judged += held_out * sites * (passing / 2 + comparing)  # what comes after each site runs, in turn
     if not goes_up(method, model):
         return judged
     looks, layers = (1 + method.both_sides) * batches + held_out, len(architecture_of(model).layers(model))

@@ -20,6 +20,8 @@ from hf_mabprune.effects.taps import Tap, tapped
 from hf_mabprune.tasks.base import Task
 from hf_mabprune.tasks.batch import Batch
 
+WIDE, BLOCKS = 256, 4  # columns from which a symmetric product is made in so many blocks of columns
+
 
 class Weights(Protocol):
     """Weights of the positions of a batch (see `position_weights`)."""
@@ -93,20 +95,36 @@ def _shown(site: Site, inputs: Batch, see: See, hidden: torch.Tensor) -> torch.T
     return hidden
 
 
-def add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Adds the product of two matrices to a sum, in place; in float32, unless that cannot hold them.
+def add_products(total: torch.Tensor | None, weighted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Adds weighted' rows, [C, C], to a sum, in place; in float32, unless that cannot hold it.
 
     Args:
         total: Sum so far, which is used up; None where there is none.
+        weighted: [N, C], the rows, each times its weight; so the product is symmetric.
+        rows: [N, C].
     """
-    product = a @ b if a.dtype == b.dtype == torch.float64 else a.float() @ b.float()
+    if weighted.dtype != rows.dtype or rows.dtype != torch.float64:
+        weighted, rows = weighted.float(), rows.float()
+    product = _symmetric(weighted, rows)
     if not largest(product) < float("inf"):
-        product = a.double() @ b.double()
+        product = _symmetric(weighted.double(), rows.double())
     if total is None:
         return product
     if product.dtype != total.dtype or largest(total) + largest(product) > torch.finfo(total.dtype).max:
         total = total.double()
     return total.add_(product)
+
+
+def _symmetric(weighted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Multiplies weighted' rows; on a CPU without most of what is below the diagonal, which is what is above it."""
+    columns = rows.shape[1]
+    size = -(-columns // BLOCKS) if rows.device.type == "cpu" and columns >= WIDE else columns
+    product = rows.new_empty(columns, columns)
+    for start in range(0, columns, size):
+        own, after = slice(start, start + size), slice(start + size, None)
+        torch.mm(weighted[:, own].T, rows[:, start:], out=product[own, start:])
+        product[after, own] = product[own, after].T
+    return product
 
 
 def in_statistics(values: torch.Tensor) -> torch.Tensor:
@@ -177,7 +195,7 @@ def moments(
         counts[path] = counts.get(path, 0) + len(rows) * finite
         weighted = rows if own is None else rows * own.at(site, batch)
         sums[path] = sums.get(path, 0) + weighted.sum(0, dtype=torch.float64)
-        products[path] = add_product(products.get(path), weighted.T, rows)
+        products[path] = add_products(products.get(path), weighted, rows)
 
     for run in runs(model, task, batches, "inputs of projections"):
         number = run[0]

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from hf_mabprune.architectures import Site, projection_of
 from hf_mabprune.effects import activations
-from hf_mabprune.effects.activations import Moments, add_product, beside_experts, in_statistics
+from hf_mabprune.effects.activations import Moments, add_products, beside_experts, in_statistics
 from hf_mabprune.effects.broken import cause
 from hf_mabprune.effects.gradients import frozen, slopes_of
 from hf_mabprune.effects.taps import tapped
@@ -165,9 +165,9 @@ class _Sums:
         self.weight = self.weight + weights.sum()
         self.read = self.read + weighted.sum(0)
         self.plain = self.plain + rows.sum(0).double()
-        self.read_second = add_product(self.read_second, weighted.T, rows)
-        self.plain_second = add_product(self.plain_second, rows.T, rows)
-        self.outputs = add_product(self.outputs, flat.T, flat)
+        self.read_second = add_products(self.read_second, weighted, rows)
+        self.plain_second = add_products(self.plain_second, rows, rows)
+        self.outputs = add_products(self.outputs, flat, flat)
 
     def factors(self, count: int, examples: int) -> KfacFactors:
         """Makes A and G; the sums are used up.

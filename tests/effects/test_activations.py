@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.effects.activations import moments
+from hf_mabprune.effects.activations import BLOCKS, WIDE, add_products, moments
 from hf_mabprune.effects.kfac import kfac_factors
 from hf_mabprune.effects.masking import keep_masks, masked
 from tests.effects.by_hand import flowing, sent
@@ -34,6 +34,16 @@ def test_moments_are_those_of_the_positions_that_are_not_padding(model_type: str
     np.testing.assert_allclose(found[site.name].mean, hidden.mean(0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found[site.name].covariance(), np.cov(hidden.T, bias=True), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(found[site.name].variance(), hidden.var(0), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("columns", [3, WIDE - 1, WIDE, WIDE + 1, WIDE + BLOCKS + 1])
+def test_symmetric_products_are_whole(columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weights = torch.randn(50, columns, generator=generator), torch.rand(50, 1, generator=generator)
+    once = add_products(None, rows * weights, rows)
+    right = (rows * weights).double().T @ rows.double()
+    torch.testing.assert_close(once.double(), right, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(add_products(once, rows * weights, rows).double(), 2 * right, rtol=1e-4, atol=2e-5)
 
 
 def test_what_is_masked_is_seen_as_zero() -> None:

@@ -51,6 +51,25 @@ def test_divergences_of_all_sizes_keep_their_digits(scale: float) -> None:
     torch.testing.assert_close(found.divergence(dense), plain.divergence(plain_dense), rtol=2e-4, atol=1e-13)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 3.0])
+def test_divergences_from_a_summary_are_the_same(scale: float, bias: bool) -> None:
+    (dense, _), (found, _) = _made(3, bias, scale=0.0), _made(4, bias, scale)
+    summary = dense.summary()
+    assert summary.shape == (7, 7)
+    whole = found.divergence(dense)
+    torch.testing.assert_close(found.divergence(dense, summary), whole, rtol=1e-5, atol=2e-6 if scale > 0.1 else 1e-15)
+    hidden, others = (each.outputs[each.counted()] for each in (found, dense))
+    alone = vocabulary.diverged(found.head, hidden, others, summary)
+    torch.testing.assert_close(alone, vocabulary.compared(found.head, hidden, others).divergence, rtol=1e-5, atol=5e-6)
+
+
+def test_a_broken_state_is_found_with_a_summary_too() -> None:
+    (dense, _), (found, _) = _made(3), _made(4)
+    found.outputs[2, 1] = torch.nan
+    assert found.divergence(dense, dense.summary()).isfinite().tolist() == [True, True, False]
+
+
 def test_a_divergence_from_itself_is_nothing_and_one_of_arms_is_that_of_each() -> None:
     (dense, _), (first, _), (second, _) = _made(3), _made(4), _made(5)
     assert dense.divergence(dense).tolist() == [0, 0, 0]

@@ -61,7 +61,7 @@ class Extent(NamedTuple):
 
     Attributes:
         batches: Number of calibration batches.
-        held_out: Number of them that refits are judged by, in whole batches of their tokens.
+        held_out: Passes over a batch that one over what refits are judged by takes as long as.
         readout: What the dense model says on one.
         moments: Passes over a batch that take as long as the second moments of all sites on it.
         pulls: Number of pulls of the search.
