@@ -11,6 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from hf_mabprune import load_pruned
+from hf_mabprune.artifacts.plots import pareto
 from hf_mabprune.cli.commands import main
 from hf_mabprune.config import check
 from hf_mabprune.evaluation.report import Report
@@ -62,6 +63,19 @@ def test_a_size_of_a_list_is_the_same_as_that_size_alone(run: Path, place: Path,
     folders = (place / "alone", run / "neurons-0.5-heads-0.5")
     first, second = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert first == second
+
+
+def test_without_random_draws_nothing_is_shown_of_them(place: Path, data: dict[str, str]) -> None:
+    output = {"dir": str(place / "no_draws"), "random_seeds": 0}
+    changes = {"prune": {"target": SIZES}, "compensation": None, "output": output}
+    result = prune_from_config(settings_for(place, data, "bert", **changes))
+    for size in result.report.sizes:
+        report = Report.from_json(place / "no_draws" / size.name / "mabprune" / "report.json")
+        assert not report.random and [each.random for each in report.sizes] == [None, None]
+        assert "no comparison with random draws" in (place / "no_draws" / size.name / "README.md").read_text()
+        assert "random" not in result.report.table()
+    panel = pareto(result.report).axes[0]
+    assert {text.get_text() for text in panel.get_legend().get_texts()} == {"dense", "pruned"}
 
 
 def test_cut_makes_another_size_without_pulls(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

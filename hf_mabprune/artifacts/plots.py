@@ -224,8 +224,9 @@ def draw_pareto(panel: Axes, report: Report, cost: CostOfSizes) -> None:
             label="pruned",
             zorder=3,
         )
-        chance = [size.random for size in sizes]
-        panel.plot(cost.sizes, chance, color=REMOVED, marker="x", linestyle="--", label="random, mean")
+        chance = [(x, size.random) for x, size in zip(cost.sizes, sizes, strict=True) if size.random is not None]
+        if chance:
+            panel.plot(*zip(*chance, strict=True), color=REMOVED, marker="x", linestyle="--", label="random, mean")
     panel.set_xlim(0, 1.05 * cost.whole)
     panel.legend(frameon=False, fontsize=8)
 

@@ -124,7 +124,7 @@ def sizes_table(reports: Sequence[Report]) -> str:
                 f"{size.parameters / 1e6:,.2f}",
                 f"{size.macs / 1e6:,.2f}",
                 metric_in_words(report.after, metric),
-                f"{size.random:.4f}",
+                "" if size.random is None else f"{size.random:.4f}",
                 f"{size.speedup:.2f}x" if size.speedup else "",
                 code(f'{TASKS.get(report.task).auto_class}.from_pretrained("{size.name}")'),
             ]

@@ -51,8 +51,9 @@ def of_the_result(
     divergences = [figures.kl for figures in (after, *(draw.figures for draw in random)) if figures.kl is not None]
     if divergences and all(abs(divergence) < NOTHING for divergence in divergences):
         said.append(
-            "nothing that the model says depends on the arms: the KL divergence is 0 after the search and in every "
-            "random draw, so the search had nothing to go by; look for a head of zeros, or dead layers"
+            "nothing that the model says depends on the arms: the KL divergence is 0 after the search"
+            f"{' and in every random draw' if random else ''}, so the search had nothing to go by; look for a head of "
+            "zeros, or dead layers"
         )
     return said + [line for kind, sites in kept.items() if kind != LAYER and (line := _thin(kind, sites))]
 

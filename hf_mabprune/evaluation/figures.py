@@ -266,6 +266,6 @@ class SizeFigures:
     macs: Count
     metric: Number  # the main metric on the test split
     interval: Interval
-    random: Number  # mean of the main metric over the random draws of that size
+    random: Number | None  # mean of the main metric over the random draws of that size, where there were any
     latency_ms: Positive | None
     speedup: Positive | None  # latency of the dense model over this one's, measured in turns

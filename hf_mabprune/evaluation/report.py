@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -158,7 +159,7 @@ class Report:
             macs=self.after.macs,
             metric=self.after.metrics[metric],
             interval=self.after.intervals[metric],
-            random=sum(draw.figures.metrics[metric] for draw in self.random) / len(self.random),
+            random=fmean(draw.figures.metrics[metric] for draw in self.random) if self.random else None,
             latency_ms=self.after.latency_ms,
             speedup=self.speedup,
         )

@@ -103,7 +103,7 @@ def test_missing_keys_are_named(path: str) -> None:
         ("search.reward", 3, "a string"),
         ("search.rounds", 0, "an integer > 0, or null"),
         ("search.pulls_per_arm", -1, "a number >= 0, or null"),
-        ("output.random_seeds", 0, "an integer >= 1"),
+        ("output.random_seeds", -1, "an integer >= 0"),
     ],
 )
 def test_wrong_values_are_named_with_the_rule(path: str, value: Any, rule: str) -> None:
