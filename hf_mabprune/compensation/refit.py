@@ -188,7 +188,7 @@ def passes(
     sites: float,
     batches: float,
     held_out: float,
-    shares: tuple[float, float] = (1.0, 0.0),
+    shares: tuple[float, float],
 ) -> float:
     """Estimates the forward passes of a dense model over one batch, or as much work, of a compensation.
 

@@ -103,7 +103,7 @@ def add_products(total: torch.Tensor | None, weighted: torch.Tensor, rows: torch
         weighted: [N, C], the rows, each times its weight; so the product is symmetric.
         rows: [N, C].
     """
-    if weighted.dtype != rows.dtype or rows.dtype != torch.float64:
+    if not weighted.dtype == rows.dtype == torch.float64:
         weighted, rows = weighted.float(), rows.float()
     product = _symmetric(weighted, rows)
     if not largest(product) < float("inf"):
@@ -120,7 +120,7 @@ def _symmetric(weighted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     columns = rows.shape[1]
     size = -(-columns // BLOCKS) if rows.device.type == "cpu" and columns >= WIDE else columns
     product = rows.new_empty(columns, columns)
-    for start in range(0, columns, size):
+    for start in range(0, columns, size or 1):
         own, after = slice(start, start + size), slice(start + size, None)
         torch.mm(weighted[:, own].T, rows[:, start:], out=product[own, start:])
         product[after, own] = product[own, after].T

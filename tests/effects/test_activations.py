@@ -36,7 +36,7 @@ def test_moments_are_those_of_the_positions_that_are_not_padding(model_type: str
     np.testing.assert_allclose(found[site.name].variance(), hidden.var(0), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("columns", [3, WIDE - 1, WIDE, WIDE + 1, WIDE + BLOCKS + 1])
+@pytest.mark.parametrize("columns", [0, 3, WIDE - 1, WIDE, WIDE + 1, WIDE + BLOCKS + 1])
 def test_symmetric_products_are_whole(columns: int) -> None:
     generator = torch.Generator().manual_seed(0)
     rows, weights = torch.randn(50, columns, generator=generator), torch.rand(50, 1, generator=generator)
