@@ -25,7 +25,8 @@ from hf_mabprune.search.run import criterion_name, make_rule, pulls_per_arm
 from hf_mabprune.selection.plan import Plan
 from hf_mabprune.session import Session
 from hf_mabprune.tasks.batch import Batch
-from hf_mabprune.tasks.readout import HeadReadout, Readout
+from hf_mabprune.tasks.head_readout import HeadReadout
+from hf_mabprune.tasks.readout import Readout
 
 ARTIFACTS = 6.0  # seconds for figures, latencies, saving and reading back
 DATA = 2**27  # bytes of encoded data, figures and scratch memory of the libraries, roughly

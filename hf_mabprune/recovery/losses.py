@@ -24,7 +24,8 @@ from dataclasses import replace
 
 import torch
 
-from hf_mabprune.tasks.readout import HeadReadout, Readout, some_targets
+from hf_mabprune.tasks.head_readout import HeadReadout
+from hf_mabprune.tasks.readout import Readout, some_targets
 
 SMALLEST_SQUARE = 1e-12  # below it, a token's mean square in the dense model is no unit to divide by
 

@@ -21,8 +21,9 @@ from hf_mabprune.checkpoints.processors import Processor
 from hf_mabprune.data.columns import columns_in_words
 from hf_mabprune.registry import Registry, nearest
 from hf_mabprune.tasks.batch import LABELS, Batch
+from hf_mabprune.tasks.head_readout import HeadReadout
 from hf_mabprune.tasks.metrics import load_metric, measure
-from hf_mabprune.tasks.readout import HeadReadout, Readout
+from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.scores import Scores
 from hf_mabprune.tasks.vocabulary import large_head, without_head
 

@@ -127,15 +127,26 @@ _CHANGED_AFTER: WeakSet[nn.Linear] = WeakSet()  # heads whose logits the model s
 
 
 class _Sum:
-    """Sums over the vocabulary of e^z times something, [n] or [n, D] each, scaled by e^-m, m the largest z so far."""
+    """Sums over the vocabulary of e^z times something, [n] or [n, D] each, scaled by e^-m, m the largest z so far.
+
+    Attributes:
+        largest: [n] float32, m.
+        token: [n] int64, whose logit that is; -1 where a logit is NaN.
+        sums: float64, one for each shape.
+    """
 
     def __init__(self, rows: torch.Tensor, *shapes: tuple[int, ...]) -> None:
         self.largest = rows.new_full((len(rows),), -torch.inf, dtype=torch.float32)
+        self.token = rows.new_full((len(rows),), -1, dtype=torch.int64)
         self.sums = [rows.new_zeros((len(rows), *shape), dtype=torch.float64) for shape in shapes]
 
-    def weights(self, logits: torch.Tensor) -> torch.Tensor:
+    def weights(self, block: Block, logits: torch.Tensor) -> torch.Tensor:
         """Gives e^(z - m) of a block, [n, v], and scales the sums so far down to the new m."""
-        largest = torch.maximum(self.largest, logits.amax(1))
+        value = logits.amax(1)
+        larger = (value > self.largest).nonzero().squeeze(1)  # few rows: a place takes 18 times as long
+        self.token[larger] = logits[larger].argmax(1) + block.tokens.start
+        self.token.masked_fill_(value.isnan(), -1)
+        largest = torch.maximum(self.largest, value)
         scale = (self.largest - largest).exp().double().nan_to_num(0.0)  # the first time there is nothing to scale
         self.sums = [total * scale.view(-1, *[1] * (total.ndim - 1)) for total in self.sums]
         self.largest = largest
@@ -281,12 +292,10 @@ def _in_parts(made: Any, work: Any, *tensors: torch.Tensor, rows: int | None = N
 
 
 def _said(head: Head, hidden: torch.Tensor) -> Said:
-    total, best = _Sum(hidden, ()), _Largest(hidden)
+    total = _Sum(hidden, ())
     for block in head.blocks():
-        logits = block.logits(hidden)
-        best.see(block, logits)
-        total.add(total.weights(logits).sum(1))
-    return Said(total.log(), best.tokens)
+        total.add(total.weights(block, block.logits(hidden)).sum(1))
+    return Said(total.log(), total.token)
 
 
 def _compared(
@@ -295,13 +304,12 @@ def _compared(
     """Compares; `kept`, where it is given, gets z and d = z - z0 - c of each block, [n, v] each."""
     change = hidden - dense
     centre = (change @ head.mean_row).unsqueeze(1)
-    total, best, of_dense = _Sum(hidden, ()), _Largest(hidden), _Sum(dense, (), (), ())
+    total, of_dense = _Sum(hidden, ()), _Sum(dense, (), (), ())
     for block in head.blocks():
         logits, moved = block.logits(dense), block.moved(change)
-        weights = of_dense.weights(logits)
+        weights = of_dense.weights(block, logits)
         logits += moved  # z, from here on
-        best.see(block, logits)
-        total.add(total.weights(logits).sum(1))
+        total.add(total.weights(block, logits).sum(1))
         moved -= centre
         of_dense.add(weights.sum(1), torch.linalg.vecdot(weights, moved), torch.linalg.vecdot(weights, excess(moved)))
         if kept is not None:
@@ -312,7 +320,7 @@ def _compared(
     if not (finite := divergence.isfinite()).all():  # e^d overflows; nothing cancels then
         large = normaliser - dense_normaliser - shift - centre.squeeze(1).double()
         divergence = torch.where(finite, divergence, large)
-    return Compared(normaliser, best.tokens, divergence.clamp(min=0), dense_normaliser)
+    return Compared(normaliser, total.token, divergence.clamp(min=0), dense_normaliser)
 
 
 def _sloped(head: Head, hidden: torch.Tensor, dense: torch.Tensor) -> Sloped:
@@ -332,22 +340,7 @@ def _expected(head: Head, hidden: torch.Tensor) -> Expected:
     for block in head.blocks():
         logits = block.logits(hidden)
         masses.append(logits.logsumexp(1))
-        weights = total.weights(logits)
+        weights = total.weights(block, logits)
         total.add(weights.sum(1), weights @ block.weight)
     mass, rows = total.sums
     return Expected((rows / mass.unsqueeze(1)).float(), torch.stack(masses, 1), total.log())
-
-
-class _Largest:
-    """Finds the token of the largest logit of each position, block by block."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        self.value = hidden.new_full((len(hidden),), -torch.inf)
-        self.tokens = hidden.new_full((len(hidden),), -1, dtype=torch.int64)
-
-    def see(self, block: Block, logits: torch.Tensor) -> None:
-        """Takes in a block, [n, v]."""
-        value, token = logits.max(1)
-        larger = (value > self.value) & ~self.value.isnan()
-        self.tokens = torch.where(larger, token + block.tokens.start, self.tokens).masked_fill(value.isnan(), -1)
-        self.value = torch.maximum(self.value, value)

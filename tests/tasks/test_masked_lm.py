@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from hf_mabprune.tasks.base import Task
-from hf_mabprune.tasks.readout import HeadReadout
+from hf_mabprune.tasks.head_readout import HeadReadout
 from hf_mabprune.tasks.sampling import batches_of
 from tests.tasks.tiny_tasks import filler, make_tokenizer, task_of
 

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 
 from hf_mabprune.tasks import vocabulary
-from hf_mabprune.tasks.readout import HeadReadout, Readout
+from hf_mabprune.tasks.head_readout import HeadReadout
+from hf_mabprune.tasks.readout import Readout
 from hf_mabprune.tasks.vocabulary import Head, draw, expected
 from tests.tasks.tiny_tasks import WORDS, make_tokenizer, task_of
 from tests.tiny_models import tiny_model
