@@ -66,10 +66,8 @@ class Head:
 
     def blocks(self) -> Iterator[Block]:
         """Gives the vocabulary block by block."""
-        size, precision = (
-            TOKENS.get(self.weight.device.type, TOKENS["cpu"]),
-            torch.bfloat16 if self.half else torch.float32,
-        )
+        size = TOKENS.get(self.weight.device.type, TOKENS["cpu"])
+        precision = torch.bfloat16 if self.half else torch.float32
         for start in range(0, len(self.weight), size):
             tokens = slice(start, start + size)
             bias = None if self.bias is None else self.bias.detach()[tokens].float()
@@ -127,26 +125,15 @@ _CHANGED_AFTER: WeakSet[nn.Linear] = WeakSet()  # heads whose logits the model s
 
 
 class _Sum:
-    """Sums over the vocabulary of e^z times something, [n] or [n, D] each, scaled by e^-m, m the largest z so far.
-
-    Attributes:
-        largest: [n] float32, m.
-        token: [n] int64, whose logit that is; -1 where a logit is NaN.
-        sums: float64, one for each shape.
-    """
+    """Sums over the vocabulary of e^z times something, [n] or [n, D] each, scaled by e^-m, m the largest z so far."""
 
     def __init__(self, rows: torch.Tensor, *shapes: tuple[int, ...]) -> None:
         self.largest = rows.new_full((len(rows),), -torch.inf, dtype=torch.float32)
-        self.token = rows.new_full((len(rows),), -1, dtype=torch.int64)
         self.sums = [rows.new_zeros((len(rows), *shape), dtype=torch.float64) for shape in shapes]
 
-    def weights(self, block: Block, logits: torch.Tensor) -> torch.Tensor:
+    def weights(self, logits: torch.Tensor) -> torch.Tensor:
         """Gives e^(z - m) of a block, [n, v], and scales the sums so far down to the new m."""
-        value = logits.amax(1)
-        larger = (value > self.largest).nonzero().squeeze(1)  # few rows: a place takes 18 times as long
-        self.token[larger] = logits[larger].argmax(1) + block.tokens.start
-        self.token.masked_fill_(value.isnan(), -1)
-        largest = torch.maximum(self.largest, value)
+        largest = torch.maximum(self.largest, logits.amax(1))
         scale = (self.largest - largest).exp().double().nan_to_num(0.0)  # the first time there is nothing to scale
         self.sums = [total * scale.view(-1, *[1] * (total.ndim - 1)) for total in self.sums]
         self.largest = largest
@@ -159,6 +146,22 @@ class _Sum:
     def log(self) -> torch.Tensor:
         """[n] float64, log sum e^z, where the first sum is that of e^(z - m)."""
         return self.largest.double() + self.sums[0].log()
+
+
+class _SumWithToken(_Sum):
+    """The sum of e^z, and the token of the largest z, [n] int64; -1 where a logit is NaN."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        super().__init__(rows, ())
+        self.token = rows.new_full((len(rows),), -1, dtype=torch.int64)
+
+    def take(self, block: Block, logits: torch.Tensor) -> None:
+        """Takes in a block, [n, v]."""
+        before = self.largest
+        self.add(self.weights(logits).sum(1))
+        larger = (self.largest > before).nonzero().squeeze(1)  # few rows: a place takes 18 times as long as a maximum
+        self.token[larger] = logits[larger].argmax(1) + block.tokens.start
+        self.token.masked_fill_(self.largest.isnan(), -1)
 
 
 class Said(NamedTuple):
@@ -292,9 +295,9 @@ def _in_parts(made: Any, work: Any, *tensors: torch.Tensor, rows: int | None = N
 
 
 def _said(head: Head, hidden: torch.Tensor) -> Said:
-    total = _Sum(hidden, ())
+    total = _SumWithToken(hidden)
     for block in head.blocks():
-        total.add(total.weights(block, block.logits(hidden)).sum(1))
+        total.take(block, block.logits(hidden))
     return Said(total.log(), total.token)
 
 
@@ -304,12 +307,12 @@ def _compared(
     """Compares; `kept`, where it is given, gets z and d = z - z0 - c of each block, [n, v] each."""
     change = hidden - dense
     centre = (change @ head.mean_row).unsqueeze(1)
-    total, of_dense = _Sum(hidden, ()), _Sum(dense, (), (), ())
+    total, of_dense = _SumWithToken(hidden), _Sum(dense, (), (), ())
     for block in head.blocks():
         logits, moved = block.logits(dense), block.moved(change)
-        weights = of_dense.weights(block, logits)
+        weights = of_dense.weights(logits)
         logits += moved  # z, from here on
-        total.add(total.weights(block, logits).sum(1))
+        total.take(block, logits)
         moved -= centre
         of_dense.add(weights.sum(1), torch.linalg.vecdot(weights, moved), torch.linalg.vecdot(weights, excess(moved)))
         if kept is not None:
@@ -340,7 +343,7 @@ def _expected(head: Head, hidden: torch.Tensor) -> Expected:
     for block in head.blocks():
         logits = block.logits(hidden)
         masses.append(logits.logsumexp(1))
-        weights = total.weights(block, logits)
+        weights = total.weights(logits)
         total.add(weights.sum(1), weights @ block.weight)
     mass, rows = total.sums
     return Expected((rows / mass.unsqueeze(1)).float(), torch.stack(masses, 1), total.log())
