@@ -33,7 +33,7 @@ from hf_mabprune.recovery.memory import saved_bytes
 from hf_mabprune.recovery.recover import recover
 from hf_mabprune.rehearsal import rehearse_checkpoint
 from hf_mabprune.result import FinishedSearch, PruneResult
-from hf_mabprune.runtime import threads
+from hf_mabprune.runtime import heap, threads
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.caller import check_usable, undisturbed
 from hf_mabprune.runtime.files import check_space
@@ -116,7 +116,12 @@ def prune(
     check_usable(dense)
     paths = RunFolder(settings.output.dir).under_way
     accelerator = make_accelerator(settings, paths.logs)
-    with left_as_it_was(dense), threads.chosen(accelerator), open_run(settings, paths, accelerator, resume) as run:
+    with (
+        left_as_it_was(dense),
+        threads.chosen(accelerator),
+        heap.trimmed(),
+        open_run(settings, paths, accelerator, resume) as run,
+    ):
         dense.to(accelerator.device)
         return _run(make_session(settings, dense, tokenizer, splits, accelerator, dense.dtype), run)
 
@@ -141,7 +146,7 @@ def prune_from_config(settings: PruneConfig, resume: bool = False, configs: Sequ
     check_settings(settings, resume, [Protected("the config", Path(file)) for file in configs])
     paths = RunFolder(settings.output.dir).under_way
     accelerator = make_accelerator(settings, paths.logs)
-    with threads.chosen(accelerator), open_run(settings, paths, accelerator, resume) as run:
+    with threads.chosen(accelerator), heap.trimmed(), open_run(settings, paths, accelerator, resume) as run:
         return _run(open_session(settings, accelerator), run)
 
 

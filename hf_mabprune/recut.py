@@ -10,7 +10,7 @@ from hf_mabprune.evaluation.comparison import Comparison
 from hf_mabprune.pipeline import make_size, write_sizes
 from hf_mabprune.rehearsal import rehearse_checkpoint
 from hf_mabprune.result import FinishedSearch, PruneResult
-from hf_mabprune.runtime import threads
+from hf_mabprune.runtime import heap, threads
 from hf_mabprune.runtime.accelerator import make_accelerator
 from hf_mabprune.runtime.places import Protected
 from hf_mabprune.runtime.resume import open_run
@@ -45,7 +45,7 @@ def cut_run(folder: str | Path, settings: PruneConfig) -> PruneResult:
     check_settings(settings, protected=[Protected("the run to cut from", Path(folder), whole=True)])
     paths = RunFolder(settings.output.dir).under_way
     accelerator = make_accelerator(settings, paths.logs)
-    with threads.chosen(accelerator), open_run(settings, paths, accelerator) as run:
+    with threads.chosen(accelerator), heap.trimmed(), open_run(settings, paths, accelerator) as run:
         session = open_session(settings, accelerator)
         found = SearchResult.from_table(arms, session.arms, report.search.rounds)
         paid = Cost(**{name: getattr(report.search, name) for name in Cost.__dataclass_fields__})
