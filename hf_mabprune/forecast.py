@@ -224,7 +224,7 @@ def _memory(session: Session, rule: Rule | None, readout: Readout) -> tuple[int,
     )
     pulled = min(most, needed.kept + outputs + recordings) + needed.pulling
     kept = min(most, needed.kept + outputs + max(recordings, moments + needed.refits))
-    recovered = kept + _training(session)
+    recovered = min(most, needed.kept + outputs + moments) + _training(session)  # refits of a search end with it
     return DATA + sizes.weights + forming + max(
         needed.preparing, pulled, sizes.weights + max(settled, recovered)
     ), kept

@@ -131,10 +131,10 @@ class Search:
         if self.paid_rounds >= self.number:  # a search that is taken up again has paid already
             self.pulls.cost = paid
         self.paid_rounds = self.number
-        kept, (start, progress) = self.result.kept, self._progress()
+        rule, plan, kept, (start, progress) = self.rule, self.plan, self.result.kept, self._progress()
 
-        def choose(scores: Floats) -> Bools:
-            return self.rule.choose(self.plan, scores, kept, start, progress).kept
+        def choose(scores: Floats) -> Bools:  # without this search, which would never be let go of
+            return rule.choose(plan, scores, kept, start, progress).kept
 
         self.policy.begin(choose, len(self.pulls.batches), self.known, self.budgets[self.number - 1])
 

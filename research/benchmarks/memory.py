@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 
 from hf_mabprune.architectures import architecture_of
-from hf_mabprune.config import PruneConfig
+from hf_mabprune.config import PruneConfig, PruningConfig
 from hf_mabprune.pipeline import prune_from_config
+from hf_mabprune.runtime.heap import trim
 from hf_mabprune.session import Session
 
-FRACTIONS = (0.1, 0.3, 0.5)  # of the parameters, that are removed
+FRACTIONS = (0.1, 0.3, 0.5)  # of all parameters, that are removed where settings list no sizes
 SHARE, MATRICES, REST = 1.15, 3, 1.5 * 2**30
 EVERY = 0.05  # seconds between two looks
 MIB = 2**20
@@ -67,27 +68,32 @@ def watched() -> Iterator[Peak]:
         peak.look()
 
 
-def measure(settings: PruneConfig, fractions: tuple[float, ...] = FRACTIONS) -> pd.DataFrame:
-    """Runs what the settings say at several sizes: one row a size, in MiB.
+def measure(settings: PruneConfig) -> pd.DataFrame:
+    """Runs what the settings say once for each size: one row a size, in MiB.
 
     Args:
-        settings: Run settings; their target is varied.
-        fractions: Of the parameters, to remove.
+        settings: Run settings. A target that is a list is measured size by size, else `FRACTIONS` are.
     """
     rows = []
-    for fraction in fractions:
-        prune = settings.prune.model_copy(update={"target": type(settings.prune.target)(parameters=fraction)})
+    for size in sizes_of(settings.prune):
         output = settings.output.model_copy(update={"overwrite": True})
         gc.collect()
+        trim()
         start = held()
         with watched() as peak:
-            session = prune_from_config(
-                settings.model_copy(update={"prune": prune, "output": output})
-            ).finished.session
-        rows.append({"removed": fraction, **goal(session), "start": start / MIB, "peak": peak.bytes / MIB})
+            session = prune_from_config(settings.model_copy(update={"prune": size, "output": output})).finished.session
+        rows.append({"size": size.target.name(), **goal(session), "start": start / MIB, "peak": peak.bytes / MIB})
         del session
     table = pd.DataFrame(rows)
     return table.assign(holds=table["peak"] <= table["goal"])
+
+
+def sizes_of(prune: PruningConfig) -> list[PruningConfig]:
+    """Gives the sizes that are measured."""
+    if not prune.target.amounts():
+        return prune.sizes()
+    targets = [type(prune.target)(parameters=fraction) for fraction in FRACTIONS]
+    return [prune.model_copy(update={"target": target}) for target in targets]
 
 
 def goal(session: Session) -> dict[str, float]:

@@ -4,11 +4,9 @@ Memory is that of `research.benchmarks.memory`, with the weights where torch rea
 plan counts them wherever they lie. Give the machine nothing else to do.
 """
 
-import ctypes
 import gc
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +14,7 @@ import pandas as pd
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.preview import plan_run
+from hf_mabprune.runtime.heap import trim
 from research.benchmarks.memory import MIB, held, watched
 
 MAPS = Path("/proc/self/maps")
@@ -65,5 +64,4 @@ def _row(settings: PruneConfig) -> dict[str, float | str]:
 def _clear() -> None:
     """Gives free memory back to the system, as far as the C library can."""
     gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim()

@@ -29,10 +29,16 @@ def test_what_is_allocated_is_seen_and_files_that_are_read_are_not(tmp_path: Pat
 
 
 def test_a_row_a_size_says_what_is_held_and_what_should_be(tmp_path: Path, files: dict[str, str]) -> None:
-    settings = settings_for(tmp_path, files, "llama", search={"memory": 0.25})
-    table = memory.measure(settings, fractions=(0.1, 0.2))
-    assert table["removed"].tolist() == [0.1, 0.2] and table["limit"].tolist() == [256, 256]
+    target = {"target": {"neurons": [0.2], "heads": [0.5]}}
+    settings = settings_for(tmp_path, files, "llama", search={"memory": 0.25}, prune=target)
+    table = memory.measure(settings)
+    assert table["size"].tolist() == ["neurons-0.2-heads-0.5"] and table["limit"].tolist() == [256]
     assert (table["peak"] > 0).all() and (table["holds"] == (table["peak"] <= table["goal"])).all()
+
+
+def test_settings_that_list_no_sizes_are_measured_at_three(tmp_path: Path, files: dict[str, str]) -> None:
+    prune = settings_for(tmp_path, files, "llama").prune
+    assert [size.target.parameters for size in memory.sizes_of(prune)] == [0.1, 0.3, 0.5]
 
 
 def test_a_plan_stands_beside_its_run(tmp_path: Path, files: dict[str, str]) -> None:

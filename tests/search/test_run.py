@@ -1,5 +1,6 @@
-"""A search that has ended is taken up as it was: nothing is found out about the model again."""
+"""A search that has ended is taken up as it was, with nothing found out again, and leaves nothing in memory."""
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
+from hf_mabprune.compensation import RefitCache
 from hf_mabprune.config import check
 from hf_mabprune.search.loop import Search
 from hf_mabprune.search.rules.refit import Refit
 from hf_mabprune.search.run import search
 from hf_mabprune.selection.layouts import make_plans
-from hf_mabprune.session import make_session
+from hf_mabprune.selection.plan import Plan
+from hf_mabprune.session import Session, make_session
 from tests.seeds import moved
 from tests.tasks.tiny_tasks import make_tokenizer
 from tests.tiny_models import tiny_model
@@ -41,7 +44,8 @@ def text(seed: int) -> Dataset:
     return Dataset.from_dict({"text": [" ".join(words)]})
 
 
-def test_a_search_that_has_ended_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_run() -> tuple[Session, list[Plan]]:
+    """A session of a tiny language model whose search measures allocations, and the plan of its one size."""
     task = {"dataset": {"path": "in-memory"}, "type": "causal_lm", "max_length": 16, "batch_size": 4}
     given = {"model": {"name": "tiny"}, "task": {**task, "calibration_examples": 16, "refit_examples": 0}}
     prune = {"target": {"layer_parameters": 0.3}, "block_size": 4}
@@ -51,11 +55,26 @@ def test_a_search_that_has_ended_is_not_prepared_again(monkeypatch: pytest.Monke
     splits = {split: text(number) for number, split in enumerate(("calibration", "validation", "test"))}
     model = tiny_model("llama", "AutoModelForCausalLM")
     session = make_session(settings, model, make_tokenizer("plain"), splits, Accelerator(cpu=True), torch.float32)
-    plans, run = [make_plans(session.dense, session.arms, session.totals, settings.prune).search], Kept()
+    return session, [make_plans(session.dense, session.arms, session.totals, settings.prune).search]
 
+
+def test_a_search_that_has_ended_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    (session, plans), run = small_run(), Kept()
     result, cost = search(session, plans, run)  # type: ignore[arg-type]
     monkeypatch.setattr(Refit, "prepare", lambda *_: pytest.fail("prepared again"))
     again, same_cost = search(session, plans, run)  # type: ignore[arg-type]
     assert np.array_equal(result.order, again.order) and np.array_equal(result.kept, again.kept)
     assert result.stopped_because == again.stopped_because and "allocation" in again.stopped_because
     assert cost == same_cost and cost.forward_tokens > 0
+
+
+def test_nothing_holds_what_a_search_has_kept_once_it_has_ended() -> None:
+    session, plans = small_run()
+    gc.collect()
+    gc.disable()  # what nobody refers to goes at once; what refers to itself would wait
+    try:
+        search(session, plans)
+        left = [type(each).__name__ for each in gc.get_objects() if issubclass(type(each), (Search, RefitCache))]
+    finally:
+        gc.enable()
+    assert not left
