@@ -6,17 +6,18 @@ sizes between those that it keeps, so that what the process held grew to twice w
 
 import ctypes
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EVERY = 5.0  # seconds between two times, at least
-SHARE = 0.01  # of the time that this may take
+import psutil
+
+EVERY = 15.0  # seconds between two looks
+GROWTH = 2**28  # bytes more than after the last time: what is given back costs time again when it is asked for
 
 
 @contextmanager
 def trimmed() -> Iterator[None]:
-    """Gives freed memory back now and then, in a thread of its own, while the context is open.
+    """Gives freed memory back whenever the process has grown, in a thread of its own, while the context is open.
 
     Nothing is done where the C library does not know how: that of GNU does. No number depends on it.
     """
@@ -26,11 +27,12 @@ def trimmed() -> Iterator[None]:
     over = threading.Event()
 
     def keep_trimmed() -> None:
-        pause = EVERY
-        while not over.wait(pause):
-            start = time.perf_counter()
-            trim()
-            pause = max(EVERY, (time.perf_counter() - start) / SHARE)
+        least = held()
+        while not over.wait(EVERY):
+            if held() > least + GROWTH:
+                trim()
+                least = held()
+            least = min(least, held())
 
     thread = threading.Thread(target=keep_trimmed, name="heap", daemon=True)
     thread.start()
@@ -39,6 +41,11 @@ def trimmed() -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def held() -> int:
+    """Gives the bytes of this process that are in memory."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def trim() -> None:

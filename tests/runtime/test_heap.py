@@ -3,21 +3,16 @@
 import threading
 import time
 
-import psutil
 import pytest
 import torch
 
 from hf_mabprune.runtime import heap
+from hf_mabprune.runtime.heap import held
 
 MIB = 2**20
 BLOCKS = 256
 
 pytestmark = pytest.mark.skipif(not heap.can_trim(), reason="this C library keeps what is freed")
-
-
-def held() -> int:
-    """Bytes of this process that are in memory."""
-    return psutil.Process().memory_info().rss
 
 
 @pytest.fixture
@@ -39,14 +34,38 @@ def test_freed_blocks_between_others_are_given_back(kept: list[torch.Tensor]) ->
     assert all(block.all() for block in kept)
 
 
-def test_a_run_gives_back_while_it_goes_on(kept: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_grows_gives_back_while_it_goes_on(
+    kept: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(heap, "EVERY", 0.01)
-    before, end = held(), time.monotonic() + 30
+    monkeypatch.setattr(heap, "GROWTH", 32 * MIB)
+    before, grown = held(), list[torch.Tensor]()
+
+    def given_back() -> int:
+        return before + sum(block.nbytes for block in grown) - held()
+
     with heap.trimmed():
-        while before - held() < BLOCKS / 8 * MIB and time.monotonic() < end:
-            time.sleep(0.01)
-    assert before - held() > BLOCKS / 8 * MIB
+        while given_back() < BLOCKS / 8 * MIB and len(grown) < 100:
+            grown.append(torch.ones(4 * MIB, dtype=torch.uint8))
+            time.sleep(0.05)
+        assert given_back() > BLOCKS / 8 * MIB
     assert all(block.all() for block in kept)
+
+
+def test_a_run_that_has_not_grown_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims, asked, own = list[int](), threading.Event(), heap.held
+
+    def seen() -> int:
+        asked.set()
+        return own()
+
+    for name, value in {"EVERY": 0.01, "trim": lambda: trims.append(1), "held": seen}.items():
+        monkeypatch.setattr(heap, name, value)
+    with heap.trimmed():
+        for _ in range(5):
+            asked.clear()
+            assert asked.wait(30)
+    assert not trims
 
 
 def test_its_thread_ends_with_the_run() -> None:
