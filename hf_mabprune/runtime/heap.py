@@ -29,10 +29,12 @@ def trimmed() -> Iterator[None]:
     def keep_trimmed() -> None:
         least = held()
         while not over.wait(EVERY):
-            if held() > least + GROWTH:
+            now = held()
+            if now > least + GROWTH:
                 trim()
                 least = held()
-            least = min(least, held())
+            else:
+                least = min(least, now)
 
     thread = threading.Thread(target=keep_trimmed, name="heap", daemon=True)
     thread.start()

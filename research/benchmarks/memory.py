@@ -68,6 +68,12 @@ def watched() -> Iterator[Peak]:
         peak.look()
 
 
+def clear() -> None:
+    """Gives free memory back to the system, as far as the C library can."""
+    gc.collect()
+    trim()
+
+
 def measure(settings: PruneConfig) -> pd.DataFrame:
     """Runs what the settings say once for each size: one row a size, in MiB.
 
@@ -77,8 +83,7 @@ def measure(settings: PruneConfig) -> pd.DataFrame:
     rows = []
     for size in sizes_of(settings.prune):
         output = settings.output.model_copy(update={"overwrite": True})
-        gc.collect()
-        trim()
+        clear()
         start = held()
         with watched() as peak:
             session = prune_from_config(settings.model_copy(update={"prune": size, "output": output})).finished.session

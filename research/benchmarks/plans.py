@@ -4,7 +4,6 @@ Memory is that of `research.benchmarks.memory`, with the weights where torch rea
 plan counts them wherever they lie. Give the machine nothing else to do.
 """
 
-import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,7 @@ import pandas as pd
 from hf_mabprune.config import PruneConfig
 from hf_mabprune.pipeline import prune_from_config
 from hf_mabprune.preview import plan_run
-from hf_mabprune.runtime.heap import trim
-from research.benchmarks.memory import MIB, held, watched
+from research.benchmarks.memory import MIB, clear, held, watched
 
 MAPS = Path("/proc/self/maps")
 
@@ -40,7 +38,7 @@ def _row(settings: PruneConfig) -> dict[str, float | str]:
     """Runs first, so that nothing of the plan is in memory then."""
     output = settings.output.model_copy(update={"overwrite": True})
     settings = settings.model_copy(update={"output": output})
-    _clear()
+    clear()
     before, started = held(), time.perf_counter()
     with watched() as peak:
         session = prune_from_config(settings).finished.session
@@ -48,7 +46,7 @@ def _row(settings: PruneConfig) -> dict[str, float | str]:
     mapped = str(Path(settings.model.name).resolve()) in MAPS.read_text()
     taken = peak.bytes - before + weights * mapped
     del session
-    _clear()
+    clear()
     plan = plan_run(settings)
     return {
         "model": Path(settings.model.name).name,
@@ -59,9 +57,3 @@ def _row(settings: PruneConfig) -> dict[str, float | str]:
         "planned MiB": plan.memory_bytes / MIB,
         "of_memory": plan.memory_bytes / taken,
     }
-
-
-def _clear() -> None:
-    """Gives free memory back to the system, as far as the C library can."""
-    gc.collect()
-    trim()
